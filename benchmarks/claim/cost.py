@@ -20,8 +20,8 @@ from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.data.shards.mixture import training_mixture
-from mvlm.estimate.count import synthetic_batch
 from mvlm.estimate.encoders import build_without_weights
+from mvlm.estimate.synthetic import synthetic_batch
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist

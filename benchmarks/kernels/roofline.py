@@ -30,7 +30,7 @@ from benchmarks.gpu.full_step import FUSED
 from benchmarks.gpu.record import read
 from benchmarks.step.sizes import SIZES, build, make_batch
 from mvlm.estimate.cards import CARDS
-from mvlm.estimate.count import FlopsByPart
+from mvlm.estimate.parts import FlopsByPart
 from mvlm.kernels.ops import OPS
 from mvlm.model.flops import flop_counter, without_values
 

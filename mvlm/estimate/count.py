@@ -7,23 +7,21 @@ of pairs, for the memory of its tensors, which goes with the pairs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mvlm.batch import Batch, Encoded, GlobalBatch, LabelledBatch, Negative
-from mvlm.config.schema import Data, Objectives, Optim
-from mvlm.data.loading.collate import collate_pairs
-from mvlm.data.samples.pairs import Pair
+from mvlm.config.schema import Data, Optim
+from mvlm.estimate.parts import PARTS, FlopsByPart, part_of
 from mvlm.estimate.sums import SumCounter, Sums
+from mvlm.estimate.synthetic import synthetic_batch
 from mvlm.model.finetune import TaskModel
 from mvlm.model.flops import GPU, flop_counter, linear_by_torch, on_meta, without_values
-from mvlm.model.masking import patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.blocks import find_blocks
@@ -34,8 +32,6 @@ from mvlm.training.tensor_parallel import split_layers
 
 UNIT = 16
 """Pairs that are counted at once."""
-PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
-"""Of a model, in the order in which they are reported."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class FakeModel:
         self.model = on_meta(model)
         counts = Counter(dict.fromkeys(PARTS, 0))
         for name, parameter in model.named_parameters():
-            counts[_part(name)] += parameter.numel()
+            counts[part_of(name)] += parameter.numel()
         self.parameters = dict(counts)
         self.blocks = len(list(find_blocks(model)))
         self._optim = optim = optim or Optim()
@@ -235,82 +231,3 @@ class _Trace(LiveMemory):
         results = super().__torch_dispatch__(func, types, args, kwargs)
         self.moments.append((self.live, self._gradients))
         return results
-
-
-class FlopsByPart:
-    """Operations by part of the model, forward and backward.
-
-    Backward goes through the graph in the reverse order of its making, so that what runs after the gradient of a
-    module's result has come is that module's own.
-
-    Attributes:
-        part: that what runs now belongs to.
-    """
-
-    def __init__(self, counter: FlopCounterMode, model: nn.Module) -> None:
-        self._counter, self.part = counter, "heads"
-        self._flops: Counter[str] = Counter()
-        for name, module in model.named_modules():
-            enter = self._entering(_part(name))
-            if name:
-                module.register_forward_pre_hook(enter)
-                module.register_forward_hook(self._leaving(enter))
-
-    def until_now(self) -> Counter[str]:
-        """Since counting began."""
-        self._flops[self.part] += self._counter.get_total_flops() - self._flops.total()
-        return self._flops.copy()
-
-    def _entering(self, part: str) -> Callable[..., None]:
-        def enter(*_: object) -> None:
-            self.until_now()
-            self.part = part
-
-        return enter
-
-    def _leaving(self, enter: Callable[..., None]) -> Callable[..., None]:
-        def leave(module: nn.Module, given: object, result: object) -> None:
-            if isinstance(result, Tensor) and result.requires_grad:
-                result.register_hook(enter)
-
-        return leave
-
-
-def _part(name: str) -> str:
-    """That a parameter or module belongs to."""
-    part = name.split(".")[0]
-    return part if part in PARTS else "heads"
-
-
-def synthetic_batch(model: MaskVLM, data: Data, lengths: Sequence[int]) -> Batch:
-    """A micro-batch of pairs with captions of so many tokens, two of them special; its images are on torch's "meta"."""
-    side = model.grid[0] * model.vision.patch
-    images_VBCHW = torch.empty(2 - data.shared_view, len(lengths), 3, side, side, device="meta").byte()
-    pairs = [_synthetic_pair(model.objectives, model.grid, length) for length in lengths]
-    return collate_pairs(pairs, images_VBCHW, 0, data.text_length)
-
-
-def _synthetic_pair(objectives: Objectives, grid: tuple[int, int], length: int) -> Pair:
-    rng, text_L = np.random.default_rng(0), np.arange(length)
-    masked_text_L, target_L = token_mask(
-        rng,
-        text_L,
-        (text_L == 0) | (text_L == length - 1),
-        ratio=objectives.text_mask_ratio,
-        minimum=objectives.text_mask_minimum,
-        mask_share=objectives.text_mask_token,
-        random_share=objectives.text_mask_random,
-        mask_id=0,
-        random_ids=text_L,
-    )
-    block, ratio = objectives.image_mask_block, objectives.image_mask_ratio
-    return Pair(
-        images=np.empty(0),
-        flip=False,
-        position=0,
-        row=0,
-        patch_mask_N=patch_mask(rng, grid, block, ratio, objectives.image_mask_rounding),
-        text_L=text_L,
-        masked_text_L=masked_text_L,
-        target_L=target_L,
-    )

@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.step.sizes import SIZES, build, make_batch
 from benchmarks.step.variants import PASSES, every_word, padded
 from mvlm.batch import Batch, apply
-from mvlm.estimate.count import UNIT, FakeModel, FlopsByPart, synthetic_batch
+from mvlm.estimate.count import UNIT, FakeModel
+from mvlm.estimate.parts import FlopsByPart
+from mvlm.estimate.synthetic import synthetic_batch
 from mvlm.kernels.ops import OPS
 from mvlm.model.flops import _RememberedShapes, flop_counter, without_values
 from mvlm.model.maskvlm import MaskVLM

@@ -9,8 +9,9 @@ import torch
 
 from benchmarks.step.sizes import SIZES, build
 from mvlm.batch import apply
-from mvlm.estimate.count import FakeModel, synthetic_batch
+from mvlm.estimate.count import FakeModel
 from mvlm.estimate.memory import peak
+from mvlm.estimate.synthetic import synthetic_batch
 from mvlm.kernels.layers import use_kernels
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.parallelize import recompute_blocks

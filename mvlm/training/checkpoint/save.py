@@ -15,33 +15,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Thread
 from types import TracebackType
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from mvlm.checkpoint.description import LEDGER
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.folder_group import FolderGroup
-from mvlm.checkpoint.layout import (
-    BEST,
-    CHECKPOINTS,
-    EMA,
-    INDEX,
-    LATEST,
-    MOMENTS,
-    STATE,
-    WEIGHTS,
-    Entry,
-    Writer,
-    step_name,
-)
+from mvlm.checkpoint.layout import BEST, CHECKPOINTS, INDEX, LATEST, STATE, Entry, Writer, step_name
 from mvlm.checkpoint.peers import PeerCopies
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
-from mvlm.checkpoint.tensors import TensorPart, write_tensors
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.parameters import FORMAT
 from mvlm.config.schema import Checkpoint
@@ -49,16 +31,11 @@ from mvlm.errors import cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.log import rank_log
 from mvlm.runtime.storage import write_durably
+from mvlm.training.checkpoint.share import Aside, Failure, Share, make_folder
 from mvlm.training.engine import Engine
 from mvlm.training.ledger import write_ledger
-from mvlm.training.zero.state import MOMENTS as KEYS
 
 SO = "free some room and start again"
-Content = dict[str, dict[str, TensorPart]]
-"""Parts of tensors by title, by kind of file."""
-
-KINDS = {"weight": WEIGHTS, EMA: EMA} | dict.fromkeys(KEYS, MOMENTS)
-"""The kind of file for each tensor that an engine has of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +45,7 @@ class _Pending:
     state: TrainState
     folder: Path
     partial: Path
-    share: _Share
+    share: Share
     since: float
 
     @property
@@ -107,7 +84,7 @@ class Saver:
         self._description = description or {}
         self._home = run / CHECKPOINTS
         self._pending: _Pending | None = None
-        self._aside = _Aside()
+        self._aside = Aside()
         if self._site.leads:
             delete_unfinished(self._home, attempt.number)
 
@@ -145,8 +122,8 @@ class Saver:
         since = time.monotonic()
         folder = self._home / step_name(state.step)
         partial = folder.with_name(f"{folder.name}.partial-{self.attempt.number}")
-        unmade = _make(partial)
-        self._pending = _Pending(state, folder, partial, _Share(partial, self._aside.copy(self._engine), unmade), since)
+        unmade = make_folder(partial)
+        self._pending = _Pending(state, folder, partial, Share(partial, self._aside.copy(self._engine), unmade), since)
         self._pending.share.start()
         while self._engine.disk and self._pending.share.is_alive():  # what is written must stay as it is
             self._pending.share.join(timeout=1)
@@ -218,75 +195,6 @@ class Saver:
         self.seconds = time.monotonic() - pending.since
 
 
-class _Failure(NamedTuple):
-    """What went wrong, and where."""
-
-    rank: int
-    error: OSError
-
-
-class _Share(Thread):
-    """Writes this rank's files of one checkpoint.
-
-    Args:
-        unmade: why its folder could not be made, if so.
-    """
-
-    def __init__(self, partial: Path, content: Content, unmade: OSError | None) -> None:
-        super().__init__(name="checkpoint", daemon=True)
-        self._partial, self._content, self._unmade = partial, content, unmade
-        self.entries: list[Entry] = []
-        self.failure: _Failure | None = _Failure(dist.rank(), OSError("a bug, whose traceback stands above"))
-        self._suffix = f"{dist.rank():05d}-of-{dist.world():05d}.safetensors"
-
-    def run(self) -> None:
-        try:
-            if self._unmade:
-                raise self._unmade
-            for kind, tensors in self._content.items():
-                self.entries.append(write_tensors(self._partial / f"{kind}-{self._suffix}", tensors))
-            self.failure = None
-        except OSError as error:
-            self.failure = _Failure(dist.rank(), error)
-
-
-def _make(partial: Path) -> OSError | None:
-    """At once and without parents: nothing is made where a run folder was, or what has come in its place."""
-    try:
-        partial.parent.mkdir(exist_ok=True)
-        partial.mkdir(exist_ok=True)
-    except OSError as error:
-        return error
-    return None
-
-
-class _Aside:
-    """Memory of the CPU that holds what this rank has of all tensors while it is written.
-
-    It is kept from one checkpoint to the next: to be given fresh memory, a page at a time, takes longer than the copy.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, str], Tensor] = {}
-
-    def copy(self, engine: Engine) -> Content:
-        """After the copy before was written."""
-        content: Content = {}
-        for name, parts in engine.own_parts():
-            for key, part in parts.items():
-                kind, title = KINDS[key], f"{key}/{name}" if KINDS[key] == MOMENTS else name
-                elements = part.elements.detach()
-                copied = elements if engine.disk else self._copied(kind, title, elements)
-                content.setdefault(kind, {})[title] = part._replace(elements=copied)
-        return content
-
-    def _copied(self, kind: str, title: str, elements: Tensor) -> Tensor:
-        held = self._held.get((kind, title))
-        if held is None or held.shape != elements.shape:
-            held = self._held[kind, title] = torch.empty(elements.shape, dtype=elements.dtype, device="cpu")
-        return held.copy_(elements)
-
-
 def _write_ledger(run: Path, state: TrainState) -> None:
     try:
         write_ledger(run, state)
@@ -296,7 +204,7 @@ def _write_ledger(run: Path, state: TrainState) -> None:
 
 def _publish(
     pending: _Pending, entries: list[Entry], description: Mapping[str, bytes], writer: Writer
-) -> _Failure | None:
+) -> Failure | None:
     """Give a checkpoint that is written its name, and the name to `latest`; returns what went wrong."""
     folder, partial = pending.folder, pending.partial
     try:
@@ -316,5 +224,5 @@ def _publish(
         if replaced:
             shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        return _Failure(dist.rank(), error)
+        return Failure(dist.rank(), error)
     return None

@@ -1,0 +1,49 @@
+"""Micro-batches that steps are counted with: pairs with captions of given lengths, and no images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mvlm.batch import Batch
+from mvlm.config.schema import Data, Objectives
+from mvlm.data.loading.collate import collate_pairs
+from mvlm.data.samples.pairs import Pair
+from mvlm.model.masking import patch_mask, token_mask
+from mvlm.model.maskvlm import MaskVLM
+
+
+def synthetic_batch(model: MaskVLM, data: Data, lengths: Sequence[int]) -> Batch:
+    """A micro-batch of pairs with captions of so many tokens, two of them special; its images are on torch's "meta"."""
+    side = model.grid[0] * model.vision.patch
+    images_VBCHW = torch.empty(2 - data.shared_view, len(lengths), 3, side, side, device="meta").byte()
+    pairs = [_synthetic_pair(model.objectives, model.grid, length) for length in lengths]
+    return collate_pairs(pairs, images_VBCHW, 0, data.text_length)
+
+
+def _synthetic_pair(objectives: Objectives, grid: tuple[int, int], length: int) -> Pair:
+    rng, text_L = np.random.default_rng(0), np.arange(length)
+    masked_text_L, target_L = token_mask(
+        rng,
+        text_L,
+        (text_L == 0) | (text_L == length - 1),
+        ratio=objectives.text_mask_ratio,
+        minimum=objectives.text_mask_minimum,
+        mask_share=objectives.text_mask_token,
+        random_share=objectives.text_mask_random,
+        mask_id=0,
+        random_ids=text_L,
+    )
+    block, ratio = objectives.image_mask_block, objectives.image_mask_ratio
+    return Pair(
+        images=np.empty(0),
+        flip=False,
+        position=0,
+        row=0,
+        patch_mask_N=patch_mask(rng, grid, block, ratio, objectives.image_mask_rounding),
+        text_L=text_L,
+        masked_text_L=masked_text_L,
+        target_L=target_L,
+    )
