@@ -31,7 +31,7 @@ from mvlm.errors import cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.log import rank_log
 from mvlm.runtime.storage import write_durably
-from mvlm.training.checkpoint.share import Aside, Failure, Share, make_folder
+from mvlm.training.checkpoint.share import Aside, Failure, ShareWriter, make_folder
 from mvlm.training.engine import Engine
 from mvlm.training.ledger import write_ledger
 
@@ -45,7 +45,7 @@ class _Pending:
     state: TrainState
     folder: Path
     partial: Path
-    share: Share
+    share: ShareWriter
     since: float
 
     @property
@@ -123,7 +123,7 @@ class Saver:
         folder = self._home / step_name(state.step)
         partial = folder.with_name(f"{folder.name}.partial-{self.attempt.number}")
         unmade = make_folder(partial)
-        self._pending = _Pending(state, folder, partial, Share(partial, self._aside.copy(self._engine), unmade), since)
+        self._pending = _Pending(state, folder, partial, ShareWriter(partial, self._aside.copy(self._engine), unmade), since)
         self._pending.share.start()
         while self._engine.disk and self._pending.share.is_alive():  # what is written must stay as it is
             self._pending.share.join(timeout=1)

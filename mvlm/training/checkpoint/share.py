@@ -29,7 +29,7 @@ class Failure(NamedTuple):
     error: OSError
 
 
-class Share(Thread):
+class ShareWriter(Thread):
     """Writes this rank's files of one checkpoint.
 
     Args:
