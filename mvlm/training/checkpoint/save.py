@@ -31,7 +31,7 @@ from mvlm.errors import cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.log import rank_log
 from mvlm.runtime.storage import write_durably
-from mvlm.training.checkpoint.share import Aside, Failure, ShareWriter, make_folder
+from mvlm.training.checkpoint.share import Aside, ShareWriter, WriteFailure, make_folder
 from mvlm.training.engine import Engine
 from mvlm.training.ledger import write_ledger
 
@@ -123,7 +123,8 @@ class Saver:
         folder = self._home / step_name(state.step)
         partial = folder.with_name(f"{folder.name}.partial-{self.attempt.number}")
         unmade = make_folder(partial)
-        self._pending = _Pending(state, folder, partial, ShareWriter(partial, self._aside.copy(self._engine), unmade), since)
+        share = ShareWriter(partial, self._aside.copy(self._engine), unmade)
+        self._pending = _Pending(state, folder, partial, share, since)
         self._pending.share.start()
         while self._engine.disk and self._pending.share.is_alive():  # what is written must stay as it is
             self._pending.share.join(timeout=1)
@@ -204,7 +205,7 @@ def _write_ledger(run: Path, state: TrainState) -> None:
 
 def _publish(
     pending: _Pending, entries: list[Entry], description: Mapping[str, bytes], writer: Writer
-) -> Failure | None:
+) -> WriteFailure | None:
     """Give a checkpoint that is written its name, and the name to `latest`; returns what went wrong."""
     folder, partial = pending.folder, pending.partial
     try:
@@ -224,5 +225,5 @@ def _publish(
         if replaced:
             shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        return Failure(dist.rank(), error)
+        return WriteFailure(dist.rank(), error)
     return None

@@ -22,7 +22,7 @@ KINDS = {"weight": WEIGHTS, EMA: EMA} | dict.fromkeys(KEYS, MOMENTS)
 """The kind of file for each tensor that an engine has of a parameter."""
 
 
-class Failure(NamedTuple):
+class WriteFailure(NamedTuple):
     """What went wrong, and where."""
 
     rank: int
@@ -40,7 +40,7 @@ class ShareWriter(Thread):
         super().__init__(name="checkpoint", daemon=True)
         self._partial, self._content, self._unmade = partial, content, unmade
         self.entries: list[Entry] = []
-        self.failure: Failure | None = Failure(dist.rank(), OSError("a bug, whose traceback stands above"))
+        self.failure: WriteFailure | None = WriteFailure(dist.rank(), OSError("a bug, whose traceback stands above"))
         self._suffix = f"{dist.rank():05d}-of-{dist.world():05d}.safetensors"
 
     def run(self) -> None:
@@ -51,7 +51,7 @@ class ShareWriter(Thread):
                 self.entries.append(write_tensors(self._partial / f"{kind}-{self._suffix}", tensors))
             self.failure = None
         except OSError as error:
-            self.failure = Failure(dist.rank(), error)
+            self.failure = WriteFailure(dist.rank(), error)
 
 
 def make_folder(partial: Path) -> OSError | None:
