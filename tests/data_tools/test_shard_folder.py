@@ -206,11 +206,16 @@ def test_what_a_killed_run_left_does_not_matter(tmp_path: Path) -> None:
     assert not (tmp_path / ".out.partial").exists()
 
 
-@pytest.mark.parametrize("argv", [["shard", "nonesuch", "x", "--out", "y"], ["shard", "folder", "x"], [], ["--bad"]])
+@pytest.mark.parametrize("argv", [["shard", "folder", "x"], [], ["--bad"]])
 def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == 2
+
+
+def test_an_unknown_source_is_told_the_known_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["shard", "nonesuch", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "There is no source nonesuch: give one of coco, " in caplog.text
 
 
 def test_the_bundled_emoji_split_by_group(tmp_path: Path) -> None:
