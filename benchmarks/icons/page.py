@@ -1,7 +1,7 @@
 """What a query of the page costs over all icons: python -m benchmarks.icons.page runs/icons icons.index
 
 `mvlm serve` is started on two threads and asked over HTTP as its page asks: by the caption of a held-out icon (ITC,
-then ITM over the first 32), by its picture as if it were drawn, and for the drawings of what was found.
+then ITM over the first 24), by its picture as if it were drawn, and for the drawings of what was found.
 results/page.json keeps, of the clock, the medians and what nine of ten stay below.
 """
 

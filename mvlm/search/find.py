@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from mvlm.data.images.decode import load_image
 from mvlm.data.images.encoded import BadImage, why_bad
@@ -80,6 +81,11 @@ class ImageIndex:
     def __len__(self) -> int:
         """Images."""
         return self.contents.rows
+
+    @cached_property
+    def reading(self) -> tuple[PreTrainedTokenizerBase, int, int]:
+        """How the model reads a query; its tokenizer is loaded for the first one alone."""
+        return reading_of(self._loaded)
 
     def nearest(self, query_E: Tensor, count: int) -> list[SearchHit]:
         """The `count` images of the greatest cosine with a feature, best first; equal ones in the index's order."""
@@ -212,7 +218,7 @@ def find_by_sentence(
     Raises:
         UserError: the shards, which re-ranking reads, were moved, changed or damaged.
     """
-    model, settings, (tokenizer, length, side) = loaded.model, loaded.eval, reading_of(loaded)
+    model, settings, (tokenizer, length, side) = loaded.model, loaded.eval, index.reading
     rerank = rerank if loaded.blueprint.objectives.itm else 0
     tokens = BatchTokenizer(tokenizer, length)
     with shares.inference(model):

@@ -34,7 +34,7 @@ from mvlm.serve.asked import AskedDrawings, AskedPatches, AskedPicture, AskedSea
 SAMPLES = 8
 THUMBNAIL = 256  # pixels
 GUESSES = 4
-RERANK = 32
+RERANK = 24
 
 
 @dataclass(frozen=True)
