@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mvlm.config.toml import as_toml
+from tests.conftest import TINY
+
 IMAGES = 6
 SHARDS = """
 [pipeline]
@@ -24,6 +27,23 @@ command = ["folder", "{folder}/in", "--shard-mb", "0.001"]
 reads = ["{folder}/in"]
 writes = ["{folder}/shards"]
 parts = 2
+"""
+TRAINING = """
+[pipeline]
+name = "{name}"
+logs = "{folder}/logs"
+environment = {{ OMP_NUM_THREADS = "1" }}
+
+[[step]]
+name = "train"
+kind = "train"
+run = "mvlm/configs/tiny.toml"
+deepspeed = "ds_configs/cpu.json"
+writes = ["{folder}/run"]
+nodes = {nodes}
+
+[step.settings]
+{settings}
 """
 PIPELINE = (
     SHARDS
@@ -90,3 +110,13 @@ def course(cluster: Cluster, pipeline: Path, backend: str, behind: str) -> None:
     cluster("rerun", pipeline, "mistake")
     wait_until(cluster, pipeline, {"shards": "unchanged", "mistake": "done", "behind": "done"})
     assert "manifest.json" in (folder / "last").read_text()
+
+
+def training_pipeline(folder: Path, name: str, scenes: Path, nodes: int, settings: list[str], others: str) -> Path:
+    """The file of a pipeline that trains the tiny model on scenes, and of its other steps."""
+    tiny = [word.replace("=global", '="global"') for word in TINY]  # strings of a file have quotes
+    words = [*tiny, f"data.train={as_toml(str(scenes / 'train'))}", *settings]
+    path = folder / f"{name}.toml"
+    text = (TRAINING + others).format(name=name, folder=folder, scenes=scenes, nodes=nodes, settings="\n".join(words))
+    path.write_text(text)
+    return path

@@ -7,31 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from mvlm.config.toml import as_toml
-from tests.cluster.pipeline_fixture import Cluster, course, small_pipeline, wait_until  # noqa: F401 - a fixture
+from tests.cluster.pipeline_fixture import Cluster, course, small_pipeline, training_pipeline, wait_until  # noqa: F401 - a fixture
 from tests.cluster.ray_fixture import cannot_run_here, command_on_ray, ray_cluster  # noqa: F401 - fixtures
 from tests.cluster.slurm_fixture import SlurmCluster, wait_for
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 
 pytestmark = pytest.mark.campaign
 EMOJI = ("shards", "train", "retrieval", "reconstruction", "index", "export")
-TRAINING = """
-[pipeline]
-name = "learns"
-logs = "{folder}/logs"
-environment = {{ OMP_NUM_THREADS = "1" }}
-
-[[step]]
-name = "train"
-kind = "train"
-run = "mvlm/configs/tiny.toml"
-deepspeed = "ds_configs/cpu.json"
-writes = ["{folder}/run"]
-nodes = 2
-
-[step.settings]
-{settings}
-
+AFTER_TRAINING = """
 [[step]]
 name = "retrieval"
 kind = "evaluate"
@@ -52,11 +35,8 @@ cpus = 2
 @pytest.fixture
 def learns(tmp_path: Path, scenes: Path) -> Path:
     """A pipeline whose steps have two ranks each, on two nodes and on one."""
-    tiny = [word.replace("=global", '="global"') for word in TINY]  # strings of a file have quotes
-    words = [*tiny, f"data.train={as_toml(str(scenes / 'train'))}", "train.steps=4", "checkpoint.every=2"]
-    path = tmp_path / "learns.toml"
-    path.write_text(TRAINING.format(folder=tmp_path, scenes=scenes, settings="\n".join(words)))
-    return path
+    settings = ["train.steps=4", "checkpoint.every=2"]
+    return training_pipeline(tmp_path, "learns", scenes, 2, settings, AFTER_TRAINING)
 
 
 def course_of_training(cluster: Cluster, pipeline: Path, backend: str, scenes: Path) -> None:

@@ -13,32 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.pipeline_fixture import states
+from tests.cluster.pipeline_fixture import states, training_pipeline
 from tests.cluster.ray_fixture import RayCluster, cannot_run_here, command_on_ray, ray_cluster  # noqa: F401 - fixtures
 from tests.cluster.slurm_fixture import wait_for
-from tests.conftest import TINY
 
 pytestmark = [
     pytest.mark.campaign,
     pytest.mark.skipif(cannot_run_here() is not None, reason=str(cannot_run_here())),
 ]
 STEPS = 60
-PIPELINE = """
-[pipeline]
-name = "driven"
-logs = "{folder}/logs"
-environment = {{ OMP_NUM_THREADS = "1" }}
-
-[[step]]
-name = "train"
-kind = "train"
-run = "mvlm/configs/tiny.toml"
-deepspeed = "ds_configs/cpu.json"
-writes = ["{folder}/run"]
-
-[step.settings]
-{settings}
-
+LONG = """
 [[step]]
 name = "long"
 kind = "command"
@@ -52,11 +36,8 @@ Cluster = Callable[..., str]
 @pytest.fixture
 def driven(tmp_path: Path, scenes: Path) -> Path:
     """A pipeline of which two steps run at once: training, and a command that has saved once it is told to end."""
-    tiny = [word.replace("=global", '="global"') for word in TINY]  # strings of a file have quotes
-    words = [*tiny, f'data.train="{scenes / "train"}"', f"train.steps={STEPS}", "checkpoint.every=1000"]
-    path = tmp_path / "driven.toml"
-    path.write_text(PIPELINE.format(folder=tmp_path, settings="\n".join(words)))
-    return path
+    settings = [f"train.steps={STEPS}", "checkpoint.every=1000"]
+    return training_pipeline(tmp_path, "driven", scenes, 1, settings, LONG)
 
 
 def test_what_a_killed_driver_leaves_saves_and_ends(cluster: RayCluster, on_ray: Cluster, driven: Path) -> None:
