@@ -43,7 +43,7 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # as the extensions in pyproject.toml
     entry_points={
         "console_scripts": [
-            "mvlm = mvlm.__main__:main",
+            "mvlm = mvlm.__main__:run",
             f"mvlm-data = {prefix}data_tools.__main__:main",
             f"mvlm-cluster = {prefix}cluster.__main__:main",
         ],

@@ -9,12 +9,13 @@ import traceback
 from collections.abc import Container
 from importlib import import_module
 from types import ModuleType
+from typing import NoReturn
 
 from mvlm import __version__
 from mvlm.cli.suggest import suggest_command, suggest_option
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.imports import uncollected
-from mvlm.runtime.launch import environment
+from mvlm.runtime.launch import environment, leave
 from mvlm.runtime.log import rank_log
 
 COMMANDS = {
@@ -111,5 +112,13 @@ def _report_mistake(error: UserError) -> int:
     return error.exit_code
 
 
+def run() -> NoReturn:
+    """Run the command that was typed, and end this process with its exit code."""
+    code = main()
+    if environment()["world"] > 1:
+        leave(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

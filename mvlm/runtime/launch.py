@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 LAUNCHERS = ("deepspeed", "torchrun")
 """As they are typed."""
@@ -28,6 +31,19 @@ def is_held() -> bool:
 def is_released() -> bool:
     """Waits for the word of whoever started this rank; False where that has ended without giving it."""
     return bool(sys.stdin.buffer.read(1))
+
+
+def leave(code: int) -> NoReturn:
+    """End this rank with an exit code once its threads and what is registered with `atexit` are done.
+
+    The interpreter is not taken down: gloo's threads outlive their process group, and one that lets go of a tensor
+    meanwhile would abort the process (pytorch issue 179291).
+    """
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def typed_command(argv: Sequence[str], ancestors: Iterable[Sequence[str]]) -> str:
