@@ -5,7 +5,11 @@
 A job of the tiny model trains on two nodes of a real Ray and of a real SLURM, whose nodes are network namespaces of
 this machine. A fault befalls it, then the next. Kept in results/recovery.jsonl, in seconds from the fault: when the
 scheduler says that it has noticed, when it starts what takes the place (SLURM holds a requeued job back), when the next
-attempt begins, and when that passes the step that the run had come to.
+attempt begins, when it has made its first step, and when it passes the step that the run had come to.
+
+The run folder is on a disk that the nodes share or, by --folders, on each node's own, for a model whose checkpoints
+have 300 MB: "mirror" has them in a bucket as well, of a server of S3's protocol on a node of its own, and "copies" in
+the memory of other nodes, too.
 """
 
 from __future__ import annotations
@@ -18,20 +22,30 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from benchmarks.pipeline.store import BUCKET, ObjectStore
 from tests.cluster.ray_fixture import NODES, RayCluster, RayJob
 from tests.cluster.slurm_fixture import SlurmCluster, SlurmJob, wait_for
 from tests.conftest import ROOT, make_scenes
 
 RESULTS = Path(__file__).parent / "results/recovery.jsonl"
-EVERY = 5  # steps between checkpoints
+LARGE = [
+    "model.vision_args={patch_size=16, embed_dim=512, depth=4, num_heads=8}",
+    "model.text_args={hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, "
+    "max_position_embeddings=64}",
+]
+OWN_FOLDERS = [*LARGE, "run.dir=/run/mvlm", f"checkpoint.mirror=s3://{BUCKET}/mirror"]
+FOLDERS = {"shared": [], "mirror": OWN_FOLDERS, "copies": [*OWN_FOLDERS, "checkpoint.peers=1"]}
 STEPS = 100_000  # more than are made
-BEFORE = 7  # steps of each attempt until a fault
+EVERY = 20  # steps between checkpoints
+BEFORE = 32  # steps of each attempt until a fault: that of step 20 has been copied
 
 
 Deed = Callable[[str], object]
@@ -49,14 +63,13 @@ class OnRay:
         for node in ("w1", "w2"):
             self.cluster.join(node)
         self.job = RayJob(self.cluster, folder, "recovery", shards)
-        self.job.submit(f"checkpoint.every={EVERY}", f"train.steps={STEPS}", "job.requeue=1000")
 
     def faults(self) -> dict[str, tuple[Deed, Deed]]:
         """By name, what does it to a node, and what mends that."""
         return {
             "worker killed": (self._kill_worker, lambda node: None),
             "node lost": (self.cluster.lose, self._boot),
-            "node cut off": (self.cluster.cut, self.cluster.heal),
+            "node cut off": (self.cluster.cut, self._heal),
         }
 
     def _kill_worker(self, node: str) -> None:
@@ -69,18 +82,20 @@ class OnRay:
         subprocess.run(["bash", NODES, "start", str(self.cluster.folder), node], check=True, stdout=subprocess.DEVNULL)
         self.cluster.join(node)
 
+    def _heal(self, node: str) -> None:
+        """Ray there is told that it counts as dead, and ends."""
+        raylets = [each for each in psutil.process_iter(["name"]) if each.info["name"] == "raylet"]
+        [raylet] = [each for each in raylets if self.cluster.node_of(each) == node]
+        self.cluster.heal(node)
+        raylet.wait(timeout=120)
+        self.cluster.join(node)
+
     def victim(self, attempt: int) -> str:
         return self.job.rank_beside_the_head(attempt)[0]
 
     def log(self) -> str:
         logs = self.cluster.folder.glob("nodes/head/tmp-ray/session_2*/logs/train/ray-train-sys-controller*.log")
         return "\n".join(path.read_text() for path in logs)
-
-    def metrics(self) -> list[int]:
-        return [line["step"] for line in self.job.lines()]
-
-    def down(self) -> None:
-        self.cluster.down()
 
 
 class OnSlurm:
@@ -92,8 +107,6 @@ class OnSlurm:
         self.cluster.folder.mkdir()
         self.cluster.up()
         self.job = SlurmJob(self.cluster, folder / "recovery", shards)
-        words = ["job.nodes=2", "job.requeue=1000", f"train.steps={STEPS}", f"checkpoint.every={EVERY}"]
-        self.job.submit(*words)
 
     def faults(self) -> dict[str, tuple[Deed, Deed]]:
         return {
@@ -109,12 +122,6 @@ class OnSlurm:
     def log(self) -> str:
         return (self.cluster.folder / "slurm/log/slurmctld.log").read_text()
 
-    def metrics(self) -> list[int]:
-        return [step for step, _ in self.job.metrics()]
-
-    def down(self) -> None:
-        self.cluster.down()
-
 
 PLACES: dict[str, type[OnRay | OnSlurm]] = {"ray": OnRay, "slurm": OnSlurm}
 
@@ -125,25 +132,36 @@ def began(place: OnRay | OnSlurm, attempt: int) -> float | None:
     return folder.stat().st_ctime if folder.exists() else None
 
 
+def steps(place: OnRay | OnSlurm, attempt: int) -> list[int]:
+    """What an attempt has made, by the log of its first rank."""
+    log = place.job.logs / f"attempt-{attempt:03d}/rank-00000.log"
+    return [int(step) for step in re.findall(r"^step (\d+)", log.read_text(), re.MULTILINE)] if log.exists() else []
+
+
 def recover(place: OnRay | OnSlurm, attempt: int, name: str) -> dict[str, Any]:
     """Seconds after one fault; the next attempt goes on behind."""
     do, mend = place.faults()[name]
-    known = len(place.metrics())
-    wait_for(lambda: len(place.metrics()) >= known + BEFORE, place.log)
+    wait_for(lambda: len(steps(place, attempt)) >= BEFORE, place.log)
     node, told = place.victim(attempt), len(place.log())
     at = time.time()
     do(node)
     wait_for(lambda: began(place, attempt + 1), place.log)
-    started = began(place, attempt + 1)
+    started, reached = began(place, attempt + 1), steps(place, attempt)[-1]
     assert started
-    reached = max(place.metrics())
-    wait_for(lambda: place.metrics()[-1] > reached, place.log)
+    wait_for(lambda: steps(place, attempt + 1), place.log)
+    first = time.time()
+    wait_for(lambda: steps(place, attempt + 1)[-1] > reached, place.log)
     passed = time.time()
     mend(node)
     said = place.log()[told:]
     moments = {"noticed": moment(place.noticed, said), "starts": moment(place.starts, said)}
-    moments |= {"began": started, "passed": passed}
-    return {name: round(when - at, 1) for name, when in moments.items()}
+    moments |= {"began": started, "first": first, "passed": passed}
+    line: dict[str, Any] = {name: round(when - at, 1) for name, when in moments.items()}
+    line["repeated"] = reached + 1 - steps(place, attempt + 1)[0]
+    log = (place.job.logs / f"attempt-{attempt + 1:03d}/rank-00000.log").read_text()
+    if brought := re.search(r"step_\S+ was (fetched into|made whole from) .* in ([\d.]+) s", log):
+        line |= {"checkpoint": brought[1], "checkpoint_s": float(brought[2])}
+    return line
 
 
 def moment(words: str, said: str) -> float:
@@ -154,30 +172,35 @@ def moment(words: str, said: str) -> float:
 
 
 @contextmanager
-def opened(name: str) -> Iterator[OnRay | OnSlurm]:
+def opened(name: str, folders: str) -> Iterator[OnRay | OnSlurm]:
     """The job, under way."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         make_scenes(Path(folder) / "scenes")
         place = PLACES[name](Path(folder), Path(folder) / "scenes/train")
-        try:
-            wait_for(lambda: began(place, 1), place.log)
-            yield place
-        finally:
-            place.down()
+        stack.callback(place.cluster.down)
+        words = ["job.nodes=2", "job.requeue=1000", f"train.steps={STEPS}", f"checkpoint.every={EVERY}"]
+        if folders != "shared":
+            store = ObjectStore(place.cluster.folder)
+            stack.enter_context(store.holding(Path(folder) / "store"))
+            words += [f"job.environment.{variable}={value}" for variable, value in store.variables.items()]
+        place.job.submit(*words, *FOLDERS[folders])
+        wait_for(lambda: began(place, 1), place.log)
+        yield place
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--on", default="ray,slurm", help="where (default: ray,slurm)")
+    options.add_argument("--folders", choices=FOLDERS, default="shared", help="see above (default: shared)")
     options.add_argument("--times", type=int, default=3, help="of each fault (default: 3)")
     wanted = options.parse_args()
     found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     RESULTS.parent.mkdir(exist_ok=True)
     for name in wanted.on.split(","):
-        with opened(name) as place:
-            faults = [fault for _ in range(wanted.times) for fault in place.faults()]
-            for attempt, fault in enumerate(faults, start=1):
-                line: dict[str, Any] = {"commit": found.stdout.strip(), "on": name, "fault": fault}
+        with opened(name, wanted.folders) as place:
+            faults = list(place.faults()) if wanted.folders == "shared" else ["node lost"]
+            for attempt, fault in enumerate(faults * wanted.times, start=1):
+                line = {"commit": found.stdout.strip(), "on": name, "folders": wanted.folders, "fault": fault}
                 line |= recover(place, attempt, fault) | {"load": os.getloadavg()[0], "time": round(time.time())}
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(line) + "\n")
