@@ -26,6 +26,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -188,12 +189,38 @@ def opened(name: str, folders: str) -> Iterator[OnRay | OnSlurm]:
         yield place
 
 
+def table(lines: list[dict[str, Any]]) -> str:
+    """Medians, with the least and the most, of the seconds of each fault."""
+    rows = [
+        "| on | run folders | fault | times | noticed | started again | passed | ours | until its first step | "
+        "bringing the checkpoint |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for on, folders, fault in dict.fromkeys((line["on"], line["folders"], line["fault"]) for line in lines):
+        own = [line for line in lines if (line["on"], line["folders"], line["fault"]) == (on, folders, fault)]
+        spans = [
+            [line["noticed"] for line in own],
+            [line["starts"] for line in own],
+            [line["passed"] for line in own],
+            [line["passed"] - line["starts"] for line in own],
+            [line["first"] - line["starts"] for line in own],
+            [line["checkpoint_s"] for line in own if "checkpoint_s" in line],
+        ]
+        cells = [f"{median(span):.1f} ({min(span):.1f} to {max(span):.1f})" if span else "" for span in spans]
+        rows.append(f"| {on} | {folders} | {fault} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--on", default="ray,slurm", help="where (default: ray,slurm)")
     options.add_argument("--folders", choices=FOLDERS, default="shared", help="see above (default: shared)")
     options.add_argument("--times", type=int, default=3, help="of each fault (default: 3)")
+    options.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
     wanted = options.parse_args()
+    if wanted.table:
+        print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+        return
     found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     RESULTS.parent.mkdir(exist_ok=True)
     for name in wanted.on.split(","):
