@@ -155,7 +155,7 @@ def damage_checkpoint(attempt: Attempt, draw: Random) -> Hit | None:
     name = attempt.run.latest()
     if name is None or whole_checkpoints(attempt) < 2:
         raise AssertionError(f"Two checkpoints were whole before the kill; now latest is {name}.")
-    path = draw.choice(sorted((attempt.run.checkpoints / name).iterdir()))
+    path = draw.choice(sorted(each for each in (attempt.run.checkpoints / name).rglob("*") if each.is_file()))
     content = bytearray(path.read_bytes())
     at = draw.randrange(len(content))
     harm = draw.choice(["cut", "flip"])

@@ -15,14 +15,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from mvlm.__main__ import main
+from mvlm.__main__ import run
 from mvlm.batch import Batch, Losses
 from mvlm.runtime import dist
 
@@ -165,4 +164,4 @@ def _recorded(update: Callable[..., Losses], path: Path, flips: Flips) -> Callab
 
 if __name__ == "__main__":
     observe(Path(os.environ[FOLDER]))
-    sys.exit(main())
+    run()

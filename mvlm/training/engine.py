@@ -276,6 +276,8 @@ class Engine:
     def finish_filling(self) -> None:
         """Have the model compute with what its parameters were filled with; all ranks must call."""
         self._state.finish()
+        if self._checksums:
+            self._checksums.keep()
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:

@@ -161,6 +161,29 @@ def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypat
     assert find_checkpoint(tmp_path / "run").name == "step_00000003"
 
 
+def test_memory_that_changes_between_resuming_and_the_first_update_is_seen(
+    tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, made = Engine.step, []
+
+    def flipped_first(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
+        if not made:
+            flip(kinds(self)["exp_avg"], 2, 30)
+        made.append(before + 1)
+        return step(self, micro_batches, factor, before, metrics)
+
+    assert train_here(tmp_path / "plain", *ON) == 0
+    with monkeypatch.context() as patch:
+        flip_after(6, "exp_avg", patch)
+        with pytest.raises(MemoryCorrupted):
+            train_here(tmp_path / "run", *ON)
+    monkeypatch.setattr(Engine, "step", flipped_first)
+    assert train_here(tmp_path / "run", *ON) == 0
+    assert made[-5:] == [4, 5, 6, 7, 8] and made.count(4) == 2
+    assert "before step 4 weights or moments had changed in memory" in capsys.readouterr().err
+    assert losses_by_step(tmp_path / "run") == losses_by_step(tmp_path / "plain")
+
+
 @pytest.mark.campaign
 def test_a_run_ends_on_a_node_whose_memory_fails_again_and_again(
     tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
