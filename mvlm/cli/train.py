@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -156,14 +157,18 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
     return config, each, tensor_ranks(content)
 
 
+def _cause(error: Exception) -> str:
+    """What gloo says, without the place in its source and its advice to read logs."""
+    return re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". This is typically")[0]
+
+
 def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
     """End without the other ranks: whoever has died, the checkpoints are whole."""
     rank = os.environ.get("RANK", "0")
-    cause = first_line(error)
     # Not by `logging`, for which rank 0 would have no name; which rank it was is what matters here.
     print(
-        f"mvlm: rank {rank} has lost another rank ({cause}): start the same command again to resume from the newest "
-        f"checkpoint in {run}.",
+        f"mvlm: rank {rank} has lost another rank ({_cause(error)}): start the same command again to resume from "
+        f"the newest checkpoint in {run}.",
         file=sys.stderr,
         flush=True,
     )
