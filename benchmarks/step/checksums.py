@@ -40,14 +40,18 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--size", choices=SIZES, default="small")
     words.add_argument("--steps", type=int, default=3, help="timed updates of a stage")
+    words.add_argument("--pairs", type=int, help="of a micro-batch (default: the size's)")
     words.add_argument("--flips", type=int, default=1000)
     words.add_argument("--stage", type=int, choices=STAGES, help=argparse.SUPPRESS)
     arguments = words.parse_args()
     if arguments.stage is not None:
-        print(json.dumps(measure(arguments.stage, SIZES[arguments.size], arguments.steps, arguments.flips)))
+        size = SIZES[arguments.size]
+        size = replace(size, pairs=arguments.pairs or size.pairs)
+        print(json.dumps(measure(arguments.stage, size, arguments.steps, arguments.flips)))
         return 0
     found: dict[str, Any] = {"commit": output("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty")}
     own = ["--size", arguments.size, "--steps", str(arguments.steps), "--flips", str(arguments.flips)]
+    own += ["--pairs", str(arguments.pairs)] if arguments.pairs else []
     for stage in STAGES:
         done = subprocess.run(
             [sys.executable, __file__, *own, "--stage", str(stage)], stdout=subprocess.PIPE, text=True, check=True
@@ -73,6 +77,7 @@ def measure(stage: int, size: Size, steps: int, flips: int) -> dict[str, Any]:
             engine.step([batch], 0.5, number)
         whole = time.process_time() - began
         return {
+            "pairs": size.pairs,
             "steps": steps,
             "cpu_seconds": round(whole, 2),
             "of_them_summing": round(sum(summing), 3),
