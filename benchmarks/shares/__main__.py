@@ -50,8 +50,8 @@ OVERRIDES = (
     "model.image_size=64",
     "model.cross_depth=2",
     "model.cross_heads=4",
-    "model.vision_args={patch_size=16, embed_dim=128, depth=2, num_heads=4}",
-    "model.text_args={hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512}",
+    "model.vision_args={patch_size=16, embed_dim=256, depth=2, num_heads=4}",
+    "model.text_args={hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024}",
     "train.micro_batch=1",
     "train.global_batch=48",
 )
