@@ -55,6 +55,7 @@ DIRECT = {
     "mvlm/cli/check.py",  # what libraries print when they are imported
     "mvlm/cli/evaluate.py",  # where a file that was asked for is
     "mvlm/cli/train.py",  # names its rank, be it 0
+    "mvlm/runtime/launch.py",  # has what was said written before a rank ends
     "mvlm/runtime/log.py",
     "mvlm/search/build.py",  # a progress bar
     "mvlm/training/logging/monitor.py",  # the same
