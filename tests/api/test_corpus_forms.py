@@ -19,7 +19,7 @@ from mvlm.api.corpus import find_shards, prepare, shard_words
 from mvlm.data.shards.forms import recognise
 from mvlm.errors import UserError
 
-CAPTIONS = {f"{number:02d}.jpg": f"a picture, number {number}" for number in range(30)}
+CAPTIONS = {f"{number:02d}.jpg": f"a picture, number {number}" for number in range(90)}
 
 
 def photograph(name: str) -> bytes:
