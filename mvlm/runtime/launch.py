@@ -39,7 +39,7 @@ def leave(code: int) -> NoReturn:
     The interpreter is not taken down: gloo's threads outlive their process group, and one that lets go of a tensor
     meanwhile would abort the process (pytorch issue 179291).
     """
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]  # which typeshed leaves out
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
