@@ -58,7 +58,11 @@ SPLIT_BEGIN, SPLIT_END = "<!-- split layers of ranks.py -->\n", "<!-- end of spl
 
 @dataclass(frozen=True)
 class Case:
-    """One layout of a step of `WIDE`; `split` ranks are a replica, which has the pairs of as many."""
+    """One layout of a step of `WIDE`; `split` ranks are a replica, which has the pairs of as many.
+
+    Attributes:
+        offload: to the CPU's memory: "", "optimizer" or "all", which is weights, too.
+    """
 
     ranks: int
     stage: int
@@ -66,6 +70,7 @@ class Case:
     accumulation: int = 1
     recompute: float = 0.0
     split: int = 1
+    offload: str = ""
 
     @property
     def replicas(self) -> int:
@@ -84,6 +89,8 @@ class Case:
     @property
     def content(self) -> dict[str, Any]:
         zero: dict[str, Any] = {"stage": self.stage, "overlap_comm": True}
+        for name in {"": (), "optimizer": ("optimizer",), "all": ("optimizer", "param")}[self.offload]:
+            zero[f"offload_{name}"] = {"device": "cpu"}
         content = {"zero_optimization": zero, "bf16": {"enabled": self.precision == "bf16"}}
         return content | ({"tensor_parallel": {"autotp_size": self.split}} if self.split > 1 else {})
 
@@ -95,6 +102,11 @@ def cases(ranks: int) -> list[Case]:
         every += [Case(ranks, stage, recompute=1.0) for stage in (1, 3)]
         every += [Case(ranks, stage, accumulation=2) for stage in (1, 2, 3)]
         every += [Case(ranks, stage, precision="fp32") for stage in (0, 1, 3)]
+        every += [Case(ranks, stage, offload="optimizer") for stage in (1, 2, 3)]
+        every += [Case(ranks, 3, offload="all")]
+    if ranks == 2:
+        every += [Case(ranks, stage, accumulation=2, offload="optimizer") for stage in (1, 2, 3)]
+        every += [Case(ranks, 1, precision="fp32", offload="optimizer"), Case(ranks, 3, "fp32", offload="all")]
     if ranks == 4:
         every += [Case(ranks, stage, precision="fp32", split=2) for stage in (0, 1)]
         every += [Case(ranks, 1, split=2)]
@@ -161,9 +173,10 @@ def planned(case: Case) -> tuple[float, float]:
     step = planner.step(planner.zero, case.replicas, case.pairs, case.accumulation)
     here, span = here.divided(case.split) if case.split > 1 else here, planner.span(case.pairs)
     zero, tokens = planner.zero, [number * planner.zero.element for number in here.token_numbers]
+    held = states(here.total, zero, case.replicas, case.accumulation)
     memory = peak(
         here.moments_of(case.pairs, zero.element, config.train.recompute, span != (1, 1)),
-        states(here.total, zero, case.replicas, case.accumulation),
+        held,
         contrastive_bytes(here, case.pairs * case.accumulation, case.replicas),
         case.pairs,
         exchange_bytes(span, case.pairs, (tokens[0], tokens[1])),
@@ -173,7 +186,7 @@ def planned(case: Case) -> tuple[float, float]:
         sent += here.total * zero.element * case.accumulation
     sums = planner.model.sums(config.train.recompute, span != (1, 1)).elements if case.split > 1 else 0.0
     within = 2 * sums * case.pairs * zero.element * case.accumulation
-    return memory.total, (sent - within) * (1 - 1 / case.replicas) + within * (1 - 1 / case.split)
+    return memory.total + held.host, (sent - within) * (1 - 1 / case.replicas) + within * (1 - 1 / case.split)
 
 
 def one_rank(case: Case, folder: Path) -> int:
@@ -228,6 +241,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         case = Case(**line["case"])
         kinds = [case.precision, f"{case.accumulation} micro-batches" if case.accumulation > 1 else ""]
         kinds += ["recomputed" if case.recompute else "", f"layers split by {case.split}" if case.split > 1 else ""]
+        kinds += [{"": "", "optimizer": "optimizer offloaded", "all": "weights and optimizer offloaded"}[case.offload]]
         pairs = zip(planned(case), (line["memory"], line["bytes"]), strict=True)
         cells = [f"{a / 1e6:.1f} | {b / 1e6:.1f} | {(a / b - 1) * 100:+.0f} %" if b > 1e5 else "| |" for a, b in pairs]
         rows.append(f"| {case.ranks} | {case.stage} | {', '.join(filter(None, kinds))} | {' | '.join(cells)} |")

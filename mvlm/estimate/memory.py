@@ -67,6 +67,7 @@ def peak(moments: Moments, states: States, similarities: float, pairs: int, nega
     """
     live = moments.fixed + moments.per_pair * pairs
     gradients = states.held + (states.gradients - states.held) * moments.gradients
+    gradients[moments.backward :] += states.share
     needed = live + gradients
     needed[moments.backward :] += states.buckets
     at = int(needed.argmax())
@@ -78,8 +79,6 @@ def peak(moments: Moments, states: States, similarities: float, pairs: int, nega
     name = "backward" if is_backward else "forward"
     between_ranks = similarities, negatives
     passing = Memory(states.weights, float(gradients[at]), states.optimizer, kept, *between_ranks, scratch, name)
-    scratch = states.update + states.buckets
-    update = Memory(
-        states.weights - states.gathered, states.averaged, states.optimizer, 0.0, 0.0, 0.0, scratch, "update"
-    )
+    weights = states.weights - states.gathered
+    update = Memory(weights, states.averaged, states.optimizer, 0.0, 0.0, 0.0, states.update, "update")
     return max(passing, update, key=lambda memory: memory.total)

@@ -20,7 +20,7 @@ from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import RunSide, micro_batches, resolve, usable_ranks
 from mvlm.training.zero.fill import OFFLOADS
 from mvlm.training.zero.json_file import tensor_ranks
-from mvlm.training.zero.memory import Zero, states
+from mvlm.training.zero.memory import States, Zero, states
 from mvlm.training.zero.muon import operations
 
 LARGEST = 1 << 20
@@ -114,8 +114,12 @@ class Planner:
         accumulation = self.train.global_batch // (self.ranks * pairs)
         return self._peak(zero, accumulation, pairs)
 
+    def states(self, zero: Zero, accumulation: int) -> States:
+        """What a rank keeps of the model itself."""
+        return states(self.model.total, zero, self.ranks, accumulation, self.model.matrices)
+
     def _peak(self, zero: Zero, accumulation: int, pairs: int) -> Memory:
-        held = states(self.model.total, zero, self.ranks, accumulation, self.model.matrices)
+        held = self.states(zero, accumulation)
         moments = self.model.moments(self.zero.element, self.train.recompute, self._foreign(pairs))
         image, text = self.model.token_numbers
         negatives = exchange_bytes(self.span(pairs), pairs, (image * zero.element, text * zero.element))
@@ -203,6 +207,7 @@ class Planner:
             overlap=True,
             optimizer_on_host=False,
             weights_on_host=False,
+            on_disk=frozenset(),
         )
 
 

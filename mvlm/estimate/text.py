@@ -21,6 +21,7 @@ def as_json(planner: Planner) -> dict[str, Any]:
     """All that is planned, in bytes, seconds and operations."""
     request, train, zero = planner.request, planner.train, planner.zero
     memory = planner.memory(zero, planner.pairs)
+    kept = planner.states(zero, planner.accumulation)
     step = planner.step(zero, planner.ranks, planner.pairs, planner.accumulation)
     steps, _ = schedule_steps(train, request.optim, request.corpus)
     pairs_per_s = train.global_batch / step.seconds
@@ -44,6 +45,8 @@ def as_json(planner: Planner) -> dict[str, Any]:
         "held_micro_batch": planner.held(),
         "memory_bytes": {name: value for name, value in vars(memory).items() if name != "moment"}
         | {"total": memory.total, "usable": planner.room},
+        "offloaded_bytes": {"host": kept.host, "disk": kept.disk},
+        "ranks_per_node": request.per_node,
         "peak_in": memory.moment,
         "fits": memory.total <= planner.room,
         "mfu": request.mfu,
@@ -102,6 +105,7 @@ def as_text(plan: dict[str, Any]) -> str:
         f"  {'all':19}{memory['total'] / GB:8.2f}   {'fits' if plan['fits'] else 'DOES NOT FIT'}; "
         f"the largest micro-batch is {plan['largest_micro_batch'] or 'none'} of this global batch, "
         f"{plan['held_micro_batch'] or 'none'} of any",
+        *_offloaded(plan["offloaded_bytes"], plan["ranks_per_node"]),
         "",
         f"a step         {step['total'] * 1e3:,.1f} ms: computing {step['compute'] * 1e3:,.1f} at "
         f"{plan['mfu'] * 100:.0f} % MFU, update {step['update'] * 1e3:,.1f}, communication "
@@ -117,6 +121,13 @@ def as_text(plan: dict[str, Any]) -> str:
         *(f"- {sentence}" for sentence in plan["advice"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _offloaded(kept: dict[str, float], ranks: int) -> list[str]:
+    """What the ranks of a node have in its memory and on its disk."""
+    places = {"host": "of memory", "disk": "on disk"}
+    each = [f"{kept[kind] * ranks / GB:,.1f} GB {place}" for kind, place in places.items() if kept[kind]]
+    return [f"offloaded      {' and '.join(each)} on each node, of its {ranks} ranks together"] if each else []
 
 
 def _gigabytes(value: float) -> str:

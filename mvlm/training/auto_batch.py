@@ -119,7 +119,7 @@ class Trial:
     def beside(self, pairs: int) -> int:
         """Bytes that ZeRO will hold beside the weights and gradients of the trial."""
         held = self.states(pairs)
-        all_of_it = held.weights + held.gradients + held.optimizer + held.buckets
+        all_of_it = held.weights + held.gradients + held.share + held.optimizer + held.buckets
         return max(0, int(all_of_it - 2 * self.parameters * self.zero.element)) + self._negatives(pairs)
 
     def _negatives(self, pairs: int) -> int:

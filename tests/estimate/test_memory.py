@@ -17,7 +17,7 @@ from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.parallelize import recompute_blocks
 from mvlm.training.zero.memory import States
 
-NOTHING = States(weights=0, gathered=0, gradients=0, held=0, averaged=0, optimizer=0, buckets=0, update=0)
+NOTHING = States(weights=0, gathered=0, gradients=0, held=0, share=0, averaged=0, optimizer=0, buckets=0, update=0)
 
 
 @pytest.mark.parametrize(

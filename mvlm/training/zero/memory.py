@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mvlm.training.zero.fill import OFFLOADS
 from mvlm.training.zero.muon import AT_ONCE
+from mvlm.training.zero.share_reduction import reduces_shares
 
 FP32 = 4
+OFFLOADED = 4 * FP32
+"""Bytes of a parameter whose update is offloaded: the weight, AdamW's two moments and the gradient."""
 GATHERED = REUSED = 1_000_000_000
 """Elements where the JSON does not say: its stage3_max_live_parameters and stage3_max_reuse_distance."""
 
@@ -24,6 +28,8 @@ class Zero:
         reduce_bucket, prefetch_bucket, gathered: elements.
         reuse: elements used in between that stage 3 keeps gathered weights for until they are used again.
         secondary: ranks that hold all weights once more among them (hpZ); 1 = none.
+        on_disk: of "offload_optimizer" and "offload_param", those whose place is a disk.
+        lays_shares: stage 1's gradients are laid into shares as they come (mvlm/training/zero/share_reduction.py).
     """
 
     stage: int
@@ -38,6 +44,8 @@ class Zero:
     contiguous: bool
     optimizer_on_host: bool
     weights_on_host: bool
+    on_disk: frozenset[str] = frozenset()
+    lays_shares: bool = False
 
     @classmethod
     def of(cls, resolved: dict[str, Any]) -> Zero:
@@ -46,8 +54,7 @@ class Zero:
         low = any((resolved.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
         stage = zero["stage"]
 
-        def on_host(name: str) -> bool:
-            return (zero.get(name) or {}).get("device", "none") != "none"
+        places = {name: (zero.get(name) or {}).get("device", "none") for name in OFFLOADS}
 
         return cls(
             stage=stage,
@@ -60,35 +67,43 @@ class Zero:
             reuse=int(zero.get("stage3_max_reuse_distance", REUSED)),
             secondary=int(zero.get("zero_hpz_partition_size", 1)),
             contiguous=zero.get("contiguous_gradients", True),
-            optimizer_on_host=on_host("offload_optimizer"),
-            weights_on_host=on_host("offload_param"),
+            optimizer_on_host=places["offload_optimizer"] != "none",
+            weights_on_host=places["offload_param"] != "none",
+            on_disk=frozenset(name for name, place in places.items() if place == "nvme"),
+            lays_shares=reduces_shares(resolved),
         )
 
 
 @dataclass(frozen=True)
 class States:
-    """Bytes on a rank's device.
+    """Bytes on a rank's device, and what it offloads.
 
     Attributes:
         weights: that the step computes with, those that stage 3 gathers included.
         gathered: of `weights`, those, which are let go before the optimiser's step.
-        gradients: at the end of a backward pass.
+        gradients: at the end of a backward pass, but for `share`.
         held: of `gradients`, from one micro-batch of a step to the next, or all the time.
-        averaged: of `gradients`, once they are reduced and the optimiser's step begins.
+        share: of gradients, which they are reduced into, there whole from the first bucket of a backward pass on.
+        averaged: gradients once they are reduced and the optimiser's step begins.
         optimizer: fp32 weights and both of AdamW's moments, of which Muon's matrices have one.
-        buckets: that gradients are reduced in.
+        buckets: that gradients are reduced in, during a backward pass.
         update: of the optimiser's step alone: the fp32 gradient of what it updates at once, for Muon with what its
-            iteration has.
+            iteration has; and the bucket that stage 3 keeps.
+        host: in the memory of the rank's node.
+        disk: in files of the rank's node.
     """
 
     weights: float
     gathered: float
     gradients: float
     held: float
+    share: float
     averaged: float
     optimizer: float
     buckets: float
     update: float
+    host: float = 0.0
+    disk: float = 0.0
 
 
 Shapes = Sequence[Sequence[tuple[int, int]]]
@@ -101,32 +116,74 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
     Args:
         accumulation: micro-batches a step.
     """
-    whole, share = parameters * zero.element, parameters / ranks
-    weights, gathered = float(whole), 0.0
-    if zero.stage == 3:
-        kept = 0.0 if zero.weights_on_host else share * zero.element
-        kept += 0.0 if zero.secondary == 1 else whole / zero.secondary
-        if ranks > 1 or zero.weights_on_host:
-            gathered = float(min(parameters, zero.gathered) * zero.element)
-        weights = kept + gathered
-    gradients = float(whole) if zero.stage < 2 else share * zero.element
-    held = gradients if accumulation > 1 or zero.stage == 3 else 0.0
-    averaged = share * zero.element if zero.stage else gradients
+    whole, share, several = float(parameters * zero.element), parameters / ranks, accumulation > 1
+    weights, gathered = _weights(parameters, zero, ranks)
+    averaged = share * zero.element if zero.stage else whole
+    lays_shares = zero.stage == 2 or (zero.stage == 1 and zero.lays_shares and ranks > 1)
+    gradients = whole if zero.stage < 2 else averaged
+    if lays_shares and not several:
+        gradients = 0.0
+    held = gradients if several or zero.stage == 3 else 0.0
+    reduced = averaged if lays_shares else 0.0
     copies = 2 if zero.stage == 0 and zero.element == FP32 else 3
     mine = parameters if zero.stage == 0 else share
     owned = elements(matrices) / (ranks if zero.stage else 1)
     optimizer = copies * FP32 * mine - FP32 * owned
     update = FP32 * (mine - owned) if zero.element != FP32 or zero.stage else 0.0
     update = max(update, *(iteration(group, ranks if zero.stage else 0) for group in matrices), 0.0)
-    buckets, bucket = 0.0, float(min(zero.reduce_bucket, parameters) * zero.element)
-    if zero.stage and zero.contiguous:
-        buckets = bucket * (2 if zero.overlap else 1)
-    elif zero.stage == 0 and ranks > 1:
-        buckets = bucket
     if zero.optimizer_on_host:
-        optimizer, update = 0.0, 0.0
-        gradients = held = averaged = 0.0 if zero.stage < 3 else gradients
-    return States(weights, gathered, gradients, held, averaged, optimizer, buckets, update)
+        optimizer = update = 0.0
+        if zero.stage < 3:
+            gradients = held = held if zero.stage == 1 else 0.0
+            averaged = reduced = 0.0
+    buckets, kept = _buckets(parameters, zero, ranks, several)
+    host, disk = _offloaded(zero, share, several)
+    return States(weights, gathered, gradients, held, reduced, averaged, optimizer, buckets, update + kept, host, disk)
+
+
+def _weights(parameters: int, zero: Zero, ranks: int) -> tuple[float, float]:
+    """Those that the step computes with, and of them those that are gathered."""
+    whole = float(parameters * zero.element)
+    if zero.stage < 3:
+        return whole, 0.0
+    kept = 0.0 if zero.weights_on_host else whole / ranks
+    kept += 0.0 if zero.secondary == 1 else whole / zero.secondary
+    gathers = ranks > 1 or zero.weights_on_host
+    gathered = float(min(parameters, zero.gathered) * zero.element) if gathers else 0.0
+    return kept + gathered, gathered
+
+
+def _buckets(parameters: int, zero: Zero, ranks: int, several: bool) -> tuple[float, float]:
+    """Those of a backward pass, and of them what is kept for good."""
+    bucket = float(min(zero.reduce_bucket, parameters) * zero.element)
+    if zero.stage == 0:
+        return (bucket if ranks > 1 else 0.0), 0.0
+    if zero.stage == 1 and zero.lays_shares and ranks > 1:
+        return bucket * (1 if several else 2), 0.0  # laid flat, and parameters' gradients where they are not held
+    if not zero.contiguous:
+        return 0.0, 0.0
+    return bucket * (2 if zero.overlap else 1), bucket if zero.stage == 3 else 0.0
+
+
+def _offloaded(zero: Zero, share: float, several: bool) -> tuple[float, float]:
+    """Bytes in the memory of the rank's node, and on its disk.
+
+    Args:
+        share: parameters of the rank.
+        several: a step has several micro-batches.
+    """
+    host = disk = 0.0
+    if zero.optimizer_on_host and "offload_optimizer" in zero.on_disk:
+        disk += OFFLOADED * share
+    elif zero.optimizer_on_host:
+        host += OFFLOADED * share
+    if zero.optimizer_on_host and zero.stage < 3:  # updated weights on their way back, and what micro-batches sum up
+        host += share * zero.element * (2 if zero.stage == 2 and several else 1)
+    if "offload_param" in zero.on_disk:
+        disk += share * zero.element
+    elif zero.weights_on_host:
+        host += share * zero.element
+    return host, disk
 
 
 def elements(matrices: Shapes) -> int:
