@@ -119,7 +119,8 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
     whole, share, several = float(parameters * zero.element), parameters / ranks, accumulation > 1
     weights, gathered = _weights(parameters, zero, ranks)
     averaged = share * zero.element if zero.stage else whole
-    lays_shares = zero.stage == 2 or (zero.stage == 1 and zero.lays_shares and ranks > 1)
+    lays_own = zero.stage == 1 and zero.lays_shares
+    lays_shares = zero.stage == 2 or (lays_own and ranks > 1)
     gradients = whole if zero.stage < 2 else averaged
     if lays_shares and not several:
         gradients = 0.0
@@ -129,7 +130,8 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
     mine = parameters if zero.stage == 0 else share
     owned = elements(matrices) / (ranks if zero.stage else 1)
     optimizer = copies * FP32 * mine - FP32 * owned
-    update = FP32 * (mine - owned) if zero.element != FP32 or zero.stage else 0.0
+    copies_gradients = zero.element != FP32 or (zero.stage > 0 and not lays_own)
+    update = FP32 * (mine - owned) if copies_gradients else 0.0
     update = max(update, *(iteration(group, ranks if zero.stage else 0) for group in matrices), 0.0)
     if zero.optimizer_on_host:
         optimizer = update = 0.0
