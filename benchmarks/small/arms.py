@@ -14,6 +14,7 @@ ALL_FOUR: tuple[str, ...] = ()
 FROZEN = "train.freeze=['vision.vit.trunk', 'vision.vit.patch_embed']"
 BOTH_FROZEN = "train.freeze=['vision.vit.trunk', 'vision.vit.patch_embed', 'text']"
 """The learned patch of pixels that stands for masked ones too: its gradient would go back through the whole network."""
+CLS, MEAN = "model.text_pool=cls", "model.text_pool=mean"
 LITTLE_AUGMENTATION = ("data.randaugment=[0, 0]", "data.crop_scale=[0.8, 1.0]")
 MUCH_AUGMENTATION = ("data.randaugment=[2, 7]", "data.crop_scale=[0.4, 1.0]")
 
@@ -37,6 +38,17 @@ NARROW = (
     "model.contrastive_width=64",
 )
 """The model of `benchmarks/claim`, half as wide and half as deep, whose steps cost a fraction."""
+DICTIONARY = (
+    "model.vision=patch_dictionary",
+    "model.vision_args={embed_dim=128, dropout=0.5}",
+    "model.text_args={hidden_size=128, num_hidden_layers=0, num_attention_heads=4, intermediate_size=128, "
+    "max_position_embeddings=64, initializer_range=0.16}",
+    "model.text_pool=mean",
+    "model.temperature_min=0.07",
+    FROZEN,
+)
+"""An image encoder made of the corpus's own patches, and the mean of a caption's words."""
+NO_AUGMENTATION = ("data.randaugment=[0, 0]", "data.crop_scale=[1.0, 1.0]")
 FINE = "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}"
 
 
@@ -46,11 +58,13 @@ class Arm:
     stages: shares of the time, and the settings that each adds.
     settings: of the whole run, beside those of `RANDOM` or `pretrained`.
     pretrained: with EfficientNet-lite0 and MiniLM, and not from random weights.
+    dictionary: with a patch dictionary of the pictures to train on.
     """
 
     stages: tuple[tuple[float, tuple[str, ...]], ...]
     settings: tuple[str, ...] = ()
     pretrained: bool = False
+    dictionary: bool = False
 
 
 ONLY_CONTRAST = ((1.0, CONTRAST),)
@@ -71,10 +85,19 @@ ARMS = {
     "itc_narrow_first": Arm(CONTRAST_FIRST, NARROW),
     "itc_narrow_much": Arm(ONLY_CONTRAST, (*NARROW, *MUCH_AUGMENTATION)),
     "itc_narrow_fine": Arm(ONLY_CONTRAST, (*NARROW, FINE)),
+    "dictionary": Arm(ONLY_CONTRAST, (*DICTIONARY, *NO_AUGMENTATION), dictionary=True),
+    "dictionary_augmented": Arm(ONLY_CONTRAST, DICTIONARY, dictionary=True),
+    "dictionary_learned": Arm(
+        ONLY_CONTRAST, (*DICTIONARY, *NO_AUGMENTATION, "model.temperature_min=0.001"), dictionary=True
+    ),
+    "dictionary_cls": Arm(ONLY_CONTRAST, (*DICTIONARY, *NO_AUGMENTATION, *SHALLOW_TEXT, CLS), dictionary=True),
+    "dictionary_first": Arm(CONTRAST_FIRST, (*DICTIONARY, *NO_AUGMENTATION), dictionary=True),
     "itc_dropout": Arm(ONLY_CONTRAST, ("model.dropout=0.1",)),
     "frozen": Arm(ONLY_CONTRAST, (BOTH_FROZEN,), pretrained=True),
     "frozen_images": Arm(ONLY_CONTRAST, (FROZEN,), pretrained=True),
     "frozen_little": Arm(ONLY_CONTRAST, (BOTH_FROZEN, *LITTLE_AUGMENTATION), pretrained=True),
+    "frozen_images_mean": Arm(ONLY_CONTRAST, (FROZEN, MEAN), pretrained=True),
+    "frozen_mean": Arm(ONLY_CONTRAST, (BOTH_FROZEN, MEAN), pretrained=True),
     "tuned": Arm(ONLY_CONTRAST, pretrained=True),
     "frozen_images_itc_first": Arm(CONTRAST_FIRST, (FROZEN,), pretrained=True),
     "frozen_images_all": Arm(((1.0, ALL_FOUR),), (FROZEN,), pretrained=True),

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.claim.cost import seconds_a_step
 from benchmarks.small.arms import ARMS, RANDOM, pretrained
 from benchmarks.small.corpora import ROOT, SEARCHED
+from mvlm.api.dictionary import make_dictionary
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, read_stages
 from mvlm.training.fit.run import train
@@ -93,8 +94,19 @@ def _finished(code: int) -> None:
 
 def _settings(shards: Path, arm: str, seed: int, home: Path) -> list[str]:
     encoders = pretrained(home) if ARMS[arm].pretrained else RANDOM
+    if ARMS[arm].dictionary:
+        encoders += (f"model.vision_weights={_dictionary(shards, home)}",)
     data = [f"data.train={shards / 'train'}", f"data.eval={shards / 'choose'}", f"run.seed={seed}"]
     return [*COMMON, *encoders, *ARMS[arm].settings, *data]
+
+
+def _dictionary(shards: Path, home: Path) -> Path:
+    """Of the pictures to train on, made once for all cells."""
+    kept = home / "dictionaries" / f"{shards.name}.safetensors"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        make_dictionary([str(shards / "train")], kept, load_config(TOML).model.image_size)
+    return kept
 
 
 def _search(run: Path, place: str, shards: Path) -> dict[str, float]:

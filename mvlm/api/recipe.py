@@ -11,6 +11,7 @@ from typing import Any
 from mvlm.api.corpus import ShardedCorpus
 from mvlm.config.schema import OBJECTIVES_OF, Data, Model, Optim
 from mvlm.config.toml import as_toml, read_tables
+from mvlm.model.dictionary import NAME
 from mvlm.pretrained.packaged import INSTALL, SmallEncoders
 
 RECIPES = Path(__file__).parent.parent / "configs"
@@ -66,7 +67,7 @@ EPOCHS, FEWEST_UPDATES, FEWEST_WITH_ENCODERS = 15, 600, 150
 """Passes over the pictures, and updates at least: from random weights, and with encoders trained by others."""
 
 SMALL = 50_000
-"""Pictures up to which a CPU begins with small encoders that others have trained: chosen; 1,443 were measured."""
+"""Pictures up to which a CPU begins with small encoders or a dictionary: chosen; 1,443 were measured."""
 
 EVALUATIONS = 5
 """In a run, the last among them."""
@@ -78,27 +79,34 @@ HELD_OUT_LIMIT = 1000
 """Images of an evaluation while training."""
 
 
+def is_small(images: int, gpus: int) -> bool:
+    """Whether a corpus is small, and a CPU is to train on it."""
+    return images <= SMALL and not gpus
+
+
 def choose(
     images: int,
     train: Sequence[str],
     held_out: Sequence[str],
     run: Path,
     gpus: int,
-    encoders: SmallEncoders | None = None,
+    begins_with: SmallEncoders | Path | None = None,
 ) -> Recipe:
     """A recipe for so many images on so many GPUs, none meaning the CPU.
 
     Args:
-        encoders: those that are installed, with which a small corpus on a CPU begins; GPUs have larger ones.
+        begins_with: what a small corpus on a CPU begins with: small encoders that are installed, or the file of a
+            dictionary; GPUs have larger encoders.
     """
     base, reason = ("small.toml", "a GPU trains it in hours") if gpus else ("tiny.toml", "a CPU trains it in minutes")
-    is_small = images <= SMALL and not gpus
-    begins_with = encoders if is_small else None
-    if begins_with:
+    start: list[RecipeChoice] = []
+    largest, fewest = 512 if gpus else 64, FEWEST_UPDATES
+    if is_small(images, gpus) and isinstance(begins_with, SmallEncoders):
         reason = "its encoders are small ones that others have trained, on far more pictures and sentences"
-    elif is_small:
+        start, largest, fewest = _with_encoders(begins_with), 128, FEWEST_WITH_ENCODERS
+    elif is_small(images, gpus) and isinstance(begins_with, Path):
         reason += f"; far better with encoders that others have trained: {INSTALL}"
-    largest, fewest = (128, FEWEST_WITH_ENCODERS) if begins_with else (512 if gpus else 64, FEWEST_UPDATES)
+        start = _with_dictionary(begins_with)
     batch = min(largest, 1 << max(1, math.floor(math.log2(max(2, images)))))
     epochs, why = _epochs(images, batch, fewest)
     steps = math.ceil(epochs * images / batch)
@@ -110,7 +118,7 @@ def choose(
         RecipeChoice("train.epochs", epochs, why),
         RecipeChoice("checkpoint.every", max(1, steps // (2 * EVALUATIONS)), f"{2 * EVALUATIONS} in the run"),
         RecipeChoice("log.every", max(1, steps // LINES), f"{LINES} lines or so"),
-        *(_with_encoders(begins_with) if begins_with else _narrow() if is_small else ()),
+        *start,
     ]
     choices += _evaluations(held_out, steps, "images", "eval/mean_recall")
     return Recipe(base, read_tables(RECIPES / base, "recipe"), reason, tuple(choices))
@@ -146,35 +154,45 @@ def _with_encoders(encoders: SmallEncoders) -> list[RecipeChoice]:
         RecipeChoice("data.tokenizer", "", "MiniLM's own"),
         RecipeChoice("data.randaugment", [1, 5], "a little augmentation"),
         RecipeChoice("objectives.image_mask_block", 1, "a feature of the image is 32 pixels wide"),
-        *(
-            RecipeChoice(f"objectives.{name}", 0.0, "contrast alone costs a fraction of the time; 1 trains this too")
-            for name in ("image", "text", "itm")
-        ),
+        *_contrast_alone(),
         RecipeChoice("optim.lr", 2e-3, "of what is new"),
         RecipeChoice("optim.encoder_lr", 1e-4, "of MiniLM"),
         RecipeChoice("train.freeze", FROZEN, "few pictures teach it nothing new, and its backward pass is saved"),
     ]
 
 
-def _narrow() -> list[RecipeChoice]:
-    """What learned most in the same CPU time from random weights in `benchmarks/small`, as its arm `itc_narrow`."""
-    text: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text |= {"intermediate_size": 256, "max_position_embeddings": 64, "initializer_range": 0.08}
+DICTIONARY_SIZE = 64
+"""Pixels of the side of a picture that a dictionary is made of."""
+
+
+def _with_dictionary(dictionary: Path) -> list[RecipeChoice]:
+    """What found most in the same CPU time with nothing pretrained in `benchmarks/small`, as its arm `dictionary`."""
+    text: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 0, "num_attention_heads": 4}
+    text |= {"intermediate_size": 128, "max_position_embeddings": 64, "initializer_range": 0.16}
     return [
+        RecipeChoice("model.vision", NAME, "the patches that these pictures are made of; nothing of it is trained"),
+        RecipeChoice("model.vision_weights", str(dictionary), "made of them, as `mvlm dictionary` does"),
         RecipeChoice(
-            "model.vision_args",
-            {"patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 4},
-            "narrow, so that updates are cheap: few pictures are learned by many passes",
+            "model.vision_args", {"embed_dim": 128, "dropout": 0.5}, "few pictures are learned by heart without dropout"
         ),
-        RecipeChoice("model.text_args", text, "the same"),
-        RecipeChoice("model.cross_init_std", 0.11, "of 1 / sqrt(width)"),
-        RecipeChoice("model.contrastive_width", 64, "the encoders' own"),
-        RecipeChoice("objectives.image_mask_block", 1, "patches are 16 pixels wide"),
+        RecipeChoice("model.image_size", DICTIONARY_SIZE, "a multiple of 16"),
+        RecipeChoice("model.text_args", text, "the words alone and not their order: no layer would learn it of so few"),
+        RecipeChoice("model.text_pool", "mean", "of the words"),
+        RecipeChoice("model.temperature_min", 0.07, "where it begins: it would fall as pictures are learned by heart"),
+        RecipeChoice("objectives.image_mask_block", 1, "a feature of the image is 16 pixels wide"),
+        *_contrast_alone(),
         RecipeChoice("data.vocabulary", 4096, "few captions have no more words"),
-        RecipeChoice("data.randaugment", [1, 5], "a little augmentation"),
+        RecipeChoice("data.crop_scale", [1.0, 1.0], "dropout does more than augmentation"),
+        RecipeChoice("data.randaugment", [0, 0], "the same"),
         RecipeChoice("optim.lr", 2e-3, "of a narrow model"),
-        RecipeChoice("optim.encoder_lr", 2e-3, "random weights, too"),
+        RecipeChoice("optim.encoder_lr", 2e-3, "of random weights, too"),
+        RecipeChoice("train.freeze", FROZEN, "what has been made of all pictures need not be learned of them again"),
     ]
+
+
+def _contrast_alone() -> list[RecipeChoice]:
+    reason = "contrast alone costs a fraction of the time; 1 trains this too"
+    return [RecipeChoice(f"objectives.{name}", 0.0, reason) for name in ("image", "text", "itm")]
 
 
 TUNING_EPOCHS = 8

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from mvlm.api.corpus import prepare
-from mvlm.api.recipe import choose
+from mvlm.api.dictionary import make_dictionary
+from mvlm.api.recipe import DICTIONARY_SIZE, choose, is_small
 from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, write_recipe
 from mvlm.pretrained.packaged import small_encoders
 
 SHARDS = "shards"
+DICTIONARY = "dictionary.safetensors"
 
 
 def train(
@@ -38,8 +40,10 @@ def train(
     run = Path(out)
     corpus = prepare(os.fspath(data), run / SHARDS)
     if not (run / RECIPE).exists():
-        gpus = torch.cuda.device_count()
-        chosen = choose(corpus.images, corpus.train, corpus.eval, run, gpus, small_encoders())
+        gpus, encoders, dictionary = torch.cuda.device_count(), small_encoders(), run / DICTIONARY
+        if encoders is None and is_small(corpus.images, gpus):
+            make_dictionary(corpus.train, dictionary, DICTIONARY_SIZE)
+        chosen = choose(corpus.images, corpus.train, corpus.eval, run, gpus, encoders or dictionary)
         write_recipe(run, chosen, f"Chosen by mvlm.train for {corpus.images:,} images.")
     follow_recipe(run, settings, "retrieval", corpus.eval)
     return TrainedRun(run)

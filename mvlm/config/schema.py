@@ -51,13 +51,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    vision: str = "vit_base_patch16_224"  # a timm ViT with CLS, or a CNN (P: ViT-B/16, ImageNet weights; which ones: D)
+    vision: str = "vit_base_patch16_224"  # a timm ViT with CLS, a CNN or "patch_dictionary" (P: ViT-B/16, of ImageNet)
     vision_weights: str = "pretrained"  # "pretrained" (timm's, P), "random", a file, folder, run or "hf-hub:owner/name"
     vision_args: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (D)
     image_size: int = 224  # side in pixels that the encoder sees (P)
     text: str = "FacebookAI/roberta-base"  # (P) any BERT-like transformers name or folder; a model type when random
     text_weights: str = "pretrained"  # "pretrained" (those of `text`, P), "random", a file, folder, run or "hf-hub:..."
     text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config (D)
+    text_pool: Literal["cls", "mean"] = "cls"  # what stands for a text: its first token, or the mean of all (P)
     cross_depth: int = 3  # blocks of each cross-modality encoder (P)
     decoder_depth: int = 3  # blocks of the image decoder (P)
     cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)

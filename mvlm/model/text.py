@@ -31,18 +31,19 @@ behind the padding token's number and 0 where they begin at 0. Texts go through 
 
 
 class TextEncoder(nn.Module):
-    """Token ids to token features; the first token is the sentence's CLS.
+    """Token ids to token features, of which the first stands for the sentence.
 
     Args:
         model: an encoder of transformers.
+        pool: "cls", that is the first token's own feature, or "mean", that of all tokens, in its place.
 
     Attributes:
         first_position: the row of the position embeddings that a text's first token has.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, pool: str = "cls") -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pool = model, pool
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # would get no gradient
         self.settings: PretrainedConfig = model.config
@@ -66,6 +67,8 @@ class TextEncoder(nn.Module):
             mask = valid_BL.long().repeat(len(texts_XBL), 1)
             tokens = self.model(input_ids=texts_XBL.flatten(0, 1), attention_mask=mask).last_hidden_state
             tokens_XBLD = tokens.unflatten(0, texts_XBL.shape[:2])
+        if self.pool == "mean":
+            tokens_XBLD = torch.cat([_mean(tokens_XBLD, valid_BL), tokens_XBLD[:, :, 1:]], dim=2)
         return tokens_XBLD if text_BL.ndim == 3 else tokens_XBLD[0]
 
     def _packed(self, texts_XBL: Tensor, valid_BL: Tensor, packing: Packing) -> Tensor:
@@ -75,6 +78,12 @@ class TextEncoder(nn.Module):
         position_T = (packing.token_T % valid_BL.shape[1] + self.first_position).repeat(copies)
         output = self.model(input_ids=packed.pack(texts_XBL).view(1, -1), position_ids=position_T[None], packed=packed)
         return packed.unpack(output.last_hidden_state).squeeze(0).unflatten(0, texts_XBL.shape[:2])
+
+
+def _mean(tokens_XBLD: Tensor, valid_BL: Tensor) -> Tensor:
+    """Of a text's tokens that are no padding -> XB1D."""
+    sum_XBD = torch.einsum("xbld,bl->xbd", tokens_XBLD, valid_BL.to(tokens_XBLD.dtype))
+    return (sum_XBD / valid_BL.sum(dim=1, keepdim=True)).unsqueeze(2)
 
 
 _OURS = "mvlm"

