@@ -63,7 +63,7 @@ class PatchDictionary(nn.Module):
         features_BFhw = (self.described(image_BCHW) - self.mean[:, None, None]) * self.scale[:, None, None]
         rows, columns = features_BFhw.shape[2:]
         quadrant_Qhw = _quadrants(rows, columns, features_BFhw)
-        features_BDhw = (features_BFhw[:, None] * quadrant_Qhw[:, None]).flatten(1, 2)
+        features_BDhw = torch.cat([features_BFhw * quadrant_hw for quadrant_hw in quadrant_Qhw], dim=1)
         return F.dropout2d(features_BDhw, self.dropout, self.training)
 
     def described(self, image_BCHW: Tensor) -> Tensor:

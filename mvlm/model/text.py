@@ -68,7 +68,8 @@ class TextEncoder(nn.Module):
             tokens = self.model(input_ids=texts_XBL.flatten(0, 1), attention_mask=mask).last_hidden_state
             tokens_XBLD = tokens.unflatten(0, texts_XBL.shape[:2])
         if self.pool == "mean":
-            tokens_XBLD = torch.cat([_mean(tokens_XBLD, valid_BL), tokens_XBLD[:, :, 1:]], dim=2)
+            is_first_L1 = (torch.arange(valid_BL.shape[1], device=valid_BL.device) == 0)[:, None]
+            tokens_XBLD = torch.where(is_first_L1, _mean(tokens_XBLD, valid_BL), tokens_XBLD)
         return tokens_XBLD if text_BL.ndim == 3 else tokens_XBLD[0]
 
     def _packed(self, texts_XBL: Tensor, valid_BL: Tensor, packing: Packing) -> Tensor:

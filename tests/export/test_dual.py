@@ -20,6 +20,14 @@ def given():
     return torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(scope="module", params=["transformer", "dictionary"])
+def dual(request, run, made_run):
+    """A run of each kind of image encoder and of pooling."""
+    if request.param == "transformer":
+        return run
+    return made_run(vision="patch_dictionary", vision_args={"embed_dim": 32}, text_pool="mean")
+
+
 def tokens(folder):
     """What someone without mvlm gives the text encoder."""
     inputs = json.loads((folder / "inputs.json").read_text())
@@ -37,24 +45,24 @@ def features(run, given, ids, mask):
     return model.project_image(model.encode_image(given)).numpy(), model.project_text(text_BLD).numpy()
 
 
-def test_onnx(run, tmp_path, given):
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 0
+def test_onnx(dual, tmp_path, given):
+    assert main(["export", str(dual), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 0
     ids, mask = tokens(tmp_path / "out")
     image, text = (onnxruntime.InferenceSession(tmp_path / "out" / f"{side}.onnx") for side in ("image", "text"))
     found = image.run(["features"], {"pixel_values": given.numpy()})[0]
     read = text.run(["features"], {"input_ids": ids, "attention_mask": mask})[0]
-    for ours, theirs in zip(features(run, given, ids, mask), (found, read), strict=True):
+    for ours, theirs in zip(features(dual, given, ids, mask), (found, read), strict=True):
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
 @pytest.mark.campaign
-def test_torch_export(run, tmp_path, given):
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--format", "torch"]) == 0
+def test_torch_export(dual, tmp_path, given):
+    assert main(["export", str(dual), "--out", str(tmp_path / "out"), "--format", "torch"]) == 0
     ids, mask = tokens(tmp_path / "out")
     image, text = (torch.export.load(tmp_path / "out" / f"{side}.pt2").module() for side in ("image", "text"))
     with torch.no_grad():
         found, read = image(given).numpy(), text(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
-    for ours, theirs in zip(features(run, given, ids, mask), (found, read), strict=True):
+    for ours, theirs in zip(features(dual, given, ids, mask), (found, read), strict=True):
         np.testing.assert_allclose(theirs, ours, atol=1e-6)
 
 
