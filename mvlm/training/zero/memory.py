@@ -158,9 +158,11 @@ def _weights(parameters: int, zero: Zero, ranks: int) -> tuple[float, float]:
 def _buckets(parameters: int, zero: Zero, ranks: int, several: bool) -> tuple[float, float]:
     """Those of a backward pass, and of them what is kept for good."""
     bucket = float(min(zero.reduce_bucket, parameters) * zero.element)
+    if ranks == 1 and (zero.stage == 0 or (zero.stage == 1 and zero.lays_shares)):
+        return 0.0, 0.0
     if zero.stage == 0:
-        return (bucket if ranks > 1 else 0.0), 0.0
-    if zero.stage == 1 and zero.lays_shares and ranks > 1:
+        return bucket, 0.0
+    if zero.stage == 1 and zero.lays_shares:
         return bucket * (1 if several else 2), 0.0  # laid flat, and parameters' gradients where they are not held
     if not zero.contiguous:
         return 0.0, 0.0
