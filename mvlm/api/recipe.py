@@ -150,6 +150,7 @@ def _with_encoders(encoders: SmallEncoders) -> list[RecipeChoice]:
         RecipeChoice("model.text", str(encoders.texts), "MiniLM, trained on sentences"),
         RecipeChoice("model.text_weights", "pretrained", "of the same package"),
         RecipeChoice("model.text_args", {}, "as it was trained"),
+        RecipeChoice("model.text_pool", "mean", "the same"),
         RecipeChoice("model.cross_init_std", 0.05, "of 1 / sqrt(width)"),
         RecipeChoice("data.tokenizer", "", "MiniLM's own"),
         RecipeChoice("data.randaugment", [1, 5], "a little augmentation"),

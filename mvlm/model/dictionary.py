@@ -59,7 +59,10 @@ class PatchDictionary(nn.Module):
         nn.init.normal_(self.filters, std=self.filters[0].numel() ** -0.5)
 
     def forward_features(self, image_BCHW: Tensor) -> Tensor:
-        """Normalized pixels BCHW -> BDhw, a cell each."""
+        """As timm's networks have it: normalized pixels BCHW -> BDhw, a cell each."""
+        return self(image_BCHW)  # called as a module, as ZeRO-3 needs
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
         features_BFhw = (self.described(image_BCHW) - self.mean[:, None, None]) * self.scale[:, None, None]
         rows, columns = features_BFhw.shape[2:]
         quadrant_Qhw = _quadrants(rows, columns, features_BFhw)

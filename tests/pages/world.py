@@ -17,8 +17,8 @@ from tests.pages.shown import toml_block
 
 SMALL = [word for word in RECIPE if not word.startswith("train.epochs")]
 """Overrides by which any recipe trains for milliseconds a step."""
-OF_PACKAGES = "small_domain.toml"
-"""The TOML of docs/small.md, whose image encoder has parts of its own that it freezes."""
+OWN_ENCODERS = {"small_domain.toml": "tf_efficientnet_lite0", "dictionary.toml": "patch_dictionary"}
+"""TOMLs of docs/small.md by their image encoders, which have parts of their own that these freeze."""
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 
 
@@ -26,7 +26,7 @@ def reduced(words: list[str]) -> list[str]:
     """The words of `mvlm train` for a tiny model and a few steps."""
     long = ("train.epochs=", "train.steps=", "train.global_batch=", "train.micro_batch=6", "eval.every=", "model.")
     own = [word for word in words if not word.startswith(long)]
-    small = [word for word in SMALL if not word.startswith("model.vision")] if words[0] == OF_PACKAGES else SMALL
+    small = [word for word in SMALL if not word.startswith("model.vision")] if words[0] in OWN_ENCODERS else SMALL
     small = [*small, "model.vision_weights=random"]
     first = [] if any(word.startswith("checkpoint.init=") for word in words) else RECIPE_OF_FIRST
     return [*own, *small, *first, "train.epochs=0", "train.steps=4", "eval.every=2", "checkpoint.every=2"]
@@ -50,7 +50,8 @@ def make_world(folder: Path, scenes: Path, trained: Path) -> None:
     write_icons(folder)
     (folder / "icons/iconify-json-2.2.535.tgz").rename(folder / "iconify-json-2.2.535.tgz")
     lines = {"templates.txt": "{} top left\na {}\n", "sentences.txt": "red circle top left\n\nblue star\n"}
-    lines |= {"removed.txt": "no-such-key\n", OF_PACKAGES: toml_block("docs/small.md", "tf_efficientnet_lite0")}
+    lines |= {"removed.txt": "no-such-key\n"}
+    lines |= {name: toml_block("docs/small.md", encoder) for name, encoder in OWN_ENCODERS.items()}
     lines |= {"run.toml": '[run]\ndir = "runs/mine"\n[data]\ntrain = "shards/train"\neval = "shards/eval"\n'}
     lines |= {"job.toml": '[job]\nname = "base"\nrun = "run.toml"\ndeepspeed = "ds_configs/zero1.json"\nnodes = 2\n'}
     for name, text in lines.items():
