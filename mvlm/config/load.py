@@ -55,6 +55,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "data.epoch": "images",
     "data.shuffle": "blocks",
     "data.randaugment_kind": "same_hue",
+    "model.text_pool": "cls",
     "objectives.contrastive": "softmax",
     "objectives.reconstruct_from": "other",
     "objectives.itc_exchange": "blocks",

@@ -20,7 +20,7 @@ def given():
     return torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="module", params=["transformer", "dictionary"])
+@pytest.fixture(scope="module", params=["transformer", pytest.param("dictionary", marks=pytest.mark.campaign)])
 def dual(request, run, made_run):
     """A run of each kind of image encoder and of pooling."""
     if request.param == "transformer":

@@ -14,6 +14,7 @@ from mvlm.__main__ import main
 from mvlm.config.load import load_config
 from mvlm.errors import UserError
 from mvlm.model.dictionary import EVEN, THRESHOLD, PatchDictionary
+from mvlm.pretrained import dictionary as fitting
 from mvlm.pretrained.dictionary import fit_dictionary
 from mvlm.pretrained.encoders import build_image_encoder
 from mvlm.pretrained.load import fill_image_encoder
@@ -21,6 +22,11 @@ from tests.conftest import ROOT, TINY
 
 TOML = ROOT / "mvlm/configs/tiny.toml"
 VISION = ("model.vision=patch_dictionary", "model.vision_args={embed_dim=32}", "model.image_size=64")
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "SAMPLES", 4000)
 
 
 def stripes(count: int = 24) -> Tensor:

@@ -40,6 +40,7 @@ OTHER: dict[str, Any] = {
     "model.text": "bert",
     "model.text_weights": "weights",
     "model.text_args": {"hidden_size": 16},
+    "model.text_pool": "mean",
     "model.cross_norm": "post",
     "model.dropout": 0.1,
     "model.temperature": 0.1,
