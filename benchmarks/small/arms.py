@@ -91,13 +91,11 @@ ARMS = {
         ONLY_CONTRAST, (*DICTIONARY, *NO_AUGMENTATION, "model.temperature_min=0.001"), dictionary=True
     ),
     "dictionary_cls": Arm(ONLY_CONTRAST, (*DICTIONARY, *NO_AUGMENTATION, *SHALLOW_TEXT, CLS), dictionary=True),
-    "dictionary_first": Arm(CONTRAST_FIRST, (*DICTIONARY, *NO_AUGMENTATION), dictionary=True),
     "itc_dropout": Arm(ONLY_CONTRAST, ("model.dropout=0.1",)),
     "frozen": Arm(ONLY_CONTRAST, (BOTH_FROZEN,), pretrained=True),
     "frozen_images": Arm(ONLY_CONTRAST, (FROZEN,), pretrained=True),
     "frozen_little": Arm(ONLY_CONTRAST, (BOTH_FROZEN, *LITTLE_AUGMENTATION), pretrained=True),
     "frozen_images_mean": Arm(ONLY_CONTRAST, (FROZEN, MEAN), pretrained=True),
-    "frozen_mean": Arm(ONLY_CONTRAST, (BOTH_FROZEN, MEAN), pretrained=True),
     "tuned": Arm(ONLY_CONTRAST, pretrained=True),
     "frozen_images_itc_first": Arm(CONTRAST_FIRST, (FROZEN,), pretrained=True),
     "frozen_images_all": Arm(((1.0, ALL_FOUR),), (FROZEN,), pretrained=True),

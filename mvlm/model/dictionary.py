@@ -18,6 +18,9 @@ NAME = "patch_dictionary"
 CELL = 16
 """Pixels of the side of a cell, of which each has features of its own."""
 
+SIDE = 6
+"""Of a patch, in pixels."""
+
 STRIDE = 4
 """Pixels between the places that are looked at."""
 
@@ -37,7 +40,6 @@ class PatchDictionary(nn.Module):
 
     Args:
         patches: in the dictionary; one and its negative are two features.
-        side: of a patch, in pixels: `STRIDE` and an even number more.
         dropout: of a picture's features in training, each in all cells of a quadrant.
 
     Attributes:
@@ -45,14 +47,14 @@ class PatchDictionary(nn.Module):
         mean, scale: that bring a cell's features to mean 0 and variance 1.
     """
 
-    def __init__(self, patches: int = 256, side: int = 6, dropout: float = 0.0) -> None:
+    def __init__(self, patches: int = 256, dropout: float = 0.0) -> None:
         super().__init__()
         self.pretrained_cfg: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
         self.feature_info = [{"reduction": CELL}]
         features = 2 * patches + 3
         self.num_features = QUADRANTS * features
         self.dropout = dropout
-        self.filters = nn.Parameter(torch.empty(patches, 3, side, side))
+        self.filters = nn.Parameter(torch.empty(patches, 3, SIDE, SIDE))
         self.bias = nn.Parameter(torch.zeros(patches))
         self.mean = nn.Parameter(torch.zeros(features))
         self.scale = nn.Parameter(torch.ones(features))
@@ -71,7 +73,7 @@ class PatchDictionary(nn.Module):
 
     def described(self, image_BCHW: Tensor) -> Tensor:
         """The same before features are brought to mean 0 and variance 1 -> BFhw."""
-        border = (self.filters.shape[-1] - STRIDE) // 2
+        border = (SIDE - STRIDE) // 2
         alike_BKyx = self.resemblance(F.pad(image_BCHW, [border] * 4, mode="replicate"))
         both = torch.cat([F.relu(alike_BKyx - THRESHOLD), F.relu(-alike_BKyx - THRESHOLD)], dim=1)
         seen_BFhw = (F.avg_pool2d(both, CELL // STRIDE) + 1e-6).sqrt()
@@ -79,10 +81,9 @@ class PatchDictionary(nn.Module):
 
     def resemblance(self, image_BCHW: Tensor) -> Tensor:
         """Normalized pixels BCHW -> BKyx of every patch with every place, whatever its brightness and contrast."""
-        side = self.filters.shape[-1]
         values = self.filters[0].numel()
-        mean_B1yx = F.avg_pool2d(image_BCHW.mean(1, keepdim=True), side, STRIDE)
-        square_B1yx = F.avg_pool2d(image_BCHW.square().mean(1, keepdim=True), side, STRIDE)
+        mean_B1yx = F.avg_pool2d(image_BCHW.mean(1, keepdim=True), SIDE, STRIDE)
+        square_B1yx = F.avg_pool2d(image_BCHW.square().mean(1, keepdim=True), SIDE, STRIDE)
         spread_B1yx = (square_B1yx - mean_B1yx.square()).clamp(min=0) * values / (values - 1) + EVEN**2
         flat = self.filters.sum((1, 2, 3))[:, None, None]
         seen_BKyx = F.conv2d(image_BCHW, self.filters, stride=STRIDE) - mean_B1yx * flat

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.model.dictionary import EVEN, PatchDictionary
+from mvlm.model.dictionary import EVEN, SIDE, PatchDictionary
 
 SAMPLES = 40_000
 """Patches that are looked at."""
@@ -21,17 +21,17 @@ BATCH = 64
 
 
 @torch.no_grad()
-def fit_dictionary(image_NCHW: Tensor, patches: int = 256, side: int = 6, seed: int = 0) -> PatchDictionary:
+def fit_dictionary(image_NCHW: Tensor, patches: int = 256) -> PatchDictionary:
     """The dictionary of pictures that are uint8 NCHW; of even ones it has their colours alone."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     pixels_NCHW = (image_NCHW.float() / 255 - 0.5) / 0.5
-    patch_SQ, is_even_S = _normalized(_patches(pixels_NCHW, side, generator))
+    patch_SQ, is_even_S = _normalized(_patches(pixels_NCHW, generator))
     mean_Q = patch_SQ.mean(0)
     axes_QQ, variance_Q, _ = torch.linalg.svd((patch_SQ - mean_Q).T @ (patch_SQ - mean_Q) / len(patch_SQ))
     whiten_QQ = (axes_QQ / (variance_Q + WHITENING).sqrt()) @ axes_QQ.T
     white_SQ = (patch_SQ - mean_Q) @ whiten_QQ
     words_KQ = _centres(white_SQ if is_even_S.sum() > SAMPLES - patches else white_SQ[~is_even_S], patches, generator)
-    dictionary = PatchDictionary(patches, side)
+    dictionary = PatchDictionary(patches)
     dictionary.filters.copy_((words_KQ @ whiten_QQ).view_as(dictionary.filters))
     dictionary.bias.copy_(-words_KQ @ (mean_Q @ whiten_QQ))
     described = [dictionary.described(pixels).transpose(0, 1).flatten(1) for pixels in pixels_NCHW.split(BATCH)]
@@ -41,15 +41,15 @@ def fit_dictionary(image_NCHW: Tensor, patches: int = 256, side: int = 6, seed: 
     return dictionary
 
 
-def _patches(pixels_NCHW: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def _patches(pixels_NCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Some from anywhere -> SQ, each as channels, rows, columns."""
     images, _, height, width = pixels_NCHW.shape
 
     def drawn(below: int) -> Tensor:
         return torch.randint(below, (SAMPLES,), generator=generator)
 
-    image_S, row_S, column_S = drawn(images), drawn(height - side + 1), drawn(width - side + 1)
-    along = torch.arange(side)
+    image_S, row_S, column_S = drawn(images), drawn(height - SIDE + 1), drawn(width - SIDE + 1)
+    along = torch.arange(SIDE)
     rows_Sp1, columns_S1p = (row_S[:, None] + along)[:, :, None], (column_S[:, None] + along)[:, None, :]
     patch_SppC = pixels_NCHW[image_S[:, None, None], :, rows_Sp1, columns_S1p]
     return patch_SppC.permute(0, 3, 1, 2).flatten(1)

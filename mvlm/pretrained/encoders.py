@@ -159,7 +159,7 @@ def _create_dictionary(arguments: dict[str, Any], pretrained: bool) -> dictionar
         return dictionary.PatchDictionary(**arguments)
     except TypeError as error:
         raise UserError(
-            f"model.vision_args of {dictionary.NAME!r}: {error}: give patches, side, dropout or embed_dim."
+            f"model.vision_args of {dictionary.NAME!r}: {error}: give patches, dropout or embed_dim."
         ) from None
 
 

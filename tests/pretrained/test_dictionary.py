@@ -144,7 +144,7 @@ def test_mistakes_are_one_sentence(scenes: Path, tmp_path: Path, caplog: pytest.
         assert said in caplog.text
     for words, said in (
         (["model.vision_weights=pretrained"], "make them with `mvlm dictionary`"),
-        (["model.vision_weights=random", "model.vision_args={depth=2}"], "give patches, side, dropout or embed_dim"),
+        (["model.vision_weights=random", "model.vision_args={depth=2}"], "give patches, dropout or embed_dim"),
     ):
         config = load_config(TOML, [*TINY, *VISION, *words])
         with pytest.raises(UserError, match=said):
