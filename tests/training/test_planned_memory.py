@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from benchmarks.plan import ranks
 from benchmarks.plan.compare import Case, compare
 
 CASES = [
@@ -27,3 +30,24 @@ def test_memory_and_operations_are_as_planned(one_rank: None, case: Case) -> Non
     found = compare(case)
     assert found.planned_memory == pytest.approx(found.measured_memory, rel=0.12)  # on AMD's CPUs 10 % low in fp32
     assert found.planned_flops == pytest.approx(found.counted_flops, rel=0.03)
+
+
+KEPT = {
+    ranks.Case(**line["case"]): line for line in map(json.loads, ranks.RESULTS.read_text(encoding="utf-8").splitlines())
+}
+QUICK = [
+    ranks.Case(4, 1, recompute=1.0),
+    ranks.Case(2, 1, accumulation=2, offload="optimizer"),
+    ranks.Case(2, 2, accumulation=2, offload="optimizer"),
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*QUICK, *(pytest.param(case, marks=pytest.mark.campaign) for case in KEPT if case not in QUICK)],
+    ids=lambda case: "-".join(map(str, vars(case).values())),
+)
+def test_a_layout_that_was_measured_on_several_ranks_is_still_planned_so(case: ranks.Case) -> None:
+    memory, sent = ranks.planned(case)
+    assert memory == pytest.approx(KEPT[case]["memory"], rel=0.06)
+    assert sent == pytest.approx(KEPT[case]["bytes"], rel=0.06, abs=1e5)
