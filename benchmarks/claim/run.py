@@ -66,8 +66,9 @@ def prepare_all(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:
 
 def run_here(plans: Iterable[Plan], results: Path, count: int) -> int:
     """Train and measure in this process whatever `results` does not hold yet; the exit code."""
+    stop = StopRequests()  # before there are ranks: the shell that started this may end
     with one_rank():
-        return _one_after_another(plans, results, StopRequests(), count)
+        return _one_after_another(plans, results, stop, count)
 
 
 def told(campaign: Callable[[], tuple[int, str]], page: Path | None) -> int:

@@ -155,8 +155,8 @@ class Task:
 
 def run(campaign: Campaign) -> int:
     """Whatever is not there yet, in this process; others may share it. The exit code."""
+    stop = StopRequests()  # before there are ranks: the shell that started this may end
     with one_rank():
-        stop = StopRequests()
         try:
             for cells in in_turn(campaign.size):
                 _work_through(campaign, [_icon_task(campaign, cell) for cell in cells], stop)

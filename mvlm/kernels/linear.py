@@ -2,8 +2,8 @@
 
 In fp32 on a CPU, torch copies the bias into the result before it multiplies; oneDNN's fused product does not. Of a wide
 layer its weight gradient takes the slower of two equal products, and its bias gradient takes twice the time of one. MKL
-does without AVX-512 on AMD. A CPU without instructions for bf16 multiplies the same numbers in fp32 four times
-as fast as its libraries imitate them (docs/kernels.md).
+does without AVX-512 on AMD, which costs it time from Zen 5 on. A CPU without instructions for bf16 multiplies the same
+numbers in fp32 four times as fast as its libraries imitate them (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -102,9 +102,15 @@ def _mkl_is_slow(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and probes.mkl_lacks_avx512()
 
 
+WORTH_TWO_COPIES = 384
+"""Numbers in the narrower side of a layer: oneDNN wants both of the weight gradient's factors transposed in memory,
+which takes longer than the product of narrow layers. It was measured from 384 on."""
+
+
 def _weight_gradient(grad_RO: Tensor, x_RI: Tensor) -> Tensor:
     """R rows -> OI. A CPU is faster with the narrow side first."""
-    if _mkl_is_slow(x_RI) and x_RI.numel():
+    narrow = min(grad_RO.shape[1], x_RI.shape[1])
+    if _mkl_is_slow(x_RI) and not probes.avx512_is_half() and narrow >= WORTH_TWO_COPIES and x_RI.numel():
         return _onednn_product(grad_RO.t().contiguous(), x_RI.t().contiguous(), None)
     if x_RI.device.type == "cpu" and 2 * x_RI.shape[1] <= grad_RO.shape[1] <= len(x_RI):
         return (x_RI.t() @ grad_RO).t().contiguous()
