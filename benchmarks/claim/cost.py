@@ -48,7 +48,7 @@ def equal_compute(toml: str, overrides: list[str], objective: str, reference: st
     return round(steps * costs[0] / costs[1])
 
 
-WARM, COUNTED = 2, 6  # steps before and while a cost is measured
+WARM, COUNTED = 10, 30  # steps before and while a cost is measured: fewer also pay for captions of new lengths
 
 
 def seconds_a_step(toml: Path, deepspeed: Path, words: Sequence[str], run: Path) -> float:
