@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist
 from mvlm.training.fit.run import train
+from mvlm.training.health.signals import StopRequests
 from mvlm.training.logging.mfu import FlopsOfBatches
 from mvlm.training.trainer import Evaluate
 
@@ -48,15 +50,20 @@ def equal_compute(toml: str, overrides: list[str], objective: str, reference: st
     return round(steps * costs[0] / costs[1])
 
 
-WARM, COUNTED = 10, 30  # steps before and while a cost is measured: fewer also pay for captions of new lengths
+STRETCH, STRETCHES = 10, 3
+"""Steps in each of the stretches that are measured, after as many that also pay for captions of new lengths."""
 
 
-def seconds_a_step(toml: Path, deepspeed: Path, words: Sequence[str], run: Path) -> float:
-    """Seconds of a step, between two calls of what would evaluate: of the processor or, on a GPU, of the clock.
+def seconds_a_step(
+    toml: Path, deepspeed: Path, words: Sequence[str], run: Path, stop: StopRequests | None = None
+) -> list[float]:
+    """Seconds of a step in each stretch, between two calls of what would evaluate: the processor's or, on a GPU, the
+    clock's.
 
     Args:
         words: overrides of `toml`.
         run: a folder that is emptied first.
+        stop: of this process, where it goes on to listen.
     """
     times: list[float] = []
 
@@ -72,10 +79,11 @@ def seconds_a_step(toml: Path, deepspeed: Path, words: Sequence[str], run: Path)
         return seen
 
     shutil.rmtree(run, ignore_errors=True)
-    words = [*words, f"run.dir={run}", f"train.steps={WARM + COUNTED}", f"eval.every={WARM}", "eval.select="]
-    if code := train(load_config(toml, words), (str(deepspeed), str(toml)), given_keys(toml, words), clock):
+    steps = STRETCH * (1 + STRETCHES)
+    words = [*words, f"run.dir={run}", f"train.steps={steps}", f"eval.every={STRETCH}", "eval.select="]
+    if code := train(load_config(toml, words), (str(deepspeed), str(toml)), given_keys(toml, words), clock, stop):
         raise SystemExit(code)  # it was asked to stop: the same command measures again
-    return (times[-1] - times[0]) / COUNTED
+    return [(end - begin) / STRETCH for begin, end in pairwise(times)]
 
 
 LENGTHS = (4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 21, 23, 24)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.claim import cell as claim
@@ -98,30 +99,32 @@ class Campaign:
 
     def costs(self) -> dict[str, dict[str, float]]:
         """By arm, `seconds` and `gflop` of a pair, and `steps`, those that take the time of the joint arm's."""
-        path = self.results / COSTS
+        found: dict[str, dict[str, float]] = json.loads((self.results / COSTS).read_text(encoding="utf-8"))
+        return found
+
+    def measure_costs(self, stop: StopRequests) -> None:
+        """Once; another process that wants them waits."""
         for folder in (self.results, self.home):
             folder.mkdir(parents=True, exist_ok=True)
         with (self.home / "costs.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                path.write_text(json.dumps(self._measure_costs(), indent=1) + "\n", encoding="utf-8")
-        found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+            if not (self.results / COSTS).exists():
+                found = json.dumps(self._measured_costs(stop), indent=1)
+                (self.results / COSTS).write_text(found + "\n", encoding="utf-8")
 
-    def _measure_costs(self) -> dict[str, dict[str, float]]:
-        toml = ROOT / self.size.toml
+    def _measured_costs(self, stop: StopRequests) -> dict[str, dict[str, float]]:
+        toml, ds_json, folder = ROOT / self.size.toml, deepspeed(self.size), self.home / "costs"
         words = {arm: settings(self.size, self.icons, arm, PRIMARY_SHARE) for arm in ARMS}
         rounds = [
-            {arm: seconds_a_step(toml, deepspeed(self.size), words[arm], self.home / "costs" / arm) for arm in ARMS}
-            for _ in range(ROUNDS)
+            {arm: seconds_a_step(toml, ds_json, words[arm], folder / arm, stop) for arm in ARMS} for _ in range(ROUNDS)
         ]
-        config = load_config(toml, self.size.settings)
-        least = {arm: min(each[arm] for each in rounds) for arm in ARMS}
+        least = {arm: fmean(map(min, zip(*(each[arm] for each in rounds), strict=True))) for arm in ARMS}
+        train = load_config(toml, self.size.settings).train
         return {
             arm: {
-                "seconds": least[arm] / config.train.global_batch,
+                "seconds": least[arm] / train.global_batch,
                 "gflop": flops_a_pair(str(toml), words[arm]) / 1e9,
-                "steps": round(config.train.steps * least[JOINT] / least[arm]),
+                "steps": round(train.steps * least[JOINT] / least[arm]),
             }
             for arm in ARMS
         }
@@ -156,6 +159,7 @@ def run(campaign: Campaign) -> int:
     """Whatever is not there yet, in this process; others may share it. The exit code."""
     stop = StopRequests()  # before there are ranks: the shell that started this may end
     with one_rank():
+        campaign.measure_costs(stop)
         try:
             for cells in in_turn(campaign.size):
                 _work_through(campaign, [_icon_task(campaign, cell) for cell in cells], stop)

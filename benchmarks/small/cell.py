@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.claim.cost import seconds_a_step
@@ -61,7 +62,7 @@ def _cost(shards: Path, arm: str, stage: int, home: Path) -> float:
     kept = home / "costs" / f"{shards.name}-{arm}-{stage}.json"
     if not kept.exists():
         words = [*_settings(shards, arm, 0, home), *ARMS[arm].stages[stage][1]]
-        kept.write_text(json.dumps(seconds_a_step(TOML, Path(JSON), words, kept.with_suffix(""))))
+        kept.write_text(json.dumps(fmean(seconds_a_step(TOML, Path(JSON), words, kept.with_suffix("")))))
     return float(json.loads(kept.read_text()))
 
 
