@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Shards of icons, and beside them a sheet, statistics and whose they are: examples/icons/make.sh [PACKAGE]
+# Shards of icons, and beside them a dictionary of their patches for laptop.toml, a sheet, statistics and whose they are:
+# examples/icons/make.sh [PACKAGE]
 # PACKAGE is the archive or folder of the npm package @iconify/json; without it npm fetches the archive (104 MB).
 # If interrupted, it resumes when started again.
 set -euo pipefail
@@ -18,5 +19,6 @@ fi
   --split train,validation,concepts,designers,both --split-by split --shard-mb 16 --out $OUT/pairs
 [ -e $OUT/foils ] || python -m data_tools shard iconify_foils "$package" \
   --split opposites,styles,validation --split-by foils --shard-mb 16 --out $OUT/foils
+[ -e $OUT/dictionary.safetensors ] || python -m mvlm dictionary $OUT/pairs/train --out $OUT/dictionary.safetensors
 python examples/icons/sheet.py $OUT/pairs $OUT/icons.png
 python examples/icons/about.py $OUT/pairs $OUT

@@ -66,8 +66,9 @@ def _tables(tables: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
 EPOCHS, FEWEST_UPDATES, FEWEST_WITH_ENCODERS = 15, 600, 150
 """Passes over the pictures, and updates at least: from random weights, and with encoders trained by others."""
 
-SMALL = 50_000
-"""Pictures up to which a CPU begins with small encoders or a dictionary: chosen; 1,443 were measured."""
+SMALL = 200_000
+"""Pictures up to which a CPU begins with small encoders or a dictionary: of 155,572, the most that were measured, a
+dictionary taught more in half an hour than a transformer in an hour and a half (docs/icons.md)."""
 
 EVALUATIONS = 5
 """In a run, the last among them."""
