@@ -213,7 +213,10 @@ class _Candidates(ImagesAndTexts):
 def find_by_sentence(
     index: ImageIndex, loaded: Loaded[MaskVLM], sentence: str, top: int, rerank: int, device: torch.device
 ) -> list[SearchHit]:
-    """The `top` images for a sentence; ITM orders ITC's first `rerank` again, where the model has learned it.
+    """The `top` images for a sentence; ITC's first `rerank` are ordered again with ITM, where the model has learned it.
+
+    By ITM's log-odds and ITC's logit together: ITM has learned to tell pairs from negatives that were drawn by ITC's
+    softmax, so that its odds are what ITC does not know, and one that has hardly learned changes nothing.
 
     Raises:
         UserError: the shards, which re-ranking reads, were moved, changed or damaged.
@@ -231,7 +234,8 @@ def find_by_sentence(
         candidates = _Candidates(index, first, sentence, tokens, side)
         sizes = memory.sizes(settings.memory_gb, settings.batch, len(first), 1, Tokens.of(model, tokens.length))
         odds_K = match_pairs(model, candidates, np.arange(len(first)), sizes, device)
-    order = ranking.rerank(np.arange(len(first))[None], odds_K[None])[0]
+        logit_K = np.array([each.similarity for each in found[:rerank]]) / float(model.contrastive_scale()[0])
+    order = ranking.rerank(np.arange(len(first))[None], (odds_K + logit_K)[None])[0]
     matched = [replace(found[at], match=float(1 / (1 + np.exp(-odds_K[at])))) for at in order]
     return (matched + found[rerank:])[:top]
 
