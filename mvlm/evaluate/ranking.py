@@ -115,6 +115,15 @@ def rerank(top_AK: np.ndarray, score_AK: np.ndarray) -> np.ndarray:
     return np.take_along_axis(top_AK, np.lexsort((top_AK, -score_AK)), axis=1)
 
 
+def search_scores(odds_AK: np.ndarray, cosine_AK: np.ndarray, temperature: float) -> np.ndarray:
+    """What a search orders ITC's first candidates by: ITM's log-odds and ITC's logit together.
+
+    ITM has learned to tell pairs from negatives that were drawn by ITC's softmax, so that its odds are what ITC does
+    not know, and one that has hardly learned changes nothing. Retrieval is evaluated by ITM alone, as the paper does.
+    """
+    return odds_AK + cosine_AK / temperature
+
+
 def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right: RelevantItems) -> np.ndarray:
     """The best right item's rank after re-ranking: the one before where no right item is a candidate."""
     widest = reranked_AK.shape[1] * max(1, right.counts().max(initial=1))

@@ -1,4 +1,4 @@
-"""The best sentences for an image, and the best images for a sentence: as retrieval is evaluated."""
+"""The best sentences for an image, and the best images for a sentence."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def best(
             odds_AK = odds.reshape(pairs.shape)
             for query, (items, row) in enumerate(zip(first_AK.tolist(), odds_AK.tolist(), strict=True)):
                 match_AN |= {(query, item): float(1 / (1 + np.exp(-odd))) for item, odd in zip(items, row, strict=True)}
-            top_AK = np.concatenate([ranking.rerank(first_AK, odds_AK), top_AK[:, rerank:]], axis=1)
+            cosine_AK = (query_AE[:, None] * item_NE[first_AK]).sum(-1).cpu().numpy()
+            score_AK = ranking.search_scores(odds_AK, cosine_AK, float(model.contrastive_scale()[0]))
+            top_AK = np.concatenate([ranking.rerank(first_AK, score_AK), top_AK[:, rerank:]], axis=1)
 
     def answer(query: int, item: int) -> dict[str, Any]:
         similarity = float(query_AE[query] @ item_NE[item])

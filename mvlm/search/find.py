@@ -215,9 +215,6 @@ def find_by_sentence(
 ) -> list[SearchHit]:
     """The `top` images for a sentence; ITC's first `rerank` are ordered again with ITM, where the model has learned it.
 
-    By ITM's log-odds and ITC's logit together: ITM has learned to tell pairs from negatives that were drawn by ITC's
-    softmax, so that its odds are what ITC does not know, and one that has hardly learned changes nothing.
-
     Raises:
         UserError: the shards, which re-ranking reads, were moved, changed or damaged.
     """
@@ -234,8 +231,9 @@ def find_by_sentence(
         candidates = _Candidates(index, first, sentence, tokens, side)
         sizes = memory.sizes(settings.memory_gb, settings.batch, len(first), 1, Tokens.of(model, tokens.length))
         odds_K = match_pairs(model, candidates, np.arange(len(first)), sizes, device)
-        logit_K = np.array([each.similarity for each in found[:rerank]]) / float(model.contrastive_scale()[0])
-    order = ranking.rerank(np.arange(len(first))[None], (odds_K + logit_K)[None])[0]
+        cosine_K = np.array([each.similarity for each in found[:rerank]])
+        score_K = ranking.search_scores(odds_K, cosine_K, float(model.contrastive_scale()[0]))
+    order = ranking.rerank(np.arange(len(first))[None], score_K[None])[0]
     matched = [replace(found[at], match=float(1 / (1 + np.exp(-odds_K[at])))) for at in order]
     return (matched + found[rerank:])[:top]
 

@@ -31,10 +31,11 @@ def every_pair(model, pictures):
     return similarity, match
 
 
-def expected(similarity_A, match_A, top):
-    """Four candidates by similarity, ordered by match, the rest behind them."""
+def expected(similarity_A, match_A, temperature, top):
+    """Four candidates by similarity, ordered by the odds of a match and the similarity, the rest behind them."""
     order = np.argsort(-similarity_A, kind="stable").tolist()
-    return (sorted(order[:4], key=lambda item: -match_A[item]) + order[4:])[:top]
+    score_A = np.log(match_A / (1 - match_A)) + similarity_A / temperature
+    return (sorted(order[:4], key=lambda item: -score_A[item]) + order[4:])[:top]
 
 
 @pytest.mark.parametrize("kind", [CAPTIONS, IMAGES])
@@ -48,7 +49,7 @@ def test_best_answers_are_those_of_asking_about_every_pair(loaded, files, pictur
     assert len(answer.entries) == len(similarity)
     for query, entry in enumerate(answer.entries):
         shown = entry["sentences" if kind.name == "captions" else "images"]
-        order = expected(similarity[query], match[query], 6)
+        order = expected(similarity[query], match[query], loaded.model.temperature().item(), 6)
         assert [each["sentence" if kind.name == "captions" else "image"] for each in shown] == [items[i] for i in order]
         for place, (each, item) in enumerate(zip(shown, order, strict=True)):
             assert each["similarity"] == pytest.approx(similarity[query, item], abs=1e-5)
