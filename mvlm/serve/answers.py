@@ -76,11 +76,12 @@ class Answers:
 
     def search(self, asked: AskedSearch) -> dict[str, Any]:
         index, metadata = self._searched()
+        last = asked.skip + asked.top
         if asked.picture is not None:
             image_1CHW = self._image(asked.picture)
-            found = find_by_image(index, self.loaded, image_1CHW, asked.top, self.device)
+            found = find_by_image(index, self.loaded, image_1CHW, last, self.device)
         elif asked.sentence.strip():
-            found = find_by_sentence(index, self.loaded, asked.sentence, asked.top, RERANK, self.device)
+            found = find_by_sentence(index, self.loaded, asked.sentence, last, RERANK, self.device)
         else:
             raise UserError("Nothing is asked: write a sentence or choose a picture.")
         return {
@@ -94,7 +95,7 @@ class Answers:
                     "picture": data_url(index.picture(each.image)),
                     "about": metadata.of(each.image),
                 }
-                for each in found
+                for each in found[asked.skip :]
             ]
         }
 

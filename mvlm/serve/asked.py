@@ -10,6 +10,7 @@ Sentence = Annotated[str, Field(max_length=2000)]
 Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10_000)]
 
 MOST_FOUND = 50
+MOST_SKIPPED = 1024
 
 
 class _Strict(BaseModel):
@@ -29,11 +30,12 @@ class AskedView(_Strict):
 
 
 class AskedSearch(_Strict):
-    """By a sentence or by a picture."""
+    """By a sentence or by a picture: the best but `skip`, which were shown before."""
 
     sentence: Sentence = ""
     picture: AskedPicture | None = None
     top: Annotated[int, Field(ge=1, le=MOST_FOUND)] = 8
+    skip: Annotated[int, Field(ge=0, le=MOST_SKIPPED)] = 0
 
 
 class AskedDrawings(_Strict):

@@ -39,6 +39,7 @@ def test_the_page_is_told_what_there_is(client, dataset):
 def test_search_by_sentence_and_by_picture(client, dataset):
     found = ask(client, "search", sentence=SENTENCE, top=5)["found"]
     assert len(found) == 5 and all(0 <= each["match"] <= 1 for each in found)
+    assert ask(client, "search", sentence=SENTENCE, top=3, skip=2)["found"] == found[2:]
     for each in found:
         assert each["key"] == dataset.mixture.row(each["image"]).key
         np.testing.assert_array_equal(

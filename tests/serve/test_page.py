@@ -176,6 +176,28 @@ def test_search_shows_pictures_and_takes_them_down_to_the_pair(page):
 
 
 @pytest.mark.parametrize("page", [375], indirect=True)
+def test_more_is_shown_and_an_address_goes_back_to_what_was_asked(page):
+    def captions():
+        return [item.text for item in page.all("#found li p:first-of-type")]
+
+    page.one("query").send_keys("red circle top left", Keys.ENTER)
+    page.wait(lambda: len(captions()) == 32)
+    first, address = captions(), page.browser.current_url
+    page.one("more").click()
+    page.wait(lambda: len(captions()) == 64)
+    assert captions()[:32] == first and captions()[32:] != first
+    page.one("query").clear()
+    page.one("query").send_keys("blue star", Keys.ENTER)
+    page.wait(lambda: len(captions()) == 32 and captions() != first)
+    page.browser.back()
+    page.wait(lambda: captions() == first)
+    assert page.browser.current_url == address
+    assert page.one("query").get_attribute("value") == "red circle top left"
+    page.browser.refresh()
+    page.wait(lambda: captions() == first)
+
+
+@pytest.mark.parametrize("page", [375], indirect=True)
 def test_what_is_drawn_by_mouse_finger_and_keyboard_is_searched_for(page):
     board = page.one("drawing")
 

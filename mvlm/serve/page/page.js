@@ -60,7 +60,7 @@ function asker(panel, path, show) {
       const answer = await ask(panel, path, question, mine.signal);
       if (mine !== running) return;
       say(panel, "");
-      show(answer);
+      show(answer, question);
     } catch (error) {
       if (mine === running) say(panel, error.message, true);
     } finally {
@@ -305,6 +305,7 @@ async function begin() {
     guess();
   });
   at("other-label").hidden = at("others").hidden = !about.samples.length;
+  if (about.images) findAddressed();
   if (!about.samples.length) return say("pair", "Choose a picture of your own.");
   hideAtRandom();
   pair.hiddenWords.add(0);

@@ -1,14 +1,21 @@
 "use strict";
 // The corpus searched by a sentence or a picture, and what is done with what is found.
 
-const SHOWN = 32;
+const SHOWN = 32, MOST = 1024;
+let asked = {};
 
-const searched = asker("search", "api/search", ({ found }) => {
-  const drawings = drawingsOf(found);
-  at("found").replaceChildren(...found.map((each) => hit(each, drawings)));
-  say("search", `${found.length} of ${about.images.toLocaleString("en")} pictures, best first.`);
+const searched = asker("search", "api/search", ({ found }, { skip }) => {
+  const drawings = drawingsOf(found), shown = skip + found.length;
+  if (!skip) at("found").replaceChildren();
+  at("found").append(...found.map((each) => hit(each, drawings)));
+  at("more").hidden = found.length < SHOWN || shown >= Math.min(MOST, about.images);
+  say("search", `${shown} of ${about.images.toLocaleString("en")} pictures, best first.`);
 });
-const search = (question) => searched({ top: SHOWN, ...question });
+function search(question) {
+  asked = question;
+  searched({ top: SHOWN, skip: 0, ...question });
+}
+at("more").addEventListener("click", () => searched({ top: SHOWN, skip: at("found").children.length, ...asked }));
 
 // What the corpus keeps of drawings comes after their pictures and takes their place: it is sharp at any size.
 async function drawingsOf(found) {
@@ -83,9 +90,21 @@ async function copy(text) {
 
 at("search-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  at("query-file").value = "";
-  search({ sentence: at("query").value });
+  const address = `#${new URLSearchParams({ find: at("query").value })}`;
+  if (location.hash === address) findAddressed();
+  else location.hash = address;
 });
+
+// The address bar has the sentence: it can be kept, sent to others and gone back to.
+function findAddressed() {
+  const sentence = new URLSearchParams(location.hash.slice(1)).get("find");
+  if (sentence === null) return;
+  at("query").value = sentence;
+  at("query-file").value = "";
+  search({ sentence });
+}
+window.addEventListener("hashchange", findAddressed);
+
 at("query-file").addEventListener("change", async ({ target }) => {
   if (!target.files.length) return;
   try {
