@@ -52,7 +52,9 @@ class Direction:
     right: ranking.RelevantItems
     itc_A: np.ndarray  # rank of the best-placed right item
     reranked_A: np.ndarray | None  # the same after ITM; None where nothing was re-ranked
-    top_AK: np.ndarray  # the first items in the final order
+    summed_A: np.ndarray | None  # the same by ITM and ITC together, as a search orders
+    top_AK: np.ndarray  # the first items in the final order, which is ITM's
+    cosine_AK: np.ndarray  # of the first items by ITC, in its order
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,17 @@ def retrieve(model: MaskVLM, dataset: EvalDataset, search: SearchSettings, devic
         to_image = rank_items(text_ME, image_NE, of_caption, shown, sizes)
         if rerank:
             scores = _match(model, dataset, sizes, device, to_text.top_AK[:, :rerank], to_image.top_AK[:, :rerank])
-            to_text, to_image = (_reranked(*each) for each in zip((to_text, to_image), scores, strict=True))
+            temperature = float(model.contrastive_scale()[0])
+            to_text, to_image = (
+                _reranked(found, odds_AK, temperature)
+                for found, odds_AK in zip((to_text, to_image), scores, strict=True)
+            )
     return Retrieval(to_text, to_image, search)
 
 
 def summary(found: Retrieval, dataset: EvalDataset) -> dict[str, Any]:
-    """`image_to_text` and `text_to_image`, each {`itc`, `reranked` (None if not done)}: {r1, r5, r10} in shares and
-    `median_rank` from 1; `mean_recall` of the six by {`itc`, `reranked`}; `interval`, the same tree with the lower and
+    """`image_to_text` and `text_to_image`, each {`itc`, `reranked`, `summed` (None if not done)}: {r1, r5, r10} in
+    shares and `median_rank` from 1; `mean_recall` of the six by the same; `interval`, the same tree with the lower and
     upper end of each; `chance`, the greater of the two directions; `images`, `captions`; `protocol`, a few sentences.
     """
     images, captions = len(dataset), len(dataset.captions)
@@ -108,7 +114,7 @@ def summary(found: Retrieval, dataset: EvalDataset) -> dict[str, Any]:
         ranking.chance(found.image_to_text.right.counts(), captions),
         ranking.chance(found.text_to_image.right.counts(), images),
     )
-    kinds = ("itc", "reranked") if found.search.rerank else ("itc",)
+    kinds = KINDS if found.search.rerank else KINDS[:1]
 
     def scores(drawn_N: np.ndarray) -> dict[str, float]:
         return _scores(found, kinds, drawn_N, drawn_N[dataset.owner])
@@ -132,6 +138,8 @@ def _labels(dataset: EvalDataset, equal_captions: bool) -> np.ndarray:
 
 
 DIRECTIONS = ("image_to_text", "text_to_image")
+KINDS = ("itc", "reranked", "summed")
+"""By ITC; by ITM, as the paper does; by ITM and ITC together, as a search does."""
 
 
 def _scores(found: Retrieval, kinds: tuple[str, ...], weight_N: np.ndarray, weight_M: np.ndarray) -> dict[str, float]:
@@ -149,13 +157,14 @@ def _scores(found: Retrieval, kinds: tuple[str, ...], weight_N: np.ndarray, weig
 
 def _tree(numbers: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     """By direction or mean_recall, then by kind, with None for the kind that was not done."""
-    not_done = [kind for kind in ("itc", "reranked") if kind not in kinds]
+    not_done = [kind for kind in KINDS if kind not in kinds]
     return intervals.nested(numbers, {key: dict.fromkeys(not_done) for key in (*DIRECTIONS, "mean_recall")})
 
 
 def _protocol(dataset: EvalDataset, search: SearchSettings) -> str:
     again = (
-        f"ITM orders the first {search.rerank} of each query again, the others stay behind them in ITC's order"
+        f"ITM orders the first {search.rerank} of each query again, or ITM's log-odds and ITC's logit together, as a "
+        "search does, and the others stay behind them in ITC's order"
         if search.rerank
         else "not re-ranked by ITM"
     )
@@ -194,15 +203,16 @@ def text_features(model: MaskVLM, dataset: ImagesAndTexts, batch: int, device: t
 
 def rank_items(query_AE: Tensor, item_NE: Tensor, right: ranking.RelevantItems, top: int, sizes: Sizes) -> Direction:
     """All items in the order of their inner product with each query, in tiles of queries split over ranks."""
-    ranks, tops = [], []
+    ranks, tops, cosines = [], [], []
     for queries in shares.batches(len(query_AE), max(1, sizes.similarities // len(item_NE))):
         similarity_AN = query_AE[torch.from_numpy(queries)] @ item_NE.T
         right_AR = torch.from_numpy(right.padded(queries)).to(query_AE.device)
         rank_A, top_AK = ranking.rank_tile(similarity_AN, right_AR, top)
         ranks.append(rank_A)
         tops.append(top_AK)
-    all_ranks, all_tops = (shares.gather(parts, len(query_AE)).cpu().numpy() for parts in (ranks, tops))
-    return Direction(right, all_ranks, None, all_tops)
+        cosines.append(similarity_AN.gather(1, top_AK))
+    rank_A, top_AK, cosine_AK = (shares.gather(parts, len(query_AE)).cpu() for parts in (ranks, tops, cosines))
+    return Direction(right, rank_A.numpy(), None, None, top_AK.numpy(), cosine_AK.float().numpy())
 
 
 def _match(
@@ -228,8 +238,14 @@ def _match(
     return image_score.reshape(image_top.shape), text_score.reshape(text_top.shape)
 
 
-def _reranked(direction: Direction, score_AK: np.ndarray) -> Direction:
-    top_AK, candidates = direction.top_AK, score_AK.shape[1]
-    first_AK = ranking.rerank(top_AK[:, :candidates], score_AK)
-    rank_A = ranking.reranked_rank(direction.itc_A, first_AK, direction.right)
-    return replace(direction, reranked_A=rank_A, top_AK=np.concatenate([first_AK, top_AK[:, candidates:]], axis=1))
+def _reranked(direction: Direction, odds_AK: np.ndarray, temperature: float) -> Direction:
+    top_AK, candidates = direction.top_AK, odds_AK.shape[1]
+    score_AK = ranking.search_scores(odds_AK, direction.cosine_AK[:, :candidates], temperature)
+    first_AK, summed_AK = (ranking.rerank(top_AK[:, :candidates], each) for each in (odds_AK, score_AK))
+    rank_A, summed_A = (ranking.reranked_rank(direction.itc_A, each, direction.right) for each in (first_AK, summed_AK))
+    return replace(
+        direction,
+        reranked_A=rank_A,
+        summed_A=summed_A,
+        top_AK=np.concatenate([first_AK, top_AK[:, candidates:]], axis=1),
+    )

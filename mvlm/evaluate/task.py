@@ -49,7 +49,7 @@ class RetrievalTask:
     def text(self, result: dict[str, Any]) -> str:
         columns = ("recall", "ranked by", "R@1", "R@5", "R@10", "median rank")
         table = Table(*columns, title="Retrieval, % of queries (95 % interval)")
-        ranked_by = {"itc": "ITC", "reranked": "ITM re-ranked"}
+        ranked_by = {"itc": "ITC", "reranked": "ITM re-ranked", "summed": "ITM + ITC"}
         done = [kind for kind in ranked_by if result["image_to_text"][kind]]
         intervals = result["interval"]
         for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):

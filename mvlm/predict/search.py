@@ -42,7 +42,8 @@ def best(
         unknown = ranking.RelevantItems(
             ranking.Lists.of(nothing, nothing, len(query_AE)), ranking.Lists.of(nothing, nothing, 0)
         )
-        top_AK = rank_items(query_AE, item_NE, unknown, max(top, rerank), sizes).top_AK
+        by_itc = rank_items(query_AE, item_NE, unknown, max(top, rerank), sizes)
+        top_AK = by_itc.top_AK
         match_AN: dict[tuple[int, int], float] = {}
         if rerank:
             query_AK, first_AK = np.arange(len(top_AK))[:, None], top_AK[:, :rerank]
@@ -53,8 +54,8 @@ def best(
             odds_AK = odds.reshape(pairs.shape)
             for query, (items, row) in enumerate(zip(first_AK.tolist(), odds_AK.tolist(), strict=True)):
                 match_AN |= {(query, item): float(1 / (1 + np.exp(-odd))) for item, odd in zip(items, row, strict=True)}
-            cosine_AK = (query_AE[:, None] * item_NE[first_AK]).sum(-1).cpu().numpy()
-            score_AK = ranking.search_scores(odds_AK, cosine_AK, float(model.contrastive_scale()[0]))
+            temperature = float(model.contrastive_scale()[0])
+            score_AK = ranking.search_scores(odds_AK, by_itc.cosine_AK[:, :rerank], temperature)
             top_AK = np.concatenate([ranking.rerank(first_AK, score_AK), top_AK[:, rerank:]], axis=1)
 
     def answer(query: int, item: int) -> dict[str, Any]:

@@ -67,14 +67,17 @@ def test_numbers_equal_asking_about_every_pair(model, dataset, batch, rerank, me
     with cheap_passes():
         result = evaluate_retrieval(model, dataset, SearchSettings(batch, rerank, memory_gb), CPU)
 
+    summed = odds + similarity / model.temperature().item()
     assert result["image_to_text"] == {
         "itc": numbers(similarity, of_image),
         "reranked": numbers(similarity, of_image, (rerank, odds)),
+        "summed": numbers(similarity, of_image, (rerank, summed)),
     }
     of_text = [[row] for row in owner]
     assert result["text_to_image"] == {
         "itc": numbers(similarity.T, of_text),
         "reranked": numbers(similarity.T, of_text, (rerank, odds.T)),
+        "summed": numbers(similarity.T, of_text, (rerank, summed.T)),
     }
     six = [result[d]["reranked"][key] for d in ("image_to_text", "text_to_image") for key in ("r1", "r5", "r10")]
     assert result["mean_recall"]["reranked"] == pytest.approx(np.mean(six))
@@ -97,7 +100,7 @@ def test_the_order_shown_is_the_order_scored(model, dataset):
 def test_without_itm_nothing_is_reranked_and_the_protocol_says_so(dataset):
     model = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, itm=0.0)))
     result = evaluate_retrieval(model, dataset, SearchSettings(4, 3, 1.0), CPU)
-    assert result["image_to_text"]["reranked"] is None
+    assert result["image_to_text"]["reranked"] is None and result["image_to_text"]["summed"] is None
     assert "not re-ranked" in result["protocol"]
 
 

@@ -16,7 +16,7 @@ def test_retrieval_prints_and_writes_the_same(trained, eval_shards, tmp_path, ca
     assert evaluate("retrieval", trained, eval_shards, "--json", out, "--rerank", 4, "--batch", 3) == 0
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
     for direction in ("image_to_text", "text_to_image"):
-        assert set(result[direction]) == {"itc", "reranked"}
+        assert set(result[direction]) == {"itc", "reranked", "summed"}
         for recalls in result[direction].values():
             assert 0 <= recalls["r1"] <= recalls["r5"] <= recalls["r10"] <= 1
             assert f"{100 * recalls['r5']:.1f}" in printed
