@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mvlm.kernels import probes
-from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op, by_name_only
+from mvlm.kernels.dispatch import FOR_CPUS, FOR_FP32, Implementation, Op, by_name_only
 from mvlm.kernels.one_buffer import Parts, UnmaskedAttention
 
 
@@ -156,7 +156,7 @@ def _added(mask: Tensor | None) -> Tensor | None:
 def _fp32_takes(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
     if query_BHLd.device.type != "cpu":
         return FOR_CPUS
-    return None if query_BHLd.dtype in (torch.bfloat16, torch.float32) else "it computes in fp32"
+    return None if query_BHLd.dtype in (torch.bfloat16, torch.float32) else FOR_FP32
 
 
 def _fp32_pays(query_BHLd: Tensor, *_: object, **__: object) -> str | None:

@@ -20,8 +20,8 @@ import torch
 from mvlm.errors import UserError
 
 AUTO = "auto"
-FOR_CPUS = "it runs on CPUs"
-"""What an implementation for CPUs has against other devices, where nobody misses it."""
+FOR_CPUS, FOR_FP32 = "it runs on CPUs", "it computes in fp32"
+"""What an implementation has against other devices, and against other precisions, where nobody misses it."""
 
 
 def here() -> None:
@@ -136,7 +136,7 @@ class Op:
             if implementation.pays is by_name_only or self.why_not(implementation):
                 continue
             if implementation.accepts is not anything and (reason := implementation.accepts(*args, **kwargs)):
-                if reason != FOR_CPUS:
+                if reason not in (FOR_CPUS, FOR_FP32):
                     refusals[implementation.name] = reason
             elif implementation.pays is anything or not implementation.pays(*args, **kwargs):
                 if refusals:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mvlm.kernels import probes
-from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op, by_name_only
+from mvlm.kernels.dispatch import FOR_CPUS, FOR_FP32, Implementation, Op, by_name_only
 from mvlm.kernels.fp8 import by_torchao, why_not_torchao
 
 
@@ -135,7 +135,7 @@ def _has_mkl() -> str | None:
 def _mkl_takes(x: Tensor, weight: Tensor, *_: object) -> str | None:
     if x.device.type != "cpu":
         return FOR_CPUS
-    return "it computes in fp32" if x.dtype != torch.float32 or weight.dtype != torch.float32 else probes.autocast(x)
+    return FOR_FP32 if x.dtype != torch.float32 or weight.dtype != torch.float32 else probes.autocast(x)
 
 
 def _has_onednn() -> str | None:
@@ -164,7 +164,7 @@ def _fp32_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if x.device.type != "cpu":
         return FOR_CPUS
     if x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
-        return "it computes in fp32"
+        return FOR_FP32
     return probes.autocast(x)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mvlm.errors import first_line
+from mvlm.kernels.dispatch import FOR_FP32
 
 APEX_SOURCE = "NVIDIA's apex is not built here: cluster/gpu/build_apex.sh builds it"
 
@@ -63,7 +64,7 @@ def not_for_triton(*tensors: Tensor) -> str | None:
     if not (triton_interprets() or all(tensor.is_cuda or tensor.is_meta for tensor in tensors)):
         return "it runs on CUDA"
     if any(tensor.dtype == torch.float64 for tensor in tensors):
-        return "it computes in fp32"
+        return FOR_FP32
     return None
 
 

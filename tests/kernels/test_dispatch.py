@@ -35,6 +35,12 @@ def test_arguments_that_a_better_implementation_cannot_take_are_told_of_once(cap
     assert capsys.readouterr().err == "mvlm: double runs as torch (not as even: it is odd).\n"
 
 
+def test_what_is_for_other_precisions_is_missed_by_nobody(capsys: pytest.CaptureFixture) -> None:
+    x_RI, weight_OI, bias_O = (torch.ones(shape, dtype=torch.bfloat16) for shape in ((64, 512), (512, 512), (512,)))
+    OPS["linear"](x_RI, weight_OI, bias_O)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_is_asked_for_by_name_runs_though_it_does_not_pay() -> None:
     op = make_op()
     op.choose("slow")
