@@ -67,8 +67,8 @@ EPOCHS, FEWEST_UPDATES, FEWEST_WITH_ENCODERS = 15, 600, 150
 """Passes over the pictures, and updates at least: from random weights, and with encoders trained by others."""
 
 SMALL = 200_000
-"""Pictures up to which a CPU begins with small encoders or a dictionary: of 155,572, the most that were measured, a
-dictionary taught more in half an hour than a transformer in an hour and a half (docs/icons.md)."""
+"""Pictures up to which a CPU begins with small encoders or a dictionary: of 194,884, the most that were measured, a
+dictionary taught more in 72 minutes than a transformer in 1.6 hours (docs/icons.md)."""
 
 EVALUATIONS = 5
 """In a run, the last among them."""
