@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import resource
+import subprocess
 import sys
 
 import pytest
 import torch
 
+from mvlm.__main__ import COMMANDS, INFERRING
 from mvlm.runtime.cpu import keep_freed_memory
 from tests.ranks import run_ranks
 
@@ -27,3 +29,28 @@ def make_steps(keep: bool) -> None:
 def test_a_step_faults_no_pages_that_the_step_before_had() -> None:
     kept, left = (int(run_ranks(make_steps, keep).stdout) for keep in (True, False))
     assert kept < 100 < left
+
+
+def page_faults(command: str) -> int:
+    """Of five arrays of 32 MB made and let go, one after another, in a process of that command."""
+    code = f"""
+import resource, sys
+import numpy as np
+import mvlm.__main__ as entry
+def main():
+    np.ones(1 << 22)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        np.ones(1 << 22)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return 0
+entry.main, sys.argv = main, ["mvlm", {command!r}]
+entry.run()
+"""
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_commands_that_infer_keep_freed_memory() -> None:
+    assert set(INFERRING) <= set(COMMANDS)
+    assert page_faults("index") < 0.1 * page_faults("plan")
