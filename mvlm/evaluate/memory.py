@@ -13,7 +13,7 @@ COCO's 5,000 test images at 384 x 384 with 25,000 captions, ViT-B/16 and RoBERTa
 
 so that with the weights of 335 million parameters, 1.3 GB, a card needs 5.4 GB; 8 GB for evaluation still fit 16.
 The two blocks of texts make each image be encoded twice; a larger `memory_gb` holds all texts at once.
-The host keeps the candidates: 16 bytes for each of the 30,000 x 256, and three times as much to sort them, 0.5 GB.
+The host keeps the candidates: 16 bytes for each of the 30,000 x 256, 0.12 GB, and some times as much to sort them.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ const searched = asker("search", "api/search", ({ found }, { skip }) => {
 });
 function search(question) {
   asked = question;
+  at("more").hidden = true;  // what is shown is not of this question
   searched({ top: SHOWN, skip: 0, ...question });
 }
 at("more").addEventListener("click", () => searched({ top: SHOWN, skip: at("found").children.length, ...asked }));
