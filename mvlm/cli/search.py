@@ -4,7 +4,8 @@ examples:
   mvlm search corpus.index --checkpoint runs/tiny --text "a red circle" --out found
   mvlm search corpus.index --checkpoint runs/tiny --image cat.jpg --top 10 --json found.json
 
-For a sentence, ITM re-ranks the first results and reads their images from the shards; --rerank 0 keeps ITC's order.
+For a sentence, the first results are re-ranked by ITM and ITC together, which reads their images from the shards;
+--rerank 0 keeps ITC's order.
 """
 
 from __future__ import annotations
