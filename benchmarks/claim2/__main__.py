@@ -1,6 +1,6 @@
 """The campaign of docs/claim2.md: five arms on icons, matched by measured time, and the same on a synthetic world.
 
-python -m benchmarks.claim2 run --size small       # about 40 hours of one thread
+python -m benchmarks.claim2 run --size small       # about 18 hours of one thread
 python -m benchmarks.claim2 run --size gpu         # planned for 25 minutes of one H100
 python -m benchmarks.claim2 plan --size gpu        # the arithmetic of that
 python -m benchmarks.claim2 run --size rehearse    # three minutes; shows that it runs to its end

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.claim import cell as claim
 from benchmarks.claim.grid import SCENES
-from benchmarks.claim2.plan import ARMS, Size, grid, rate_cells
+from benchmarks.claim2.plan import ARMS, CONTRAST_ALONE, Size, begun_from, grid, rate_cells
 from mvlm.config.load import load_config
 from mvlm.estimate.cards import find_card
 from mvlm.estimate.count import FakeModel
@@ -25,7 +25,7 @@ AROUND_S = 15.0
 
 @dataclass(frozen=True)
 class Budget:
-    """Of the whole campaign, as if every cell were the joint arm's, whose time all arms have.
+    """Of the whole campaign, as if every arm's cell were the joint arm's, whose time all arms have.
 
     Attributes:
         cells: training runs.
@@ -59,14 +59,19 @@ def budget(size: Size, root: Path = claim.ROOT) -> Budget:
     """Counted without data and without a GPU."""
     icons, scenes = root / size.toml, Path(claim.SIZES[size.scenes].toml(SCENES))
     whole = load_config(icons, size.settings).train.steps
+    before = (*size.settings, *size.contrast, *CONTRAST_ALONE)
+    begun = len(begun_from((*rate_cells(), *grid(size))))
+    of_contrast = begun * load_config(icons, before).train.steps
     pretrained = load_config(scenes, size.scene_settings).train.steps
     tuned = max(2, pretrained // claim.TUNED_FOR)
     of_scenes = len(ARMS) * size.seeds
     of_icons = len(rate_cells()) * max(1, whole // 2) + len(grid(size)) * whole
     seconds = of_icons * _update_seconds(icons, size.settings, size)
+    seconds += of_contrast * _update_seconds(icons, before, size)
     seconds += of_scenes * (pretrained + tuned) * _update_seconds(scenes, size.scene_settings, size)
-    cells = len(rate_cells()) + len(grid(size)) + 2 * of_scenes
-    return Budget(cells, of_icons + of_scenes * (pretrained + tuned), seconds, size.processes)
+    cells = len(rate_cells()) + len(grid(size)) + begun + 2 * of_scenes
+    updates = of_icons + of_contrast + of_scenes * (pretrained + tuned)
+    return Budget(cells, updates, seconds, size.processes)
 
 
 def told(size: Size) -> str:

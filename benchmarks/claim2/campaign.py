@@ -22,7 +22,7 @@ from benchmarks.claim.run import one_rank, prepare_all
 from benchmarks.claim2.cell import Run, deepspeed, measure_cell, settings, train_cell
 from benchmarks.claim2.corpus import Icons, prepare
 from benchmarks.claim2.grounding import grounding
-from benchmarks.claim2.plan import ARMS, JOINT, PRIMARY_SHARE, IconCell, Size, in_turn, rate_cells
+from benchmarks.claim2.plan import ARMS, CONTRAST, JOINT, PRIMARY_SHARE, IconCell, Size, begun_from, in_turn, rate_cells
 from mvlm.config.load import load_config
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.shards.mixture import Mixture
@@ -83,8 +83,8 @@ class Campaign:
 
     @cached_property
     def icons(self) -> Icons:
-        vocabulary = load_config(ROOT / self.size.toml, self.size.settings).data.vocabulary
-        return prepare(self.shards, self.home / "icons", self.size, vocabulary)
+        config = load_config(ROOT / self.size.toml, self.size.settings)
+        return prepare(self.shards, self.home / "icons", self.size, config.data, config.model.image_size)
 
     @property
     def cells(self) -> Path:
@@ -140,10 +140,18 @@ class Campaign:
 
     def run_of(self, cell: IconCell) -> Run:
         """A cell that selects a rate is half as long."""
+        folder, words = self.folder_of(cell), self.size.settings
+        if cell.arm == CONTRAST:
+            config = load_config(ROOT / self.size.toml, [*words, *self.size.contrast])
+            return Run(cell, self.size, self.icons, config.optim.lr, config.train.steps, folder, None)
         steps, factor = int(self.costs()[cell.arm]["steps"]), cell.rate or self.rates()[cell.arm]
-        rate = factor * load_config(ROOT / self.size.toml, self.size.settings).optim.lr
-        folder = self.home / cell.name.replace("/", "-")
-        return Run(cell, self.size, self.icons, rate, max(1, steps // 2) if cell.rate else steps, folder)
+        rate = factor * load_config(ROOT / self.size.toml, words).optim.lr
+        (begins_with,) = begun_from([cell])
+        steps = max(1, steps // 2) if cell.rate else steps
+        return Run(cell, self.size, self.icons, rate, steps, folder, self.folder_of(begins_with))
+
+    def folder_of(self, cell: IconCell) -> Path:
+        return self.home / cell.name.replace("/", "-")
 
 
 @dataclass(frozen=True)
@@ -196,7 +204,7 @@ def _icon_task(campaign: Campaign, cell: IconCell) -> Task:
         _finished(train_cell(planned, stop))
         return measure_cell(planned)
 
-    return Task(cell.name, campaign.home / cell.name.replace("/", "-"), work)
+    return Task(cell.name, campaign.folder_of(cell), work)
 
 
 def _finished(code: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from benchmarks.claim.cell import ON_CPU, ROOT, Record, drop_moments, reached, training_seconds
 from benchmarks.claim.scores import foils, pack, restoring, retrieval
 from benchmarks.claim2.corpus import Icons, by_unit, units
-from benchmarks.claim2.plan import ARMS, CURVE, IconCell, Size
+from benchmarks.claim2.plan import ARMS, CONTRAST, CONTRAST_ALONE, CURVE, IconCell, Size
 from mvlm.checkpoint.description import METRICS
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config
@@ -43,6 +43,7 @@ class Run:
         rate: its peak learning rate.
         steps: its updates.
         folder: of the training run.
+        begins_with: the run whose weights it begins with; None = random ones.
     """
 
     cell: IconCell
@@ -51,6 +52,7 @@ class Run:
     rate: float
     steps: int
     folder: Path
+    begins_with: Path | None
 
     @property
     def toml(self) -> Path:
@@ -62,6 +64,7 @@ class Run:
         return [
             *settings(self.size, self.icons, self.cell.arm, self.cell.share),
             f"run.dir={self.folder}",
+            f"checkpoint.init={self.begins_with or ''}",
             f"run.seed={self.cell.seed}",
             f"optim.lr={self.rate:g}",
             f"optim.encoder_lr={self.rate:g}",
@@ -79,7 +82,9 @@ class Run:
 def settings(size: Size, icons: Icons, arm: str, share: int) -> list[str]:
     """What an arm's model and data are, whatever the seed, rate and length."""
     data = [f"data.train={json.dumps(icons.train(share))}", f"data.tokenizer={icons.tokenizer(share)}"]
-    return [*size.settings, *data, *ARMS[arm]]
+    encoder = [f"model.vision_weights={icons.dictionary(share)}"] if size.dictionary else []
+    objectives = (*size.contrast, *CONTRAST_ALONE) if arm == CONTRAST else ARMS[arm]
+    return [*size.settings, *data, *encoder, *objectives]
 
 
 def deepspeed(size: Size) -> Path:
@@ -102,7 +107,7 @@ def measure_cell(run: Run) -> Record:
     began, curve = time.process_time(), learning_curve(run.folder)
     numbers: dict[str, float] = {}
     units_: dict[str, np.ndarray] = {}
-    if not run.cell.rate:
+    if not run.cell.rate and run.cell.arm != CONTRAST:
         numbers, units_ = measured(run, load_run(run.folder, dist.device()), dist.device())
     return {
         "cell": run.cell.name,
@@ -128,9 +133,14 @@ def chosen_by(evaluated: dict[str, Any]) -> float:
 
 
 def learning_curve(folder: Path) -> list[dict[str, Any]]:
-    """Of each evaluation on the validation rows, its step, ITM's verdict on foils, and ITC's mean recall."""
+    """Of each evaluation on the validation rows, its step, ITM's verdict on foils (ITC's where ITM is not trained), and
+    ITC's mean recall."""
     by_step = {
-        line["step"]: {"step": line["step"], "foils": line["eval/foils_itm"], "recall": line["eval/mean_recall"]}
+        line["step"]: {
+            "step": line["step"],
+            "foils": line.get("eval/foils_itm", line["eval/foils_itc"]),
+            "recall": line["eval/mean_recall"],
+        }
         for line in JsonLinesTail(folder / METRICS).new()
         if "eval/mean_recall" in line
     }

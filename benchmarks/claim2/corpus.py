@@ -1,4 +1,4 @@
-"""The icons cut into nested training parts and held-out samples, and the tokenizer of each share."""
+"""The icons cut into nested training parts and held-out samples, and the tokenizer and dictionary of each share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from benchmarks.claim2.plan import SHARES, Size
 from data_tools.__main__ import main as data_tools
+from mvlm.api.dictionary import make_dictionary
+from mvlm.config.schema import Data
 from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.data.shards.tables import columns_of
@@ -23,7 +25,7 @@ PARTS = tuple(f"p{share}" for share in SHARES)
 @dataclass(frozen=True)
 class Icons:
     """Args:
-    home: of the parts, samples and tokenizers.
+    home: of the parts, samples, tokenizers and dictionaries.
     foils, validation_foils: shards of foils.
     """
 
@@ -38,12 +40,18 @@ class Icons:
     def tokenizer(self, share: int) -> str:
         return str(self.home / f"tokenizer-{share}.json")
 
+    def dictionary(self, share: int) -> str:
+        return str(self.home / f"dictionary-{share}.safetensors")
+
     def sample(self, split: str) -> str:
         return str(self.home / split / "sample")
 
 
-def prepare(shards: Path, home: Path, size: Size, vocabulary: int) -> Icons:
+def prepare(shards: Path, home: Path, size: Size, data: Data, image_size: int) -> Icons:
     """The parts in `home`, made unless they are there; another process that wants them waits.
+
+    Args:
+        data, image_size: of the size's TOML.
 
     Raises:
         UserError: `shards` is not what examples/icons/make.sh writes.
@@ -64,9 +72,11 @@ def prepare(shards: Path, home: Path, size: Size, vocabulary: int) -> Icons:
         for split in HELD_OUT:
             _sampled(pairs / split, home / split, size.rows)
         for share in SHARES:
-            if not Path(icons.tokenizer(share)).exists():
-                words = ["tokenizer", *icons.train(share), "--out", icons.tokenizer(share), "--vocab", str(vocabulary)]
-                _call(words)
+            tokenizer, dictionary = icons.tokenizer(share), Path(icons.dictionary(share))
+            if not Path(tokenizer).exists():
+                _call(["tokenizer", *icons.train(share), "--out", tokenizer, "--vocab", str(data.vocabulary)])
+            if size.dictionary and not dictionary.exists():
+                make_dictionary(icons.train(share), dictionary, image_size)
     return icons
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -25,6 +26,10 @@ PRIMARY_SHARE = 20
 PRIMARY_CONTRASTS = ((JOINT, INDEPENDENT), (JOINT, BASELINE))
 PRIMARY_MEASURES = ("foils", "recall")
 
+CONTRAST = "contrast"
+"""Of the cells, one for each share and seed, with whose weights the cells of all arms begin."""
+CONTRAST_ALONE = ("objectives.image=0", "objectives.text=0", "objectives.itm=0")
+
 RATES = (1 / 3, 1.0, 3.0)
 """Learning rates to select among, as multiples of the size's own."""
 RATE_SEED = 1000
@@ -38,6 +43,7 @@ CURVE = 6
 class Size:
     """Attributes:
     toml: of the model; its `train.steps` are those of the joint arm.
+    contrast: the steps, batch and rate of the contrast that comes before.
     scenes: a size of benchmarks.claim, for the synthetic world.
     deepspeed: a DeepSpeed JSON; without a GPU it is that of benchmarks.claim.
     seeds, primary_seeds: of a cell of the grid, and of the two primary contrasts' cells.
@@ -45,11 +51,13 @@ class Size:
     rows: of each of the held-out samples that are searched.
     foils: rows of foils used; 0 = all.
     processes: that share the cells.
+    dictionary: the image encoder is made of a share's own patches.
     settings, scene_settings: beside the TOMLs'.
     """
 
     name: str
     toml: str
+    contrast: tuple[str, ...]
     scenes: str
     deepspeed: str
     seeds: int = 5
@@ -58,16 +66,25 @@ class Size:
     rows: int = 1500
     foils: int = 0
     processes: int = 1
+    dictionary: bool = False
     settings: tuple[str, ...] = ()
     scene_settings: tuple[str, ...] = ()
 
 
 _FOLDER = "benchmarks/claim2/sizes"
 SIZES = {
-    "small": Size("small", f"{_FOLDER}/small.toml", "small", "benchmarks/claim/sizes/cpu.json"),
+    "small": Size(
+        "small",
+        f"{_FOLDER}/small.toml",
+        ("train.steps=600", "train.global_batch=256", "optim.lr=4e-3"),
+        "small",
+        "benchmarks/claim/sizes/cpu.json",
+        dictionary=True,
+    ),
     "gpu": Size(
         "gpu",
         f"{_FOLDER}/gpu.toml",
+        ("train.steps=350",),
         "small",
         "ds_configs/zero1.json",
         processes=8,
@@ -76,6 +93,7 @@ SIZES = {
     "rehearse": Size(
         "rehearse",
         f"{_FOLDER}/small.toml",
+        ("train.steps=2",),
         "small",
         "benchmarks/claim/sizes/cpu.json",
         seeds=1,
@@ -83,14 +101,15 @@ SIZES = {
         pairs=600,
         rows=24,
         foils=24,
+        dictionary=True,
         settings=(
             "train.steps=2",
             "train.global_batch=8",
             "objectives.itm_group=4",
             "objectives.image_mask_block=1",
             "eval.rerank=2",
-            "model.vision_args={patch_size=32, embed_dim=16, depth=1, num_heads=2}",
-            "model.text_args={hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, "
+            "model.vision_args={embed_dim=16}",
+            "model.text_args={hidden_size=16, num_hidden_layers=0, num_attention_heads=2, intermediate_size=32, "
             "max_position_embeddings=64}",
             "model.cross_depth=1",
             "model.cross_heads=2",
@@ -106,6 +125,7 @@ class IconCell:
     """One training run on icons.
 
     Args:
+        arm: or CONTRAST.
         rate: multiple of the size's learning rate that a selection tries; 0 = the selected one.
     """
 
@@ -129,12 +149,20 @@ def in_turn(size: Size) -> list[list[IconCell]]:
     primary = {arm for contrast in PRIMARY_CONTRASTS for arm in contrast}
     count = size.primary_seeds * len(primary)
     cells, rates = grid(size), rate_cells()
+    first = begun_from([*rates, *cells[:count]])
     return [
+        first,
         [cell for cell in rates if cell.arm in primary],
         cells[:count],
+        [cell for cell in begun_from(cells) if cell not in first],
         [cell for cell in rates if cell.arm not in primary],
         cells[count:],
     ]
+
+
+def begun_from(cells: Iterable[IconCell]) -> list[IconCell]:
+    """Each of those that these begin with, once."""
+    return list(dict.fromkeys(IconCell(CONTRAST, cell.share, cell.seed) for cell in cells))
 
 
 def grid(size: Size) -> list[IconCell]:

@@ -41,12 +41,19 @@ def test_the_page_names_every_arm_as_it_is_run() -> None:
         for arm in plan.ARMS:
             config = load_config(ROOT / size.toml, [*size.settings, *plan.ARMS[arm]])
             assert config.objectives.itc and config.objectives.itm and not config.data.flip and config.train.spike == 0
+            assert config.objectives.itm_negatives == "uniform"
+        contrast = load_config(ROOT / size.toml, [*size.settings, *size.contrast, *plan.CONTRAST_ALONE])
+        assert [name for name in ("itc", "itm", "image", "text") if contrast.objectives.weight(name)] == ["itc"]
 
 
 def test_the_grid_has_the_cells_of_the_page_and_the_primary_ones_first() -> None:
     cells = plan.grid(plan.SIZES["small"])
     assert len(cells) == len(set(cells)) == 5 * 3 * 5 + 3 * 5
-    rates, primary, others, rest = plan.in_turn(plan.SIZES["small"])
+    first, rates, primary, more, others, rest = plan.in_turn(plan.SIZES["small"])
+    begun = {(20, seed) for seed in (*range(10), plan.RATE_SEED)}
+    assert {(cell.share, cell.seed) for cell in first} == begun and len(first) == len(begun)
+    assert {(cell.share, cell.seed) for cell in more} == set(product((4, 100), range(5))) and len(more) == 10
+    assert {cell.arm for cell in first + more} == {plan.CONTRAST}
     assert (
         primary + rest == cells
         and len(primary) == 30
@@ -180,8 +187,8 @@ def test_the_sitting_on_a_gpu_is_that_of_the_page() -> None:
     found = budget.budget(size)
     icons = sum(350 if cell.rate else 700 for cell in (*plan.rate_cells(), *plan.grid(size)))
     scenes = len(plan.ARMS) * 5 * (400 + 133)
-    assert (found.updates, found.cells) == (icons + scenes, 15 + 90 + 50)
-    assert found.left_s == pytest.approx(1500 - 15 * 155 / 8)
+    assert (found.updates, found.cells) == (icons + 21 * 350 + scenes, 15 + 90 + 21 + 50)
+    assert found.left_s == pytest.approx(1500 - 15 * 176 / 8)
     assert found.update_s * found.updates == pytest.approx(found.left_s)
     for figure in (f"{found.updates:,} updates", f"{found.products_s:,.0f} s", f"{found.left_s:,.0f} s"):
         assert figure in PAGE, figure
