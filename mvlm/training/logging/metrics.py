@@ -17,6 +17,7 @@ from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Optim, Train
 from mvlm.runtime import dist, replicas
 from mvlm.training.engine import Engine
+from mvlm.training.health.matching import MatchingWatch
 from mvlm.training.logging.mfu import Arithmetic
 from mvlm.training.logging.monitor import Monitor
 from mvlm.training.logging.profile import Profiling
@@ -46,6 +47,7 @@ class Reporter:
     ) -> None:
         self.monitor, self._attempt, self._profiling = monitor, attempt, Profiling(run)
         self._engine, self._stream, self._optim, self._arithmetic = engine, stream, optim, arithmetic
+        self._matching = MatchingWatch()
         self.longest_step = 0.0
         self.waited = 0.0
 
@@ -98,6 +100,9 @@ class Reporter:
             metrics |= self._arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
         metrics |= {"bad_images": len(stream.quarantine), "skipped": len(stream.skipped.positions)}
         self.log(metrics)
+        hard = "itm" in parts and engine.objectives.itm_negatives == "hard"
+        if hard and (sentence := self._matching.judge(state.step, parts["itm"])):
+            self.monitor.say(sentence)
         self._profiling.look()
 
     def log(self, metrics: dict[str, Any]) -> None:
