@@ -18,7 +18,7 @@ import pytest
 from benchmarks.claim.paired import holm
 from benchmarks.claim.scores import pack
 from benchmarks.claim2 import budget, campaign, grounding, plan, table
-from benchmarks.claim2.corpus import by_unit
+from benchmarks.claim2.corpus import Icons, by_unit
 from mvlm.config.load import load_config
 from mvlm.errors import UserError
 from tests.conftest import ROOT
@@ -62,6 +62,26 @@ def test_the_grid_has_the_cells_of_the_page_and_the_primary_ones_first() -> None
     assert {cell.arm for cell in rates} == {cell.arm for cell in primary} == {"joint", "independent", "itc_itm"}
     assert {cell.share for cell in primary} == {20} and {cell.seed for cell in primary} == set(range(10))
     assert len(plan.rate_cells()) == 15 and not {c.seed for c in plan.rate_cells()} & {c.seed for c in cells}
+
+
+def test_all_arms_go_on_from_the_same_contrast(tmp_path: Path) -> None:
+    icons = Icons(tmp_path, "foils", "validation")
+    told: Any = campaign.Campaign(plan.SIZES["small"], tmp_path, tmp_path, tmp_path)
+    told.__dict__["icons"] = icons
+    (tmp_path / campaign.COSTS).write_text(json.dumps({arm: {"steps": 900} for arm in plan.ARMS}))
+    lines = [json.dumps({"cell": cell.name, "chosen_by": 1.0 if cell.rate == 3 else 0.5}) for cell in plan.rate_cells()]
+    (tmp_path / campaign.CELLS).write_text("\n".join(lines))
+    contrast = told.run_of(plan.IconCell(plan.CONTRAST, 20, 4))
+    config = load_config(contrast.toml, contrast.words)
+    alone = [name for name in ("itc", "itm", "image", "text") if config.objectives.weight(name)]
+    assert (alone, config.checkpoint.init, config.train.steps) == (["itc"], "", 600)
+    assert (config.optim.lr, config.train.global_batch, config.run.seed) == (4e-3, 256, 4)
+    for arm in plan.ARMS:
+        mine = told.run_of(plan.IconCell(arm, 20, 4))
+        config = load_config(mine.toml, mine.words)
+        assert config.checkpoint.init == str(contrast.folder) != config.run.dir
+        assert (config.train.steps, config.optim.lr, config.train.global_batch) == (900, 6e-3, 64)
+        assert config.model.vision_weights == icons.dictionary(20) and config.data.tokenizer == icons.tokenizer(20)
 
 
 def record(arm: str, seed: int, foils: np.ndarray, share: int = 20) -> dict[str, Any]:
