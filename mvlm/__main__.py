@@ -47,7 +47,7 @@ COMMANDS = {
 takes seconds for some."""
 
 
-INFERRING = ("evaluate", "index", "predict", "report", "score", "search", "serve")
+INFERRING = frozenset({"evaluate", "index", "predict", "report", "score", "search", "serve"})
 """Commands that compute with a trained model, in a process of their own."""
 
 EXTRAS = {"serve": ("fastapi", "uvicorn")}
@@ -119,7 +119,7 @@ def _report_mistake(error: UserError) -> int:
 
 def run() -> NoReturn:
     """Run the command that was typed, and end this process with its exit code."""
-    if sys.argv[1:] and sys.argv[1] in INFERRING:
+    if not INFERRING.isdisjoint(sys.argv[1:3]):  # after the launcher's --local_rank, where that is
         keep_freed_memory()  # a third of an index's time was the kernel's, clearing it
     code = main()
     if environment()["world"] > 1:
