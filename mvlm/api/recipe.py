@@ -68,7 +68,7 @@ EPOCHS, FEWEST_UPDATES, FEWEST_WITH_ENCODERS = 15, 600, 150
 
 SMALL = 200_000
 """Pictures up to which a CPU begins with small encoders or a dictionary: of 194,884, the most that were measured, a
-dictionary taught more in 72 minutes than a transformer in 1.6 hours (docs/icons.md)."""
+dictionary taught more in 62 minutes than a transformer in 1.6 hours (docs/icons.md)."""
 
 EVALUATIONS = 5
 """In a run, the last among them."""
