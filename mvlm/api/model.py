@@ -194,17 +194,21 @@ class TrainedModel:
         return Filling(text, guesses)
 
     def index(
-        self, shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+        self,
+        shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        out: str | os.PathLike[str],
+        captions: bool = False,
     ) -> int:
         """Embed the images of shards for `search`, as `mvlm index` does; returns how many.
 
         Args:
             out: the folder to write; an existing index is replaced once the new one is complete.
+            captions: have the shards' own captions count as much as what the images show.
 
         Raises:
             UserError: the shards cannot be used, or the index cannot be written; or as `search`.
         """
-        return build_index(self._run(out), as_paths(shards), Path(out), self.device)
+        return build_index(self._run(out), as_paths(shards), Path(out), self.device, captions)
 
     def search(self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32) -> list[SearchHit]:
         """The images of an index, made by `mvlm index`, that fit a sentence best, or are most like an image.

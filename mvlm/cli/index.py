@@ -4,6 +4,7 @@ An existing index is replaced once the new one is complete.
 
 examples:
   mvlm index shards/train --checkpoint runs/mine --out corpus.index
+  mvlm index shards/train --checkpoint runs/mine --out corpus.index --captions
   torchrun --nproc-per-node 8 -m mvlm index shards/train --checkpoint runs/mine --out corpus.index
 """
 
@@ -21,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="shard folders")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="the folder to write")
+    parser.add_argument(
+        "--captions",
+        action="store_true",
+        help="have the shards' own captions count as much as what the images show: a sentence then finds first what is "
+        "called so",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         device = dist.device()
         loaded = load_run(args.checkpoint, device)
-        count = build_index(loaded, args.shards, args.out, device)
+        count = build_index(loaded, args.shards, args.out, device, args.captions)
         if dist.rank() == 0:
             print(f"{args.out}: {count:,} images by the weights of step {loaded.step}.")
     finally:

@@ -16,14 +16,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mvlm.data.samples.evaluation import EvalImages
+from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import shares
+from mvlm.evaluate.settings import reading_of
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
 from mvlm.runtime import dist
@@ -34,10 +37,16 @@ SHARES = "shares"  # a folder in that of a new index, until it is whole
 AT_ONCE = 8  # vector files that a rank builds, each in a thread and in 0.3 GB
 
 
-def build_index(loaded: Loaded[MaskVLM], folders: Sequence[str], out: Path, device: torch.device) -> int:
+def build_index(
+    loaded: Loaded[MaskVLM], folders: Sequence[str], out: Path, device: torch.device, captions: bool = False
+) -> int:
     """Index the images of shard folders, a batch at a time; returns how many. Called on every rank at once.
 
     An index that stands at `out`, which all ranks see, is replaced when the new one is whole.
+
+    Args:
+        captions: a row's feature is the direction between its image's and the mean of its captions', so that a
+            sentence finds what is called so before what looks so.
 
     Raises:
         UserError: shards cannot be read, an image cannot be decoded (names shard, row and key), or `out` cannot be
@@ -46,7 +55,7 @@ def build_index(loaded: Loaded[MaskVLM], folders: Sequence[str], out: Path, devi
     data, width = loaded.data, loaded.blueprint.model.contrastive_width
     mixture = Mixture([_lasting(folder) for folder in folders], cache=Cache(data.cache, data.cache_gb))
     with new_index(out) as folder:
-        work = IndexWork(folder, mixture, loaded.eval.batch, width, dist.rank(), dist.world())
+        work = IndexWork(folder, mixture, loaded.eval.batch, width, dist.rank(), dist.world(), captions)
         dist.on_all(layout.mistakes_of(out, lambda: work.embed(loaded, device)))
         files = dist.on_all(layout.mistakes_of(out, work.build))
         vectors = sorted((file for of_rank in files for file in of_rank), key=lambda file: file.file)
@@ -61,10 +70,13 @@ class IndexWork:
         folder: of the index.
         batch: images in a forward pass.
         width: values of a feature.
+        captions: have features of captions, too.
     """
 
-    def __init__(self, folder: Path, mixture: Mixture, batch: int, width: int, rank: int, world: int) -> None:
-        self._folder, self._mixture, self._width = folder, mixture, width
+    def __init__(
+        self, folder: Path, mixture: Mixture, batch: int, width: int, rank: int, world: int, captions: bool = False
+    ) -> None:
+        self._folder, self._mixture, self._width, self._captions = folder, mixture, width, captions
         self._batch, self._rank, self._world = batch, rank, world
         batches = -(-len(mixture) // batch)
         self._share = -(-batches // world) * batch  # rows of a rank; the last ones may have fewer, or none
@@ -74,6 +86,8 @@ class IndexWork:
         first, end = self._rank * self._share, min((self._rank + 1) * self._share, len(self._mixture))
         batches = [range(start, min(start + self._batch, end)) for start in range(first, end, self._batch)]
         dataset = EvalImages(self._mixture, len(self._mixture), loaded.blueprint.model.image_size)
+        tokenizer, length, _ = reading_of(loaded)
+        tokens = BatchTokenizer(tokenizer, length)
         features, rows = self._files(self._rank)
         features.parent.mkdir(exist_ok=True)
         with (
@@ -84,6 +98,10 @@ class IndexWork:
             for numbers, image_BCHW in _read_ahead(dataset, batches, shows=self._rank == 0):
                 with shares.inference(loaded.model):
                     feature_BE = loaded.model.project_image(loaded.model.encode_image(image_BCHW.to(device)))
+                    if self._captions:
+                        captions = [self._mixture.row(number).captions for number in numbers]
+                        read_BE = _caption_features(loaded.model, captions, tokens, device)
+                        feature_BE = F.normalize(feature_BE + read_BE, dim=-1)
                 raw.write(feature_BE.float().cpu().numpy().tobytes())
                 table.write_batch(_describe(self._mixture, numbers))
 
@@ -105,6 +123,7 @@ class IndexWork:
             step=loaded.step,
             width=self._width,
             rows=len(self._mixture),
+            captions=self._captions,
             shards=tuple(Indexed(str(c.folder), c.manifest.fingerprint) for c in self._mixture.corpora),
             table=hash_of(self._folder / TABLE),
             vectors=tuple(vectors),
@@ -129,6 +148,18 @@ class IndexWork:
     def _files(self, rank: int) -> tuple[Path, Path]:
         folder = self._folder / SHARES
         return folder / f"features-{rank:05d}.f32", folder / f"rows-{rank:05d}.arrow"
+
+
+def _caption_features(
+    model: MaskVLM, captions_B: Sequence[Sequence[str]], tokens: BatchTokenizer, device: torch.device
+) -> Tensor:
+    """The mean of each image's captions' features -> BE, as many captions at once as images."""
+    captions_C, batch = [caption for captions in captions_B for caption in captions], len(captions_B)
+    read = []
+    for first in range(0, len(captions_C), batch):
+        text_BL, valid_BL = (tensor.to(device) for tensor in tokens.batch(captions_C[first : first + batch]))
+        read.append(model.project_text(model.encode_text(text_BL, valid_BL)))
+    return torch.stack([part_CE.mean(0) for part_CE in torch.cat(read).split([len(each) for each in captions_B])])
 
 
 def _lasting(folder: str) -> str:

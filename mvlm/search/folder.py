@@ -1,6 +1,7 @@
 """An index at rest: a folder with the contrastive features of a corpus's images, and where each came from.
 
     vectors-00000.usearch   features of the first PART images in a usearch graph, fp32, keyed by the number of the image
+                            (where that was asked for, each with those of its captions)
     rows.arrow              shard, row in it, key and first caption of each image, in the same order
     index.json              the weights, the shards, and each vector file with its length and hash; written last
 
@@ -27,7 +28,7 @@ from mvlm.runtime import dist
 
 Done = TypeVar("Done")
 
-FORMAT, VERSION = "mvlm index", 1
+FORMAT, VERSION = "mvlm index", 2
 INDEX, TABLE = "index.json", "rows.arrow"
 TABLE_SCHEMA = pa.schema(
     [("shard", pa.string()), ("row", pa.int64()), ("key", pa.string()), ("caption", pa.string())],
@@ -62,6 +63,7 @@ class Contents:
     step: int
     width: int
     rows: int
+    captions: bool  # whether features are of pictures and captions together
     shards: tuple[Indexed, ...]
     table: str  # SHA-256
     vectors: tuple[VectorFile, ...]

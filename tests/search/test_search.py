@@ -97,6 +97,25 @@ def test_more_answers_than_images(index, trained, found, scenes, tmp_path):
     assert sorted(each["image"] for each in answers) == list(range(300))
 
 
+@torch.no_grad()
+def test_captions_count_as_much_as_what_is_shown(
+    loaded, dataset, every_feature, trained, found, scenes, tmp_path, capsys
+):
+    def read(sentence):
+        return loaded.model.project_text(loaded.model.encode_text(*dataset.tokens.batch([sentence])))[0]
+
+    index = tmp_path / "index"
+    words = [scenes / "eval", scenes / "train", "--checkpoint", trained, "--out", index, "--captions"]
+    assert main(["index", *map(str, words)]) == 0, capsys.readouterr().err
+    assert find.ImageIndex(index, loaded).contents.captions
+    captions = [dataset.mixture.row(row).captions for row in range(len(dataset))]
+    own = torch.stack([torch.stack([read(caption) for caption in each]).mean(0) for each in captions])
+    both = torch.nn.functional.normalize(every_feature + own, dim=-1)
+    similarity = (both @ read(SENTENCE)).numpy()
+    answers = found(index, "--checkpoint", trained, "--text", SENTENCE, "--top", 20, "--rerank", 0)
+    np.testing.assert_allclose([each["similarity"] for each in answers], np.sort(similarity)[::-1][:20], atol=2e-6)
+
+
 def test_an_index_is_replaced_by_the_next(loaded, scenes, tmp_path):
     for part in ("eval", "train"):
         rows = read_manifest(scenes / part).rows
