@@ -74,7 +74,7 @@ class IndexWork:
     """
 
     def __init__(
-        self, folder: Path, mixture: Mixture, batch: int, width: int, rank: int, world: int, captions: bool = False
+        self, folder: Path, mixture: Mixture, batch: int, width: int, rank: int, world: int, captions: bool
     ) -> None:
         self._folder, self._mixture, self._width, self._captions = folder, mixture, width, captions
         self._batch, self._rank, self._world = batch, rank, world

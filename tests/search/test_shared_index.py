@@ -20,10 +20,10 @@ def contents(index: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in index.iterdir()}
 
 
-def shared(loaded: Any, folders: list[str], out: Path, world: int) -> Path:
+def shared(loaded: Any, folders: list[str], out: Path, world: int, captions: bool) -> Path:
     """What the ranks do, one after another; each has its own view of the corpus, as in processes of their own."""
     out.mkdir()
-    works = [IndexWork(out, Mixture(folders), BATCH, 16, rank, world) for rank in range(world)]
+    works = [IndexWork(out, Mixture(folders), BATCH, 16, rank, world, captions) for rank in range(world)]
     for work in works:
         work.embed(loaded, CPU)
     files = [file for work in reversed(works) for file in work.build()]
@@ -31,15 +31,16 @@ def shared(loaded: Any, folders: list[str], out: Path, world: int) -> Path:
     return out
 
 
+@pytest.mark.parametrize("captions", [False, True])
 def test_any_number_of_ranks_makes_the_same_bytes(
-    loaded: Any, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: Any, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captions: bool
 ) -> None:
     monkeypatch.setattr(folder, "PART", PART)
     folders = [str(scenes / part) for part in ("eval", "train")]
-    alone = contents(shared(loaded, folders, tmp_path / "1", 1))
+    alone = contents(shared(loaded, folders, tmp_path / "1", 1, captions))
     assert len(alone) == 8  # six files of vectors, the table and the description
     for world in (2, 3, 25):  # of 25 ranks some have nothing to embed, and most no file to build
-        assert contents(shared(loaded, folders, tmp_path / str(world), world)) == alone
+        assert contents(shared(loaded, folders, tmp_path / str(world), world, captions)) == alone
 
 
 def test_what_a_rank_cannot_write_or_decode_leaves_nothing(
