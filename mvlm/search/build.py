@@ -24,6 +24,7 @@ from torch import Tensor
 from mvlm.data.samples.evaluation import EvalImages
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.columns import Row
 from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import shares
 from mvlm.evaluate.settings import reading_of
@@ -45,7 +46,7 @@ def build_index(
     An index that stands at `out`, which all ranks see, is replaced when the new one is whole.
 
     Args:
-        captions: a row's feature is the direction between its image's and the mean of its captions', so that a
+        captions: a row's feature is the normalised sum of its image's and the mean of its captions', so that a
             sentence finds what is called so before what looks so.
 
     Raises:
@@ -86,8 +87,7 @@ class IndexWork:
         first, end = self._rank * self._share, min((self._rank + 1) * self._share, len(self._mixture))
         batches = [range(start, min(start + self._batch, end)) for start in range(first, end, self._batch)]
         dataset = EvalImages(self._mixture, len(self._mixture), loaded.blueprint.model.image_size)
-        tokenizer, length, _ = reading_of(loaded)
-        tokens = BatchTokenizer(tokenizer, length)
+        tokens = BatchTokenizer(*reading_of(loaded)[:2]) if self._captions else None
         features, rows = self._files(self._rank)
         features.parent.mkdir(exist_ok=True)
         with (
@@ -96,14 +96,14 @@ class IndexWork:
             pa.ipc.new_file(file, TABLE_SCHEMA) as table,
         ):
             for numbers, image_BCHW in _read_ahead(dataset, batches, shows=self._rank == 0):
+                content_B = [self._mixture.row(number) for number in numbers]
                 with shares.inference(loaded.model):
                     feature_BE = loaded.model.project_image(loaded.model.encode_image(image_BCHW.to(device)))
-                    if self._captions:
-                        captions = [self._mixture.row(number).captions for number in numbers]
-                        read_BE = _caption_features(loaded.model, captions, tokens, device)
+                    if tokens:
+                        read_BE = _caption_features(loaded.model, [row.captions for row in content_B], tokens, device)
                         feature_BE = F.normalize(feature_BE + read_BE, dim=-1)
                 raw.write(feature_BE.float().cpu().numpy().tobytes())
-                table.write_batch(_describe(self._mixture, numbers))
+                table.write_batch(_describe(self._mixture, numbers, content_B))
 
     def build(self) -> list[VectorFile]:
         """Write this rank's vector files, of features that any rank has made."""
@@ -123,7 +123,6 @@ class IndexWork:
             step=loaded.step,
             width=self._width,
             rows=len(self._mixture),
-            captions=self._captions,
             shards=tuple(Indexed(str(c.folder), c.manifest.fingerprint) for c in self._mixture.corpora),
             table=hash_of(self._folder / TABLE),
             vectors=tuple(vectors),
@@ -186,13 +185,7 @@ def _read_ahead(dataset: EvalImages, batches: Sequence[range], shows: bool) -> I
             bar.advance(task, len(rows))
 
 
-def _describe(mixture: Mixture, rows: range) -> pa.RecordBatch:
-    shards, locals_, keys, captions = [], [], [], []
-    for row in rows:
-        content = mixture.row(row)
-        shard, local = mixture.position(row)
-        shards.append(shard)
-        locals_.append(local)
-        keys.append(content.key)
-        captions.append(content.captions[0])
+def _describe(mixture: Mixture, rows: range, content_B: Sequence[Row]) -> pa.RecordBatch:
+    shards, locals_ = zip(*map(mixture.position, rows), strict=True)
+    keys, captions = [row.key for row in content_B], [row.captions[0] for row in content_B]
     return pa.record_batch([shards, np.array(locals_), keys, captions], schema=TABLE_SCHEMA)

@@ -48,7 +48,7 @@ class SearchHit:
     Args:
         image: its number in the index.
         shard, row, key, caption: as the table has them.
-        similarity: the cosine of ITC.
+        similarity: the cosine of ITC's feature of the query and the index's.
         match: the probability by ITM; None where it was not asked.
     """
 

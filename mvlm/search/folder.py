@@ -28,7 +28,7 @@ from mvlm.runtime import dist
 
 Done = TypeVar("Done")
 
-FORMAT, VERSION = "mvlm index", 2
+FORMAT, VERSION = "mvlm index", 1
 INDEX, TABLE = "index.json", "rows.arrow"
 TABLE_SCHEMA = pa.schema(
     [("shard", pa.string()), ("row", pa.int64()), ("key", pa.string()), ("caption", pa.string())],
@@ -63,7 +63,6 @@ class Contents:
     step: int
     width: int
     rows: int
-    captions: bool  # whether features are of pictures and captions together
     shards: tuple[Indexed, ...]
     table: str  # SHA-256
     vectors: tuple[VectorFile, ...]
