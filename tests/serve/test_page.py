@@ -1,8 +1,13 @@
 """The page in a real browser, by mouse, by finger, by keyboard and on a telephone's width."""
 
 import shutil
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -195,6 +200,10 @@ def test_more_is_shown_and_an_address_goes_back_to_what_was_asked(page):
     assert page.one("query").get_attribute("value") == "red circle top left"
     page.browser.refresh()
     page.wait(lambda: captions() == first)
+    assert page.one("more").is_displayed()
+    page.browser.execute_script("window.fetch = () => new Promise(() => {})")  # whose answer does not come
+    page.one("query").send_keys(" and blue star", Keys.ENTER)
+    page.wait(lambda: not page.one("more").is_displayed())
 
 
 @pytest.mark.parametrize("page", [375], indirect=True)
@@ -250,3 +259,46 @@ def test_everything_has_a_name(page):
     script = """return [...document.querySelectorAll('button, input, [role=gridcell], img[src]')].filter((e) =>
         !(e.textContent.trim() || e.alt || e.ariaLabel || e.labels?.length || e.querySelector('img')?.alt)).length"""
     assert page.browser.execute_script(script) == 0
+
+
+@contextmanager
+def slow_for(name, address):
+    """The server, behind one that takes its time with one file.
+
+    Yields:
+        the address of the latter.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.pass_on()
+
+        def do_POST(self):
+            self.pass_on(content=self.rfile.read(int(self.headers["content-length"])))
+
+        def pass_on(self, **sent):
+            if self.path == name:
+                time.sleep(1)
+            kind = {"content-type": self.headers.get("content-type", "")}
+            answer = httpx.request(self.command, address + self.path, headers=kind, timeout=60, **sent)
+            self.send_response(answer.status_code)
+            self.send_header("content-type", answer.headers["content-type"])
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_script_may_come_later_than_the_first_answer(browser, served):
+    browser.get_log("browser")
+    with slow_for("/search.js", served[1]) as address:
+        page = Page(browser, f"{address}#find=red+circle", 1280)
+        page.wait(lambda: len(page.all("#found img")) == 32)
+        browser.get("about:blank")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -311,4 +311,5 @@ async function begin() {
   pair.hiddenWords.add(0);
   choose({ sample: 0 }, about.samples[0].caption);
 }
-begin();
+// The first answer may be here before the other scripts are.
+document.addEventListener("DOMContentLoaded", begin);
