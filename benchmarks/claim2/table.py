@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def _costs(campaign: Campaign, records: Records) -> str:
         spent = [r["training_s"] for r in records if r["arm"] == arm]
         took = f"{statistics.fmean(spent):,.0f}" if spent else ""
         costs = f"{1 / cost['seconds']:.0f}", f"{cost['gflop']:.3f}", f"{cost['steps']:,.0f}"
-        rows.append([arm, *costs, took, f"{rates.get(arm, 0):.2f}"])
+        rows.append([arm, *costs, took, f"{rates[arm]:.2f}" if arm in rates else ""])
     head = ["arm", "pairs a second", "GFLOP a pair", "steps", "seconds of the clock, mean", "rate, of the size's"]
     return markdown(head, rows)
 
@@ -167,23 +168,26 @@ def curve(cells: Records, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def draw_curves(records: Records, out: Path) -> None:
-    """Both measures on the validation rows over the share of the training time, a line for each arm and share, with
-    its interval."""
+    """Both measures on the validation rows over the share of the training time, a line for each arm and share that has
+    cells, with its interval."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(PRIMARY_MEASURES), len(SHARES), figsize=(11, 6), sharex=True, squeeze=False)
-    for column, share in enumerate(SHARES):
-        for row, measure in enumerate(PRIMARY_MEASURES):
-            axis = axes[row][column]
-            for arm in ARMS:
-                at_P, mean_P, reach_P = curve(list(by_seed(records, arm, share).values()), measure)
-                (line,) = axis.plot(at_P, mean_P, label=arm, marker=".")
-                axis.fill_between(at_P, mean_P - reach_P, mean_P + reach_P, color=line.get_color(), alpha=0.15, lw=0)
-            axis.set_title(f"{TITLES[measure]} of validation rows, {share} %", fontsize=9)
-    axes[0][0].legend(fontsize=7)
+    shares = [share for share in SHARES if any(by_seed(records, arm, share) for arm in ARMS)]
+    shape = len(PRIMARY_MEASURES), len(shares)
+    figure, axes = pyplot.subplots(*shape, figsize=(1.5 + 3.5 * len(shares), 6), sharex=True, squeeze=False)
+    for (row, measure), (column, share) in product(enumerate(PRIMARY_MEASURES), enumerate(shares)):
+        axis = axes[row][column]
+        for number, arm in enumerate(ARMS):
+            if cells := list(by_seed(records, arm, share).values()):
+                at_P, mean_P, reach_P = curve(cells, measure)
+                axis.plot(at_P, mean_P, label=arm, marker=".", color=f"C{number}")
+                axis.fill_between(at_P, mean_P - reach_P, mean_P + reach_P, color=f"C{number}", alpha=0.15, lw=0)
+        axis.set_title(f"{TITLES[measure]} of validation rows, {share} %", fontsize=9)
+        axis.legend(fontsize=7)
+    figure.supxlabel("share of the training time", fontsize=9)
     figure.tight_layout()
     figure.savefig(out, dpi=80)
     pyplot.close(figure)

@@ -103,6 +103,18 @@ def test_the_answer_waits_for_all_seeds_and_names_the_direction() -> None:
     assert [line.split("|")[-2].strip() for line in table.primary(swapped, size).splitlines()[2:]][2] == "worse"
 
 
+def test_the_pages_answer_is_that_of_the_kept_cells() -> None:
+    kept = campaign.RESULTS / "small" / "b71ea3c03a67" / campaign.CELLS
+    records = [r for r in map(json.loads, kept.read_text().splitlines()) if "/rate" not in r["cell"]]
+    computed = [row.strip("| ").split(" | ") for row in table.primary(records, plan.SIZES["small"]).splitlines()[2:]]
+    told = [row.strip("| ").split(" | ") for row in PAGE.replace("−", "-").splitlines() if row.startswith("| joint - ")]
+    assert len(told) == 4
+    for (_, measure, difference, interval, *rest), page in zip(computed, told, strict=True):
+        wins, p, answer = rest[1], float(rest[-2]), rest[-1]
+        assert (measure, float(difference), interval, answer) == (page[1], float(page[2]), page[3], page[6])
+        assert page[4].removesuffix(" seeds") == wins and (float(page[5].strip("< ")) == p or p < 0.001)
+
+
 def test_no_score_is_shown_before_the_primary_cells_are_there(tmp_path: Path) -> None:
     (tmp_path / campaign.COSTS).write_text("{}")
     size = replace(plan.SIZES["small"], primary_seeds=2, seeds=2)
