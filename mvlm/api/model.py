@@ -83,7 +83,7 @@ class TrainedModel:
         self.step = loaded.step if loaded else None
         self._tokenizer, self._tokens = tokenizer, BatchTokenizer(tokenizer, text_length)
         self._image_size, self._loaded = image_size, loaded
-        self._index: tuple[Path, ImageIndex] | None = None
+        self._index: ImageIndex | None = None
 
     @property
     def device(self) -> torch.device:
@@ -221,11 +221,11 @@ class TrainedModel:
             UserError: the index is damaged or was made by other weights, or its shards were moved; or as `encode`.
         """
         loaded = self._run(index)
-        if self._index is None or self._index[0] != Path(index):
-            self._index = Path(index), ImageIndex(Path(index), loaded)
+        if self._index is None or not self._index.stands_at(Path(index)):
+            self._index = ImageIndex(Path(index), loaded)
         if isinstance(query, str):
-            return find_by_sentence(self._index[1], loaded, query, top, rerank, self.device)
-        return find_by_image(self._index[1], loaded, self._pixels([query]), top, self.device)
+            return find_by_sentence(self._index, loaded, query, top, rerank, self.device)
+        return find_by_image(self._index, loaded, self._pixels([query]), top, self.device)
 
     def _run(self, index: str | os.PathLike[str]) -> Loaded[MaskVLM]:
         if self._loaded is None:

@@ -82,6 +82,10 @@ class ImageIndex:
         """Images."""
         return self.contents.rows
 
+    def stands_at(self, folder: Path) -> bool:
+        """Whether a folder holds what was opened here: another index may have been written in its place since."""
+        return folder == self.folder and read_contents(folder) == self.contents
+
     @cached_property
     def reading(self) -> tuple[PreTrainedTokenizerBase, int, int]:
         """How the model reads a query; its tokenizer is loaded for the first one alone."""

@@ -135,6 +135,16 @@ def test_an_index_is_searched_by_words_and_by_pictures(run: Path, scenes: Path, 
     assert [each.image for each in by_words] == similarity.argsort(descending=True)[:3].tolist()
 
 
+def test_an_index_that_was_made_again_is_the_one_that_is_searched(run: Path, scenes: Path, tmp_path: Path) -> None:
+    model, out = mvlm.load(run, "cpu"), tmp_path / "index"
+    model.index(scenes / "eval", out)
+    count = len(mvlm.open(scenes / "eval"))
+    assert len(model.search(out, "a red circle", top=10_000, rerank=0)) == count
+    both = [scenes / "eval", scenes / "train"]
+    model.index(both, out)
+    assert len(model.search(out, "a red circle", top=10_000, rerank=0)) == len(mvlm.open(both))
+
+
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
