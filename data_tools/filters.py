@@ -104,7 +104,7 @@ def _checked(item: Record, filters: Filters) -> Checked:
         raise _Unfit("source is not plain text")
     captions, caption_drops = clean_captions(item.captions, filters.caption_words)
     if not captions and not item.columns:
-        raise _Unfit("no caption", ", ".join(sorted(caption_drops)))
+        raise _Unfit(no_caption(caption_drops), ", ".join(sorted(caption_drops)))
     columns = {name: _clean_column(name, value) for name, value in item.columns.items()}
     images = [item.image, item.image2] if item.image2 else [item.image]
     pictures = tuple(_picture(image, filters) for image in images)
@@ -167,6 +167,11 @@ def clean_captions(raw: Iterable[object], words: tuple[int, int] | None = None) 
         else:
             kept.append(text)
     return tuple(kept), drops
+
+
+def no_caption(caption_drops: Counter[str]) -> str:
+    """Why a record has none left: what was wrong with all of them, where that is one thing."""
+    return next(iter(caption_drops)) if len(caption_drops) == 1 else "no caption"
 
 
 def _clean(text: object) -> tuple[str, str]:

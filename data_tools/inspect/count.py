@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..filters import clean_captions
+from ..filters import clean_captions, no_caption
 from ..readers import Source
 from ..readers.annotated import Annotated
 from ..readers.img2dataset import Img2datasetSource
@@ -41,9 +41,10 @@ def count(source: Source, advance: Callable[[int], None] = lambda rows: None) ->
         if isinstance(item, Dropped):
             found.dropped[item.reason] += 1
             continue
-        captions = 1 if item.columns else len(clean_captions(item.captions, None)[0])
+        kept, drops = clean_captions(item.captions)
+        captions = 1 if item.columns else len(kept)
         found.rows += captions > 0
         found.pairs += captions
-        found.dropped["no caption"] += captions == 0
-    found.dropped = +found.dropped
+        if not captions:
+            found.dropped[no_caption(drops)] += 1
     return found

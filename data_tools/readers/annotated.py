@@ -18,6 +18,7 @@ from .json_stream import parse_json
 from .members import MAX_TEXT_BYTES
 
 MALFORMED = "annotation is malformed"
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 SAMPLE = 64
 """Records by which the images' mean size is told, where looking at all of them would take too long."""
@@ -164,13 +165,16 @@ class Annotated:
 
 
 def check_file(path: Path) -> None:
-    """Raises `UserError` where there is no readable file."""
+    """Raises `UserError` where there is no readable file, or one in UTF-16, as some spreadsheets write it."""
     if not path.is_file():
         raise UserError(f"No file at {path}: check the path.")
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            begins = file.read(2)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions.") from None
+    if begins in UTF_16:
+        raise UserError(f"{path} is in UTF-16: convert it to UTF-8, as `iconv -f UTF-16 -t UTF-8` does.")
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:

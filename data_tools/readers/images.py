@@ -48,6 +48,12 @@ class ImageFolders:
         return b""
 
 
+def beginnings(folders: Iterable[str | Path]) -> list[str]:
+    """What whole paths of files in these folders begin with, as the folders were given and with links resolved."""
+    roots = [(os.path.abspath(folder), os.path.realpath(folder)) for folder in folders]
+    return [os.path.join(root, "") for both in roots for root in both]
+
+
 def read_inside(root: Path, name: str) -> bytes | None:
     """The file at `name` below the resolved folder `root`; None where there is none. Raises as `find_inside`."""
     path = find_inside(root, name)
@@ -80,10 +86,9 @@ def find_inside(root: Path, name: str) -> str | None:
     Raises:
         Refused: the path or a link on it leaves the folder, or it is no readable file of a plausible size.
     """
-    name = name.removeprefix(os.path.join(root, ""))  # tables often have whole paths
-    if not is_inside(name):
+    if not is_inside(name.removeprefix("/")):  # tables often have whole paths
         raise Refused("image path leaves the folder")
-    folder, _, file = name.rstrip("/").rpartition("/")
+    folder, file = os.path.split(name.rstrip("/"))
     try:
         path = os.path.join(_folder_inside(root, folder), file)
         found = os.lstat(path)

@@ -6,15 +6,14 @@ import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvlm.errors import UserError
 
-from .annotated import check_file, json_object, lines
-from .table import rows_of, table_header
+from .annotated import check_file, lines
+from .row_files import Row, first_names, json_row, rows_of, table_header
 
 LINK_COLUMNS = ("url", "image_url", "img_url", "link")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "alt_text", "alt")
@@ -24,8 +23,6 @@ KEY_COLUMNS = ("uid",)
 ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 BATCH = 1024
 DAMAGED = "table is cut short or damaged from here on"
-
-Row = dict[str, Any]
 
 
 class Damaged(Exception):
@@ -96,11 +93,7 @@ class LinkTable:
             return [field.name for field in schema if _is_plain(field.type)]
         if self.path.suffix in (".csv", ".tsv"):
             return table_header(self.path)[0]
-        with self.path.open("rb") as file:
-            try:
-                return list(json_object(next(lines(file), b"")))
-            except ValueError as error:
-                raise UserError(f"{self.path} does not begin with a JSON object ({error}): give one a line.") from None
+        return first_names(self.path)
 
     def _column(self, given: str, known: Sequence[str], option: str, needed: bool = True) -> str:
         by_lower = {name.strip().lower(): name for name in reversed(self.columns)}
@@ -132,14 +125,7 @@ class LinkTable:
             if self.path.suffix in (".csv", ".tsv"):
                 yield from rows_of(file, self.path, *table_header(self.path))
             else:
-                yield from map(_json_row, lines(file))
-
-
-def _json_row(line: bytes) -> Row | None:
-    try:
-        return json_object(line)
-    except ValueError:
-        return None
+                yield from map(json_row, lines(file))
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -10,7 +10,7 @@ from mvlm.errors import UserError
 
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
-from .annotated import mean_size
+from .annotated import UTF_16, mean_size
 from .images import MISSING_IMAGE, Refused, read_inside
 
 TEXT = ".txt"
@@ -82,5 +82,16 @@ def _record(folder: Path, key: str, images: list[str], where: str) -> Record | D
         return dropped(MISSING_IMAGE)
     if text is None:
         return dropped(NO_TEXT)
-    captions = [line for line in text.decode("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
+    captions = [line for line in _decoded(text).splitlines() if line.strip()]
     return Record(key, image, captions, folder.name, where=where)
+
+
+def _decoded(text: bytes) -> str:
+    """UTF-8, or UTF-16 where a byte-order mark says so, as Windows' editors write it; what is neither is found out by
+    the check of all captions."""
+    if text.startswith(UTF_16):
+        try:
+            return text.decode("utf-16")
+        except UnicodeDecodeError:
+            pass
+    return text.decode("utf-8-sig", "surrogateescape")

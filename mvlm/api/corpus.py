@@ -44,7 +44,8 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     if form is None:
         raise UserError(
             f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "
-            "picture, tars, a CSV or TSV table, parquet, or what `data_tools shard` has made of it."
+            "picture, tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, or shards that `mvlm-data shard` has "
+            "made of it."
         )
     words = shard_words(form, out)
     try:

@@ -30,7 +30,8 @@ def train(
 
     Args:
         data: a folder with `captions.jsonl` or with a text file beside each picture, a tar of either or a pattern of
-            tars, a CSV or TSV table, parquet, a data set saved by Hugging Face's datasets, or shards.
+            tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, a data set saved by Hugging Face's datasets, or
+            shards.
         out: the run folder.
         settings: keys of the run TOML that are to be different, such as `{"train.steps": 300, "optim.lr": 1e-3}`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,11 +65,29 @@ def parquet(column: str, value: Callable[[str], object]) -> Callable[[Path], Pat
     return write
 
 
+def json_rows(name: str, joined: Callable[[list[str]], str]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        pictures(folder)
+        rows = [json.dumps({"file_name": f"images/{image}", "text": said}) for image, said in CAPTIONS.items()]
+        (folder / name).write_text(joined(rows))
+        return folder if name.startswith("metadata") else folder / name
+
+    return write
+
+
+def metadata_csv(folder: Path) -> Path:
+    return table("metadata.csv", ",", lambda folder, name: f"images/{name}")(folder).parent
+
+
 FORMS = {
     "jpg and txt side by side": (side_by_side, "side_by_side", False),
     "csv": (table("pairs.csv", ",", lambda folder, name: f"images/{name}"), "table", False),
     "csv of whole paths": (table("pairs.csv", ",", lambda folder, name: str(folder / "images" / name)), "table", False),
     "tsv": (table("pairs.tsv", "\t", lambda folder, name: f"images/{name}"), "table", False),
+    "json lines": (json_rows("pairs.jsonl", "\n".join), "table", False),
+    "json list": (json_rows("pairs.json", lambda rows: f"[{', '.join(rows)}]"), "table", False),
+    "folder with metadata.jsonl": (json_rows("metadata.jsonl", "\n".join), "table", False),
+    "folder with metadata.csv": (metadata_csv, "table", False),
     "parquet of datasets": (parquet("image", lambda name: {"bytes": photograph(name), "path": name}), "hf", True),
     "parquet with bytes": (parquet("jpg", photograph), "hf", True),
     "parquet with paths": (parquet("filepath", lambda name: f"images/{name}"), "hf", False),

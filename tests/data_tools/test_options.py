@@ -108,7 +108,7 @@ def test_small_and_elongated_images_and_short_and_long_captions(tmp_path: Path) 
     rows = {row["key"]: row for row in read_rows(tmp_path / "out")}
     assert rows.keys() == {"r1", "r3"}
     assert rows["r3"]["captions"] == ["one two", "one two three"]
-    reasons = {"r0": "image is too small", "r2": "image is too elongated", "r4": "no caption"}
+    reasons = {"r0": "image is too small", "r2": "image is too elongated", "r4": "caption has too few words"}
     assert quarantine(tmp_path / "out") == reasons
     found = json.loads((tmp_path / "out/yield.json").read_text())
     assert found["dropped_captions"] == {"caption has too few words": 1, "caption has too many words": 1}

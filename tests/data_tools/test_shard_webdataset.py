@@ -81,7 +81,7 @@ def test_hostile_members_are_dropped_with_a_reason(tmp_path: Path) -> None:
         "twice": "more than one image",
         "words": "no image",
         "deep": "the .json is not JSON in UTF-8",
-        "latin": "no caption",
+        "latin": "caption is not UTF-8",
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
 

@@ -3,6 +3,7 @@ can stay where they are."""
 
 from __future__ import annotations
 
+import codecs
 import re
 import tarfile
 from collections.abc import Sequence
@@ -36,6 +37,11 @@ class CorpusForm:
 IN_PLACE = ("UNCOMPRESSED", "SNAPPY")
 """Compressions of parquet that leave images as they are: snappy does so with all that it cannot shorten."""
 
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Of Hugging Face's folders of images."""
+
 _OF_SHARDS = re.compile(r"[^.]+\.[a-z]+\.parquet")
 """Tables beside shards, which are no corpus."""
 
@@ -68,6 +74,9 @@ def _of_folder(path: Path) -> CorpusForm | None:
         return None  # shards
     if (path / "captions.jsonl").is_file():
         return form("folder")
+    for name in METADATA:
+        if (path / name).is_file():
+            return CorpusForm("table", (path / name,), False, (path / name,))
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         files = sorted(path.rglob("*.arrow"))
         return form("hf", files, bool(files))
@@ -85,7 +94,7 @@ def _of_folder(path: Path) -> CorpusForm | None:
 
 
 def _of_file(path: Path) -> CorpusForm | None:
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if path.suffix.lower() in TABLES or _is_json_list(path):
         return CorpusForm("table", (path,), False, (path,))
     if path.suffix.lower() == ".parquet":
         return CorpusForm("hf", (path,), _is_plain(path), (path,))
@@ -99,6 +108,14 @@ def _of_file(path: Path) -> CorpusForm | None:
             return CorpusForm("folder", (path,), False, (path,))
         return CorpusForm("webdataset", (path,), stays, (path,))
     return None
+
+
+def _is_json_list(path: Path) -> bool:
+    """As annotations of ALBEF, BLIP and LAVIS are; a JSON object is COCO's or another's, with a source of its own."""
+    if path.suffix.lower() != ".json":
+        return False
+    with path.open("rb") as file:
+        return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def _is_plain(parquet: Path) -> bool:

@@ -476,6 +476,37 @@ def tsv_table(folder: Path) -> Sample:
     return Sample(argv, rows, folder / "images/a.png", ["a.png"], "train.tsv:2")
 
 
+def json_list(folder: Path) -> Sample:
+    """ALBEF's, BLIP's and LAVIS's annotations: a caption a row or several, with whole paths of the machine that made
+    them."""
+    images = {name: put(folder / "images" / name, photo(number)) for number, name in enumerate(["a.jpg", "b/c.jpg"])}
+    put_json(
+        folder / "coco_train.json",
+        [
+            {"caption": "a bee", "image": "a.jpg", "image_id": "coco_1"},
+            {"caption": "an insect", "image": "a.jpg", "image_id": "coco_1"},
+            {"caption": ["an ant", "it runs"], "image": str(folder / "images/b/c.jpg"), "image_id": "coco_2"},
+        ],
+    )
+    said = {"a.jpg": ["a bee", "an insect"], "b/c.jpg": ["an ant", "it runs"]}
+    rows = {name: {"image": image, "captions": said[name], "source": "coco_train"} for name, image in images.items()}
+    argv = ["table", folder / "coco_train.json", "--images", folder / "images"]
+    return Sample(argv, rows, folder / "images/b/c.jpg", ["b/c.jpg"], "coco_train.json:2")
+
+
+def json_lines(folder: Path) -> Sample:
+    """The metadata.jsonl of Hugging Face's folders of images; not every row has every column."""
+    images = {name: put(folder / name, photo(number)) for number, name in enumerate(["0.jpg", "1.jpg", "2.jpg"])}
+    lines = [
+        {"file_name": name, "text": f"photo {name}"} | ({"tag": [name]} if name == "1.jpg" else {}) for name in images
+    ]
+    put(folder / "metadata.jsonl", "\r\n".join(map(json.dumps, lines)).encode())
+    rows = {
+        name: {"image": image, "captions": [f"photo {name}"], "source": "metadata"} for name, image in images.items()
+    }
+    return Sample(["table", folder / "metadata.jsonl"], rows, folder / "1.jpg", ["1.jpg"], "metadata.jsonl:2")
+
+
 def side_by_side(folder: Path) -> Sample:
     """As kohya's trainers and others take them."""
     keys = ["cats/1", "cats/2", "dogs/1"]
@@ -517,6 +548,8 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "img2dataset-parquet": img2dataset_parquet,
     "table-csv": csv_table,
     "table-tsv": tsv_table,
+    "table-json-list": json_list,
+    "table-json-lines": json_lines,
     "side-by-side": side_by_side,
     "hf-saved": hf_saved,
     "hf-dict": hf_dict,

@@ -59,7 +59,7 @@ def test_coco_annotations_of_other_shapes(tmp_path: Path) -> None:
         "5": MALFORMED,
         "6": MALFORMED,
         "7": MALFORMED,
-        "8": "no caption",
+        "8": "caption is not text",
         "9": "no caption",
         "10": "captions of an image the file does not list",
     }
@@ -96,8 +96,8 @@ def test_conceptual_captions_rows_of_other_shapes(tmp_path: Path) -> None:
         "1": "row is not caption<TAB>url",
         "2": "row has no URL",
         "3": "row is not caption<TAB>url",
-        "4": "no caption",
-        "5": "no caption",
+        "4": "caption is not UTF-8",
+        "5": "caption is empty",
     }
     (row,) = read_rows(tmp_path / "out")
     assert (row["key"], row["image"], row["captions"]) == ("00000005", photo(5), ["good"])

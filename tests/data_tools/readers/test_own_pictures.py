@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from made import photo, quarantine, read_rows, run
 from samples import csv_table, put, side_by_side
 
@@ -30,6 +33,69 @@ def test_a_table_that_names_no_columns_is_told_what_it_lacks(tmp_path: Path, fai
     path = csv_table(tmp_path).argv[1]
     said = fails("shard", "table", path, "--caption-column", "words", "--out", tmp_path / "out")
     assert "say which with --caption-column" in said
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json"])
+def test_a_table_in_utf_16_is_told_how_to_be_converted(tmp_path: Path, name: str, fails: Callable[..., str]) -> None:
+    put(tmp_path / name, "image,text\r\na.jpg,a bee\r\n".encode("utf-16"))
+    said = fails("shard", "table", tmp_path / name, "--out", tmp_path / "out")
+    assert f"{name} is in UTF-16: convert it to UTF-8, as `iconv -f UTF-16 -t UTF-8` does." in said
+
+
+def test_a_table_with_line_ends_of_old_macs_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
+    put(tmp_path / "pairs.csv", b"image,text\ra.jpg,a bee\r")
+    said = fails("shard", "table", tmp_path / "pairs.csv", "--out", tmp_path / "out")
+    assert "pairs.csv is no table from line" in said
+
+
+def test_texts_are_read_as_windows_writes_them_or_told_why_not(tmp_path: Path) -> None:
+    encodings = {"a": "utf-8-sig", "b": "utf-16", "c": "utf-16-be", "d": "cp1252"}
+    for number, (name, encoding) in enumerate(encodings.items()):
+        put(tmp_path / f"pets/{name}.jpg", photo(number))
+        mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+        put(tmp_path / f"pets/{name}.txt", mark + "ein Kätzchen\r\n猫\r\n".encode(encoding, "replace"))
+    put(tmp_path / "pets/e.jpg", photo(5))
+    put(tmp_path / "pets/e.txt", codecs.BOM_UTF16_LE + b"\x00\xd8!")  # half of a pair
+    run("shard", "side_by_side", tmp_path / "pets", "--out", tmp_path / "out", "--workers", 1, "--tolerate", 1)
+    assert {row["key"]: row["captions"] for row in read_rows(tmp_path / "out")} == {
+        name: ["ein Kätzchen", "猫"] for name in "abc"
+    } | {"d": ["?"]}
+    assert quarantine(tmp_path / "out") == {"e": "caption is not UTF-8"}
+
+
+def test_whole_paths_through_a_link_lead_to_the_images_and_make_no_keys(tmp_path: Path) -> None:
+    put(tmp_path / "disk/pets/a.jpg", photo(1))
+    put(tmp_path / "elsewhere.jpg", photo(2))
+    (tmp_path / "home").symlink_to(tmp_path / "disk")
+    paths = [tmp_path / "home/pets/a.jpg", tmp_path / "elsewhere.jpg", tmp_path / "gone/a.jpg"]
+    put(tmp_path / "disk/pairs.csv", "\n".join(["image,text", *(f"{path},a bee" for path in paths)]).encode())
+    out = tmp_path / "out"
+    run("shard", "table", tmp_path / "home/pairs.csv", "--out", out, "--workers", 1, "--tolerate", 1)
+    assert [row["key"] for row in read_rows(out)] == ["pets/a.jpg"]
+    assert quarantine(out) == {str(paths[1]): "image path leaves the folder", str(paths[2]): "image is missing"}
+
+
+def test_rows_of_json_that_are_none_are_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
+    put(tmp_path / "a.jpg", photo(1))
+    rows = [
+        '{"image": "a.jpg", "caption": "a bee", "id": 0}',
+        "[1]",
+        "{",
+        '{"image": 3, "id": 1}',
+        '{"image": "a.jpg"}',
+    ]
+    for name, text in (("p.jsonl", "\n".join(rows)), ("p.json", f"[{', '.join([*rows[:2], *rows[3:]])}]")):
+        out = tmp_path / f"out-{name}"
+        put(tmp_path / name, text.encode())
+        argv = ("shard", "table", tmp_path / name, "--key-column", "id", "--out", out)
+        run(*argv, "--workers", 1, "--tolerate", 1)
+        assert [(row["key"], row["captions"]) for row in read_rows(out)] == [("0", ["a bee"])]
+        reasons = [json.loads(line)["reason"] for line in (out / "quarantine.jsonl").read_text().splitlines()]
+        malformed = 2 if name == "p.json" else 3
+        assert sorted(reasons) == sorted(["annotation is malformed"] * malformed + ["no caption"])
+    for name, text in (("q.json", "[1]"), ("q.jsonl", "[1]"), ("r.json", "")):
+        put(tmp_path / name, text.encode())
+        assert "object" in fails("shard", "table", tmp_path / name, "--out", tmp_path / "out")
 
 
 def test_a_row_without_an_image_and_one_that_leaves_the_folder_are_listed(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""Files of rows whose columns have names: CSV, TSV, JSON lines, and one JSON list of objects."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mvlm.errors import UserError
+
+from .annotated import json_object, lines, located_lines
+from .json_stream import json_items
+from .members import MAX_TEXT_BYTES
+
+JSON_LINES = (".jsonl", ".ndjson")
+HEADER_BYTES = 1 << 20
+
+Row = dict[str, Any]
+LocatedRows = Iterator[tuple[int, Row | None]]
+"""Each row by column, None for a malformed one, with the offset at which it begins."""
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file and what its rows are made of.
+
+    Attributes:
+        columns: their names; of JSON those of the first row, which others may lack.
+        rows: those of a file that stands at its start or, of one that is seekable, at the start of a row.
+        seekable: whether the offsets are real; those of a list are all 0.
+    """
+
+    columns: Sequence[str]
+    rows: Callable[[BinaryIO], LocatedRows]
+    seekable: bool = True
+
+
+def row_file(path: Path) -> RowFile:
+    """Raises `UserError` where the file does not begin with names of columns."""
+    if path.suffix.lower() in JSON_LINES:
+        return RowFile(first_names(path), _json_lines)
+    if path.suffix.lower() == ".json":
+        return _json(path)
+    header, delimiter = table_header(path)
+    return RowFile(header, lambda file: located_rows(file, path, header, delimiter))
+
+
+def _json(path: Path) -> RowFile:
+    with path.open("rb") as file:
+        if next(lines(file), b"").lstrip()[:1] != b"[":
+            return RowFile(first_names(path), _json_lines)
+        file.seek(0)
+        first = next(json_items(file, "item"), None)
+    if not isinstance(first, dict):
+        raise UserError(f"{path} holds no list of objects: give one with an object an image or a caption.")
+    return RowFile(list(first), _json_list, seekable=False)
+
+
+def first_names(path: Path) -> list[str]:
+    """Those in the object of the first line; raises `UserError` where there is none."""
+    with path.open("rb") as file:
+        try:
+            return list(json_object(next(lines(file), b"")))
+        except ValueError as error:
+            raise UserError(f"{path} does not begin with a JSON object ({error}): give one a line.") from None
+
+
+def _json_lines(file: BinaryIO) -> LocatedRows:
+    return ((offset, json_row(line)) for offset, line in located_lines(file) if line.strip())
+
+
+def _json_list(file: BinaryIO) -> LocatedRows:
+    return ((0, item if isinstance(item, dict) else None) for item in json_items(file, "item"))
+
+
+def json_row(line: bytes) -> Row | None:
+    """What a line of JSON lines holds; None where that is no object."""
+    try:
+        return json_object(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def table_header(path: Path) -> tuple[list[str], str]:
+    """The names of the columns, and what separates them: a tab where there is one, else what stands there most."""
+    with path.open("rb") as file:
+        line = file.readline(HEADER_BYTES).decode("utf-8-sig", "replace")
+    delimiter = "\t" if "\t" in line else max(",;|", key=line.count)
+    names: list[str] = next(csv.reader(line.splitlines()[:1], delimiter=delimiter), [])
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(
+            f"{path} begins with {line.strip()[:80]!r}: its first line must name its columns, of which it needs one "
+            "with the images' paths and one with their captions."
+        )
+    return names, delimiter
+
+
+def rows_of(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[Row]:
+    """The rows of a table from its start, as `located_rows`."""
+    return (row for _, row in located_rows(file, path, header, delimiter))
+
+
+def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[tuple[int, Row]]:
+    """The rows behind the header, by column; what a short row lacks is empty, and what a long one has more is left out.
+
+    Each comes with the offset at which it begins. The file stands at its start, or at the start of a row.
+
+    Raises:
+        UserError: a field is longer than any caption.
+    """
+    csv.field_size_limit(MAX_TEXT_BYTES)
+    texts = (line.decode("utf-8", "surrogateescape") for line in lines(file))
+    reader = csv.reader(texts, delimiter=delimiter)
+    try:
+        if file.tell() == 0:
+            next(reader, None)
+        offset = file.tell()
+        for values in reader:
+            if values:
+                yield offset, dict(itertools.zip_longest(header, values[: len(header)], fillvalue=""))
+            offset = file.tell()
+    except csv.Error as error:
+        raise UserError(f"{path} is no table from line {reader.line_num} on ({error}): write it anew.") from None
