@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from mvlm.data.shards.schema import CAPTION, corpora_in, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.commands import run_command
 
+SOURCE = "source.json"  # beside shards: what they were made of
 HELD_OUT = "eval"
 SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")
 
@@ -39,6 +42,7 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     if found := find_shards(path):
         return found
     if found := find_shards(out):
+        _require_source(data, out)
         return found
     form = recognise(data)
     if form is None:
@@ -60,6 +64,28 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     if not found:
         raise UserError(f"{path} gave no shards in {out}: look at the sentences above, or shard it yourself.")
     return found
+
+
+def _require_source(data: str | Path, shards: Path) -> None:
+    """Raises `UserError` where shards were made of something else. What they were made of may have gone since, or have
+    grown, and relative paths may be meant from elsewhere."""
+    try:
+        made_of = json.loads((shards / SOURCE).read_text(encoding="utf-8"))["paths"]
+    except (OSError, ValueError, KeyError):
+        return
+    try:
+        form = recognise(data)
+    except UserError:  # it has gone
+        form = None
+    asked = [str(path) for path in form.paths] if form else [str(data)]
+    if {os.path.realpath(path) for path in made_of} & {os.path.realpath(path) for path in asked}:
+        return
+    first = made_of[0]
+    if any(Path(path).absolute().match(first) or Path(first).absolute().match(path) for path in asked):
+        return
+    raise UserError(
+        f"{shards} was made of {first} and not of {data}: give another `out`, or delete this folder to begin again."
+    )
 
 
 def shard_words(form: CorpusForm, out: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,11 @@ AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """A file's path, a Pillow image, an array HWC or HW (uint8), or a tensor CHW or HW (uint8)."""
 
 
-def listed(images: AnyImage | Sequence[AnyImage]) -> list[AnyImage]:
+def listed(images: AnyImage | Iterable[AnyImage]) -> list[AnyImage]:
     """One image or several as a list; an array or a tensor with four dimensions is a batch."""
     if isinstance(images, (np.ndarray, Tensor)):
         return list(images) if images.ndim == 4 else [images]
-    return list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    return list(images) if isinstance(images, Iterable) and not isinstance(images, (str, bytes)) else [images]
 
 
 def view(image: AnyImage, size: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
 from mvlm.api.images import AnyImage, listed, stacked
-from mvlm.checkpoint.layout import BEST
+from mvlm.api.texts import Texts, listed_texts
 from mvlm.config.places import as_paths
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.spelling import spelled
@@ -38,7 +38,6 @@ from mvlm.search.build import build_index
 from mvlm.search.find import ImageIndex, SearchHit, find_by_image, find_by_sentence
 
 T = TypeVar("T")
-Texts = str | Sequence[str]
 
 
 class Features(NamedTuple):
@@ -100,7 +99,7 @@ class TrainedModel:
 
     def encode(
         self,
-        images: AnyImage | Sequence[AnyImage] | None = None,
+        images: AnyImage | Iterable[AnyImage] | None = None,
         texts: Texts | None = None,
         batch: int = 64,
     ) -> Features:
@@ -115,15 +114,15 @@ class TrainedModel:
         with shares.inference(self.network):
             return Features(
                 None if images is None else self._image_features(listed(images), batch),
-                None if texts is None else self._text_features(_sentences(texts), batch),
+                None if texts is None else self._text_features(listed_texts(texts), batch),
             )
 
-    def similarity(self, images: AnyImage | Sequence[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
+    def similarity(self, images: AnyImage | Iterable[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
         """The cosine similarity of every image with every text, NM, by ITC. Raises as `encode`."""
         image_NE, text_ME = self.encode(images, texts, batch)
         return cast(Tensor, image_NE) @ cast(Tensor, text_ME).T
 
-    def match(self, images: AnyImage | Sequence[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
+    def match(self, images: AnyImage | Iterable[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
         """The probability, by ITM, that image i and text i belong together, N; a single one of either goes with all.
 
         ITM reads both together and is finer than `similarity`, and slower.
@@ -132,7 +131,7 @@ class TrainedModel:
             UserError: there are neither as many images as texts nor one of either; or as `encode`.
         """
         self._warn_untrained("itm", "matching")
-        pairs = list(zip(*pair_up(listed(images), _sentences(texts)), strict=True))
+        pairs = list(zip(*pair_up(listed(images), listed_texts(texts)), strict=True))
         found = []
         with shares.inference(self.network):
             for some in _batches(pairs, batch):
@@ -144,7 +143,7 @@ class TrainedModel:
 
     def reconstruct(
         self,
-        images: AnyImage | Sequence[AnyImage],
+        images: AnyImage | Iterable[AnyImage],
         texts: Texts,
         masked: np.ndarray | Tensor | None = None,
     ) -> list[ImageExample]:
@@ -157,7 +156,7 @@ class TrainedModel:
             UserError: images and texts are not as many, the mask fits no image or masks none or all; or as `encode`.
         """
         self._warn_untrained("image", "reconstructing images")
-        shown, captions = pair_up(listed(images), _sentences(texts))
+        shown, captions = pair_up(listed(images), listed_texts(texts))
         count, image_BCHW = len(captions), self._pixels(shown)
         mask_BN = patch_masks(self.network, np.arange(count)) if masked is None else self._mask(masked, count)
         with shares.inference(self.network):
@@ -218,9 +217,12 @@ class TrainedModel:
             rerank: first results for a sentence that ITM orders again.
 
         Raises:
-            UserError: the index is damaged or was made by other weights, or its shards were moved; or as `encode`.
+            UserError: `top` is below 1; the index is damaged or was made by other weights; its shards were moved; or as
+                `encode`.
         """
         loaded = self._run(index)
+        if top < 1:
+            raise UserError(f"{top} images cannot be found: give a `top` of 1 or more.")
         if self._index is None or not self._index.stands_at(Path(index)):
             self._index = ImageIndex(Path(index), loaded)
         if isinstance(query, str):
@@ -277,7 +279,7 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
     """
     device, path = torch.device(device) if device else dist.device(), Path(model)
     exported = (path / CONFIG_NAME).is_file()
-    local = path.exists() or (path.name == BEST and path.parent.is_dir())
+    local = path.exists() or (len(path.parts) > 1 and path.parent.is_dir())
     if not exported and (local or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):
         loaded = load_run(path, device)
         return TrainedModel(loaded.model, *reading_of(loaded), loaded)
@@ -291,12 +293,9 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
         processor = MaskVLMProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         first = first_line(error)
-        raise UserError(f"{name} is no model ({first}): give a run folder, or what `mvlm export` wrote.") from None
+        what = "no model" if Path(name).exists() else "neither a folder here nor a model on the hub"
+        raise UserError(f"{name} is {what} ({first}): give a run folder, or what `mvlm export` wrote.") from None
     return TrainedModel(network.to(device), processor.tokenizer, processor.text_length, processor.image_processor.size)
-
-
-def _sentences(texts: Texts) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

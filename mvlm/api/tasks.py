@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from mvlm.api.images import AnyImage, listed, stacked
+from mvlm.api.texts import Texts, listed_texts
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_stored_config
@@ -40,7 +41,7 @@ class FineTunedModel:
         self._tokens, self._per_text = BatchTokenizer(tokenizer, length), task.images
 
     def answer(
-        self, images: AnyImage | Sequence[AnyImage], texts: str | Sequence[str], top: int = 5
+        self, images: AnyImage | Iterable[AnyImage], texts: Texts, top: int = 5
     ) -> list[list[tuple[str, float]]]:
         """For each question or statement the likeliest answers, best first, and their probabilities.
 
@@ -52,7 +53,7 @@ class FineTunedModel:
         Raises:
             UserError: there are more or fewer images than the texts take, or something is no image; names it.
         """
-        shown, asked = listed(images), [texts] if isinstance(texts, str) else list(texts)
+        shown, asked = listed(images), listed_texts(texts)
         if not asked or len(shown) != self._per_text * len(asked):
             raise UserError(
                 f"{len(shown)} images do not go with {len(asked)} texts: give {self._per_text} for each text, in order."

@@ -17,6 +17,7 @@ from PIL import Image
 import mvlm
 from data_tools.__main__ import main
 from mvlm.api.corpus import find_shards, prepare, shard_words
+from mvlm.api.results import RECIPE
 from mvlm.data.shards.forms import recognise
 from mvlm.errors import UserError
 
@@ -114,3 +115,28 @@ def test_a_table_that_needs_an_option_says_how_to_give_it(tmp_path: Path) -> Non
     said = str(raised.value)
     assert "has the columns photo, words: say which with --image-column" in said
     assert f"`mvlm-data shard table {tmp_path}/pairs.csv --split train=0.9,eval=0.1 --out" in said
+
+
+def test_shards_of_another_corpus_are_not_taken_for_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = table("pairs.csv", ",", lambda folder, name: f"images/{name}")(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shards = prepare("pairs.csv", Path("run/shards"))
+    for again in ("pairs.csv", pairs, "run/../pairs.csv"):
+        assert prepare(again, Path("run/shards")) == shards
+    other = pairs.with_name("other.csv")
+    for name in ("other.csv", other):  # whether it is there or not
+        with pytest.raises(UserError, match=r"run/shards was made of pairs.csv and not of .*other.csv"):
+            prepare(name, Path("run/shards"))
+        other.write_text(pairs.read_text())
+    pairs.unlink()  # shards do without it
+    assert prepare("pairs.csv", Path("run/shards")) == shards
+    (tmp_path / "run/below").mkdir()
+    monkeypatch.chdir(tmp_path / "run/below")
+    assert prepare(pairs, tmp_path / "run/shards").images == shards.images
+
+
+def test_a_run_does_not_change_its_shards(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RECIPE).write_text(f"[data]\ntrain = ['{scenes}/train']\n")
+    with pytest.raises(UserError, match=r"run trains on .*/train and not on .*/eval: give another `out`"):
+        mvlm.train(scenes / "eval", tmp_path / "run")

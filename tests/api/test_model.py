@@ -65,6 +65,7 @@ def test_vectors_similarities_and_matches_are_the_networks_own(model: TrainedMod
     matches = model.match(paths, TEXTS, batch=2)
     torch.testing.assert_close(matches, torch.stack([match for _, _, match in alone]), atol=1e-5, rtol=0)
     assert model.encode(texts="a").images is None and model.match(paths, "two").shape == (3,)
+    assert torch.equal(model.similarity((path for path in paths), iter(TEXTS)), model.similarity(paths, TEXTS))
 
 
 def test_an_image_is_the_same_in_every_form(model: TrainedModel, paths: list[Path]) -> None:
@@ -152,6 +153,9 @@ def test_an_index_that_was_made_again_is_the_one_that_is_searched(run: Path, sce
         (lambda m, p: m.encode(3), "int is no image"),
         (lambda m, p: m.encode("nowhere.jpg"), "No picture at nowhere.jpg"),
         (lambda m, p: m.encode([]), "give at least one"),
+        (lambda m, p: m.encode(b"bytes"), "bytes is no image"),
+        (lambda m, p: m.encode(texts=["a", None]), "NoneType is no text"),
+        (lambda m, p: m.search("an index", "a", top=0), "give a `top` of 1 or more"),
         (lambda m, p: m.match(p, ["one", "two"]), "3 images and 2 sentences cannot be paired"),
         (lambda m, p: m.fill("no mask", p[0]), "has 0 \\[MASK\\]"),
         (lambda m, p: m.fill("[MASK] " * 100, p[0]), "a shorter sentence"),
@@ -163,9 +167,13 @@ def test_a_mistake_is_one_sentence(model: TrainedModel, paths: list[Path], ask: 
         ask(model, paths)
 
 
-def test_what_is_no_model_is_told_so(tmp_path: Path) -> None:
+def test_what_is_no_model_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="nowhere"):
         mvlm.load(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match="No checkpoint at runs/mine"):  # and no hub is asked
+        mvlm.load("runs/mine")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="is no model"):
         mvlm.load(tmp_path)
