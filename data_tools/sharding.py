@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mvlm.data.shards.schema import MANIFEST, Manifest
+from mvlm.data.shards.schema import EMPTY_SPLIT, MANIFEST, Manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import sync, write_durably
 
@@ -206,6 +206,6 @@ def _nothing_left(report: ShardReport, out: Path | str, name: str) -> str:
     if not report.read:
         return f"{out} was not made, because the source holds no records: check its path."
     return (
-        f"{out} was not made, because none of {report.kept} records fell into the split {name!r}, which a hash of each "
+        f"{out} was not made, because none of {report.kept} records {EMPTY_SPLIT} {name!r}, which a hash of each "
         "decides: raise its share, or add records."
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mvlm.config.shipped import package
 from mvlm.data.shards.forms import CorpusForm, recognise
-from mvlm.data.shards.schema import CAPTION, corpora_in, read_manifest
+from mvlm.data.shards.schema import CAPTION, EMPTY_SPLIT, corpora_in, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.commands import run_command
 
@@ -51,9 +51,9 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
             "picture, tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, or shards that `mvlm-data shard` has "
             "made of it."
         )
-    words = shard_words(form, out)
+    words, command = shard_words(form, out), [sys.executable, "-m", package("data_tools")]
     try:
-        run_command([sys.executable, "-m", package("data_tools"), *words])
+        _shard(command, words)
     except UserError as error:
         again = f"To give it options, run `mvlm-data {shlex.join(words)}` with them, and then the same call."
         raise UserError(f"{error} {again}") from None
@@ -64,6 +64,16 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     if not found:
         raise UserError(f"{path} gave no shards in {out}: look at the sentences above, or shard it yourself.")
     return found
+
+
+def _shard(command: list[str], words: list[str]) -> None:
+    try:
+        run_command([*command, *words])
+    except UserError as error:
+        if EMPTY_SPLIT not in str(error):
+            raise
+        print("Too few to hold a tenth of them out: all are trained on, and nothing is evaluated.", flush=True)
+        run_command([*command, *(word for word in words if word not in SPLIT)])
 
 
 def _require_source(data: str | Path, shards: Path) -> None:

@@ -140,3 +140,15 @@ def test_a_run_does_not_change_its_shards(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / RECIPE).write_text(f"[data]\ntrain = ['{scenes}/train']\n")
     with pytest.raises(UserError, match=r"run trains on .*/train and not on .*/eval: give another `out`"):
         mvlm.train(scenes / "eval", tmp_path / "run")
+
+
+def test_of_a_few_pictures_none_is_held_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = list(CAPTIONS)[:3]
+    for name in names:
+        (tmp_path / name).write_bytes(photograph(name))
+    rows = "".join(f"{name},{CAPTIONS[name]}\n" for name in names)
+    (tmp_path / "pairs.csv").write_text(f"image,text\n{rows}")
+    found = prepare(tmp_path / "pairs.csv", tmp_path / "run/shards")
+    assert (found.images, found.eval) == (3, ())
+    assert "Too few to hold a tenth of them out" in capfd.readouterr().out
+    assert prepare(tmp_path / "pairs.csv", tmp_path / "run/shards") == found

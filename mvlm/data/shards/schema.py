@@ -32,6 +32,7 @@ from mvlm.data.shards.files import BLAKE3, HASH_NAMES, UNCOUNTED, Shard, Shards
 from mvlm.errors import UserError, no_shards
 
 MANIFEST = "manifest.json"
+EMPTY_SPLIT = "fell into the split"  # says the sentence that ends a command where a split gets no record
 FORMAT = "mvlm-shards"
 VERSIONS = (1, 2)
 
