@@ -11,11 +11,12 @@ import torch
 
 from mvlm.api.corpus import find_shards
 from mvlm.api.recipe import choose_tuning
-from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, write_recipe
+from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, require_data, write_recipe
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Task
+from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
 
 Tuned = Literal["vqa", "nlvr2", "entailment"]
@@ -55,5 +56,22 @@ def finetune(
             (config.data, config.model, config.optim), checkpoint, task, corpus, run, torch.cuda.device_count()
         )
         write_recipe(run, chosen, f"Chosen by mvlm.finetune for {corpus.images:,} rows.")
+    else:
+        _require_beginning(run, Path(model), task)
+        require_data(run, corpus.train)
     follow_recipe(run, settings, task, corpus.eval)
     return FineTunedRun(run)
+
+
+def _require_beginning(run: Path, model: Path, task: Tuned) -> None:
+    """Raises `UserError` where a run is fine-tuned for another task, or began with another run's weights."""
+    recipe = read_tables(run / RECIPE, "recipe")
+    known, begun = recipe["task"]["name"], Path(recipe["checkpoint"]["init"])
+    if known != task:
+        raise UserError(f"{run} is fine-tuned for {known} and not for {task}: give another `out`.")
+    try:
+        asked = find_checkpoint(model)
+    except UserError:  # it has gone since
+        return
+    if begun.parent.resolve() != asked.parent.resolve():
+        raise UserError(f"{run} began with {begun} and not with {model}: give another `out`.")

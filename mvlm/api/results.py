@@ -19,7 +19,7 @@ from mvlm.checkpoint.layout import BEST, best_checkpoint, find_checkpoint
 from mvlm.cli.output import write_json, write_whole
 from mvlm.config.load import load_config
 from mvlm.config.places import as_paths
-from mvlm.config.toml import as_toml
+from mvlm.config.toml import as_toml, read_tables
 from mvlm.errors import UserError
 from mvlm.evaluate.measured import evaluate_checkpoint
 from mvlm.evaluate.task import TASKS
@@ -118,6 +118,16 @@ def write_recipe(folder: Path, recipe: Recipe, heading: str) -> None:
             (folder / name).write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{folder / name} cannot be written ({error}): give another `out`.") from None
+
+
+def require_data(folder: Path, shards: Sequence[str]) -> None:
+    """Raises `UserError` where the recipe of a run folder trains on other shards than these."""
+    known = read_tables(folder / RECIPE, "recipe").get("data", {}).get("train", [])
+    if not {os.path.realpath(each) for each in known} & {os.path.realpath(each) for each in shards}:
+        raise UserError(
+            f"{folder} trains on {', '.join(known)} and not on {', '.join(shards)}: give another `out`, or the data "
+            "that it began with."
+        )
 
 
 def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, held_out: Sequence[str]) -> None:

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from mvlm.api.corpus import ShardedCorpus, prepare
+from mvlm.api.corpus import prepare
 from mvlm.api.dictionary import make_dictionary
 from mvlm.api.recipe import DICTIONARY_SIZE, choose, is_small
-from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, write_recipe
-from mvlm.config.toml import read_tables
-from mvlm.errors import UserError
+from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, require_data, write_recipe
 from mvlm.pretrained.packaged import small_encoders
 
 SHARDS = "shards"
@@ -49,16 +47,6 @@ def train(
         chosen = choose(corpus.images, corpus.train, corpus.eval, run, gpus, encoders or dictionary)
         write_recipe(run, chosen, f"Chosen by mvlm.train for {corpus.images:,} images.")
     else:
-        _require_corpus(run, corpus)
+        require_data(run, corpus.train)
     follow_recipe(run, settings, "retrieval", corpus.eval)
     return TrainedRun(run)
-
-
-def _require_corpus(run: Path, corpus: ShardedCorpus) -> None:
-    """Raises `UserError` where a run trains on other shards than these."""
-    known = read_tables(run / RECIPE, "recipe").get("data", {}).get("train", [])
-    if not {os.path.realpath(folder) for folder in known} & {os.path.realpath(folder) for folder in corpus.train}:
-        raise UserError(
-            f"{run} trains on {', '.join(known)} and not on {', '.join(corpus.train)}: give another `out`, or the "
-            "data that it began with."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from data_tools.__main__ import main as data_tools
 from mvlm.api.corpus import ShardedCorpus
 from mvlm.api.images import view
 from mvlm.api.recipe import choose_tuning
+from mvlm.api.results import write_recipe
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_config, load_stored_config
 from mvlm.config.schema import Task
 from mvlm.errors import UserError
@@ -90,3 +93,29 @@ def test_a_run_is_fine_tuned_by_one_call(trained: Path, tmp_path: Path) -> None:
     assert tuned.evaluation and tuned.evaluation["step"] == 2
     [[(answer, _)]] = tuned.load("cpu").answer(mvlm.open(shards / "eval")[0].image, "what colour is the circle?", top=1)
     assert answer in tuned.load("cpu").answers
+
+
+def test_a_run_folder_keeps_its_task_its_beginning_and_its_data(made_run: MadeRun, tmp_path: Path) -> None:
+    run, out, shards = made_run(), tmp_path / "out", tmp_path / "shards"
+    for task in ("vqa", "entailment"):
+        words = ["synth", "--task", task, "--count", "20", "--seed", "3", "--split", "train=1"]
+        assert data_tools([*words, "--out", str(shards / task)]) == 0
+    other = write_run(tmp_path / "other", CONFIG)
+    config = load_stored_config(run / "config.toml")
+    corpus = ShardedCorpus((str(shards / "vqa/train"),), (), 20)
+    start = (config.data, config.model, config.optim)
+    write_recipe(out, choose_tuning(start, find_checkpoint(run), "vqa", corpus, out, 0), "A test.")
+    vqa = shards / "vqa"
+    with pytest.raises(UserError, match="out is fine-tuned for vqa and not for entailment: give another `out`"):
+        mvlm.finetune(run, "entailment", shards / "entailment", out)
+    with pytest.raises(UserError, match=r"out began with .*/run-pretrain/.* and not with .*/other: give another `out`"):
+        mvlm.finetune(other, "vqa", vqa, out)
+    copied = shutil.copytree(vqa, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"out trains on .*/shards/vqa/train and not on .*/elsewhere/train"):
+        mvlm.finetune(run, "vqa", copied, out)
+    wrong = {"train.step": 1}  # all else is as it was, and it is this that is met
+    with pytest.raises(UserError, match=r"unknown key train\.step"):
+        mvlm.finetune(run, "vqa", vqa, out, wrong)
+    shutil.rmtree(run)
+    with pytest.raises(UserError, match=r"unknown key train\.step"):
+        mvlm.finetune(run, "vqa", vqa, out, wrong)
