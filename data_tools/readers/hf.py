@@ -23,6 +23,7 @@ from ..record import Dropped, Record
 from .captions import captions_of
 from .hf_places import Places, placed
 from .images import MISSING_IMAGE, Refused, read_inside
+from .row_files import undecided
 from .table import IMAGE_COLUMNS
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")
@@ -106,7 +107,7 @@ class HfSource:
         caption = self._caption or next((name for name in CAPTION_COLUMNS if name in schema.names), "")
         for column, option in ((image, "--image-column"), (caption, "--caption-column")):
             if column not in schema.names:
-                raise UserError(f"{file} has the columns {', '.join(schema.names)}: say which with {option}.")
+                raise undecided(file, schema.names, option)
         if self._key and self._key not in schema.names:
             raise UserError(f"{file} has no column {self._key!r}: give another --key-column.")
         return image, caption

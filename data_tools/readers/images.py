@@ -13,6 +13,7 @@ from mvlm.errors import UserError
 from .members import MAX_IMAGE_BYTES, is_inside
 
 MISSING_IMAGE = "image is missing"
+LINKS = ("http://", "https://")
 
 
 class Refused(Exception):
@@ -86,6 +87,8 @@ def find_inside(root: Path, name: str) -> str | None:
     Raises:
         Refused: the path or a link on it leaves the folder, or it is no readable file of a plausible size.
     """
+    if name.startswith(LINKS):
+        raise Refused("image is a link: the source urls downloads those")
     if not is_inside(name.removeprefix("/")):  # tables often have whole paths
         raise Refused("image path leaves the folder")
     folder, file = os.path.split(name.rstrip("/"))

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from mvlm.errors import UserError
 
 from .annotated import check_file, lines
-from .row_files import Row, first_names, json_row, rows_of, table_header
+from .row_files import LINK_COLUMNS, Row, first_names, json_row, rows_of, table_header, undecided
 
-LINK_COLUMNS = ("url", "image_url", "img_url", "link")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "alt_text", "alt")
 KEY_COLUMNS = ("uid",)
 """Looked for in this order whatever their case: LAION's and COYO's URL and TEXT, DataComp's url, text and uid."""
@@ -99,7 +98,7 @@ class LinkTable:
         by_lower = {name.strip().lower(): name for name in reversed(self.columns)}
         found = (given if given in self.columns else "") if given else next(filter(None, map(by_lower.get, known)), "")
         if not found and needed:
-            raise UserError(f"{self.path} has the columns {', '.join(self.columns)}: say which with {option}.")
+            raise undecided(self.path, self.columns, option, links=True)
         return found
 
     def _parquet(self, start: int, end: int | None) -> Iterator[tuple[int, Row]]:

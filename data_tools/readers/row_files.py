@@ -18,6 +18,9 @@ from .members import MAX_TEXT_BYTES
 JSON_LINES = (".jsonl", ".ndjson")
 HEADER_BYTES = 1 << 20
 
+LINK_COLUMNS = ("url", "image_url", "img_url", "link")
+"""Looked for in this order, whatever their case, where images are links."""
+
 Row = dict[str, Any]
 LocatedRows = Iterator[tuple[int, Row | None]]
 """Each row by column, None for a malformed one, with the offset at which it begins."""
@@ -36,6 +39,18 @@ class RowFile:
     columns: Sequence[str]
     rows: Callable[[BinaryIO], LocatedRows]
     seekable: bool = True
+
+
+def undecided(path: Path, columns: Sequence[str], option: str, links: bool = False) -> UserError:
+    """That a table does not say by its names which column is meant.
+
+    Args:
+        links: whether a column of links is what was looked for.
+    """
+    said = f"{path} has the columns {', '.join(columns)}"
+    if option == "--image-column" and not links and {name.strip().lower() for name in columns} & set(LINK_COLUMNS):
+        return UserError(f"{said}, and links in place of images: `mvlm-data shard urls` downloads them.")
+    return UserError(f"{said}: say which with {option}.")
 
 
 def row_file(path: Path) -> RowFile:

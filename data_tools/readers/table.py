@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mvlm.errors import UserError
-
 from .annotated import MALFORMED, Annotated, Annotation, At, Unfit, check_file, one_file, text
 from .captions import captions_of
 from .images import beginnings
-from .row_files import Row, row_file
+from .row_files import Row, row_file, undecided
 
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "path", "filename", "file_name", "file", "img")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence", "comment", "alt_text")
@@ -70,5 +68,5 @@ def _column(path: Path, columns: Sequence[str], given: str, known: Sequence[str]
     by_lower = {name.strip().lower(): name for name in columns}
     found = (given if given in columns else "") if given else next((by_lower[n] for n in known if n in by_lower), "")
     if not found:
-        raise UserError(f"{path} has the columns {', '.join(columns)}: say which with {option}.")
+        raise undecided(path, columns, option)
     return found

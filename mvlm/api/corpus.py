@@ -49,7 +49,7 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
         raise UserError(
             f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "
             "picture, tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, or shards that `mvlm-data shard` has "
-            "made of it."
+            "made of it or of another data set's annotations."
         )
     words, command = shard_words(form, out), [sys.executable, "-m", package("data_tools")]
     try:

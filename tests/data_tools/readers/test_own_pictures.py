@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made import photo, quarantine, read_rows, run
 from samples import csv_table, put, side_by_side
@@ -96,6 +98,17 @@ def test_rows_of_json_that_are_none_are_listed(tmp_path: Path, fails: Callable[.
     for name, text in (("q.json", "[1]"), ("q.jsonl", "[1]"), ("r.json", "")):
         put(tmp_path / name, text.encode())
         assert "object" in fails("shard", "table", tmp_path / name, "--out", tmp_path / "out")
+
+
+def test_images_that_are_links_are_told_their_source(tmp_path: Path, fails: Callable[..., str]) -> None:
+    put(tmp_path / "a.csv", b"URL,caption\nhttp://127.0.0.1:1/a.jpg,a bee\n")
+    pq.write_table(pa.table({"url": ["http://127.0.0.1:1/a.jpg"], "caption": ["a bee"]}), tmp_path / "a.parquet")
+    for source, name in (("table", "a.csv"), ("hf", "a.parquet")):
+        said = fails("shard", source, tmp_path / name, "--out", tmp_path / "out")
+        assert "and links in place of images: `mvlm-data shard urls` downloads them." in said
+    put(tmp_path / "b.csv", b"image,caption\nhttps://127.0.0.1:1/a.jpg,a bee\n")
+    said = fails("shard", "table", tmp_path / "b.csv", "--out", tmp_path / "out")
+    assert "1 of them for 'image is a link: the source urls downloads those'" in said
 
 
 def test_a_row_without_an_image_and_one_that_leaves_the_folder_are_listed(tmp_path: Path) -> None:
