@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from mvlm.export.modeling import MaskVLMModel
 from mvlm.export.processing import MaskVLMProcessor
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.prediction import pair_up
+from mvlm.predict.untrained import untrained
 from mvlm.predict.words import MASK, blank_image, guess_words
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
@@ -130,7 +131,7 @@ class TrainedModel:
         Raises:
             UserError: there are neither as many images as texts nor one of either; or as `encode`.
         """
-        self._warn_untrained("itm", "matching")
+        self._warn_untrained("itm")
         pairs = list(zip(*pair_up(listed(images), listed_texts(texts)), strict=True))
         found = []
         with shares.inference(self.network):
@@ -155,7 +156,7 @@ class TrainedModel:
         Raises:
             UserError: images and texts are not as many, the mask fits no image or masks none or all; or as `encode`.
         """
-        self._warn_untrained("image", "reconstructing images")
+        self._warn_untrained("image")
         shown, captions = pair_up(listed(images), listed_texts(texts))
         count, image_BCHW = len(captions), self._pixels(shown)
         mask_BN = patch_masks(self.network, np.arange(count)) if masked is None else self._mask(masked, count)
@@ -172,7 +173,7 @@ class TrainedModel:
         Raises:
             UserError: no word is masked, or one is beyond the tokens that the model reads; or as `encode`.
         """
-        self._warn_untrained("text", "filling in words")
+        self._warn_untrained("text")
         size = self._image_size
         shown_1CHW = blank_image(self.network, torch.zeros(1, 3, size, size, dtype=torch.uint8))
         if image is not None:
@@ -234,12 +235,9 @@ class TrainedModel:
             raise UserError(f"{index} is of the run that made it: load its run folder or checkpoint.")
         return self._loaded
 
-    def _warn_untrained(self, objective: str, what: str) -> None:
-        if not getattr(self.network.objectives, objective):
-            because = f"its last updates were without {what} (objectives.{objective} = 0)"
-            warnings.warn(
-                f"This model may know nothing of {what}: {because}; train it with that above 0.", stacklevel=3
-            )
+    def _warn_untrained(self, objective: Literal["itm", "image", "text"]) -> None:
+        if sentence := untrained(self.network.objectives, objective):
+            warnings.warn(sentence, stacklevel=3)
 
     def _image_features(self, images: list[AnyImage], batch: int) -> Tensor:
         encode, project = self.network.encode_image, self.network.project_image

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
@@ -27,6 +27,7 @@ from mvlm.cli.output import write_json, write_picture
 from mvlm.cli.places import require_files
 from mvlm.config.load import load_stored_config
 from mvlm.errors import UserError
+from mvlm.runtime.log import log
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,9 @@ HELP = {
     "answer": "a question about each image answered, by a run fine-tuned for vqa",
     "judge": "a statement about each image judged, by a run fine-tuned for entailment or nlvr2",
 }
+
+NEEDS: dict[str, Literal["image", "text"]] = {"words": "text", "patches": "image"}
+"""The objective without which an answer means nothing; the others compare by ITC where there is nothing better."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.predict.patches import Patches
     from mvlm.predict.prediction import Asked
     from mvlm.predict.search import CAPTIONS, IMAGES
+    from mvlm.predict.untrained import untrained
     from mvlm.predict.words import Words
     from mvlm.runtime import dist
 
@@ -85,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     predictions: list[Prediction] = [CAPTIONS, IMAGES, Words(), Patches(), ANSWER, JUDGE]
     prediction = next(each for each in predictions if each.name == args.what)
     loaded = _load(prediction, args.checkpoint, device)
+    if args.what in NEEDS and (warning := untrained(loaded.blueprint.objectives, NEEDS[args.what])):
+        log.warning(warning)
     search = SearchSettings.of(loaded.eval)
     asked = Asked(images, sentences, args.top, search, draws=args.out is not None)
     answer = prediction.run(loaded, asked, device)

@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mvlm.evaluate.examples import image_examples, pictures_of
 from mvlm.evaluate.settings import reading_of
 from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.predict.untrained import untrained
 from mvlm.predict.words import blank_image, guess_words, likeliest, mask_words
 from mvlm.pretrained.runs import Loaded
 from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence
@@ -34,6 +35,10 @@ from mvlm.serve.asked import AskedDrawings, AskedPatches, AskedPicture, AskedSea
 SAMPLES = 8
 THUMBNAIL = 256  # pixels
 GUESSES = 4
+
+PANELS: dict[str, Literal["image", "text"]] = {"patches": "image", "words": "text"}
+"""The objective that each shows."""
+
 RERANK = 24
 
 
@@ -67,6 +72,7 @@ class Answers:
             "squares": self.squares,
             "hidden_share": self.masked_share,
             "images": len(self.index) if self.index else 0,
+            "untrained": {panel: untrained(self.model.objectives, name) for panel, name in PANELS.items()},
             "samples": [{"caption": s.caption, "picture": data_url(s.picture)} for s in self.samples],
         }
 

@@ -1,9 +1,12 @@
 """What is answered about own pictures, against the model asked directly."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from mvlm.__main__ import main
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.predict.attention import token_attention, word_attention
@@ -11,6 +14,8 @@ from mvlm.predict.patches import Patches
 from mvlm.predict.prediction import Asked, pair_up, printable
 from mvlm.predict.search import CAPTIONS, IMAGES
 from mvlm.predict.words import Words
+from tests.evaluate.tiny import CONFIG
+from tests.export.conftest import write_run
 from tests.predict.conftest import SENTENCES
 
 CPU = torch.device("cpu")
@@ -130,6 +135,20 @@ def test_pairing(files):
     assert pair_up(files[:1], ["x"]) == ([files[0]], ["x"])
     with pytest.raises(UserError, match="4 images and 2 sentences cannot be paired"):
         pair_up(files, ("x", "y"))
+
+
+def test_a_run_that_was_not_trained_for_what_is_asked_says_so(tmp_path, files, capsys):
+    alone = dataclasses.replace(CONFIG.objectives, image=0.0, text=0.0)
+    run = write_run(tmp_path / "run", dataclasses.replace(CONFIG, objectives=alone))
+
+    def warned(what, sentence):
+        words = ["predict", what, "--checkpoint", run, "--images", files[0], "--sentences", sentence]
+        assert main(list(map(str, words))) == 0
+        return capsys.readouterr().err
+
+    assert "know nothing of filling in words: its last updates were without" in warned("words", "a [MASK]")
+    assert "know nothing of reconstructing images" in warned("patches", "a cat")
+    assert warned("captions", "a cat") == ""
 
 
 def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path):

@@ -34,6 +34,7 @@ def test_the_page_is_told_what_there_is(client, dataset):
     about = client.get("/api/about").json()
     assert (about["squares"], about["images"], len(about["samples"])) == ([2, 2], len(dataset), 8)
     assert about["samples"][0]["caption"] == dataset.captions[0]
+    assert about["untrained"] == {"patches": "", "words": ""}
 
 
 def test_search_by_sentence_and_by_picture(client, dataset):

@@ -1,6 +1,8 @@
 """The page in a real browser, by mouse, by finger, by keyboard and on a telephone's width."""
 
+import dataclasses
 import shutil
+import signal
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +24,10 @@ from selenium.webdriver.common.actions.pointer_input import PointerInput  # noqa
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+from tests.evaluate.tiny import CONFIG  # noqa: E402
+from tests.export.conftest import write_run  # noqa: E402
+from tests.serve.process import start  # noqa: E402
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 if not (Path(CHROMIUM).exists() and Path(DRIVER).exists()):
@@ -295,6 +301,21 @@ def slow_for(name, address):
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
+
+
+def test_a_model_of_contrast_alone_says_what_it_knows_nothing_of(browser, tmp_path):
+    objectives = dataclasses.replace(CONFIG.objectives, image=0.0, text=0.0)
+    process, address = start(write_run(tmp_path / "run", dataclasses.replace(CONFIG, objectives=objectives)))
+    try:
+        browser.get(address)
+        for panel, what in (("patches", "reconstructing images"), ("words", "filling in words")):
+            said = WebDriverWait(browser, 30).until(
+                lambda driver, panel=panel: driver.find_element(By.CSS_SELECTOR, f"#{panel} h2 + .wrong")
+            )
+            assert f"may know nothing of {what}" in said.text
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(100)
 
 
 def test_a_script_may_come_later_than_the_first_answer(browser, served):

@@ -297,6 +297,9 @@ async function begin() {
   at("run").textContent += ` Weights of step ${about.step.toLocaleString("en")}.`;
   at("search-form").hidden = at("found").hidden = !about.images;
   at("no-index").hidden = Boolean(about.images);
+  for (const [panel, sentence] of Object.entries(about.untrained)) {
+    if (sentence) at(`${panel}-title`).after(make("p", sentence, { className: "status wrong" }));
+  }
   drawGrid();
   samples("samples", (number, sample) => choose({ sample: number }, sample.caption));
   samples("others", (number) => {
