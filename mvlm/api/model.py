@@ -236,7 +236,7 @@ class TrainedModel:
         return self._loaded
 
     def _warn_untrained(self, objective: Literal["itm", "image", "text"]) -> None:
-        if sentence := untrained(self.network.objectives, objective):
+        if sentence := untrained(self.network, objective):
             warnings.warn(sentence, stacklevel=3)
 
     def _image_features(self, images: list[AnyImage], batch: int) -> Tensor:

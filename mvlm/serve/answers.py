@@ -72,7 +72,7 @@ class Answers:
             "squares": self.squares,
             "hidden_share": self.masked_share,
             "images": len(self.index) if self.index else 0,
-            "untrained": {panel: untrained(self.model.objectives, name) for panel, name in PANELS.items()},
+            "untrained": {panel: untrained(self.model, name) for panel, name in PANELS.items()},
             "samples": [{"caption": s.caption, "picture": data_url(s.picture)} for s in self.samples],
         }
 

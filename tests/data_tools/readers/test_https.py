@@ -25,7 +25,7 @@ def certificate(name: str, signer: Signed | None = None) -> Signed:
     """For a host, signed by an authority; without one, an authority's own."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
+    now, authority = datetime.now(UTC), x509.AuthorityKeyIdentifier  # which Python 3.13 asks for
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -35,9 +35,18 @@ def certificate(name: str, signer: Signed | None = None) -> Signed:
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(authority.from_issuer_public_key((signer[1] if signer else key).public_key()), critical=False)
+        .add_extension(usage(signs=signer is None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
     )
     return made.sign(signer[1] if signer else key, hashes.SHA256()), key
+
+
+def usage(signs: bool) -> x509.KeyUsage:
+    names = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign")
+    never = dict.fromkeys((*names, "encipher_only", "decipher_only"), False)
+    return x509.KeyUsage(digital_signature=not signs, key_cert_sign=signs, **never)
 
 
 def context(folder: Path, signed: Signed) -> ssl.SSLContext:
