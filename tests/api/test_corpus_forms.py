@@ -108,6 +108,16 @@ def test_each_form_is_sharded_by_its_reader(tmp_path: Path, name: str) -> None:
     assert {row.captions[0]: row.encoded for row in rows} == {CAPTIONS[name]: photograph(name) for name in CAPTIONS}
 
 
+def test_texts_beside_pictures_go_before_a_table_about_them(tmp_path: Path) -> None:
+    metadata_csv(tmp_path)
+    (tmp_path / "LICENCE.txt").write_text("Take it.")
+    form = recognise(tmp_path)
+    assert form and form.source == "table"
+    (tmp_path / "images/00.txt").write_text("a picture")
+    form = recognise(tmp_path)
+    assert form and form.source == "side_by_side"
+
+
 def test_a_table_that_needs_an_option_says_how_to_give_it(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("photo,words\na.jpg,a bus\n")
     with pytest.raises(UserError) as raised:

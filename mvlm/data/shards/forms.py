@@ -4,6 +4,7 @@ can stay where they are."""
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 import tarfile
 from collections.abc import Sequence
@@ -42,6 +43,8 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Of Hugging Face's folders of images."""
 
+TEXTS = 100
+
 _OF_SHARDS = re.compile(r"[^.]+\.[a-z]+\.parquet")
 """Tables beside shards, which are no corpus."""
 
@@ -74,9 +77,9 @@ def _of_folder(path: Path) -> CorpusForm | None:
         return None  # shards
     if (path / "captions.jsonl").is_file():
         return form("folder")
-    for name in METADATA:
-        if (path / name).is_file():
-            return CorpusForm("table", (path / name,), False, (path / name,))
+    for about in (path / name for name in METADATA):
+        if about.is_file() and not _has_pairs(path):
+            return CorpusForm("table", (about,), False, (about,))
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         files = sorted(path.rglob("*.arrow"))
         return form("hf", files, bool(files))
@@ -91,6 +94,12 @@ def _of_folder(path: Path) -> CorpusForm | None:
     if texts and any(file.suffix[1:].lower() in EXTENSIONS for file in path.rglob("*")):
         return form("side_by_side")
     return None
+
+
+def _has_pairs(path: Path) -> bool:
+    """Whether a text has a picture beside it, of the first that are met: a licence or a list has none."""
+    texts = itertools.islice(path.rglob("*.txt"), TEXTS)
+    return any(text.with_suffix(f".{kind}").exists() for text in texts for kind in EXTENSIONS)
 
 
 def _of_file(path: Path) -> CorpusForm | None:
