@@ -10,9 +10,13 @@ from typing import Any, BinaryIO
 from .annotated import MALFORMED, Annotated, Annotation, At, Unfit, check_file, one_file, text
 from .captions import captions_of
 from .images import beginnings
-from .row_files import Row, row_file, undecided
+from .members import is_inside
+from .row_files import Row, RowFile, row_file, undecided
 
-IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "path", "filename", "file_name", "file", "img")
+IMAGE_COLUMNS = (
+    *("image", "image_path", "filepath", "file_path", "path"),
+    *("filename", "file_name", "image_name", "file", "img"),
+)
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence", "comment", "alt_text")
 """Names looked for, in this order, where no option names the column."""
 
@@ -26,7 +30,8 @@ def table(
 ) -> Annotated:
     """one CSV or TSV file with a header, JSON lines, or a JSON list of objects (ALBEF's, BLIP's and LAVIS's
     annotations, Hugging Face's metadata.jsonl), one row an image; consecutive rows of one image are its captions;
-    --images: the folders that its paths begin in (default: the table's own); --image-column, --caption-column (default:
+    --images: the folders that its paths begin in (default: the table's own, and that one in it which holds the first
+    image); --image-column, --caption-column (default:
     found by name); --key-column (default: the image's path)"""
     path = one_file(paths, "table")
     check_file(path)
@@ -34,7 +39,7 @@ def table(
     image = _column(path, file.columns, image_column, IMAGE_COLUMNS, "--image-column")
     caption = _column(path, file.columns, caption_column, CAPTION_COLUMNS, "--caption-column")
     key = _column(path, file.columns, key_column, (), "--key-column") if key_column else image
-    folders = images or [str(path.parent)]
+    folders = images or _folders(path, file, image)
     roots = beginnings(folders)
 
     def of_one_image(located: tuple[int, Row | None]) -> object:
@@ -55,13 +60,24 @@ def table(
             raise Unfit("no image path")
         place = text(first[image])
         place = next((place.removeprefix(root) for root in roots if place.startswith(root)), place)
+        places = list(dict.fromkeys([place, place.replace("\\", "/")]))  # as Windows writes paths
         named = place if key == image else first.get(key)
         name = place if named in (None, "") else named
         captions = [one for row in rows for one in captions_of(row.get(caption, []))]
         fields = {column: value for column, value in first.items() if column not in (image, caption)}
-        return Annotation(str(name) if isinstance(name, int) else text(name), [place], captions, fields)
+        return Annotation(str(name) if isinstance(name, int) else text(name), places, captions, fields)
 
     return Annotated([path], folders, items, entry, path.resolve().stem, file.seekable)
+
+
+def _folders(path: Path, file: RowFile, image: str) -> list[str]:
+    """That of a table and, if its first image is not there, those just below that hold it."""
+    with path.open("rb") as opened:
+        first = (next((row for _, row in file.rows(opened) if row), None) or {}).get(image)
+    if not isinstance(first, str) or not is_inside(first) or (path.parent / first).exists():
+        return [str(path.parent)]
+    below = sorted(folder for folder in path.parent.iterdir() if (folder / first).is_file())
+    return [str(path.parent), *map(str, below)]
 
 
 def _column(path: Path, columns: Sequence[str], given: str, known: Sequence[str], option: str) -> str:

@@ -80,6 +80,23 @@ def metadata_csv(folder: Path) -> Path:
     return table("metadata.csv", ",", lambda folder, name: f"images/{name}")(folder).parent
 
 
+def flickr8k(folder: Path) -> Path:
+    """As Kaggle has it: paths within a folder beside the table, which is called a text."""
+    table("captions.txt", ",", lambda folder, name: name)(folder)
+    (folder / "captions.txt").write_text(
+        (folder / "captions.txt").read_text().replace("filepath,title", "image,caption")
+    )
+    (folder / "readme.txt").write_text("Thousands of images, each with several captions.")
+    return folder
+
+
+def flickr30k(folder: Path) -> Path:
+    pictures(folder)
+    rows = "".join(f"{name}| 0| {said} .\n" for name, said in CAPTIONS.items()).replace(" .\n", "\n")
+    (folder / "results.csv").write_text(f"image_name| comment_number| comment\n{rows}")
+    return folder / "results.csv"
+
+
 FORMS = {
     "jpg and txt side by side": (side_by_side, "side_by_side", False),
     "csv": (table("pairs.csv", ",", lambda folder, name: f"images/{name}"), "table", False),
@@ -89,6 +106,9 @@ FORMS = {
     "json list": (json_rows("pairs.json", lambda rows: f"[{', '.join(rows)}]"), "table", False),
     "folder with metadata.jsonl": (json_rows("metadata.jsonl", "\n".join), "table", False),
     "folder with metadata.csv": (metadata_csv, "table", False),
+    "csv of Windows": (table("pairs.csv", ",", lambda folder, name: f"images\\{name}"), "table", False),
+    "captions.txt of Flickr8k": (flickr8k, "table", False),
+    "results.csv of Flickr30k": (flickr30k, "table", False),
     "parquet of datasets": (parquet("image", lambda name: {"bytes": photograph(name), "path": name}), "hf", True),
     "parquet with bytes": (parquet("jpg", photograph), "hf", True),
     "parquet with paths": (parquet("filepath", lambda name: f"images/{name}"), "hf", False),

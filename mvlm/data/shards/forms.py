@@ -43,6 +43,8 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Of Hugging Face's folders of images."""
 
+_HEADER = re.compile(r"\s*(image|img|file|path)\w*\s*[,;|\t].*(caption|text|comment|title|description|sentence)", re.I)
+
 TEXTS = 100
 
 _OF_SHARDS = re.compile(r"[^.]+\.[a-z]+\.parquet")
@@ -77,9 +79,6 @@ def _of_folder(path: Path) -> CorpusForm | None:
         return None  # shards
     if (path / "captions.jsonl").is_file():
         return form("folder")
-    for about in (path / name for name in METADATA):
-        if about.is_file() and not _has_pairs(path):
-            return CorpusForm("table", (about,), False, (about,))
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         files = sorted(path.rglob("*.arrow"))
         return form("hf", files, bool(files))
@@ -90,10 +89,30 @@ def _of_folder(path: Path) -> CorpusForm | None:
         return _several(first, tars) if first and first.source == "webdataset" else None
     if tables := sorted(file for file in path.rglob("*.parquet") if not _OF_SHARDS.fullmatch(file.name)):
         return form("hf", tables, _is_plain(tables[0]))
+    if not _has_pairs(path) and (table := _table_in(path)):
+        return CorpusForm("table", (table,), False, (table,))
     texts = any(path.rglob("*.txt"))
     if texts and any(file.suffix[1:].lower() in EXTENSIONS for file in path.rglob("*")):
         return form("side_by_side")
     return None
+
+
+def _table_in(path: Path) -> Path | None:
+    """The table in a folder: `metadata`, as Hugging Face calls it, else the only one."""
+    tables = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file)]
+    named = [file for file in tables if file.name in METADATA]
+    return (named or tables)[0] if named or len(tables) == 1 else None
+
+
+def _is_table(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in TABLES or (suffix == ".json" and _is_json_list(path)) or (suffix == ".txt" and _has_header(path))
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a text begins with the names of columns, as the captions.txt of Flickr8k does at Kaggle."""
+    with path.open("rb") as file:
+        return _HEADER.match(file.readline(1024).decode("utf-8-sig", "replace")) is not None
 
 
 def _has_pairs(path: Path) -> bool:
@@ -103,7 +122,7 @@ def _has_pairs(path: Path) -> bool:
 
 
 def _of_file(path: Path) -> CorpusForm | None:
-    if path.suffix.lower() in TABLES or _is_json_list(path):
+    if _is_table(path):
         return CorpusForm("table", (path,), False, (path,))
     if path.suffix.lower() == ".parquet":
         return CorpusForm("hf", (path,), _is_plain(path), (path,))
@@ -121,8 +140,6 @@ def _of_file(path: Path) -> CorpusForm | None:
 
 def _is_json_list(path: Path) -> bool:
     """As annotations of ALBEF, BLIP and LAVIS are; a JSON object is COCO's or another's, with a source of its own."""
-    if path.suffix.lower() != ".json":
-        return False
     with path.open("rb") as file:
         return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
