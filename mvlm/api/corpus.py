@@ -17,6 +17,7 @@ from mvlm.runtime.commands import run_command
 
 SOURCE = "source.json"  # beside shards: what they were made of
 HELD_OUT = "eval"
+SHOWN = 3
 SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")
 
 
@@ -46,11 +47,7 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
         return found
     form = recognise(data)
     if form is None:
-        raise UserError(
-            f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "
-            "picture, tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, or shards that `mvlm-data shard` has "
-            "made of it or of another data set's annotations."
-        )
+        raise _unrecognised(path)
     words, command = shard_words(form, out), [sys.executable, "-m", package("data_tools")]
     try:
         _shard(command, words)
@@ -64,6 +61,19 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     if not found:
         raise UserError(f"{path} gave no shards in {out}: look at the sentences above, or shard it yourself.")
     return found
+
+
+def _unrecognised(path: Path) -> UserError:
+    if path.suffix.lower() in (".zip", ".7z", ".rar"):
+        return UserError(f"{path} is an archive of a kind that is not read: unpack it, and give the folder.")
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    if corpora := [str(folder) for folder in folders if recognise(folder)]:
+        return UserError(f"{path} is no corpus itself, but {' and '.join(corpora[:SHOWN])} in it: give one of them.")
+    return UserError(
+        f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "
+        "picture, tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, or shards that `mvlm-data shard` has "
+        "made of it or of another data set's annotations."
+    )
 
 
 def _shard(command: list[str], words: list[str]) -> None:

@@ -128,6 +128,22 @@ def test_each_form_is_sharded_by_its_reader(tmp_path: Path, name: str) -> None:
     assert {row.captions[0]: row.encoded for row in rows} == {CAPTIONS[name]: photograph(name) for name in CAPTIONS}
 
 
+def test_what_is_no_corpus_is_told_what_to_give(tmp_path: Path) -> None:
+    def said(place: Path) -> str:
+        with pytest.raises(UserError) as raised:
+            prepare(place, tmp_path / "run/shards")
+        return str(raised.value)
+
+    for part in ("test", "train"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        metadata_csv(tmp_path / "set" / part)
+    (tmp_path / "set/words.zip").write_bytes(b"PK")
+    both = f"{tmp_path}/set/test and {tmp_path}/set/train in it: give one of them"
+    assert both in said(tmp_path / "set")
+    assert "unpack it, and give the folder" in said(tmp_path / "set/words.zip")
+    assert "not recognised as a corpus: give a folder with captions.jsonl" in said(tmp_path / "set/train/images")
+
+
 def test_texts_beside_pictures_go_before_a_table_about_them(tmp_path: Path) -> None:
     metadata_csv(tmp_path)
     (tmp_path / "LICENCE.txt").write_text("Take it.")
