@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .annotated import MALFORMED, Annotated, Annotation, At, Unfit, check_file, one_file, text
+from mvlm.errors import UserError
+
+from .annotated import MALFORMED, SAMPLE, Annotated, Annotation, At, Unfit, check_file, one_file, text
 from .captions import captions_of
 from .images import beginnings
 from .members import is_inside
@@ -30,9 +33,8 @@ def table(
 ) -> Annotated:
     """one CSV or TSV file with a header, JSON lines, or a JSON list of objects (ALBEF's, BLIP's and LAVIS's
     annotations, Hugging Face's metadata.jsonl), one row an image; consecutive rows of one image are its captions;
-    --images: the folders that its paths begin in (default: the table's own, and that one in it which holds the first
-    image); --image-column, --caption-column (default:
-    found by name); --key-column (default: the image's path)"""
+    --images: the folders that its paths begin in (default: the table's own, or the one in it that holds the first
+    images); --image-column, --caption-column (default: found by name); --key-column (default: the image's path)"""
     path = one_file(paths, "table")
     check_file(path)
     file = row_file(path)
@@ -71,13 +73,23 @@ def table(
 
 
 def _folders(path: Path, file: RowFile, image: str) -> list[str]:
-    """That of a table and, if its first image is not there, those just below that hold it."""
+    """That of a table and, if none of its first images is there, the one just below that holds some.
+
+    Raises:
+        UserError: all of them are elsewhere, by whole paths.
+    """
     with path.open("rb") as opened:
-        first = (next((row for _, row in file.rows(opened) if row), None) or {}).get(image)
-    if not isinstance(first, str) or not is_inside(first) or (path.parent / first).exists():
-        return [str(path.parent)]
-    below = sorted(folder for folder in path.parent.iterdir() if (folder / first).is_file())
-    return [str(path.parent), *map(str, below)]
+        rows = [row for _, row in itertools.islice(file.rows(opened), SAMPLE) if row]
+    names = [name for row in rows if isinstance(name := row.get(image), str) and name]
+    roots = tuple(beginnings([path.parent]))
+    if names and all(name.startswith("/") and not os.path.realpath(name).startswith(roots) for name in names):
+        where = os.path.commonpath([os.path.dirname(name) for name in names])
+        raise UserError(f"{path} has whole paths of images, such as {names[0]}: give their folder, as --images {where}")
+    below = sorted(folder for folder in path.parent.iterdir() if folder.is_dir())
+    for folder in (path.parent, *below):
+        if any(is_inside(name) and (folder / name).is_file() for name in names):
+            return [str(folder)]
+    return [str(path.parent)]
 
 
 def _column(path: Path, columns: Sequence[str], given: str, known: Sequence[str], option: str) -> str:

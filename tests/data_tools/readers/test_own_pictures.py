@@ -77,6 +77,27 @@ def test_whole_paths_through_a_link_lead_to_the_images_and_make_no_keys(tmp_path
     assert quarantine(out) == {str(paths[1]): "image path leaves the folder", str(paths[2]): "image is missing"}
 
 
+def test_whole_paths_elsewhere_are_told_how_to_be_read(tmp_path: Path, fails: Callable[..., str]) -> None:
+    images = [tmp_path / f"disk/{name}.jpg" for name in ("a/1", "b/2")]
+    for number, image in enumerate(images):
+        put(image, photo(number))
+    put(tmp_path / "in/pairs.csv", f"image,text\n{images[0]},a bee\n{images[1]},an ant\n".encode())
+    argv = ("shard", "table", tmp_path / "in/pairs.csv", "--out", tmp_path / "out")
+    said = fails(*argv)
+    assert f"whole paths of images, such as {images[0]}: give their folder, as --images {tmp_path}/disk" in said
+    run(*argv, "--images", tmp_path / "disk", "--workers", 1)
+    assert [row["key"] for row in read_rows(tmp_path / "out")] == ["a/1.jpg", "b/2.jpg"]
+
+
+def test_the_folder_of_the_images_is_found_though_some_are_missing(tmp_path: Path) -> None:
+    put(tmp_path / "Images/2.jpg", photo(2))
+    (tmp_path / "a folder").mkdir()
+    put(tmp_path / "captions.txt", b"image,caption\n1.jpg,a bee\n2.jpg,an ant\n")
+    run("shard", "table", tmp_path / "captions.txt", "--out", tmp_path / "out", "--workers", 1, "--tolerate", 1)
+    assert [row["key"] for row in read_rows(tmp_path / "out")] == ["2.jpg"]
+    assert quarantine(tmp_path / "out") == {"1.jpg": "image is missing"}
+
+
 def test_rows_of_json_that_are_none_are_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "a.jpg", photo(1))
     rows = [
