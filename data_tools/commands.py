@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -52,8 +53,23 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser], descri
     again.set_defaults(run=retry_dropped)
 
 
-def shard_source(arguments: argparse.Namespace) -> int:
+def _require_source(arguments: argparse.Namespace, command: str) -> None:
+    """Raises `UserError` where paths are wrong or, as what they hold must be named first, there are none."""
     require_inputs(arguments.paths)
+    if arguments.paths:
+        return
+    from mvlm.data.shards.forms import recognise
+
+    place, named = arguments.source, f"mvlm-data {command}"
+    form = recognise(place) if Path(place).exists() else None
+    if form:
+        paths = shlex.join(map(str, form.paths))
+        raise UserError(f"What {place} holds is named first: `{named} {form.source} {paths}`.")
+    raise UserError(f"No path is given: `{named} {place} PATH`, and `{named} --help` lists what may be in that place.")
+
+
+def shard_source(arguments: argparse.Namespace) -> int:
+    _require_source(arguments, "shard")
 
     from .options import with_filters, writing_options
     from .origin import open_source, origin
@@ -79,7 +95,7 @@ def shard_source(arguments: argparse.Namespace) -> int:
 
 
 def count_source(arguments: argparse.Namespace) -> int:
-    require_inputs(arguments.paths)
+    _require_source(arguments, "count")
 
     from .inspect.count import count
     from .origin import WRITING, open_source, origin

@@ -213,6 +213,19 @@ def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize("command", ["shard", "count"])
+def test_a_corpus_without_its_source_is_told_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "my pictures", 1)
+    out = ["--out", "out"] if command == "shard" else []
+    assert main([command, "my pictures", *out]) == 1
+    assert f"What my pictures holds is named first: `mvlm-data {command} folder 'my pictures'`." in caplog.text
+    assert main([command, "folder", *out]) == 1
+    assert f"No path is given: `mvlm-data {command} folder PATH`" in caplog.text
+
+
 def test_an_unknown_source_is_told_the_known_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["shard", "nonesuch", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "There is no source nonesuch: give one of coco, " in caplog.text
