@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from mvlm.runtime.log import rank_log
@@ -20,8 +22,19 @@ def extensions_folder() -> Path:
 
 
 def locks() -> list[Path]:
-    """Of compilations under way, and of some that were killed."""
-    return sorted(path for pattern in ("*/lock", "*/*/lock") for path in extensions_folder().glob(pattern))
+    """Of compilations under way, and of some that were killed; none where torch waits for nothing but living ones."""
+    found = sorted(path for pattern in ("*/lock", "*/*/lock") for path in extensions_folder().glob(pattern))
+    return found if found and waits_for_files() else []
+
+
+@cache
+def waits_for_files() -> bool:
+    """Whether torch compiles nothing so long as a file `lock` is there. From pytorch/pytorch#190543 on, in 2.15, it has
+    the system lock one that stays for good, and the system frees a killed process's."""
+    torch = find_spec("torch")
+    folders = torch.submodule_search_locations if torch else None
+    sources = [Path(folder, "utils/cpp_extension.py") for folder in folders or ()]
+    return any("FileBaton(" in source.read_text(encoding="utf-8") for source in sources if source.is_file())
 
 
 def open_files() -> set[str]:

@@ -135,6 +135,7 @@ def test_a_lock_that_a_killed_compilation_left(monkeypatch: pytest.MonkeyPatch, 
     from torch.utils.file_baton import FileBaton
 
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr("mvlm.runtime.extensions.waits_for_files", lambda: True)
     one(extensions.find_locks(Folders()), "works", "No compilation has left a lock")
     (tmp_path / "cpu_adam").mkdir()
     baton = FileBaton(str(tmp_path / "cpu_adam/lock"))

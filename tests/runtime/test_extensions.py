@@ -14,6 +14,7 @@ import pytest
 
 from mvlm.runtime import extensions
 from mvlm.runtime.extensions import wait_for_compilations
+from tests.conftest import ROOT
 
 COMPILATION = """
 import sys, time
@@ -30,6 +31,7 @@ baton.release()
 def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of an extension that has not been compiled yet."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(extensions, "waits_for_files", lambda: True)
     (tmp_path / "cpu_adam").mkdir()
     return tmp_path / "cpu_adam"
 
@@ -84,3 +86,33 @@ def test_a_compilation_here_is_waited_for_however_long_it_is_quiet(
         assert process.wait(10) == 0  # it has removed its lock itself, which fails where another has
     said = capsys.readouterr().err
     assert f"Waiting for {extension}/lock" in said and "Removed" not in said
+
+
+COMPILED = """
+import sys
+from torch.utils.cpp_extension import load
+from mvlm.runtime.extensions import locks, wait_for_compilations
+
+load("compiled", [sys.argv[1]], is_python_module=False)
+wait_for_compilations({"compiled"})
+assert locks() == []
+"""
+
+
+def test_nobody_waits_for_the_lock_of_an_extension_that_is_there(tmp_path: Path) -> None:
+    """Whether this torch removes it or not; the test would take the ten minutes of one that was killed."""
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    (tmp_path / "answer.cpp").write_text("int answer() { return 42; }")
+    subprocess.run([sys.executable, "-c", COMPILED, tmp_path / "answer.cpp"], env=environment, check=True, timeout=300)
+    assert (tmp_path / "compiled").is_dir() or list(tmp_path.glob("*/compiled"))
+
+
+def test_a_torch_whose_locks_the_system_frees_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, source, waits in (("old", "baton = FileBaton(path)", True), ("new", "with FileLock(path):", False)):
+        (tmp_path / name / "torch/utils").mkdir(parents=True)
+        (tmp_path / name / "torch/__init__.py").touch()
+        (tmp_path / name / "torch/utils/cpp_extension.py").write_text(source)
+        program = "from mvlm.runtime.extensions import waits_for_files as asked; print(asked())"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / name), str(ROOT)])}
+        said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert said.stdout == f"{waits}\n", said.stderr

@@ -101,7 +101,7 @@ class Waits:
         lambda x: x.to("cpu"),
         lambda x: x.numpy(),
         lambda x: x[x > 0],
-        lambda x: x.clone().masked_fill_(x > 0, 0).__setitem__(x > 1, 2),
+        lambda x: x.clone().masked_fill_(x > 0, 0).__setitem__(x > 1, torch.zeros(2)),
         lambda x: x.nonzero(),
         lambda x: torch.where(x > 0),
         lambda x: x.unique(),
