@@ -114,7 +114,8 @@ def test_the_heads_of_tasks(made_run, task, tmp_path, pictures):
     image = given["pixel_values"]
     given["pixel_values"] = image.unflatten(0, (2, 2)) if task == "nlvr2" else image[:2]
     views = torch.stack([image[::2], image[1::2]]) if task == "nlvr2" else image[None, :2]
-    assert equal(theirs(**given).logits, ours.logits(views, given["input_ids"], given["attention_mask"].bool()))
+    wanted = ours.logits(views, given["input_ids"], given["attention_mask"].bool())
+    torch.testing.assert_close(theirs(**given).logits, wanted, rtol=1e-5, atol=1e-6)  # torch 2.15 rounds differently
     named = {"vqa": ["red", "blue", "2", "no"], "nlvr2": ["False", "True"]}.get(task)
     assert named is None or list(theirs.config.id2label.values()) == named
     with torch.enable_grad():
