@@ -61,8 +61,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts commands that ignore it
     words = sys.argv[1:] if argv is None else argv
-    described = words[:1] in (["shard"], ["count"]) and not {"-h", "--help"}.isdisjoint(words)
-    arguments = parser(described).parse_args(words)
+    of_a_source = words[:1] in (["shard"], ["count"])
+    described = of_a_source and not {"-h", "--help"}.isdisjoint(words)
+    try:
+        arguments = parser(described).parse_args(words)
+    except SystemExit as ended:
+        if ended.code == ExitCode.USAGE and of_a_source and (said := commands.source_named_first(words)):
+            log.error(said)
+        raise
     try:
         return int(arguments.run(arguments))
     except UserError as error:

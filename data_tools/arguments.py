@@ -124,7 +124,7 @@ def add_source(command: argparse.ArgumentParser, described: bool) -> None:
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.epilog = "sources:\n" + "\n".join(_about(name, source) for name, source in SOURCES.items())
     command.add_argument("source", choices=names, metavar="SOURCE", help="what the paths hold")
-    command.add_argument("paths", nargs="*", metavar="PATH", help="files or folders, URLs, and patterns of them")
+    command.add_argument("paths", nargs="+", metavar="PATH", help="files or folders, URLs, and patterns of them")
     own = command.add_argument_group("of some sources, as the list below says")
     own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
     own.add_argument(

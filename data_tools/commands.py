@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -53,23 +53,18 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser], descri
     again.set_defaults(run=retry_dropped)
 
 
-def _require_source(arguments: argparse.Namespace, command: str) -> None:
-    """Raises `UserError` where paths are wrong or, as what they hold must be named first, there are none."""
-    require_inputs(arguments.paths)
-    if arguments.paths:
-        return
+def source_named_first(words: Sequence[str]) -> str:
+    """Which source a path is of, where it stands in the source's place; "" where that is not what is wrong."""
     from mvlm.data.shards.forms import recognise
 
-    place, named = arguments.source, f"mvlm-data {command}"
-    form = recognise(place) if Path(place).exists() else None
-    if form:
-        paths = shlex.join(map(str, form.paths))
-        raise UserError(f"What {place} holds is named first: `{named} {form.source} {paths}`.")
-    raise UserError(f"No path is given: `{named} {place} PATH`, and `{named} --help` lists what may be in that place.")
+    command, place = words[0], (*words, "")[1]
+    form = recognise(place) if place and Path(place).exists() else None
+    paths = shlex.join(map(str, form.paths)) if form else ""
+    return f"What {place} holds is named first: `mvlm-data {command} {form.source} {paths}`." if form else ""
 
 
 def shard_source(arguments: argparse.Namespace) -> int:
-    _require_source(arguments, "shard")
+    require_inputs(arguments.paths)
 
     from .options import with_filters, writing_options
     from .origin import open_source, origin
@@ -95,7 +90,7 @@ def shard_source(arguments: argparse.Namespace) -> int:
 
 
 def count_source(arguments: argparse.Namespace) -> int:
-    _require_source(arguments, "count")
+    require_inputs(arguments.paths)
 
     from .inspect.count import count
     from .origin import WRITING, open_source, origin

@@ -220,10 +220,11 @@ def test_a_corpus_without_its_source_is_told_it(
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "my pictures", 1)
     out = ["--out", "out"] if command == "shard" else []
-    assert main([command, "my pictures", *out]) == 1
+    for words in ([command, "my pictures", *out], [command], [command, "nothing"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
     assert f"What my pictures holds is named first: `mvlm-data {command} folder 'my pictures'`." in caplog.text
-    assert main([command, "folder", *out]) == 1
-    assert f"No path is given: `mvlm-data {command} folder PATH`" in caplog.text
 
 
 def test_an_unknown_source_is_told_the_known_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

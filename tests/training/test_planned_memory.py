@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.plan import ranks
 from benchmarks.plan.compare import Case, compare
+from mvlm.kernels import probes
 
 CASES = [
     Case("tiny", "bf16", 2, 8, accumulation=2),
@@ -35,6 +36,9 @@ def test_memory_and_operations_are_as_planned(one_rank: None, case: Case) -> Non
 KEPT = {
     ranks.Case(**line["case"]): line for line in map(json.loads, ranks.RESULTS.read_text(encoding="utf-8").splitlines())
 }
+MEASURED_ON = frozenset({"AuthenticAMD", "25", "avx512f", "avx512_bf16"})
+"""Zen 4. A CPU that multiplies bf16 in fp32 holds more."""
+
 QUICK = [
     ranks.Case(4, 1, recompute=1.0),
     ranks.Case(2, 1, accumulation=2, offload="optimizer"),
@@ -47,7 +51,10 @@ QUICK = [
     [*QUICK, *(pytest.param(case, marks=pytest.mark.campaign) for case in KEPT if case not in QUICK)],
     ids=lambda case: "-".join(map(str, vars(case).values())),
 )
-def test_a_layout_that_was_measured_on_several_ranks_is_still_planned_so(case: ranks.Case) -> None:
+def test_a_layout_that_was_measured_on_several_ranks_is_still_planned_so(
+    case: ranks.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "CPU_FLAGS", MEASURED_ON)
     memory, sent = ranks.planned(case)
     assert memory == pytest.approx(KEPT[case]["memory"], rel=0.06)
     assert sent == pytest.approx(KEPT[case]["bytes"], rel=0.06, abs=1e5)
