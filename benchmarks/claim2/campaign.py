@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.claim import cell as claim
+from benchmarks.claim.cell import reached
 from benchmarks.claim.cost import flops_a_pair, seconds_a_step
 from benchmarks.claim.grid import ALL_FOUR, FEW, SCENES, Cell
 from benchmarks.claim.run import one_rank, prepare_all
@@ -201,10 +202,25 @@ def _work_through(campaign: Campaign, tasks: Sequence[Task], stop: StopRequests)
 def _icon_task(campaign: Campaign, cell: IconCell) -> Task:
     def work(stop: StopRequests) -> dict[str, Any]:
         planned = campaign.run_of(cell)
+        if cell.arm != CONTRAST:
+            _train_beginning(campaign, cell, stop)
         _finished(train_cell(planned, stop))
         return measure_cell(planned)
 
     return Task(cell.name, campaign.folder_of(cell), work)
+
+
+def _train_beginning(campaign: Campaign, cell: IconCell, stop: StopRequests) -> None:
+    """Anew what a cell begins with, where its run is gone: another machine may have the records alone."""
+    (start,) = begun_from([cell])
+    planned = campaign.run_of(start)
+    while reached(planned.folder) < planned.steps:
+        with claim.claimed(planned.folder) as mine:
+            if mine:
+                print(f"== {start.name}, whose run is gone", flush=True)
+                _finished(train_cell(planned, stop))
+        if not mine:
+            time.sleep(WAIT_S)
 
 
 def _finished(code: int) -> None:

@@ -144,6 +144,26 @@ def test_what_is_no_corpus_is_told_what_to_give(tmp_path: Path) -> None:
     assert "not recognised as a corpus: give a folder with captions.jsonl" in said(tmp_path / "set/train/images")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "is_one"),
+    [
+        ("a.csv", "caption;file_name\na dog;1.jpg\n", True),
+        ("a.csv", "step,loss\n1,2\n", False),
+        ("a.txt", "images, texts and files that we like\n", False),
+        ("a.json", '[\n {\n  "path": "1.jpg",\n  "sentences": ["a dog"]\n }\n]', True),
+        ("a.json", '[{"path": "1.jpg"}]', False),
+        ("metrics.jsonl", '{"step": 1, "image": 0.3, "text": 2.1}\n', False),
+        ("a.jsonl", "no JSON", False),
+    ],
+)
+def test_a_table_in_a_folder_is_one_of_pictures_by_its_columns(
+    tmp_path: Path, name: str, text: str, is_one: bool
+) -> None:
+    (tmp_path / name).write_text(text)
+    form = recognise(tmp_path)
+    assert (form.paths if form else ()) == ((tmp_path / name,) if is_one else ())
+
+
 def test_texts_beside_pictures_go_before_a_table_about_them(tmp_path: Path) -> None:
     metadata_csv(tmp_path)
     (tmp_path / "LICENCE.txt").write_text("Take it.")

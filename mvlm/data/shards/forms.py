@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import json
 import re
 import tarfile
 from collections.abc import Sequence
@@ -43,7 +44,11 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Of Hugging Face's folders of images."""
 
-_HEADER = re.compile(r"\s*(image|img|file|path)\w*\s*[,;|\t].*(caption|text|comment|title|description|sentence)", re.I)
+JSON = (".jsonl", ".ndjson", ".json")
+FIRST = 1 << 16
+
+_PICTURE = re.compile(r"(image|img|file|path)\w*")
+_CAPTION = re.compile(r"\w*(caption|text|comment|title|description|sentence)\w*")
 
 TEXTS = 100
 
@@ -98,21 +103,35 @@ def _of_folder(path: Path) -> CorpusForm | None:
 
 
 def _table_in(path: Path) -> Path | None:
-    """The table in a folder: `metadata`, as Hugging Face calls it, else the only one."""
-    tables = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file)]
+    """The table of pictures in a folder: `metadata`, as Hugging Face calls it, else the only one."""
+    tables = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file) and _is_of_pictures(file)]
     named = [file for file in tables if file.name in METADATA]
     return (named or tables)[0] if named or len(tables) == 1 else None
 
 
 def _is_table(path: Path) -> bool:
     suffix = path.suffix.lower()
-    return suffix in TABLES or (suffix == ".json" and _is_json_list(path)) or (suffix == ".txt" and _has_header(path))
+    return (
+        suffix in TABLES or (suffix == ".json" and _is_json_list(path)) or (suffix == ".txt" and _is_of_pictures(path))
+    )
 
 
-def _has_header(path: Path) -> bool:
-    """Whether a text begins with the names of columns, as the captions.txt of Flickr8k does at Kaggle."""
+def _is_of_pictures(path: Path) -> bool:
+    """Whether a table's first row has columns of pictures and of captions, as Flickr8k's captions.txt at Kaggle."""
     with path.open("rb") as file:
-        return _HEADER.match(file.readline(1024).decode("utf-8-sig", "replace")) is not None
+        text = file.read(FIRST).decode("utf-8-sig", "replace")
+    names = _json_names(text) if path.suffix.lower() in JSON else re.split(r"[,;|\t]", text.partition("\n")[0])
+    bare = [name.strip(' \r\n"').lower() for name in names]
+    return any(_PICTURE.fullmatch(name) for name in bare) and any(_CAPTION.fullmatch(name) for name in bare)
+
+
+def _json_names(text: str) -> list[str]:
+    """The keys of the first object that have texts or lists: a run's metrics have numbers by such names."""
+    try:
+        row = json.JSONDecoder().raw_decode(text.lstrip().removeprefix("[").lstrip())[0]
+    except (ValueError, RecursionError):
+        return []
+    return [name for name, value in row.items() if isinstance(value, str | list)] if isinstance(row, dict) else []
 
 
 def _has_pairs(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,8 @@ def located(place: str | Path) -> Path:
         return path
     if not form.stays:
         raise UserError(
-            f"{place} cannot be trained on as it lies: make shards of it, `mvlm-data shard {form.source} {place} "
-            "--out SHARDS`, and name these."
+            f"{place} cannot be trained on as it lies: make shards of it, `mvlm-data shard {form.source} "
+            f"{shlex.join(map(str, form.paths))} --out SHARDS`, and name these."
         )
     return _index(form, str(place))
 
