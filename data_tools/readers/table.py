@@ -54,7 +54,7 @@ def table(
             rows = [row for _, row in located]
             yield (located[0][0], rows) if file.seekable else rows
 
-    def entry(rows: list[Row], at: At) -> Annotation:
+    def entry(rows: list[Any], at: At) -> Annotation:
         first = rows[0]
         if first is None:
             raise Unfit(MALFORMED)
@@ -73,7 +73,8 @@ def table(
 
 
 def _folders(path: Path, file: RowFile, image: str) -> list[str]:
-    """That of a table and, if none of its first images is there, the one just below that holds some.
+    """That of a table and, if none of its first images is there, the one just below that holds some; no link, which may
+    lead anywhere.
 
     Raises:
         UserError: all of them are elsewhere, by whole paths.
@@ -84,8 +85,8 @@ def _folders(path: Path, file: RowFile, image: str) -> list[str]:
     roots = tuple(beginnings([path.parent]))
     if names and all(name.startswith("/") and not os.path.realpath(name).startswith(roots) for name in names):
         where = os.path.commonpath([os.path.dirname(name) for name in names])
-        raise UserError(f"{path} has whole paths of images, such as {names[0]}: give their folder, as --images {where}")
-    below = sorted(folder for folder in path.parent.iterdir() if folder.is_dir())
+        raise UserError(f"{path} has whole paths of images, such as {names[0]}: give --images, such as {where}.")
+    below = sorted(folder for folder in path.parent.iterdir() if folder.is_dir() and not folder.is_symlink())
     for folder in (path.parent, *below):
         if any(is_inside(name) and (folder / name).is_file() for name in names):
             return [str(folder)]

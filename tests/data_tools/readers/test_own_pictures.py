@@ -84,7 +84,7 @@ def test_whole_paths_elsewhere_are_told_how_to_be_read(tmp_path: Path, fails: Ca
     put(tmp_path / "in/pairs.csv", f"image,text\n{images[0]},a bee\n{images[1]},an ant\n".encode())
     argv = ("shard", "table", tmp_path / "in/pairs.csv", "--out", tmp_path / "out")
     said = fails(*argv)
-    assert f"whole paths of images, such as {images[0]}: give their folder, as --images {tmp_path}/disk" in said
+    assert f"whole paths of images, such as {images[0]}: give --images, such as {tmp_path}/disk." in said
     run(*argv, "--images", tmp_path / "disk", "--workers", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["a/1.jpg", "b/2.jpg"]
 
@@ -96,6 +96,14 @@ def test_the_folder_of_the_images_is_found_though_some_are_missing(tmp_path: Pat
     run("shard", "table", tmp_path / "captions.txt", "--out", tmp_path / "out", "--workers", 1, "--tolerate", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["2.jpg"]
     assert quarantine(tmp_path / "out") == {"1.jpg": "image is missing"}
+
+
+def test_a_link_is_not_taken_for_the_folder_of_the_images(tmp_path: Path, fails: Callable[..., str]) -> None:
+    put(tmp_path / "secret/1.jpg", photo(1))
+    put(tmp_path / "in/captions.csv", b"image,caption\n1.jpg,a bee\n")
+    (tmp_path / "in/Images").symlink_to(tmp_path / "secret")
+    said = fails("shard", "table", tmp_path / "in/captions.csv", "--out", tmp_path / "out")
+    assert "1 of them for 'image is missing'" in said
 
 
 def test_rows_of_json_that_are_none_are_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
