@@ -183,7 +183,8 @@ def test_every_key_is_read_back_as_it_was_written(tmp_path: Path, table: str, ke
 @given(text=st.text(st.characters(exclude_categories=["Cs"])), number=st.floats(1e-300, 0.05, allow_nan=False))
 @settings(max_examples=60, deadline=None)
 def test_any_text_and_number_is_read_back(text: str, number: float) -> None:
-    config = config_from_dict({"run": {"dir": text}, "optim": {"floor": number}, "model": {"text_args": {text: 1}}}, "")
+    tables = {"log": {"wandb": text}, "optim": {"floor": number}, "model": {"text_args": {text: 1}}}
+    config = config_from_dict(tables, "")
     assert config_from_dict(tomllib.loads(dump_config(config)), "") == config
 
 
@@ -264,7 +265,7 @@ def test_a_whole_number_does_for_a_number_and_a_string_for_a_list_of_one(tmp_pat
         ("run.dir=runs/a b", lambda c: c.run.dir, "runs/a b"),
         ("run.dir=a=b", lambda c: c.run.dir, "a=b"),
         ('run.dir="quoted"', lambda c: c.run.dir, "quoted"),
-        ("run.dir=", lambda c: c.run.dir, ""),
+        ("checkpoint.init=", lambda c: c.checkpoint.init, ""),
         ("data.flip=false", lambda c: c.data.flip, False),
         ("data.train=one", lambda c: c.data.train, ("one",)),
         ("data.eval=", lambda c: c.data.eval, ()),
@@ -296,6 +297,7 @@ def test_a_mistake_in_an_override_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
+        "run.dir=",
         "objectives.image=-1",
         "objectives.image_mask_ratio=0",
         "objectives.image_mask_ratio=1",
@@ -357,6 +359,13 @@ def test_a_value_that_no_run_could_work_with_is_refused(tmp_path: Path, override
     message = refusal(tmp_path, "", override)
     assert override.split("=")[0] in message
     assert "must be" in message
+
+
+def test_a_task_without_matching_needs_no_groups() -> None:
+    words = ["data.train=shards", "train.global_batch=67"]
+    assert load_config(ROOT / "mvlm/configs/vqa.toml", words).train.global_batch == 67
+    with pytest.raises(UserError, match="for ITM's groups"):
+        load_config(ROOT / "mvlm/configs/base.toml", words)
 
 
 def test_shares_beyond_one_are_refused(tmp_path: Path) -> None:

@@ -50,13 +50,15 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     for table, keys in NOT_NEGATIVE.items():
         for key in keys:
             require(0 <= value(f"{table}.{key}") < math.inf, f"{table}.{key}", "0 or more")
+    require(bool(config.run.dir.strip()), "run.dir", "the name of a folder")
     model, objectives, optim, train, data = config.model, config.objectives, config.optim, config.train, config.data
     for name in ("objectives.image_mask_ratio", "objectives.text_mask_ratio"):
         require(0 < value(name) < 1, name, "between 0 and 1")
     extra = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in objectives.extra.values())
     require(extra, "objectives.extra", "a table of weights, each 0 or more")
     require(objectives.itm_group >= 2, "objectives.itm_group", "2 or more, for a negative to exist")
-    grouped = not objectives.itm or train.global_batch < 1 or objectives.group(train.global_batch) >= 2
+    matched = objectives.itm and not config.task.is_labelled
+    grouped = not matched or train.global_batch < 1 or objectives.group(train.global_batch) >= 2
     require(
         grouped, "train.global_batch", f"divisible by some number from 2 to {objectives.itm_group}, for ITM's groups"
     )
