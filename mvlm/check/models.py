@@ -48,7 +48,7 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
     with report.judged("model"):
         tokenizer = _tokenizer(report, config, start)
         classes = _classes(config, start, mixture, deep)
-        model, taken = build_empty(config.blueprint, config.data.text_length, tokenizer, start, classes)
+        model, taken = build_empty(config.blueprint, config.data, tokenizer, start, classes)
         if mixture:
             dataset = build_dataset(config.blueprint, config.data, mixture, tokenizer, model)
             # A tokenizer that is still to be trained knows no lengths yet.

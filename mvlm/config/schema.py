@@ -26,7 +26,9 @@ class Data:
     # a condition on the rows' metadata that those trained on meet, or one per entry of train; empty = all rows
     where: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
-    tokenizer: str = ""  # "" = the text encoder's own (P); "auto" = BPE trained on data.train; else a file or folder
+    # "" = the text encoder's own (P); "auto" = BPE trained on data.train; both = that of the run that checkpoint.init
+    # names, if one of yours; else a file or folder
+    tokenizer: str = ""
     vocabulary: int = 8192  # tokens of a tokenizer trained by "auto" (D)
     text_length: int = 30  # tokens, special ones included (D)
     caption: Literal["draw", "cycle", "first"] = "draw"  # the one an epoch of images uses (D)

@@ -31,21 +31,33 @@ TRAINED = "auto"  # in place of a tokenizer's folder
 
 
 def tokenizer_source(data: Data, text: str, start: Start) -> str:
-    """Where the run's tokenizer is loaded from, or `TRAINED`: kept on resume, else the encoder's own or a given one.
+    """Where the run's tokenizer is loaded from, or `TRAINED`: that of a run whose weights it has, which know no others'
+    tokens; else the encoder's own or a given one.
 
     Args:
         text: the text encoder's name.
     """
-    if start.checkpoint and (start.resumes or data.tokenizer == ""):
+    if start.checkpoint and (start.resumes or data.tokenizer in ("", TRAINED)):
         return str(described_in(start.checkpoint) / TOKENIZER)
     return data.tokenizer or text
 
 
 def coming_tokenizer(data: Data, text: str, start: Start) -> PreTrainedTokenizerBase:
-    """The run's; one of as many tokens stands for one that is trained when the run begins."""
+    """The run's; one of as many tokens stands for one that is trained when the run begins.
+
+    Raises:
+        UserError: it cannot be loaded, or has other tokens than the run whose weights are taken.
+    """
     source = tokenizer_source(data, text, start)
     if source != TRAINED:
-        return load_tokenizer(source)
+        given = load_tokenizer(source)
+        own = str(described_in(start.checkpoint) / TOKENIZER) if start.checkpoint else source
+        if own != source and load_tokenizer(own).get_vocab() != given.get_vocab():
+            raise UserError(
+                f"data.tokenizer = {source!r} has other tokens than {own}, which the weights of checkpoint.init know: "
+                "leave it out."
+            )
+        return given
     tokenizer: PreTrainedTokenizerBase = train_tokenizer((), data.vocabulary)
     tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), data.vocabulary)])
     return tokenizer
@@ -119,18 +131,15 @@ def build_starting_model(
 
 
 def build_empty(
-    blueprint: Blueprint, text_length: int, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int
+    blueprint: Blueprint, data: Data, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int
 ) -> tuple[Encoders, InitReport | None]:
     """The model on torch's meta device, which takes no memory, and what was taken of `checkpoint.init`.
-
-    Args:
-        text_length: tokens that it is to read.
 
     Raises:
         UserError: it cannot be built or cannot read such texts, or the checkpoint's weights do not fit.
     """
     try:
-        _check_text(blueprint.model, text_length, tokenizer, start)
+        _check_text(blueprint.model, data, tokenizer, start)
         with torch.device("meta"):
             if start.checkpoint and start.resumes:
                 return offline_model(blueprint, described_in(start.checkpoint), classes), None
@@ -148,7 +157,7 @@ def build_empty(
         ) from None
 
 
-def _check_text(model: Model, text_length: int, tokenizer: PreTrainedTokenizerBase, start: Start) -> None:
+def _check_text(model: Model, data: Data, tokenizer: PreTrainedTokenizerBase, start: Start) -> None:
     name = model.text
     if start.checkpoint and start.resumes:
         model = with_described_text(model, described_in(start.checkpoint))
@@ -156,4 +165,9 @@ def _check_text(model: Model, text_length: int, tokenizer: PreTrainedTokenizerBa
         model = with_encoders_of(model, start.encoders)
     if start.checkpoint is None:
         check_has_weights(model)
-    check_text_encoder(text_settings(model, tokenizer), name, text_length)
+        if data.tokenizer == TRAINED and model.text_weights != "random":
+            raise UserError(
+                f"data.tokenizer = {TRAINED!r} trains new tokens, which the weights of the text encoder "
+                f"({model.text_weights}) do not know: set it to their tokenizer, '' where that is model.text's own."
+            )
+    check_text_encoder(text_settings(model, tokenizer), name, data.text_length)

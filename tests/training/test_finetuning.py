@@ -20,6 +20,7 @@ from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Task
 from mvlm.data.samples.answers import load_answers
+from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run
@@ -153,6 +154,20 @@ def test_retrieval_has_its_two_losses_alone(train_here: TrainHere, pretrained: P
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert all(line["loss"] == pytest.approx(line["itc"] + line["itm"]) and "text" not in line for line in lines)
     assert load_run(tmp_path / "run").blueprint.objectives.image == 0
+
+
+def test_a_run_that_begins_with_another_reads_texts_as_that_one_does(
+    train_here: TrainHere, pretrained: Path, scenes: Path, tmp_path: Path
+) -> None:
+    """By tokens that its weights know, though those of its own captions would be as many."""
+    words = [f"checkpoint.init={pretrained}", f"data.train={scenes}/eval", "train.steps=1"]
+    assert train_here(tmp_path / "run", *words, "data.tokenizer=auto") == 0
+    known = load_tokenizer(str(pretrained / "tokenizer")).get_vocab()
+    assert load_tokenizer(str(tmp_path / "run/tokenizer")).get_vocab() == known
+    other = train_tokenizer(["nothing of the sort"], len(known))
+    save_tokenizer(other, tmp_path / "other")
+    with pytest.raises(UserError, match=r"has other tokens than .*, which the weights of checkpoint\.init know"):
+        train_here(tmp_path / "third", *words, f"data.tokenizer={tmp_path}/other")
 
 
 def test_mistakes_are_told_in_a_sentence(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mvlm.data.samples.tokenizer import save_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 from mvlm.pretrained.key_maps import CLIP
 from mvlm.pretrained.runs import load_run
@@ -19,10 +20,12 @@ WORDS, POSITIONS = 320, 40
 
 
 def words(file: Path) -> list[str]:
+    save_tokenizer(train_tokenizer(["a red bus"], 300), file.parent / "tokenizer")
     mean, std = (list(values) for values in CLIP)
     sizes = "hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64"
     return [
         f"checkpoint.init={file}",
+        f"data.tokenizer={file.parent}/tokenizer",
         "model.vision_args={patch_size=16, embed_dim=32, depth=2, num_heads=2, "
         f"pretrained_cfg_overlay={{mean={mean}, std={std}}}}}",
         "model.text=bert",
@@ -72,7 +75,7 @@ def test_a_checkpoint_that_is_nowhere_or_does_not_fit_is_refused(train_here: Tra
 def test_one_encoder_of_a_run_of_ours(train_here: TrainHere, tmp_path: Path) -> None:
     """By its averaged weights, its mask token with it; the text encoder is another one."""
     assert train_here(tmp_path / "first", "train.steps=2", "train.ema=0.5") == 0
-    given = [f"model.vision_weights={tmp_path}/first", "model.text=bert"]
+    given, tokens = [f"model.vision_weights={tmp_path}/first", "model.text=bert"], tmp_path / "first/tokenizer"
     assert train_here(tmp_path / "second", *given, "train.steps=1", "optim.encoder_lr=0") == 0
     started = load_file(tmp_path / "second/checkpoints/step_00000000/weights-00000-of-00001.safetensors")
     expected = load_run(tmp_path / "first").model.named_parameters()
@@ -81,8 +84,10 @@ def test_one_encoder_of_a_run_of_ours(train_here: TrainHere, tmp_path: Path) -> 
     image = {name: weight for name, weight in expected if name.startswith("vision.")}
     assert len(image) == 19 and all(torch.equal(started[name], weight) for name, weight in image.items())
     with pytest.raises(UserError, match=r"holds a 'roberta' and model\.text 'bert' is a 'bert'"):
+        train_here(tmp_path / "third", *given, f"model.text_weights={tmp_path}/first", f"data.tokenizer={tokens}")
+    with pytest.raises(UserError, match="trains new tokens, which the weights of the text encoder"):
         train_here(tmp_path / "third", *given, f"model.text_weights={tmp_path}/first")
-    given = [f"model.text={tmp_path}/first/text_encoder", f"data.tokenizer={tmp_path}/first/tokenizer"]
+    given = [f"model.text={tmp_path}/first/text_encoder", f"data.tokenizer={tokens}"]
     assert train_here(tmp_path / "third", *given, f"model.text_weights={tmp_path}/first", "train.steps=1") == 0
     started = load_file(tmp_path / "third/checkpoints/step_00000000/weights-00000-of-00001.safetensors")
     for name, weight in load_run(tmp_path / "first").model.named_parameters():

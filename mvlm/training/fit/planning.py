@@ -90,7 +90,7 @@ class Plan:
         check_names(config.kernels)
         tokenizer = coming_tokenizer(config.data, config.model.text, self.start)
         blueprint, classes = config.blueprint, coming_classes(config.task, self.start)
-        model, _ = build_empty(blueprint, config.data.text_length, tokenizer, self.start, classes)
+        model, _ = build_empty(blueprint, config.data, tokenizer, self.start, classes)
         build_dataset(blueprint, config.data, mixture, tokenizer, model)
         freeze(model, config.train.freeze)
         return model
