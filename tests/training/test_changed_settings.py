@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import flat, given_keys, load_config, load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
+from mvlm.pretrained.encoders import Vocabulary, build_model
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.fit.settings import ON_RESUME, OnResume, Resumed, resume_config
 from mvlm.training.health import anomaly
@@ -129,6 +131,20 @@ def test_every_key_is_taken_and_told_or_refused_by_name(key: str) -> None:
             resumed(*words)
         (sentence,) = (one for one in error.value.sentences if one.startswith(f"{key} was "))
         assert all(part in sentence for part in (as_toml(stored), as_toml(value), "leave it out", "checkpoint.init"))
+
+
+def test_what_may_change_leaves_the_model_its_parameters() -> None:
+    def parameters(config: Config) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            model = build_model(config.blueprint, Vocabulary(300, 1))
+        return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+    stored = load_stored_config(KEPT / "zero0/config.toml")
+    before, settings = parameters(stored), flat(stored)
+    free = [key for key, kind in ON_RESUME.items() if kind is OnResume.APPLIES and key.startswith(("model", "object"))]
+    for key in free:
+        given = f"{key}={as_toml(another(key, settings[key]))}"
+        assert parameters(resumed(*kept_words(KEPT / "zero0", given)).config) == before, key
 
 
 def test_every_key_says_what_a_change_does() -> None:

@@ -43,9 +43,9 @@ _APPLIES = {
     "data": "train eval text_length caption shared_view crop_scale flip randaugment randaugment_kind cache cache_gb "
     "workers worker_mode prefetch tolerance patience",
     "model": "dropout temperature_min temperature_max",
-    "objectives": "image text itc itm image_mask_ratio image_masking image_mask_block image_mask_rounding "
-    "text_mask_ratio text_mask_minimum text_mask_token text_mask_random hide reconstruct_from normalized_targets "
-    "alignment_inputs exclude_duplicates itc_exchange itm_group itm_negatives",
+    "objectives": "image text itc itm image_mask_ratio image_mask_block image_mask_rounding text_mask_ratio "
+    "text_mask_minimum text_mask_token text_mask_random hide reconstruct_from normalized_targets alignment_inputs "
+    "exclude_duplicates itc_exchange itm_group itm_negatives",
     "optim": "lr encoder_lr weight_decay betas eps momentum clip schedule decay_steps warmup_epochs warmup_steps "
     "floor layer_decay",
     "train": "epochs steps pairs global_batch micro_batch deterministic time_limit spike max_skipped checksums "
@@ -63,7 +63,7 @@ _MODEL = {
     "data": "tokenizer vocabulary",
     "model": "vision vision_args image_size text text_args text_pool cross_depth decoder_depth cross_heads "
     "cross_norm contrastive_width tie_classifier",
-    "objectives": "contrastive extra",
+    "objectives": "contrastive extra image_masking",
     "task": "name answer_minimum",
 }
 _BEGINNING = {
