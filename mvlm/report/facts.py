@@ -23,7 +23,7 @@ class RunFacts:
     Attributes:
         described: run.json.
         settings: every value of config.toml by its `table.key`; `blueprint`, `data` and `eval` are some of them.
-        metrics: by step, ascending; of a repeated step the last.
+        metrics: by step, ascending; of a repeated step the last, and none that the run has gone back on since.
     """
 
     folder: Path
@@ -109,7 +109,10 @@ def _read_metrics(path: Path) -> dict[int, dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             content = json.loads(line)
-            steps.setdefault(int(content["step"]), {}).update(content)
+            step = int(content["step"])
+            while "loss" in content and steps and next(reversed(steps)) >= step:
+                steps.popitem()
+            steps.setdefault(step, {}).update(content)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
                 raise UserError(f"{path}, line {number}, is no metrics line: delete that line.") from None

@@ -15,7 +15,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from mvlm import __version__
-from mvlm.checkpoint.layout import best_checkpoint, step_of
+from mvlm.checkpoint.integrity import read_state
+from mvlm.checkpoint.layout import UNREADABLE, best_checkpoint, candidates, step_of
+from mvlm.errors import UserError
 from mvlm.report.charts import COLORS, STYLES, line_chart
 from mvlm.report.compare import corpora, differences
 from mvlm.report.facts import RunFacts
@@ -92,7 +94,7 @@ def about(facts: RunFacts) -> list[tuple[str, str]]:
     hosts = sorted(set(described.get("hosts", [])))
     steps = f"{facts.last_step:,} of {described['steps']:,}" if "steps" in described else f"{facts.last_step:,}"
     stages = facts.stages
-    seen = stages[-1]["samples"][1] if stages else facts.last_step * facts.global_batch
+    seen = stages[-1]["samples"][1] if stages else _pairs_seen(facts)
     rows = [
         ("Last step written", f"{facts.written:%Y-%m-%d %H:%M %Z}"),
         ("Steps", f"{steps}, of {facts.global_batch} pairs; {seen:,} pairs seen"),
@@ -143,6 +145,15 @@ def _stage(line: dict[str, Any]) -> str:
     )
     name = f" ({line['name']})" if line["name"] else ""
     return f"{line['stage']}{name}: steps {line['steps'][0]:,} to {line['steps'][1]:,}, {drawn}"
+
+
+def _pairs_seen(facts: RunFacts) -> int:
+    """As the latest checkpoint has counted them, since the global batch may have been another; and those after it."""
+    try:
+        state = read_state(candidates(facts.folder).first)
+    except (*UNREADABLE, UserError):
+        return facts.last_step * facts.global_batch
+    return state.samples_seen + (facts.last_step - state.step) * facts.global_batch
 
 
 def _best(facts: RunFacts) -> str:

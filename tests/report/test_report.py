@@ -16,6 +16,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main
 from mvlm.report.compare import corpora, differences
 from mvlm.report.facts import read_facts
+from mvlm.report.page import about
 from tests.report.conftest import HOSTILE
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -246,3 +247,19 @@ def test_long_curves_are_thinned_to_means():
     assert steps[-1] == 10_000
     assert values[0] == pytest.approx(np.mean(range(1, 26)))
     assert np.mean(values) == pytest.approx(5000.5)
+
+
+def test_what_the_run_has_gone_back_on_is_left_out(bare_run, add_metrics):
+    known, gone = read_facts(bare_run).last_step, ({"step": 8, "loss": 9.0}, {"step": 8, "eval/mean_recall": 0.9})
+    add_metrics(bare_run, *gone, {"step": 6, "loss": 1.5}, {"step": 7, "loss": 1.4})
+    facts = read_facts(bare_run)
+    assert list(facts.metrics)[-3:] == [known, 6, 7] and facts.last_step == 7
+
+
+def test_pairs_are_counted_by_the_batches_that_there_were(bare_run):
+    """A run that is resumed with a larger batch has not seen more pairs before."""
+    before = read_facts(bare_run)
+    seen, batch = before.last_step * before.global_batch, before.global_batch
+    config = (bare_run / "config.toml").read_text()
+    (bare_run / "config.toml").write_text(config.replace(f"global_batch = {batch}", f"global_batch = {2 * batch}"))
+    assert f"of {2 * batch} pairs; {seen} pairs seen" in dict(about(read_facts(bare_run)))["Steps"]
