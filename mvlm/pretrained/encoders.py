@@ -200,9 +200,9 @@ def build_text_encoder(config: Model, tokenizer: Tokens) -> TextEncoder:
 
 def text_settings(config: Model, tokenizer: Tokens) -> PretrainedConfig:
     """The settings of the encoder that `config` asks for; raises `UserError` where they cannot be had."""
-    settings: dict[str, Any] = dict(config.text_args)
-    settings |= {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
-    settings |= {"dropout": config.dropout, "attention_dropout": config.dropout}  # the names some encoders use
+    # "dropout" and "attention_dropout" are the names that some encoders use.
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+    settings: dict[str, Any] = dict.fromkeys(names, config.dropout) | config.text_args
     if config.text_weights == "random":
         settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | settings
     try:

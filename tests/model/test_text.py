@@ -81,6 +81,13 @@ def test_an_encoder_of_another_kind_is_padded(tokenizer: PreTrainedTokenizerBase
     assert torch.equal(found[1], encoder(text[1], valid)) and PACKED_ATTENTION.calls.total() == before
 
 
+def test_dropout_that_the_encoder_is_given_by_its_own_name_counts(tokenizer: PreTrainedTokenizerBase) -> None:
+    sizes = SIZES["others"].replace("}", ", hidden_dropout_prob=0.3}")
+    config = configuration("roberta", f"model.text_args={sizes}", "model.dropout=0.1")
+    settings = build_text_encoder(config.model, tokenizer).settings
+    assert (settings.hidden_dropout_prob, settings.attention_probs_dropout_prob) == (0.3, 0.1)
+
+
 def test_dropout_of_attention_is_kept(tokenizer: PreTrainedTokenizerBase) -> None:
     encoder = build_text_encoder(configuration("roberta", "model.dropout=0.5").model, tokenizer)
     text, valid = texts((3, 12, 7), tokenizer.pad_token_id)
