@@ -68,12 +68,12 @@ def find_micro_batch(
 
 
 def _remembered(start: Start) -> int | None:
-    """Of the run that is resumed."""
+    """Of the run that is resumed, where it was found for it."""
     if not (start.checkpoint and start.resumes):
         return None
     try:
         facts = json.loads((described_in(start.checkpoint) / RUN_JSON).read_text(encoding="utf-8"))
-        return int(facts["micro_batch"])
+        return int(facts["micro_batch"]) if facts["config"]["train"]["micro_batch"] == "auto" else None
     except (OSError, ValueError, TypeError, KeyError, UserError):  # it is for people to read, too: tried again without
         return None
 

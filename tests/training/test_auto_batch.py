@@ -56,6 +56,12 @@ def test_it_is_bounded_by_memory_and_kept(
     assert losses_by_step(run) == losses_by_step(given)
 
 
+def test_a_run_that_had_a_given_one_finds_its_own_when_resumed(train_here: TrainHere, tmp_path: Path) -> None:
+    assert train_here(tmp_path / "run", "train.micro_batch=8", "train.steps=1") == 0
+    assert train_here(tmp_path / "run", AUTO, "train.steps=2") == 0
+    assert described(tmp_path / "run")["micro_batch"] == 16
+
+
 def test_no_room_at_all_is_a_sentence(train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_batch, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match="not even 1 pair fit into the memory of every rank"):
