@@ -15,6 +15,7 @@ from mvlm.errors import UserError
 from mvlm.kernels.layers import use_kernels
 from mvlm.model.encoders import Encoders
 from mvlm.model.initialization import InitialWeights
+from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.randomness import is_random
 from mvlm.runtime import replicas
 from mvlm.training.blocks import evenly, find_blocks
@@ -25,6 +26,14 @@ from mvlm.training.kernels import settle_run
 from mvlm.training.tensor_parallel import split_layers
 from mvlm.training.zero.divide import can_divide, divide
 from mvlm.training.zero.json_file import tensor_ranks
+
+PARTS = {
+    "image": ("cross_image", "image_decoder"),
+    "text": ("cross_text", "mlm_head"),
+    "itc": ("image_projection", "text_projection", "temperature", "contrastive_bias"),
+    "itm": ("cross_image", "cross_text", "match_head"),
+}
+"""By objective, what it reads beside the encoders."""
 
 
 def parallelize(
@@ -78,7 +87,7 @@ def freeze(model: Encoders, parts: tuple[str, ...]) -> None:
     A frozen encoder's mask token is frozen with it, so that nothing of it takes part in backward.
 
     Raises:
-        UserError: there is no such part, or nothing is left to train.
+        UserError: there is no such part, or nothing is left to train that a loss is computed of.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     for part in parts:
@@ -89,8 +98,17 @@ def freeze(model: Encoders, parts: tuple[str, ...]) -> None:
             )
             raise UserError(f"train.freeze names {part!r}, which is no part of this model; {known}.")
         modules[part].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("train.freeze leaves nothing to train: take a part out of it.")
+    read = _read(model.objectives) if isinstance(model, MaskVLM) else {name for name, _ in model.named_children()}
+    if not any(part.requires_grad for name, part in model.named_parameters() if name.partition(".")[0] in read):
+        raise UserError(
+            "train.freeze leaves nothing to train that a weight in [objectives] asks for: take a part out of it."
+        )
+
+
+def _read(objectives: Objectives) -> set[str]:
+    """The parts of a MaskVLM that take part in a loss."""
+    weights = {name: getattr(objectives, name) for name in PARTS} | {"itc": objectives.itc or objectives.extra}
+    return {"vision", "text", *(part for name, weight in weights.items() if weight for part in PARTS[name])}
 
 
 def recompute_blocks(model: nn.Module, share: float) -> None:

@@ -79,6 +79,9 @@ def test_freezing_what_is_not_there_or_all_there_is_is_refused(scenes: Path) -> 
         freeze(model, ("",))
     with pytest.raises(UserError, match="leaves nothing to train"):
         freeze(model, tuple(name for name, _ in model.named_children()))
+    model, *_ = model_and_batch(scenes, "objectives.image=0")
+    with pytest.raises(UserError, match="leaves nothing to train"):  # of all that is not frozen no loss is computed
+        freeze(model, tuple(name for name, _ in model.named_children() if name != "image_decoder"))
 
 
 EMA, STEPS = 0.6, 4
