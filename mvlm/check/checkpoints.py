@@ -21,8 +21,10 @@ from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start, given_start, search_whole, with_stored_order
 from mvlm.training.fit.settings import resume_config
 
-BYTES_A_PARAMETER = 12
-"""Of a checkpoint: the fp32 weight and AdamW's two moments."""
+
+def checkpoint_bytes(parameters: int, config: Config) -> int:
+    """The fp32 weights, AdamW's two moments and, where the run keeps one, the average of the weights."""
+    return (12 + 4 * (config.train.ema > 0)) * parameters
 
 
 def check_start(report: Report, config: Config, deep: bool) -> tuple[Start | None, TrainState | None]:
@@ -103,7 +105,7 @@ def check_mirror(report: Report, config: Config) -> None:
 
 def check_room(report: Report, config: Config, parameters: int) -> None:
     """Whether the disk has room for one more checkpoint."""
-    run, wanted = Path(config.run.dir), BYTES_A_PARAMETER * parameters
+    run, wanted = Path(config.run.dir), checkpoint_bytes(parameters, config)
     free = shutil.disk_usage(nearest(run)).free
     sizes = f"a checkpoint takes {wanted / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
     if wanted > free:
@@ -119,7 +121,7 @@ def check_memory(report: Report, config: Config, parameters: int, world: int) ->
     """
     if not config.checkpoint.peers:
         return
-    wanted, free = BYTES_A_PARAMETER * parameters / world, shutil.disk_usage(nearest(SHARED)).free
+    wanted, free = checkpoint_bytes(parameters, config) / world, shutil.disk_usage(nearest(SHARED)).free
     sizes = f"a rank's copies take {wanted / 1e9:.3g} GB of {SHARED}, and of the {free / 1e9:.3g} GB free there half"
     if wanted > ROOM * free:
         report.warning(

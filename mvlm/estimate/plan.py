@@ -116,7 +116,7 @@ class Planner:
 
     def states(self, zero: Zero, accumulation: int) -> States:
         """What a rank keeps of the model itself."""
-        return states(self.model.total, zero, self.ranks, accumulation, self.model.matrices)
+        return states(self.model.total, zero, self.ranks, accumulation, self.model.matrices, self.train.ema > 0)
 
     def _peak(self, zero: Zero, accumulation: int, pairs: int) -> Memory:
         held = self.states(zero, accumulation)

@@ -62,7 +62,7 @@ def find_micro_batch(
     allowed = micro_batches(train, dist.world())
     pairs = dist.broadcast_object(_remembered(start) if dist.rank() == 0 else None)
     if pairs not in allowed:
-        trial = Trial(train.global_batch, objectives, optim, model, dataset, ds_config)
+        trial = Trial(train, objectives, optim, model, dataset, ds_config)
         pairs = _on_gpu(trial, allowed) if dist.uses_cuda() else _on_cpu(trial, allowed)
     return int(pairs)
 
@@ -87,14 +87,15 @@ class Trial:
 
     def __init__(
         self,
-        global_batch: int,
+        train: Train,
         objectives: Objectives,
         optim: Optim,
         model: Encoders,
         dataset: ShardDataset[Any],
         ds_config: dict[str, Any],
     ) -> None:
-        self.global_batch, self.objectives, self.model, self.dataset = global_batch, objectives, model, dataset
+        self.global_batch, self.ema = train.global_batch, train.ema > 0
+        self.objectives, self.model, self.dataset = objectives, model, dataset
         self.zero = Zero.of(ds_config)
         fp16 = (ds_config.get("fp16") or {}).get("enabled")
         self.precision = torch.float32 if self.zero.element == 4 else torch.float16 if fp16 else torch.bfloat16
@@ -114,7 +115,7 @@ class Trial:
     def states(self, pairs: int) -> States:
         """What ZeRO will hold with this micro-batch."""
         accumulation = self.global_batch // (dist.world() * pairs)
-        return states(self.parameters, self.zero, dist.world(), accumulation, self.matrices)
+        return states(self.parameters, self.zero, dist.world(), accumulation, self.matrices, self.ema)
 
     def beside(self, pairs: int) -> int:
         """Bytes that ZeRO will hold beside the weights and gradients of the trial."""

@@ -213,6 +213,18 @@ def test_memory_falls_with_the_stage_and_with_recomputation(models: dict[str, Fa
     assert 1.25 < twice / alone < 1.4
 
 
+def test_an_average_of_the_weights_takes_memory_like_a_moment(models: dict[str, FakeModel]) -> None:
+    total = models["base"].total
+    for deepspeed, ranks in (("zero0", 1), ("zero1", 8), ("zero3_offload", 8)):
+        without, averaged = (
+            Planner(request("base", deepspeed, *words, per_node=ranks), models["base"])
+            for words in ((), ("train.ema=0.999",))
+        )
+        one, other = (planner.states(planner.zero, accumulation=1) for planner in (without, averaged))
+        more = other.optimizer - one.optimizer, other.host - one.host
+        assert sum(more) == pytest.approx(4 * total / ranks) and (more[1] > 0) == (deepspeed == "zero3_offload")
+
+
 def test_muon_has_one_moment_of_each_matrix_and_pays_for_its_products_and_exchange(
     models: dict[str, FakeModel],
 ) -> None:

@@ -85,7 +85,7 @@ class States:
         held: of `gradients`, from one micro-batch of a step to the next, or all the time.
         share: of gradients, which they are reduced into, there whole from the first bucket of a backward pass on.
         averaged: gradients once they are reduced and the optimiser's step begins.
-        optimizer: fp32 weights and both of AdamW's moments, of which Muon's matrices have one.
+        optimizer: fp32 weights, both of AdamW's moments, of which Muon's matrices have one, and the weights' average.
         buckets: that gradients are reduced in, during a backward pass.
         update: of the optimiser's step alone: the fp32 gradient of what it updates at once, for Muon with what its
             iteration has; and the bucket that stage 3 keeps.
@@ -110,11 +110,14 @@ Shapes = Sequence[Sequence[tuple[int, int]]]
 """Of the matrices that Muon updates, by parameter group."""
 
 
-def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices: Shapes = ()) -> States:
+def states(
+    parameters: int, zero: Zero, ranks: int, accumulation: int, matrices: Shapes = (), ema: bool = False
+) -> States:
     """Of a model of so many parameters on each of `ranks`.
 
     Args:
         accumulation: micro-batches a step.
+        ema: an average of the weights is kept beside the moments.
     """
     whole, share, several = float(parameters * zero.element), parameters / ranks, accumulation > 1
     weights, gathered = _weights(parameters, zero, ranks)
@@ -126,7 +129,7 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
         gradients = 0.0
     held = gradients if several or zero.stage == 3 else 0.0
     reduced = averaged if lays_shares else 0.0
-    copies = 2 if zero.stage == 0 and zero.element == FP32 else 3
+    copies = (2 if zero.stage == 0 and zero.element == FP32 else 3) + ema
     mine = parameters if zero.stage == 0 else share
     owned = elements(matrices) / (ranks if zero.stage else 1)
     optimizer = copies * FP32 * mine - FP32 * owned
@@ -139,7 +142,7 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
             gradients = held = held if zero.stage == 1 else 0.0
             averaged = reduced = 0.0
     buckets, kept = _buckets(parameters, zero, ranks, several)
-    host, disk = _offloaded(zero, share, several)
+    host, disk = _offloaded(zero, share, several, ema)
     return States(weights, gathered, gradients, held, reduced, averaged, optimizer, buckets, update + kept, host, disk)
 
 
@@ -169,7 +172,7 @@ def _buckets(parameters: int, zero: Zero, ranks: int, several: bool) -> tuple[fl
     return bucket * (2 if zero.overlap else 1), bucket if zero.stage == 3 else 0.0
 
 
-def _offloaded(zero: Zero, share: float, several: bool) -> tuple[float, float]:
+def _offloaded(zero: Zero, share: float, several: bool, ema: bool) -> tuple[float, float]:
     """Bytes in the memory of the rank's node, and on its disk.
 
     Args:
@@ -177,10 +180,11 @@ def _offloaded(zero: Zero, share: float, several: bool) -> tuple[float, float]:
         several: a step has several micro-batches.
     """
     host = disk = 0.0
+    optimizer = (OFFLOADED + FP32 * ema) * share
     if zero.optimizer_on_host and "offload_optimizer" in zero.on_disk:
-        disk += OFFLOADED * share
+        disk += optimizer
     elif zero.optimizer_on_host:
-        host += OFFLOADED * share
+        host += optimizer
     if zero.optimizer_on_host and zero.stage < 3:  # updated weights on their way back, and what micro-batches sum up
         host += share * zero.element * (2 if zero.stage == 2 and several else 1)
     if "offload_param" in zero.on_disk:
