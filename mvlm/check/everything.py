@@ -103,13 +103,14 @@ def _check_coming(report: Report, standing: Standing, start: Start, world: int, 
 
 
 def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_name: str, mixture: Mixture) -> None:
-    total, _ = schedule_steps(config.train, config.optim, mixture.per_epoch)
     for sentence in unused(content or {}, json_name):
         report.warning("deepspeed", sentence)
-    with contextlib.suppress(UserError):  # of data.eval, which has been reported
-        batch = config.train.global_batch
-        for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, total):
-            report.warning(topic, sentence)
+    with report.judged("toml"):
+        total, _ = schedule_steps(config.train, config.optim, mixture.per_epoch)
+        with contextlib.suppress(UserError):  # of data.eval, which has been reported
+            batch = config.train.global_batch
+            for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, total):
+                report.warning(topic, sentence)
 
 
 def _check_deepspeed(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mvlm.__main__ import main
-from mvlm.check.checkpoints import check_memory
+from mvlm.check.checkpoints import check_memory, checkpoint_bytes
 from mvlm.check.report import SHOWN, Report
 from mvlm.check.shards import check_corpus
 from mvlm.checkpoint.state import OrderSpec
@@ -200,6 +200,18 @@ def test_check_and_train_say_the_same(
     said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
     assert said in problems(words)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_room_for_a_checkpoint_holds_the_average_of_the_weights_too(scenes: Path, tmp_path: Path) -> None:
+    config = load_config(TOML, overrides(scenes, tmp_path, "train.ema=0.9"))
+    assert checkpoint_bytes(100, config) == 1600 == 400 + checkpoint_bytes(100, load_config(TOML, TINY))
+
+
+def test_more_steps_than_a_checkpoint_can_name_are_a_finding_too(scenes: Path, tmp_path: Path) -> None:
+    words = overrides(scenes, tmp_path / "run", "train.steps=0", "train.epochs=1e12")
+    for deepspeed in (None, JSON):
+        found = check_run(TOML, words, deepspeed, 1, False)
+        only(found.problems, "train.epochs = 1000000000000.0 makes", "lower it")
 
 
 def test_encoders_that_lie_nowhere_are_named_and_no_bug(scenes: Path, tmp_path: Path) -> None:
