@@ -50,6 +50,11 @@ def predict(model: TaskModel, dataset: LabelledEvalDataset, batch: int, device: 
     return shares.gather(chosen, len(dataset)).cpu().numpy()
 
 
+def kind_of(task: str, row: dict[str, Any]) -> str:
+    """Of a row, by its own columns: how its question begins, or its label."""
+    return str(row["question_type" if task == "vqa" else "label"])
+
+
 def score(task: str, predicted: Sequence[str], values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The task's official numbers, 0 to 1, and how they fall on kinds of rows; none where no row has an answer.
 
@@ -60,9 +65,9 @@ def score(task: str, predicted: Sequence[str], values: Sequence[dict[str, Any]])
     if task == "vqa":
         answered = [(answer, row) for answer, row in zip(predicted, values, strict=True) if row["answers"]]
         scores = [vqa_accuracy(answer, row["answers"]) for answer, row in answered]
-        kinds = [row["question_type"] for _, row in answered]
+        kinds = [kind_of(task, row) for _, row in answered]
     else:
-        kinds = [str(row["label"]) for row in values]
+        kinds = [kind_of(task, row) for row in values]
         scores = [float(label == kind) for label, kind in zip(predicted, kinds, strict=True)]
     result: dict[str, Any] = {"accuracy": sum(scores) / len(scores)} if scores else {}
     if task == "nlvr2":

@@ -20,7 +20,7 @@ from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate.classification import SHARES, TEMPLATES, evaluate_classification, sentences_of
 from mvlm.evaluate.foils import evaluate_foils
-from mvlm.evaluate.labelled import evaluate_labelled
+from mvlm.evaluate.labelled import evaluate_labelled, kind_of
 from mvlm.evaluate.pictures import is_due, write_pictures
 from mvlm.evaluate.ranking import RECALLS
 from mvlm.evaluate.retrieval import DIRECTIONS, SearchSettings, evaluate_retrieval
@@ -73,18 +73,28 @@ class Evaluator:
         self._foil_shards = Mixture(self.settings.foils, task="foils") if self.settings.foils else None
         self._classes = ClassFolder(self.settings.classes, self.settings.limit) if self.settings.classes else None
         self._pictures: Pictures | None = None
-        if self.settings.select and not self.task.is_labelled:
+        if self.settings.select:
             self._check_select()
 
     def _check_select(self) -> None:
-        """A task that chooses has metrics by kind of row, which are not known before."""
-        select, kinds = self.settings.select, ("", "_reranked") if self.settings.rerank else ("",)
-        names = ["eval/mean_recall"]
-        names += [f"eval/{direction}{kind}_r{k}" for direction in DIRECTIONS for kind in kinds for k in RECALLS]
-        names += [f"eval/classification_{share}" for share in SHARES] if self._classes else []
+        select, names = self.settings.select, self._choices() if self.task.is_labelled else self._recalls()
         foils = self._foil_shards is not None and select.startswith("eval/foils_")
         if select not in names and not foils:
             raise UserError(f"eval.select is {select!r}, which is not among {', '.join(names)}: name one.")
+
+    def _choices(self) -> list[str]:
+        """Of a task that chooses; there is one for each kind of row."""
+        names = ["eval/accuracy", *(["eval/consistency"] if self.task.name == "nlvr2" else [])]
+        if self.settings.select in names:
+            return names
+        rows = range(min(self.settings.limit or len(self._mixture), len(self._mixture)))
+        return [*names, *sorted({f"eval/{kind_of(self.task.name, row.own)}" for row in self._mixture.sound(rows)})]
+
+    def _recalls(self) -> list[str]:
+        kinds = ("", "_reranked") if self.settings.rerank else ("",)
+        names = ["eval/mean_recall"]
+        names += [f"eval/{direction}{kind}_r{k}" for direction in DIRECTIONS for kind in kinds for k in RECALLS]
+        return names + ([f"eval/classification_{share}" for share in SHARES] if self._classes else [])
 
     def __call__(self, model: Any, run: Path, step: int, last: bool) -> Evaluated:
         if not last and self._pace.too_soon():

@@ -18,11 +18,13 @@ from mvlm.__main__ import main as mvlm
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config
-from mvlm.config.schema import Task
+from mvlm.config.schema import Data, Eval, Task
 from mvlm.data.samples.answers import load_answers
+from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
+from mvlm.evaluate.training import Evaluator
 from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.training.fit.run import train
 from mvlm.training.run_folder import find_answers
@@ -168,6 +170,14 @@ def test_a_run_that_begins_with_another_reads_texts_as_that_one_does(
     save_tokenizer(other, tmp_path / "other")
     with pytest.raises(UserError, match=r"has other tokens than .*, which the weights of checkpoint\.init know"):
         train_here(tmp_path / "third", *words, f"data.tokenizer={tmp_path}/other")
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_training(worlds: Callable[[str], Path]) -> None:
+    data = Data(eval=(f"{worlds('entailment')}/eval",))
+    for select in ("eval/accuracy", *(f"eval/{label}" for label in class_names("entailment", Path()))):
+        Evaluator(data, Task("entailment"), 32, Eval(select=select), 0)
+    with pytest.raises(UserError, match=r"'eval/mean_recall', which is not among eval/accuracy, eval/"):
+        Evaluator(data, Task("entailment"), 32, Eval(select="eval/mean_recall"), 0)
 
 
 def test_mistakes_are_told_in_a_sentence(
