@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 from dataclasses import replace
 from itertools import product
@@ -15,13 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.claim.cell import reached
 from benchmarks.claim.paired import holm
+from benchmarks.claim.run import one_rank
 from benchmarks.claim.scores import pack
 from benchmarks.claim2 import budget, campaign, grounding, plan, table
 from benchmarks.claim2.corpus import Icons, by_unit
+from data_tools.__main__ import main as data_tools
+from mvlm.api.dictionary import make_dictionary
 from mvlm.config.load import load_config
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
+from mvlm.training.health.signals import StopRequests
 from tests.conftest import ROOT
+from tests.ranks import run_ranks
 
 PAGE = (ROOT / "docs/claim2.md").read_text(encoding="utf-8")
 
@@ -82,6 +90,40 @@ def test_all_arms_go_on_from_the_same_contrast(tmp_path: Path) -> None:
         assert config.checkpoint.init == str(contrast.folder) != config.run.dir
         assert (config.train.steps, config.optim.lr, config.train.global_batch) == (900, 6e-3, 64)
         assert config.model.vision_weights == icons.dictionary(20) and config.data.tokenizer == icons.tokenizer(20)
+
+
+def begin(scenes: Path, home: Path, asked_to_stop: bool) -> int:
+    """The beginning of a cell of the rehearsal's size, on scenes."""
+    icons = Icons(home / "icons", str(home / "foils"), str(home / "foils"))
+    for link, corpus in ((icons.train(4)[0], "train"), (icons.sample("validation"), "eval")):
+        Path(link).parent.mkdir(parents=True, exist_ok=True)
+        if not Path(link).exists():
+            Path(link).symlink_to(scenes / corpus)
+    told: Any = campaign.Campaign(plan.SIZES["rehearse"], home, home, home)
+    told.__dict__["icons"] = icons
+    stop = StopRequests()
+    if asked_to_stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        with one_rank():
+            campaign._train_beginning(told, plan.IconCell("joint", 4, 0), stop)
+    except campaign.Stopped:
+        return ExitCode.REQUEUE
+    return 0
+
+
+def test_a_beginning_whose_run_is_gone_is_trained_anew(scenes: Path, tmp_path: Path) -> None:
+    made = Icons(tmp_path / "icons", "", "")
+    words = ["synth", "--task", "foils", "--count", "8", "--seed", "1", "--out", str(tmp_path / "foils")]
+    assert data_tools(words) == 0
+    assert data_tools(["tokenizer", str(scenes / "train"), "--out", made.tokenizer(4), "--vocab", "300"]) == 0
+    make_dictionary([str(scenes / "train")], Path(made.dictionary(4)), 64)
+    start = tmp_path / "icons-contrast-4-0"
+    assert run_ranks(begin, scenes, tmp_path, True).returncode == ExitCode.REQUEUE and reached(start) < 2
+    for is_gone in (True, False):
+        done = run_ranks(begin, scenes, tmp_path, False)
+        assert done.returncode == 0, done.stderr
+        assert ("whose run is gone" in done.stdout) is is_gone and reached(start) == 2
 
 
 def record(arm: str, seed: int, foils: np.ndarray, share: int = 20) -> dict[str, Any]:
