@@ -24,7 +24,7 @@ SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")
 @dataclass(frozen=True)
 class ShardedCorpus:
     """Attributes:
-    train, eval: folders of shards; nothing is held out where `eval` is empty.
+    train, eval: folders of shards, from the root; nothing is held out where `eval` is empty.
     images: to train on.
     """
 
@@ -130,4 +130,8 @@ def find_shards(folder: Path, task: str = CAPTION) -> ShardedCorpus | None:
     train = [part for part in parts if part.name != HELD_OUT or len(parts) == 1]
     held_out = [part for part in parts if part not in train]
     images = sum(rows[part].rows for part in train)
-    return ShardedCorpus(tuple(map(str, train)), tuple(map(str, held_out)), images)
+    return ShardedCorpus(_from_root(train), _from_root(held_out), images)
+
+
+def _from_root(folders: list[Path]) -> tuple[str, ...]:
+    return tuple(str(folder.absolute()) for folder in folders)

@@ -50,10 +50,15 @@ def finetune(
     if not corpus:
         raise UserError(f"No shards at {data}: make them of {task}'s files by data_tools shard.")
     if not (run / RECIPE).exists():
-        checkpoint = find_checkpoint(Path(model))
+        checkpoint = find_checkpoint(Path(model)).absolute()
         config = load_stored_config(described_in(checkpoint) / CONFIG)
         chosen = choose_tuning(
-            (config.data, config.model, config.optim), checkpoint, task, corpus, run, torch.cuda.device_count()
+            (config.data, config.model, config.optim),
+            checkpoint,
+            task,
+            corpus,
+            run.absolute(),
+            torch.cuda.device_count(),
         )
         write_recipe(run, chosen, f"Chosen by mvlm.finetune for {corpus.images:,} rows.")
     else:

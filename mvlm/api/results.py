@@ -122,7 +122,7 @@ def write_recipe(folder: Path, recipe: Recipe, heading: str) -> None:
 
 def require_data(folder: Path, shards: Sequence[str]) -> None:
     """Raises `UserError` where the recipe of a run folder trains on other shards than these."""
-    known = read_tables(folder / RECIPE, "recipe").get("data", {}).get("train", [])
+    known = _places(folder)["data.train"]
     if not {os.path.realpath(each) for each in known} & {os.path.realpath(each) for each in shards}:
         raise UserError(
             f"{folder} trains on {', '.join(known)} and not on {', '.join(shards)}: give another `out`, or the data "
@@ -138,7 +138,7 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
         KeyboardInterrupt: Ctrl-C, once training has saved.
     """
     recipe = str(folder / RECIPE)
-    overrides = [f"{key}={as_toml(value)}" for key, value in (settings or {}).items()]
+    overrides = [f"{key}={as_toml(value)}" for key, value in {**_places(folder), **(settings or {})}.items()]
     load_config(recipe, overrides)  # a mistake is met here, before a launcher starts
     try:
         launch_training(recipe, str(folder / DEEPSPEED), overrides, max(1, torch.cuda.device_count()))
@@ -146,6 +146,19 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
     except KeyboardInterrupt:
         print(_where_it_stopped(folder), flush=True)
         raise
+
+
+def _places(folder: Path) -> dict[str, Any]:
+    """Where the run and its shards are now: the folder may have been moved or copied since its recipe was written."""
+    recipe = read_tables(folder / RECIPE, "recipe")
+    begun, data = recipe.get("run", {}).get("dir", str(folder)), recipe.get("data", {})
+
+    def now(place: str) -> str:
+        inside = Path(place).is_relative_to(begun)
+        return str(folder.absolute() / Path(place).relative_to(begun)) if inside else place
+
+    shards = {f"data.{part}": [now(place) for place in as_paths(data.get(part, []))] for part in ("train", "eval")}
+    return {"run.dir": str(folder), **shards}
 
 
 def _conclude(folder: Path, task: str, held_out: Sequence[str]) -> None:

@@ -41,10 +41,10 @@ def train(
     run = Path(out)
     corpus = prepare(os.fspath(data), run / SHARDS)
     if not (run / RECIPE).exists():
-        gpus, encoders, dictionary = torch.cuda.device_count(), small_encoders(), run / DICTIONARY
+        gpus, encoders, dictionary = torch.cuda.device_count(), small_encoders(), (run / DICTIONARY).absolute()
         if encoders is None and is_small(corpus.images, gpus):
             make_dictionary(corpus.train, dictionary, DICTIONARY_SIZE)
-        chosen = choose(corpus.images, corpus.train, corpus.eval, run, gpus, encoders or dictionary)
+        chosen = choose(corpus.images, corpus.train, corpus.eval, run.absolute(), gpus, encoders or dictionary)
         write_recipe(run, chosen, f"Chosen by mvlm.train for {corpus.images:,} images.")
     else:
         require_data(run, corpus.train)

@@ -76,6 +76,22 @@ def test_called_again_it_resumes(scenes: Path, tmp_path: Path, capfd: pytest.Cap
     assert capfd.readouterr().out.count("step 1 ") == 1
 
 
+@pytest.mark.campaign
+def test_a_run_is_resumed_where_it_lies_now(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was begun by a path from another working directory, and was moved since, with the shards in it."""
+    write_pictures(scenes, tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    mvlm.train("pictures", "begun", SMALL | {"train.steps": 1})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "begun").rename(tmp_path / "moved")
+    run = mvlm.train("../pictures", "../moved", SMALL | {"train.steps": 2})
+    assert [line["step"] for line in run.metrics] == [1, 2] and "Resuming step_00000001" in capfd.readouterr().out
+    assert not (tmp_path / "begun").exists() and not list((tmp_path / "elsewhere").iterdir())
+
+
 ENDLESS = """
 import json, signal, sys
 import mvlm
