@@ -9,13 +9,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvlm.config.load import config_from_dict, dump_config, load_config
 from mvlm.config.schema import Config
 from mvlm.config.shipped import find_file
+from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from tests.conftest import ROOT
 
@@ -186,6 +189,22 @@ def test_any_text_and_number_is_read_back(text: str, number: float) -> None:
     tables = {"log": {"wandb": text}, "optim": {"floor": number}, "model": {"text_args": {text: 1}}}
     config = config_from_dict(tables, "")
     assert config_from_dict(tomllib.loads(dump_config(config)), "") == config
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (np.float64(1e-3), 1e-3),
+        (np.int32(7), 7),
+        (np.bool_(True), True),
+        (np.array([1, 2]), [1, 2]),
+        (torch.tensor(0.5), 0.5),
+        (Path("runs/a"), "runs/a"),
+        ([Path("a"), np.int64(1)], ["a", 1]),
+    ],
+)
+def test_what_stands_for_a_value_in_python_is_written_as_that(given: Any, read: Any) -> None:
+    assert tomllib.loads(f"value = {as_toml(given)}")["value"] == read
 
 
 def test_patterns_of_shard_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,10 @@ def as_toml(value: Any) -> str:
         return "[" + ", ".join(as_toml(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{as_toml(str(k))} = {as_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, PathLike):
+        return as_toml(fspath(value))
+    if hasattr(value, "tolist"):  # of numpy or torch, whose own form TOML does not know
+        return as_toml(value.tolist())
     return repr(value)
 
 
