@@ -56,7 +56,7 @@ def model_card(run: Path, name: str) -> str:
         text_length=blueprint.text_length,
         image_size=blueprint.model.image_size,
         recipe=_recipe(facts),
-        numbers=_numbers(facts),
+        numbers=_numbers(facts, state.get("step", 0)),
         started=_started(blueprint.model, facts.settings["checkpoint.init"]),
     )
 
@@ -86,12 +86,13 @@ def _recipe(facts: RunFacts) -> dict[str, Any]:
     return recipe | {name: number for name, number in described["versions"].items() if name in ("torch", "deepspeed")}
 
 
-def _numbers(facts: RunFacts) -> dict[str, str]:
-    """The run's last evaluation, and retrieval as `mvlm evaluate` wrote it into the run's folder."""
-    numbers: dict[str, str] = {}
-    for line in facts.metrics.values():
-        numbers |= {key: f"{value:.4g}" for key, value in line.items() if key.startswith("eval/")}
+def _numbers(facts: RunFacts, step: int) -> dict[str, str]:
+    """What the run evaluated of the weights of this step, and retrieval as `mvlm evaluate` wrote it into its folder."""
+    line = facts.metrics.get(step, {})
+    numbers = {key: f"{value:.4g}" for key, value in line.items() if key.startswith("eval/")}
     retrieval = read_json(facts.folder / "retrieval.json") or {}
+    if retrieval.get("step") != step:
+        retrieval = {}
     for direction in ("image_to_text", "text_to_image"):
         for ranked, found in (retrieval.get(direction) or {}).items():
             if found:

@@ -244,6 +244,17 @@ def test_the_card_says_what_the_run_was(run, exported):
     assert "| eval/image_to_text_r1 | 0.25 |" in card and "| ranks, ZeRO stage | 2, 1 |" in card
 
 
+def test_the_card_tells_no_numbers_of_other_weights_of_the_run(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    with (copy / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 9, "eval/image_to_text_r1": 0.75}\n')
+    found = {"image_to_text": {"itc": {"r1": 0.5, "r5": 0.5, "r10": 0.5}}}
+    for step, told in ((9, False), (7, True)):
+        (copy / "retrieval.json").write_text(json.dumps(found | {"step": step}))
+        card = model_card(copy, "small")
+        assert "| eval/image_to_text_r1 | 0.25 |" in card and ("50.0, 50.0, 50.0" in card) == told
+
+
 def test_nothing_of_this_machine_is_told(run, exported):
     for path in exported.iterdir():
         if path.suffix != ".safetensors":
