@@ -171,8 +171,11 @@ class TrainedModel:
             top: words for each place.
 
         Raises:
-            UserError: no word is masked, or one is beyond the tokens that the model reads; or as `encode`.
+            UserError: no word is masked, one is beyond the tokens that the model reads, or `top` is below 1; or as
+                `encode`.
         """
+        if top < 1:
+            raise UserError(f"{top} words cannot be guessed: give a `top` of 1 or more.")
         self._warn_untrained("text")
         size = self._image_size
         shown_1CHW = blank_image(self.network, torch.zeros(1, 3, size, size, dtype=torch.uint8))

@@ -48,10 +48,10 @@ def pair_up(images: Sequence[T], sentences: Sequence[str]) -> tuple[list[T], lis
     """As many images as sentences, in their order; a single one goes with each of the others.
 
     Raises:
-        UserError: they are neither equally many nor one and several.
+        UserError: there are none, or they are neither equally many nor one and several.
     """
     count = max(len(images), len(sentences))
-    if {len(images), len(sentences)} - {1, count}:
+    if not count or {len(images), len(sentences)} - {1, count}:
         raise UserError(
             f"{len(images)} images and {len(sentences)} sentences cannot be paired: give as many, or one of either."
         )

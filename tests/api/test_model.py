@@ -158,6 +158,8 @@ def test_an_index_that_was_made_again_is_the_one_that_is_searched(run: Path, sce
         (lambda m, p: m.search("an index", "a", top=0), "give a `top` of 1 or more"),
         (lambda m, p: m.match(p, ["one", "two"]), "3 images and 2 sentences cannot be paired"),
         (lambda m, p: m.fill("no mask", p[0]), "has 0 \\[MASK\\]"),
+        (lambda m, p: m.fill("a [MASK]", top=0), "give a `top` of 1 or more"),
+        (lambda m, p: m.reconstruct([], []), "0 images and 0 sentences"),
         (lambda m, p: m.fill("[MASK] " * 100, p[0]), "a shorter sentence"),
         (lambda m, p: m.reconstruct(p, "one", np.zeros((3, 2), bool)), "does not fit"),
     ],
