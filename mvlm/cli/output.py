@@ -19,12 +19,16 @@ def write_whole(path: Path, content: str | bytes, option: str) -> None:
     """Write text or bytes beside and rename; missing folders are made.
 
     Raises:
-        UserError: the file cannot be written; names the `option` that says where.
+        UserError: it is a folder, or cannot be written; names the `option` that says where.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give {option} a file in it.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        # A file name that is not UTF-8 stands in JSON as an escape, from which its reader has the name itself.
+        whole = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+        temporary.write_bytes(whole)
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):

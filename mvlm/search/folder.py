@@ -94,7 +94,7 @@ def new_index(out: Path) -> Iterator[Path]:
     Raises:
         UserError: something that is no index stands there, or it cannot be written.
     """
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.parent / f".{out.name}.partial"
     dist.as_rank_0(mistakes_of(out, lambda: _begin(out, partial)))
     try:
         yield partial
@@ -125,7 +125,7 @@ def _begin(out: Path, partial: Path) -> None:
 
 
 def _replace(out: Path, partial: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
+    old = out.parent / f".{out.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)

@@ -1,6 +1,9 @@
 """What is answered about own pictures, against the model asked directly."""
 
 import dataclasses
+import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +138,18 @@ def test_pairing(files):
     assert pair_up(files[:1], ["x"]) == ([files[0]], ["x"])
     with pytest.raises(UserError, match="4 images and 2 sentences cannot be paired"):
         pair_up(files, ("x", "y"))
+    with pytest.raises(UserError, match="0 images and 0 sentences cannot be paired"):
+        pair_up([], [])
+
+
+def test_a_file_name_that_is_no_utf_8_can_be_read_from_the_answers(tmp_path, files):
+    """As old disks have them."""
+    run, named = write_run(tmp_path / "run", CONFIG), tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(files[0], named)
+    words = ["predict", "captions", "--checkpoint", run, "--images", named, "--sentences", "a cat"]
+    assert main([*map(str, words), "--json", str(tmp_path / "best.json")]) == 0
+    (answer,) = json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))["answers"]
+    assert answer["image"] == str(named)
 
 
 def test_a_run_that_was_not_trained_for_what_is_asked_says_so(tmp_path, files, capsys):

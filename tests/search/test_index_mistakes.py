@@ -105,6 +105,13 @@ def test_a_picture_that_was_damaged(moving, trained, said, tmp_path):
     assert "000000.arrow row" in said_of and "its checksum differs" in said_of
 
 
+def test_a_folder_where_a_file_or_an_index_is_to_be(index, trained, scenes, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert ". is a folder: give --json a file in it" in said(*search(index, trained, "--text", "x", "--json", "."))
+    assert ". exists and is no index" in said("index", scenes / "eval", "--checkpoint", trained, "--out", ".")
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_shards_to_index(trained, tmp_path, said):
     out = tmp_path / "index"
     assert "No shards at" in said("index", tmp_path / "nowhere", "--checkpoint", trained, "--out", out)
