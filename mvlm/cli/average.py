@@ -14,6 +14,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mvlm.errors import UserError
+
 SHOWN = (
     "eval/mean_recall",
     "eval/image_to_text_r1",
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.checkpoint.layout import find_checkpoint
     from mvlm.cli.places import require_shards
 
+    if args.json and not args.data:
+        raise UserError("--json writes what is measured on --data: give --data too, or leave --json out.")
     parts = [find_checkpoint(path) for path in args.checkpoints]  # before imports that take seconds
     require_shards(args.data)
 

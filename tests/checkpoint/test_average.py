@@ -45,7 +45,10 @@ def test_a_soup_is_the_mean_and_is_measured(
 
     assert main(["average", str(run), "--out", str(tmp_path / "one")]) == 1
     assert main(["average", str(run), str(parts[1]), "--out", str(out)]) == 1
+    assert main(["average", str(run), str(parts[1]), "--out", str(tmp_path / "b"), "--json", "found.json"]) == 1
+    assert not (tmp_path / "b").exists()
     said = capfd.readouterr().err
+    assert "--json writes what is measured on --data: give --data too" in said
     assert "A mean needs two checkpoints" in said and f"{out} is there already: give --out a new folder" in said
 
 
