@@ -204,7 +204,7 @@ def _samples(shards: Mixture | None) -> list[SampleImage]:
 
 def _uploaded(text: str) -> Image.Image:
     try:
-        return load_image(base64.b64decode(text, validate=True))
+        return load_image(base64.b64decode(text.encode(errors="replace"), validate=True))
     except (BadImage, binascii.Error):
         raise UserError(
             "This is no picture that can be shown, or it is damaged or too large: choose a JPEG, PNG, WebP, TIFF or "

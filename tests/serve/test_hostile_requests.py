@@ -84,6 +84,7 @@ def test_a_good_upload_is_shown(client):
     ("path", "question"),
     [
         ("view", {"picture": {"upload": "no base64!"}}),
+        ("view", {"picture": {"upload": "nö"}}),
         ("view", {"picture": {"sample": 99}}),
         ("view", {"picture": {"found": 10**9}}),
         ("view", {"picture": {}}),
