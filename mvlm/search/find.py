@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from usearch.index import BatchMatches, Index, Matches
 
 from mvlm.data.images.decode import load_image
 from mvlm.data.images.encoded import BadImage, why_bad
@@ -96,9 +97,7 @@ class ImageIndex:
         query = query_E.float().cpu().numpy()
         images, similarities, gone = [], [], self._taken_down
         for part in self._vectors:
-            asked = min(count + len(gone), len(part))
-            part.expansion_search = max(WIDTH_OF_SEARCH, asked)  # type: ignore[misc]  # it has a setter
-            matches = part.search(query, asked, exact=len(self) <= EXACT)
+            matches = _nearest_of(part, query, count + len(gone), exact=len(self) <= EXACT)
             images.append(matches.keys.astype(np.int64))
             similarities.append(1 - matches.distances)
         image_K, similarity_K = np.concatenate(images), np.concatenate(similarities)
@@ -198,6 +197,18 @@ class ImageIndex:
 
     def _describe(self, image: int, similarity: float) -> SearchHit:
         return SearchHit(image, **self._table.slice(image, 1).to_pylist()[0], similarity=similarity)
+
+
+def _nearest_of(part: Index, query: np.ndarray, count: int, exact: bool) -> Matches | BatchMatches:
+    """The `count` best of a vector file and, where all are compared, those that are as good as the last of them: of
+    equal ones usearch keeps any, which would be others when more are asked for."""
+    asked = min(count + exact, len(part))
+    while True:
+        part.expansion_search = max(WIDTH_OF_SEARCH, asked)  # type: ignore[misc]  # it has a setter
+        found = part.search(query, asked, exact=exact)
+        if not exact or asked == len(part) or found.distances[count - 1] < found.distances[-1]:
+            return found
+        asked = min(2 * asked, len(part))
 
 
 class _Candidates(ImagesAndTexts):

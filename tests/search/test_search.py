@@ -1,5 +1,9 @@
 """What is found in an index, against every image of the corpus compared by itself."""
 
+import json
+import shutil
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +94,20 @@ def test_many_small_parts_followed_by_their_graphs_find_the_same(loaded, scenes,
         similarity = (every_feature @ query).numpy()
         scores = [each.similarity for each in index.nearest(query, 20)]
         np.testing.assert_allclose(scores, np.sort(similarity)[::-1][:20], atol=2e-6)
+
+
+def test_equal_images_are_found_in_the_order_of_the_index_however_many_are_asked_for(loaded, index, tmp_path):
+    """Else a page that asks for the next ones shows some twice and others never."""
+    copy = shutil.copytree(index, tmp_path / "index")
+    described = json.loads((copy / "index.json").read_text())
+    rows, width = described["rows"], described["width"]
+    feature_NE = np.eye(width, dtype=np.float32)[[1] * 3 + [0] * (rows - 3)]
+    described["vectors"] = [asdict(folder.write_vectors(copy, 0, [feature_NE], width))]
+    (copy / "index.json").write_text(json.dumps(described))
+    equal = find.ImageIndex(copy, loaded)
+    for count in (1, 5, rows // 2, rows - 3, rows):
+        found = [each.image for each in equal.nearest(torch.eye(width)[0], count)]
+        assert found == [*range(3, rows), 0, 1, 2][:count]
 
 
 def test_more_answers_than_images(index, trained, found, scenes, tmp_path):
