@@ -54,9 +54,10 @@ def evaluate_foils(
     def accuracy(drawn: np.ndarray) -> dict[str, float]:
         weight_N = drawn[group_N]
         return {
-            f"{scorer}/{kind}": float((right_N * weight_N)[of_kind].sum() / max(weight_N[of_kind].sum(), 1))
-            for scorer, right_N in right.items()
+            f"{scorer}/{kind}": float(np.average(right_N[of_kind], weights=weight_N[of_kind]))
             for kind, of_kind in kinds.items()
+            if weight_N[of_kind].any()
+            for scorer, right_N in right.items()
         }
 
     groups = int(group_N.max()) + 1

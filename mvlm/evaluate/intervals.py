@@ -17,14 +17,18 @@ def bootstrap(units: int, score: Callable[[np.ndarray], dict[str, float]]) -> di
 
     Args:
         units: what is drawn with replacement, such as images, each with all that belongs to it.
-        score: from how often each unit was drawn, float64 [units], to numbers by name.
+        score: from how often each unit was drawn, float64 [units], to numbers by name; those are left out of which
+            nothing was drawn.
     """
     rng = np.random.default_rng(SEED)
     drawn = [
         score(np.bincount(rng.integers(units, size=units), minlength=units).astype(float)) for _ in range(RESAMPLES)
     ]
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {key: np.quantile([numbers[key] for numbers in drawn], tails).tolist() for key in drawn[0]}
+    names = dict.fromkeys(name for numbers in drawn for name in numbers)
+    return {
+        name: np.quantile([numbers[name] for numbers in drawn if name in numbers], tails).tolist() for name in names
+    }
 
 
 def explain(units: str) -> str:
