@@ -75,8 +75,9 @@ def _add_common(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument(
         "--batch", type=positive, metavar="N", help="images or pairs per pass (default: the run's eval.batch)"
     )
+    taken = "N images, evenly out of all classes" if classes else "the first N rows"
     parser.add_argument(
-        "--limit", type=count, metavar="N", help="use only the first N rows, 0 = all (default: the run's eval.limit)"
+        "--limit", type=count, metavar="N", help=f"use only {taken}, 0 = all (default: the run's eval.limit)"
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.pictures import ClassFolder, Pictures
 from mvlm.data.shards.mixture import Mixture
@@ -89,8 +90,11 @@ def test_a_probe_needs_the_same_classes_to_learn_from(folder, tmp_path_factory):
         probe.LinearProbeTask().run(None, replace(asked, data=(str(folder),), train=str(other)), CPU)
 
 
-def test_limit_takes_pictures_of_all_classes(folder):
+def test_limit_takes_pictures_of_all_classes(folder, capsys):
     assert ClassFolder(str(folder), limit=3).label_N.tolist() == [0, 1, 2]
+    with pytest.raises(SystemExit):
+        main(["evaluate", "classification", "--help"])
+    assert "use only N images, evenly out of all classes" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_probe_stands_where_the_gradient_is_zero():
