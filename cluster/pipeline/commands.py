@@ -31,9 +31,12 @@ def submit(path: str, overrides: list[str], backend: str, forced: Collection[str
         forced: steps to do again with all that depends on them.
 
     Raises:
-        UserError: a step could not begin, or the pipeline runs already.
+        UserError: a step could not begin, the pipeline runs already, or it has no such step.
     """
     graph = Graph(load_pipeline(path, overrides))
+    for name in forced:
+        if name not in graph.order:
+            raise UserError(f"{path} has no step {name}: it has {', '.join(graph.order)}.")
     if (graph.pipeline.logs / FILE).exists() and (old := Submission.load(graph.pipeline.logs)).backend == "slurm":
         slurm.settle_ended(graph, old)
     new = draft(graph, overrides, backend, forced)
@@ -92,12 +95,9 @@ def rerun(logs: Path, names: list[str]) -> int:
     """Submit again as before, with some steps and all that depends on them to be done again.
 
     Raises:
-        UserError: there is no such step.
+        UserError: see `submit`.
     """
     submission = _at(logs)
-    for name in names:
-        if name not in submission.order:
-            raise UserError(f"{submission.path} has no step {name}: it has {', '.join(submission.order)}.")
     return submit(submission.path, submission.overrides, submission.backend, names)
 
 

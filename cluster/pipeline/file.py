@@ -103,6 +103,7 @@ class Pipeline:
     path: str
     settings: PipelineSettings
     steps: dict[str, PipelineStep]  # in the order of the file
+    tables: dict[str, Any]  # what it was built of: [pipeline] and the steps, by name, with the overrides
 
     @property
     def logs(self) -> Path:
@@ -132,9 +133,18 @@ def load_pipeline(path: str | Path, overrides: Iterable[str] = ()) -> Pipeline:
             raise UserError(f"{where}: the override {override!r} is of no step; {_nearest(name, tables)}")
         cls = PipelineSettings if name == "pipeline" else PipelineStep
         apply_override(tables, f"{name}.{quoted(cls, rest)}")
+    return pipeline_from_tables(tables, where)
+
+
+def pipeline_from_tables(tables: dict[str, Any], where: str) -> Pipeline:
+    """Build and check a pipeline; `where` names the file in error messages."""
     mistakes = Mistakes()
-    settings: PipelineSettings = build(PipelineSettings, tables.pop("pipeline"), where, "pipeline.", mistakes)
-    steps = {name: build(PipelineStep, table, where, f"{name}.", mistakes) for name, table in tables.items()}
+    settings: PipelineSettings = build(PipelineSettings, tables["pipeline"], where, "pipeline.", mistakes)
+    steps = {
+        name: build(PipelineStep, table, where, f"{name}.", mistakes)
+        for name, table in tables.items()
+        if name != "pipeline"
+    }
     mistakes.settle()
     if not settings.name or not NAME.fullmatch(settings.name):
         mistakes.add(f"{where}: pipeline.name is {settings.name!r}: use letters, digits, dashes and underscores.")
@@ -145,7 +155,7 @@ def load_pipeline(path: str | Path, overrides: Iterable[str] = ()) -> Pipeline:
         with mistakes.gathered():
             check_references(step.environment, f"{where}: {'pipeline' if step is settings else step.name}.environment")
     mistakes.settle()
-    return Pipeline(where, settings, {name: _normal(step) for name, step in steps.items()})
+    return Pipeline(where, settings, {name: _normal(step) for name, step in steps.items()}, tables)
 
 
 def memory_bytes(text: str) -> int:

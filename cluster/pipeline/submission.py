@@ -9,13 +9,14 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
 from .. import processes
 from ..record import JobRecord, read_record, write_private
-from .file import is_pipeline, load_pipeline
+from .file import is_pipeline, load_pipeline, pipeline_from_tables
 from .graph import Graph
 from .proof import Proof, digest, is_proven, keys, outputs, proof_path, read_proof, write_proof
 
@@ -44,7 +45,8 @@ class Submission:
     """One submission of a pipeline; `load` finds the newest.
 
     Attributes:
-        path, overrides, directory: as it was given, so that it can be read again.
+        path, overrides, directory: as it was given, so that `rerun` can read it again.
+        tables: what stood in the file then, overrides applied: the file may be edited while steps wait.
         order: all steps, each behind those that it waits for.
         queued: those that run, by name; the others are proven unchanged.
         host, pid, pid_started: of the driver of a local one.
@@ -56,6 +58,7 @@ class Submission:
     directory: str
     backend: str
     logs: str
+    tables: dict[str, Any]
     order: list[str]
     queued: dict[str, QueuedStep]
     submitted: float = field(default_factory=time.time)
@@ -78,11 +81,11 @@ class Submission:
         except FileNotFoundError:
             raise UserError(f"No pipeline has been submitted with the logs {logs}: submit it first.") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{logs / FILE} is damaged ({error}): submit the pipeline again.") from None
+            raise UserError(f"{logs / FILE} is damaged ({error}): move it away and submit again.") from None
 
     def graph(self) -> Graph:
-        """As the file is now; paths count from the folder of the submission, which must be the present one."""
-        return Graph(load_pipeline(self.path, self.overrides))
+        """As it was submitted; paths count from the folder of the submission, which must be the present one."""
+        return Graph(pipeline_from_tables(self.tables, self.path))
 
     def folder(self, name: str) -> Path:
         return Path(self.logs) / name
@@ -118,7 +121,8 @@ def draft(graph: Graph, overrides: list[str], backend: str, forced: Collection[s
         if name in again or not is_proven(graph, name, all_keys[name]):
             queued[name] = QueuedStep(all_keys[name], needs)
     logs = str(pipeline.logs.absolute())
-    return Submission(pipeline.path, overrides, str(Path.cwd()), backend, logs, graph.order, queued)
+    place = str(Path.cwd())
+    return Submission(pipeline.path, overrides, place, backend, logs, pipeline.tables, graph.order, queued)
 
 
 def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) -> None:

@@ -319,6 +319,22 @@ def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
     assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
 
 
+def test_a_file_that_is_edited_while_steps_wait_is_for_the_next_submission(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    behind = step("behind", command=["sh", "-c", "cat out; echo old >last"], reads=["out"], writes=["last"])
+    path = write(SLOW + behind)
+    first = driver(path)
+    wait_for((tmp_path / "began").exists)
+    path.write_text(path.read_text().replace("echo old", "echo new").replace('"behind"', '"other"'))
+    assert main(["status", str(path)]) == 0 and "behind" in capsys.readouterr().out
+    (tmp_path / "go").touch()
+    assert first.wait() == 0 and (tmp_path / "last").read_text() == "old\n"
+    assert main(["rerun", str(path), "behind"]) == 1
+    assert "no step behind: it has slow, other." in capsys.readouterr().err
+    assert submit(path) == 0 and (tmp_path / "last").read_text() == "new\n"
+
+
 def test_the_command_of_a_step_that_is_killed_saves_and_ends(write: Write, tmp_path: Path) -> None:
     saving = "trap 'kill $!; echo saved >saved; exit 75' TERM; sleep 60 & echo $PPID >began; wait"
     first = driver(write(HEAD + step("saves", command=["sh", "-c", saving], writes=["out"])))
