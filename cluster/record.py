@@ -74,8 +74,11 @@ def read_record(logs: Path) -> JobRecord:
 
 
 @contextmanager
-def claim(logs: Path) -> Iterator[None]:
-    """Hold the job's log folder, for one submit command at a time; the kernel lets go when that ends.
+def claim(logs: Path, what: str = "job") -> Iterator[None]:
+    """Hold the log folder of a job or a pipeline, for one submit command at a time; the kernel lets go when that ends.
+
+    Args:
+        what: the table of the file that says where it is.
 
     Raises:
         UserError: another holds it, or the folder cannot be made.
@@ -84,13 +87,13 @@ def claim(logs: Path) -> Iterator[None]:
         logs.mkdir(parents=True, exist_ok=True)
         file = open(logs / "job.lock", "a")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise UserError(f"The log folder {logs} cannot be used ({error}): set job.logs to another.") from None
+        raise UserError(f"The log folder {logs} cannot be used ({error}): set {what}.logs to another.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"A job is running with the log folder {logs}: cancel it, or set another job.name."
+                f"A {what} is running with the log folder {logs}: cancel it, or set another {what}.name."
             ) from None
         yield
 

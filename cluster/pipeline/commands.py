@@ -10,6 +10,7 @@ from pathlib import Path
 from mvlm.errors import UserError
 
 from ..logs import show
+from ..record import claim
 from . import local, plan, ray, slurm
 from .check import check as check_steps
 from .file import load_pipeline
@@ -39,16 +40,19 @@ def submit(path: str, overrides: list[str], backend: str, forced: Collection[str
             raise UserError(f"{path} has no step {name}: it has {', '.join(graph.order)}.")
     if (graph.pipeline.logs / FILE).exists() and (old := Submission.load(graph.pipeline.logs)).backend == "slurm":
         slurm.settle_ended(graph, old)
-    new = draft(graph, overrides, backend, forced)
+    check_steps(graph, draft(graph, overrides, backend, forced), BACKENDS[backend].check(graph))
+    with claim(graph.pipeline.logs, "pipeline"):
+        return _submit_claimed(graph, draft(graph, overrides, backend, forced), forced)
+
+
+def _submit_claimed(graph: Graph, new: Submission, forced: Collection[str]) -> int:
     _carry_over(graph, new, forced)
-    check_steps(graph, new, BACKENDS[backend].check(graph))
     unchanged = [name for name in new.order if name not in new.queued]
     if unchanged:
         print(f"unchanged: {', '.join(unchanged)}")
-    Path(new.logs).mkdir(parents=True, exist_ok=True)
     prepare(graph, new, forced)
     new.save()
-    code = BACKENDS[backend].submit(graph, new) if new.queued else 0
+    code = BACKENDS[new.backend].submit(graph, new) if new.queued else 0
     page = write_page(Path(new.logs))
     print(f"{page} shows how it stands" if new.queued else "every step is done and unchanged: there is nothing to do")
     return code

@@ -19,7 +19,7 @@ from ..attempt import shell_code
 from ..environment import inherited
 from ..processes import MARK, PATIENCE, Stopper
 from ..ray.client import import_path
-from ..record import JobRecord, claim, read_record
+from ..record import JobRecord, read_record
 from . import step as step_module
 from .executor import Executor
 from .file import TRAINING
@@ -66,13 +66,12 @@ def submit(graph: Graph, submission: Submission) -> int:
     """Run the queued steps to their end, in the foreground; see `Executor.run`."""
     submission.pid = os.getpid()
     submission.pid_started = processes.start_time(submission.pid)
-    with claim(Path(submission.logs)):
+    submission.save()
+    try:
+        return Executor(submission, _Starter(submission), lambda name: 1, _Room(graph)).run()
+    finally:
+        submission.pid_started = None
         submission.save()
-        try:
-            return Executor(submission, _Starter(submission), lambda name: 1, _Room(graph)).run()
-        finally:
-            submission.pid_started = None
-            submission.save()
 
 
 class _Starter:

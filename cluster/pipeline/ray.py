@@ -6,14 +6,12 @@ import os
 import secrets
 import shlex
 from dataclasses import replace
-from pathlib import Path
 
 from mvlm.errors import UserError
 
 from ..job import Job
 from ..ray import backend as ray_backend
 from ..ray import client
-from ..record import claim
 from . import local
 from .graph import Graph
 from .submission import Submission
@@ -61,15 +59,14 @@ def submit(graph: Graph, submission: Submission) -> int:
     variables = ray_backend.RAY_VARIABLES | {"PYTHONPATH": client.import_path(), client.ADDRESS: submission.server}
     variables |= {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
     submission.job = f"{settings.name}-{secrets.token_hex(4)}"
-    with claim(Path(submission.logs)):
-        submission.save()
-        with client.refusals_as_mistakes():
-            server.submit_job(
-                entrypoint=shlex.join(_entrypoint(graph, submission)),
-                submission_id=submission.job,
-                runtime_env={"env_vars": variables},
-                metadata={"pipeline": settings.name},
-            )
+    submission.save()
+    with client.refusals_as_mistakes():
+        server.submit_job(
+            entrypoint=shlex.join(_entrypoint(graph, submission)),
+            submission_id=submission.job,
+            runtime_env={"env_vars": variables},
+            metadata={"pipeline": settings.name},
+        )
     said = f"submitted {settings.name} as {submission.job} to {submission.server}; its logs go to {submission.logs}"
     print(said, flush=True)
     return client.outcome(server, submission.job)

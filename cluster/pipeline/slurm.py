@@ -6,12 +6,11 @@ import contextlib
 import shlex
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
 from mvlm.errors import UserError
 
 from ..job import Job
-from ..record import claim, write_private
+from ..record import write_private
 from ..slurm import backend, queue
 from ..slurm.plain import plain_script
 from . import step as step_module
@@ -83,17 +82,16 @@ def submit(graph: Graph, submission: Submission) -> int:
         UserError: SLURM is not here or refuses one; those before it are taken out again.
     """
     queue.require("sbatch")
-    with claim(Path(submission.logs)):
-        try:
-            for name, queued in submission.queued.items():
-                if not queued.jobs:
-                    _submit_step(graph, submission, name)
-                    submission.save()
-        except UserError:
-            for queued in submission.queued.values():
-                for job in queued.jobs:
-                    queue.remove(job)
-            raise
+    try:
+        for name, queued in submission.queued.items():
+            if not queued.jobs:
+                _submit_step(graph, submission, name)
+                submission.save()
+    except UserError:
+        for queued in submission.queued.values():
+            for job in queued.jobs:
+                queue.remove(job)
+        raise
     for name, queued in submission.queued.items():
         print(f"{name} is {'job' if len(queued.jobs) == 1 else 'jobs'} {', '.join(queued.jobs)}")
     return 0

@@ -22,6 +22,7 @@ from cluster.pipeline.graph import Graph
 from cluster.pipeline.proof import Proof, is_proven, keys, read_proof, write_proof
 from cluster.pipeline.submission import Submission, draft, is_made, prepare
 from cluster.pipeline.view import QueueAnswer, views
+from cluster.record import claim
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from tests.conftest import ROOT
@@ -317,6 +318,17 @@ def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
     assert main(["cancel", str(path)]) == 1 and "not running" in capsys.readouterr().err
     (tmp_path / "go").touch()
     assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
+
+
+def test_a_second_submission_at_the_same_time_changes_nothing(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(chain) == 0
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    with claim(tmp_path / "runs/chain/pipeline"):
+        assert submit(chain, 'first.command=["true"]') == 1
+    assert "A pipeline is running with the log folder" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_a_file_that_is_edited_while_steps_wait_is_for_the_next_submission(
