@@ -46,13 +46,27 @@ def connect(server: str) -> Any:
     except ImportError:
         raise UserError("There is no Ray in this Python: pip install 'ray[default,train]'.") from None
     try:
-        return JobSubmissionClient(server)
+        with _named(server):
+            return JobSubmissionClient(server)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = first_line(error)
         raise UserError(
             f"No job server of Ray answers at {server} ({reason}): check the address, and "
             "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH where the cluster wants a token."
         ) from None
+
+
+@contextlib.contextmanager
+def _named(server: str) -> Iterator[None]:
+    """Have Ray take the address that it is given: its variable would go before that."""
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = server
+    try:
+        yield
+    finally:
+        os.environ.pop(ADDRESS)
+        if before is not None:
+            os.environ[ADDRESS] = before
 
 
 @contextlib.contextmanager
@@ -88,8 +102,8 @@ def _is_dead(address: str, node_id: str) -> bool:
     from ray.util.state.exception import RayStateApiException
 
     try:
-        # told of one node, Ray misses the others
-        nodes = list_nodes(address, [("node_id", "=", node_id)], raise_on_missing_output=False)
+        with _named(address):  # told of one node, Ray misses the others
+            nodes = list_nodes(address, [("node_id", "=", node_id)], raise_on_missing_output=False)
         return any(node.state == "DEAD" for node in nodes)
     except RayStateApiException:  # it does not answer in time
         return False

@@ -1,8 +1,11 @@
 """What the Ray back-end prints and refuses, before there is a cluster."""
 
+import os
 import re
 import shlex
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import ray
 from cluster.job import load_job
 from cluster.ray import driver as ray_driver
 from cluster.ray.backend import entrypoint, runtime_env
+from cluster.ray.client import connect
 from cluster.ray.spec import FILE, RayJobSpec
 from data_tools.engines.ray import connected
 from mvlm.errors import UserError
@@ -106,6 +110,24 @@ def test_no_cluster_is_one_sentence(job, cluster, monkeypatch, tmp_path):
     code, _, err = cluster("submit", job, "--on", "ray", f"job.ray_address=http://127.0.0.1:{free_port()}")
     assert code == 1 and "No job server of Ray answers" in err and err.count("\n") == 1
     assert not (tmp_path / "logs").exists()
+
+
+def test_the_address_of_a_job_goes_before_that_of_the_environment(monkeypatch):
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(503)
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", elsewhere := f"http://127.0.0.1:{free_port()}")
+    here = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(UserError, match=f"answers at {here}"):
+        connect(here)
+    server.shutdown()
+    assert asked and os.environ["RAY_API_SERVER_ADDRESS"] == elsewhere
 
 
 def test_a_sweep_over_the_run_folder_is_refused(job, cluster):
