@@ -114,19 +114,20 @@ def parse_time(text: str) -> int | None:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def refuse(given: Job | Sweep, backend: str, names: Iterable[str]) -> None:
+def refuse(given: Job | Sweep, backend: str, names: Iterable[str], table: str = "") -> None:
     """Refuse what a back-end cannot honour.
 
     Args:
         names: of the fields that it cannot.
+        table: of the file; "" = [job] or [sweep].
 
     Raises:
         UserError: one of them is set.
     """
-    table, unset = ("job", Job("", "", "")) if isinstance(given, Job) else ("sweep", Sweep({}))
+    own, unset = ("job", Job("", "", "")) if isinstance(given, Job) else ("sweep", Sweep({}))
     for name in names:
         if (value := getattr(given, name)) != getattr(unset, name):
-            what = "[sweep] is given" if name == "sweep" else f"{table}.{name} is {value!r}"
+            what = "[sweep] is given" if name == "sweep" else f"{table or own}.{name} is {value!r}"
             raise UserError(f"{what}, which the {backend} back-end cannot honour: remove it.")
 
 

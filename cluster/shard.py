@@ -20,7 +20,7 @@ from mvlm.config.shipped import find_file
 from mvlm.config.toml import apply_override, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
-from .environment import inherited, read_references
+from .environment import check_references, inherited, read_references, referred
 from .job import Job, refuse
 from .ray import backend as ray
 from .ray import client
@@ -164,7 +164,7 @@ def render(job: ShardJob, backend: str) -> str:
     """What `submit` would run."""
     if backend == "slurm":
         return f"{_script(job, f'1-{job.tasks}', '')}\n\n{_script(job, '', 'afterany:ARRAY')}"
-    return shlex.join(_alone(job, backend))
+    return _ray_entrypoint(job) if backend == "ray" else shlex.join(_alone(job, backend))
 
 
 def submit(job: ShardJob, backend: str) -> int:
@@ -173,6 +173,7 @@ def submit(job: ShardJob, backend: str) -> int:
     Raises:
         UserError: the back-end is not there, or refuses it.
     """
+    check_references(job.environment, f"{job.table}.environment")
     if backend == "local":
         return subprocess.run(_alone(job, backend), env=inherited() | read_references(job.environment)).returncode
     with claim(job.log_folder):
@@ -180,7 +181,7 @@ def submit(job: ShardJob, backend: str) -> int:
 
 
 def _alone(job: ShardJob, backend: str) -> list[str]:
-    refuse(job.as_job, backend, ("time", "partition", "account", "qos", "sbatch"))
+    refuse(job.as_job, backend, ("time", "partition", "account", "qos", "sbatch"), job.table)
     return job.ray_words if backend == "ray" else job.task_words
 
 
@@ -204,7 +205,7 @@ def _script(job: ShardJob, array: str, dependency: str) -> str:
     Args:
         array: its numbers, or "" for the job that joins.
     """
-    refuse(job.as_job, "slurm", ("ray_address",))
+    refuse(job.as_job, "slurm", ("ray_address",), job.table)
     share = f' --part "$SLURM_ARRAY_TASK_ID/{job.tasks}"' if array else ""
     return plain_script(
         job.as_job,
@@ -222,14 +223,23 @@ def _submit_to_ray(job: ShardJob) -> int:
     server, job_id = client.connect(address), f"{job.name}-{secrets.token_hex(4)}"
     with client.refusals_as_mistakes():
         server.submit_job(
-            entrypoint=shlex.join(_alone(job, "ray")),
-            submission_id=job_id,
-            runtime_env={"env_vars": {"PYTHONPATH": client.import_path()} | job.environment},
+            entrypoint=_ray_entrypoint(job), submission_id=job_id, runtime_env={"env_vars": ray_variables(job)}
         )
     record = JobRecord(job.name, "ray", str(Path.cwd()), address, job_id=job_id, makes_shards=True, attempts=earlier)
     record.save(job.log_folder)
     print(f"submitted {job.name} as {job_id} to {address}")
     return 0
+
+
+def _ray_entrypoint(job: ShardJob) -> str:
+    """For a shell of Ray's, which starts in a folder of its own."""
+    return f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(_alone(job, 'ray'))}"
+
+
+def ray_variables(job: ShardJob) -> dict[str, str]:
+    """Of the job's driver and tasks. Ray shows them to whoever sees the job, and each node puts in a secret itself."""
+    given = {name: f"${{{other}}}" if (other := referred(value)) else value for name, value in job.environment.items()}
+    return {"PYTHONPATH": client.import_path()} | given
 
 
 def show_logs(folder: Path, record: JobRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Sequence
@@ -32,9 +33,13 @@ class Runner:
     def begin(self) -> None:
         """Returns once the actor has its place."""
 
-    def run(self, words: Sequence[str]) -> int:
-        """Run the command to its end; its exit code."""
-        self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    def run(self, words: Sequence[str], folder: str) -> int:
+        """Run the command to its end; its exit code.
+
+        Args:
+            folder: that its paths count from; Ray's own is another.
+        """
+        self._process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
         if self._stopped:
             self._process.terminate()
         return shell_code(self._process.wait())
@@ -47,7 +52,7 @@ class Runner:
 
 
 class RemoteProcess:
-    """A command, from the moment at which Ray is asked for room.
+    """A command in this process's folder, from the moment at which Ray is asked for room.
 
     Args:
         name: as Ray shows it, no other's of this driver.
@@ -60,7 +65,7 @@ class RemoteProcess:
             room["memory"] = memory
         self._actor = _start(room | {"max_restarts": RETRIES, "max_task_retries": RETRIES})
         self._begun = self._actor.begin.remote()
-        self._run = self._actor.run.remote(list(words))
+        self._run = self._actor.run.remote(list(words), os.getcwd())
         self._code: int | None = None
         self._withdrawn = False
 

@@ -11,7 +11,8 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.job import log_folder_of
-from cluster.shard import load
+from cluster.ray.process import Runner
+from cluster.shard import load, ray_variables
 
 JOB = """
 [shard]
@@ -83,7 +84,19 @@ def test_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[s
         assert main(["render", str(job), "--on", backend]) == 0
         assert capsys.readouterr().out.strip().endswith(f"--shard-mb 0.01 {ending}")
     assert main(["render", str(job), "--on", "local", "shard.partition=gpu"]) == 1
-    assert "shard.partition" in capsys.readouterr().err.replace("job.partition", "shard.partition")
+    assert "shard.partition is 'gpu'" in capsys.readouterr().err
+
+
+def test_on_ray_paths_count_from_this_folder_and_secrets_stay_on_the_nodes(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["render", str(job), "--on", "ray"]) == 0
+    assert capsys.readouterr().out.startswith(f"cd {tmp_path} && exec ")
+    variables = ray_variables(load(job, ["shard.environment.KEY=env:MY_KEY"]))
+    assert (variables["TOKEN"], variables["KEY"]) == ("a b", "${MY_KEY}")
+    assert main(["submit", str(job), "--on", "ray", "shard.environment.KEY=env:MY_KEY"]) == 1
+    assert "MY_KEY is not set" in capsys.readouterr().err
+    assert Runner().run(["touch", "here"], str(tmp_path)) == 0 and (tmp_path / "here").exists()
 
 
 def test_scores_are_given_by_an_array_and_by_tasks_of_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
