@@ -154,8 +154,7 @@ def _at(logs: Path) -> Submission:
 def _views(submission: Submission) -> list[StepView]:
     graph = submission.graph()
     if submission.backend == "slurm":
-        answers = slurm.answers(submission)
-        return views(graph, submission, answers, active=bool(answers))
+        return views(graph, submission, slurm.answers(submission), active=False)  # what is not in the queue has ended
     if submission.backend == "ray":
         return views(graph, submission, active=ray.is_active(submission))
     return views(graph, submission, active=submission.is_driven or bool(local.live(submission)))

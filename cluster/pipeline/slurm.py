@@ -13,6 +13,7 @@ from ..job import Job
 from ..record import write_private
 from ..slurm import backend, queue
 from ..slurm.plain import plain_script
+from ..slurm.queue import QueueEntry
 from . import step as step_module
 from .graph import Graph
 from .proof import keys
@@ -114,11 +115,9 @@ def answers(submission: Submission) -> dict[str, QueueAnswer]:
     Raises:
         UserError: SLURM is not here or does not answer.
     """
-    ids = {job: name for name, queued in submission.queued.items() for job in queued.jobs}
     found: dict[str, QueueAnswer] = {}
-    for entry in queue.queued(",".join(ids)) if ids else []:
-        name = ids.get(entry.id.partition("_")[0], "")
-        if not name or (name in found and found[name].state == "running"):
+    for name, entry in _entries(submission):
+        if name in found and found[name].state == "running":
             continue
         if entry.reason in NEVER:
             found[name] = QueueAnswer("failed", entry.reason)
@@ -127,6 +126,13 @@ def answers(submission: Submission) -> dict[str, QueueAnswer]:
         else:
             found[name] = QueueAnswer("running", f"on {entry.nodes}")
     return found
+
+
+def _entries(submission: Submission) -> list[tuple[str, QueueEntry]]:
+    """What is in the queue of each step; of one in parts, each of them and what joins them."""
+    ids = {job: name for name, queued in submission.queued.items() for job in queued.jobs}
+    found = queue.queued(",".join(ids)) if ids else []
+    return [(ids[job], entry) for entry in found if (job := entry.id.partition("_")[0]) in ids]
 
 
 def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
@@ -165,14 +171,14 @@ def cancel(submission: Submission) -> str:
     Raises:
         UserError: none is in the queue.
     """
-    found = answers(submission)
+    found = _entries(submission)
     if not found:
         raise UserError(f"{submission.path} is not in the queue: there is nothing to cancel.")
-    for name in found:
-        for job in submission.queued[name].jobs:
-            queue.forbid_requeue(job)
-            if found[name].state == "running":
-                queue.signal_batch(job)
-            else:
-                queue.remove(job)
-    return f"told to end: {', '.join(found)}"
+    # what waits goes first: what joins parts would begin as soon as they have ended
+    for _, entry in sorted(found, key=lambda one: not one[1].waits):
+        if entry.waits:
+            queue.remove(entry.id)
+        else:
+            queue.forbid_requeue(entry.id)
+            queue.signal_batch(entry.id)
+    return f"told to end: {', '.join(dict.fromkeys(name for name, _ in found))}"

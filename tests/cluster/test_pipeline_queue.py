@@ -1,0 +1,85 @@
+"""Pipelines in SLURM's queue: what `status` and `cancel` make of what its commands say, which are scripts here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+from tests.cluster.pipeline_fixture import SHARDS, write_images
+
+BEHIND = """
+[[step]]
+name = "behind"
+kind = "command"
+command = ["ls", "{folder}/shards"]
+"""
+Queue = Callable[..., list[str]]
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    """Puts lines into the queue; what has been asked of the jobs since."""
+    asked = tmp_path / "asked"
+    texts = {
+        "sbatch": f"ls {tmp_path}/*.got 2>/dev/null | wc -l; touch {tmp_path}/$$.got",
+        "squeue": f"cat {tmp_path}/queue",
+        "scancel": f'echo "$0" "$@" | sed "s,.*/,," >>{asked}',
+        "scontrol": "true",
+    }
+    for name, text in texts.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    asked.touch()
+
+    def put(*lines: str) -> list[str]:
+        (tmp_path / "queue").write_text("\n".join([*lines, ""]))
+        return asked.read_text().splitlines()
+
+    return put
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, queue: Queue) -> Path:
+    """A pipeline whose parts are job 0, joined by 1, with a step behind them, 2."""
+    write_images(tmp_path / "in")
+    path = tmp_path / "small.toml"
+    path.write_text((SHARDS + BEHIND).format(folder=tmp_path))
+    assert main(["submit", str(path), "--on", "slurm"]) == 0
+    return path
+
+
+def test_what_joins_parts_leaves_the_queue_before_they_are_told_to_end(submitted: Path, queue: Queue) -> None:
+    """It would begin as soon as they have ended, and do all that was cancelled."""
+    queue("0_1|RUNNING|n1|None|0:01|1:00", "0_2|PENDING||Resources|0:00|1:00", "1|PENDING||Dependency|0:00|1:00")
+    assert main(["cancel", str(submitted)]) == 0
+    assert queue() == ["scancel 0_2", "scancel 1", "scancel --batch --signal=USR1 0_1"]
+
+
+def test_a_step_that_could_not_say_how_it_ended_has_failed_once_it_has_left_the_queue(
+    submitted: Path, queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of one that was killed, while those behind it stay in the queue for good."""
+    key = json.loads((tmp_path / "logs/pipeline.json").read_text())["queued"]["shards"]["key"]
+    attempt = {"number": 1, "started": 0.0}
+    record = {
+        "name": "shards",
+        "backend": "slurm",
+        "run_folder": "",
+        "host": "n1",
+        "job_id": key,
+        "attempts": [attempt],
+    }
+    (tmp_path / "logs/shards/job.json").write_text(json.dumps(record))
+    queue("2|PENDING||DependencyNeverSatisfied|0:00|1:00")
+    capsys.readouterr()
+    assert main(["status", "--json", str(submitted)]) == 0
+    states = {one["name"]: one["state"] for one in json.loads(capsys.readouterr().out)["steps"]}
+    assert states == {"shards": "failed", "behind": "failed"}
