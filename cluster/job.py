@@ -279,8 +279,13 @@ def _check(job: Job, given: dict[str, Any], where: str) -> None:
         )
     if job.venv and job.container:
         raise UserError(f"{where}: job.venv and job.container are both given: an image has its own Python; keep one.")
-    for name, value in job.environment.items():
+    check_environment(job.environment, f"{where}: job")
+
+
+def check_environment(environment: dict[str, Any], where: str) -> None:
+    """Raises: UserError: a variable has no name of one, or a value that is no text; `where` names file and table."""
+    for name, value in environment.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(f"{where}: job.environment.{name} is no name of an environment variable; rename it.")
+            raise UserError(f"{where}.environment.{name} is no name of an environment variable; rename it.")
         if not isinstance(value, str) or "\0" in value:
-            raise UserError(f"{where}: job.environment.{name} is {value!r}: give a string, in quotes.")
+            raise UserError(f"{where}.environment.{name} is {value!r}: give a string, in quotes.")

@@ -13,7 +13,7 @@ from ..logs import show
 from ..record import claim
 from . import local, plan, ray, slurm
 from .check import check as check_steps
-from .file import load_pipeline
+from .file import check_secrets, load_pipeline
 from .graph import Graph
 from .page import write_page
 from .proof import keys
@@ -34,7 +34,7 @@ def submit(path: str, overrides: list[str], backend: str, forced: Collection[str
     Raises:
         UserError: a step could not begin, the pipeline runs already, or it has no such step.
     """
-    graph = Graph(load_pipeline(path, overrides))
+    graph = _read(path, overrides)
     for name in forced:
         if name not in graph.order:
             raise UserError(f"{path} has no step {name}: it has {', '.join(graph.order)}.")
@@ -77,20 +77,20 @@ def _carry_over(graph: Graph, new: Submission, forced: Collection[str]) -> None:
 
 def render(path: str, overrides: list[str], backend: str) -> str:
     """What submit would run."""
-    graph = Graph(load_pipeline(path, overrides))
+    graph = _read(path, overrides)
     return BACKENDS[backend].render(graph, draft(graph, overrides, backend))
 
 
 def check(path: str, overrides: list[str], backend: str) -> int:
     """Check every step, as submit does first."""
-    graph = Graph(load_pipeline(path, overrides))
+    graph = _read(path, overrides)
     check_steps(graph, draft(graph, overrides, backend), BACKENDS[backend].check(graph))
     return 0
 
 
 def show_plan(path: str, overrides: list[str]) -> int:
     """Print hours and cost of what would run."""
-    graph = Graph(load_pipeline(path, overrides))
+    graph = _read(path, overrides)
     print(plan.as_text(graph, plan.plans(graph, draft(graph, overrides, "local"))))
     return 0
 
@@ -103,6 +103,13 @@ def rerun(logs: Path, names: list[str]) -> int:
     """
     submission = _at(logs)
     return submit(submission.path, submission.overrides, submission.backend, names)
+
+
+def _read(path: str, overrides: list[str]) -> Graph:
+    """What is to run; whoever only looks at what runs need not have its secrets."""
+    pipeline = load_pipeline(path, overrides)
+    check_secrets(pipeline)
+    return Graph(pipeline)
 
 
 def status(logs: Path, as_json: bool) -> int:

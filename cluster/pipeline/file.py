@@ -15,7 +15,7 @@ from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
 from ..environment import check_references
-from ..job import parse_time, quoted
+from ..job import check_environment, parse_time, quoted
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 MEMORY = re.compile(r"([1-9]\d*)([KMGT]?)")
@@ -152,10 +152,22 @@ def pipeline_from_tables(tables: dict[str, Any], where: str) -> Pipeline:
         for sentence in _complaints(step):
             mistakes.add(f"{where}: {sentence}")
     for step in (settings, *steps.values()):
+        place = f"{where}: {'pipeline' if step is settings else step.name}"
         with mistakes.gathered():
-            check_references(step.environment, f"{where}: {'pipeline' if step is settings else step.name}.environment")
+            check_environment(step.environment, place)
     mistakes.settle()
     return Pipeline(where, settings, {name: _normal(step) for name, step in steps.items()}, tables)
+
+
+def check_secrets(pipeline: Pipeline) -> None:
+    """Raises: UserError: a variable that a step is to be given is not set here."""
+    mistakes = Mistakes()
+    given = {"pipeline": pipeline.settings.environment}
+    given |= {name: step.environment for name, step in pipeline.steps.items()}
+    for name, environment in given.items():
+        with mistakes.gathered():
+            check_references(environment, f"{pipeline.path}: {name}.environment")
+    mistakes.settle()
 
 
 def memory_bytes(text: str) -> int:
@@ -172,6 +184,8 @@ def normal(path: str) -> str:
 def _by_name(tables: dict[str, Any], where: str) -> dict[str, Any]:
     for name in tables.keys() - {"pipeline", "step"}:
         raise UserError(f"{where}: unknown table [{name}]; a pipeline file has [pipeline] and [[step]].")
+    if "step" not in tables:
+        raise UserError(f"{where} has no [[step]]: it is not a pipeline file.")
     steps = tables["step"]
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise UserError(f"{where}: a step is written [[step]], in double brackets: mend that line.")

@@ -91,7 +91,7 @@ def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -
     """
     if not isinstance(values, dict):
         mistakes.add(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
-        return cls()
+        values = {}
     hints = typing.get_type_hints(cls)
     built: dict[str, Any] = {field.name: None for field in dataclasses.fields(cls) if _is_required(field)}
     for name, value in values.items():

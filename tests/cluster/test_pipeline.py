@@ -172,6 +172,7 @@ def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
         (step("a", kind="train"), "a.run is missing"),
         (step("a", kind="index", command=["x"]), "a.writes is missing"),
         (step("a", environment={"K": "env:NO_SUCH_VARIABLE"}), "NO_SUCH_VARIABLE is not set"),
+        (step("a", environment={"K": 1}), "a.environment.K is 1: give a string, in quotes."),
         (step("a", cpus=100000), "a.cpus is 100000"),
         ("[step]\nname = 1\n", "double brackets"),
         (step("a") + "[steps]\n", "unknown table [steps]"),
@@ -185,6 +186,26 @@ def test_a_mistake_is_a_sentence_and_nothing_runs(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and "pipeline.toml" in error
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["", HEAD, 'pipeline = "x"\n' + step("a")])
+def test_a_file_without_a_table_that_it_has_to_have_is_a_sentence(
+    write: Write, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(write(text)), "--on", "local"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and ("has no [[step]]" in error or "pipeline must be a table, not 'x'" in error)
+
+
+def test_who_only_looks_at_a_pipeline_need_not_have_its_secrets(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(HEAD + step("a", environment={"KEY": "env:MY_KEY"}))
+    monkeypatch.setenv("MY_KEY", "secret")
+    assert submit(path) == 0
+    monkeypatch.delenv("MY_KEY")
+    assert main(["status", str(path)]) == 0
+    assert main(["cancel", str(path)]) == 1 and "nothing to cancel" in capsys.readouterr().err
 
 
 def test_an_override_of_no_step_names_the_nearest(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,7 @@ def test_an_array_makes_the_parts_and_a_job_behind_it_joins_them(
         ("shard.tasks=0", "must be 1 or more"),
         ('shard.command=["folder"]', "--out"),
         ('shard.name="a b"', "use letters"),
+        ("shard.environment.A=1", "shard.environment.A is 1: give a string"),
     ],
 )
 def test_a_wrong_job_is_one_sentence(job: Path, capsys: pytest.CaptureFixture[str], override: str, said: str) -> None:
