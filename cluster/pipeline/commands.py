@@ -18,8 +18,7 @@ from .graph import Graph
 from .page import write_page
 from .proof import keys
 from .submission import FILE, Submission, draft, prepare
-from .view import StepView, as_facts, as_table, views
-from .words import JOB
+from .view import StepView, as_facts, as_table, log_place, views
 
 BACKENDS = {"local": local, "slurm": slurm, "ray": ray}
 FOLLOW_SECONDS = 2.0
@@ -137,8 +136,7 @@ def show_logs(logs: Path, follow: bool, names: list[str]) -> int:
         def running(name: str = name) -> bool:
             return follow and any(view.name == name and view.state == "running" for view in _views(submission))
 
-        places = [folder / JOB] if any((folder / JOB).glob("attempt-*")) else [folder]
-        for place in (*places, *sorted(folder.glob("part-*"))):
+        for place in (log_place(submission, name), *sorted(folder.glob("part-*"))):
             show(place, running, FOLLOW_SECONDS)
     return 0
 

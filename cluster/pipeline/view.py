@@ -149,13 +149,21 @@ def _made(graph: Graph, name: str) -> str:
     return f"{sum(counts):,} rows" if counts else ""
 
 
-def _log(submission: Submission, name: str) -> Path | None:
-    """Of the newest attempt, that of its ranks before that of the step around them."""
-    for folder in (submission.folder(name) / JOB, submission.folder(name)):
+def log_place(submission: Submission, name: str) -> Path:
+    """The folder of a step's newest attempt: that of its ranks, unless the step around them has failed since."""
+    begun = {}
+    for folder in (submission.folder(name), submission.folder(name) / JOB):
         if numbers := attempt_numbers(folder):
-            log = launcher_log(folder, numbers[-1])
-            return log if log.exists() else attempt_folder(folder, numbers[-1])
-    return None
+            begun[folder] = attempt_folder(folder, numbers[-1]).stat().st_mtime
+    return max(begun, key=lambda folder: begun[folder], default=submission.folder(name))
+
+
+def _log(submission: Submission, name: str) -> Path | None:
+    folder = log_place(submission, name)
+    if not (numbers := attempt_numbers(folder)):
+        return None
+    log = launcher_log(folder, numbers[-1])
+    return log if log.exists() else attempt_folder(folder, numbers[-1])
 
 
 def as_facts(submission: Submission, found: list[StepView]) -> dict[str, Any]:

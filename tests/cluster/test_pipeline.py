@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main
+from cluster.logs import next_attempt
 from cluster.pipeline import local
 from cluster.pipeline.file import load_pipeline
 from cluster.pipeline.graph import Graph
 from cluster.pipeline.proof import Proof, is_proven, keys, read_proof, write_proof
 from cluster.pipeline.submission import Submission, draft, is_made, prepare
-from cluster.pipeline.view import QueueAnswer, views
+from cluster.pipeline.view import QueueAnswer, log_place, views
 from cluster.record import claim
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
@@ -127,6 +128,16 @@ def test_what_can_never_run_is_blocked_however_far_behind(chain: Path) -> None:
     waits = QueueAnswer("waiting", "Dependency")
     answers = {"first": QueueAnswer("running"), "left": QueueAnswer("failed"), "right": waits, "last": waits}
     assert [view.state for view in views(found, submission, answers)] == ["running", "failed", "waiting", "blocked"]
+
+
+def test_the_log_of_a_step_is_that_of_its_ranks_unless_it_has_failed_since(chain: Path) -> None:
+    submission = draft(graph(chain), [], "local")
+    folder = submission.folder("first")
+    for number, place in enumerate((folder, folder / "job", folder)):
+        attempt = place / f"attempt-{next_attempt(place):03d}"
+        attempt.mkdir(parents=True)
+        os.utime(attempt, (number, number))
+        assert log_place(submission, "first") == place
 
 
 def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
