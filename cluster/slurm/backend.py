@@ -105,7 +105,7 @@ def _status(folder: Path, queue: list[QueueEntry], words: str = "") -> JobStatus
 
 
 def logs(folder: Path, follow: bool) -> None:
-    """Print the logs of all attempts, ranks merged, until the job leaves the queue if asked.
+    """Print the logs of all attempts, ranks merged, until the job leaves the queue if asked, and then SLURM's own.
 
     Raises:
         UserError: a sweep is to be followed, which has as many logs as runs.
@@ -115,6 +115,14 @@ def logs(folder: Path, follow: bool) -> None:
         raise UserError(f"{folder} is a sweep of {len(runs)} runs: follow one of them, such as {runs[0]}.")
     for run in runs or [folder]:
         show(run, lambda: follow and bool(slurm_queue.queued(read_record(folder).job_id)), POLL_SECONDS)
+        _show_slurms_own(folder, read_record(run).job_id)
+
+
+def _show_slurms_own(folder: Path, job_id: str) -> None:
+    """Print what stands in none of the attempts: that a module is missing, or a node was lost."""
+    path = folder / f"slurm-{job_id}.log"
+    if path.exists() and (text := path.read_text(encoding="utf-8", errors="replace")):
+        print(f"==> {path} <==\n{text}", end="")
 
 
 def cancel(folder: Path) -> str:

@@ -10,6 +10,7 @@ import tomllib
 import pytest
 
 from cluster.job import Sweep, load_job
+from cluster.record import JobRecord
 from cluster.slurm import backend as slurm
 from cluster.sweep import combinations, override
 from tests.cluster.conftest import rendered
@@ -124,6 +125,12 @@ def test_a_secret_by_reference_is_read_on_the_node(job, tmp_path, launcher, monk
         lines = re.search(r"^export GREETING=.*", script, re.MULTILINE)[0] + "\nenv"
     done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=True)
     assert "GREETING=two words" in done.stdout.splitlines()
+
+
+def test_the_logs_show_what_slurm_says_of_a_job_that_could_not_begin(cluster, tmp_path):
+    JobRecord("small", "slurm", str(tmp_path / "run"), "host", job_id="17").save(tmp_path)
+    (tmp_path / "slurm-17.log").write_text("module: command not found\n")
+    assert cluster("logs", tmp_path) == (0, f"==> {tmp_path}/slurm-17.log <==\nmodule: command not found\n", "")
 
 
 def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
