@@ -15,6 +15,7 @@ from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
 from ..environment import check_references
+from ..job import LEAST as JOB_LEAST
 from ..job import check_environment, parse_time, quoted
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -210,6 +211,8 @@ def _complaints(step: PipelineStep) -> Iterator[str]:
             yield f"{name}.{key} is {getattr(step, key)}: it must be {least} or more."
     if step.time and not parse_time(step.time):
         yield f"{name}.time is {step.time!r}: give minutes, H:M:S or D-H:M:S."
+    elif step.time and step.is_job and (parse_time(step.time) or 0) <= JOB_LEAST["warning_seconds"]:
+        yield f"{name}.time is {step.time!r}, and its last {JOB_LEAST['warning_seconds']} s are for saving: give more."
     if step.memory and not memory_bytes(step.memory):
         yield f"{name}.memory is {step.memory!r}: give such as 64G."
     by_run = kind in BY_RUN

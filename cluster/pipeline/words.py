@@ -9,7 +9,7 @@ from pathlib import Path
 from mvlm.config.shipped import find_file, package
 from mvlm.config.toml import as_toml
 
-from ..job import Job, parse_time
+from ..job import LEAST, Job, parse_time
 from .file import BY_RUN, IN_PARTS, Pipeline, PipelineStep
 
 PROGRAMS = {
@@ -76,7 +76,8 @@ def as_job(pipeline: Pipeline, step: PipelineStep, backend: str) -> Job:
     ranks = step.gpus or step.processes
     scheduled = backend == "slurm"
     limit = step.time if scheduled or step.is_job else ""
-    warning = min(Job.warning_seconds, (parse_time(limit) or 0) // 4) if limit else Job.warning_seconds
+    a_quarter = (parse_time(limit) or 0) // 4
+    warning = max(LEAST["warning_seconds"], min(Job.warning_seconds, a_quarter)) if limit else Job.warning_seconds
     memory = (f"--mem={step.memory}",) if step.memory and scheduled else ()
     return Job(
         name=f"{settings.name}-{step.name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from cluster.pipeline.file import load_pipeline
 from cluster.pipeline.graph import Graph
 from cluster.pipeline.proof import is_proven
 from cluster.pipeline.submission import draft, prepare
+from cluster.pipeline.words import as_job, job_file
 from mvlm.errors import UserError
 
 WORDS = ["evaluate", "retrieval", "--checkpoint", "runs/a b", "--data", "shards", "--json", "out.json"]
@@ -138,3 +140,10 @@ def test_a_job_that_ended_well_on_slurm_is_done_though_nobody_stood_behind_it(gr
     (attempt / "exit_code").write_text("0")
     slurm.settle_ended(graph, new)
     assert is_proven(graph, "measured", key)
+
+
+@pytest.mark.parametrize("time", ["0:31", "1", "0:10:00"])
+def test_the_job_of_a_step_has_a_time_that_its_own_file_allows(graph: Graph, tmp_path: Path, time: str) -> None:
+    step = replace(graph.pipeline.steps["measured"], time=time)
+    (tmp_path / "job.toml").write_text(job_file(as_job(graph.pipeline, step, "local")))
+    assert load_job(tmp_path / "job.toml").time == time

@@ -180,6 +180,10 @@ def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
         (step("a", nodes=2), "a.nodes is 2, which a step of kind command does not have"),
         (step("a", memory="lots"), "a.memory is 'lots'"),
         (step("a", time="soon"), "a.time is 'soon'"),
+        (
+            step("a", kind="index", command=["x"], writes=["y"], processes=2, time="0:30"),
+            "a.time is '0:30', and its last",
+        ),
         (step("a", kind="train"), "a.run is missing"),
         (step("a", kind="index", command=["x"]), "a.writes is missing"),
         (step("a", environment={"K": "env:NO_SUCH_VARIABLE"}), "NO_SUCH_VARIABLE is not set"),
