@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from mvlm import __version__
 from mvlm.errors import ExitCode, UserError
@@ -21,7 +23,7 @@ from .pipeline.file import is_pipeline
 from .pipeline.submission import find_pipeline
 from .ray import backend as ray_backend
 from .ray import preflight as ray_preflight
-from .record import find_logs, read_record
+from .record import RECORD, find_logs, read_record
 from .slurm import backend as slurm
 from .slurm import preflight as slurm_preflight
 from .status import as_facts, as_text
@@ -98,13 +100,28 @@ def _submit(args: argparse.Namespace) -> int:
     if is_pipeline(args.job):
         return pipeline.submit(args.job, args.overrides, args.on)
     if shard.is_shard_job(args.job):
-        return shard.submit(shard.load(args.job, args.overrides), args.on)
+        shards = shard.load(args.job, args.overrides)
+        _refuse_elsewhere(shards.log_folder, args.on)
+        return shard.submit(shards, args.on)
     own, others = split_overrides(args.overrides)
     backend, job = BACKENDS[args.on], load_job(args.job, own)
     backend.render(job, others)  # which refuses what the back-end cannot do, in no time
+    _refuse_elsewhere(job.log_folder, args.on)
     backend.reach(job)
     check_run(job, others, here=backend is local)
     return backend.submit(job, others)
+
+
+def _refuse_elsewhere(folder: Path, chosen: str) -> None:
+    """Raises: UserError: the job runs or waits on another back-end, as far as that can be asked from here."""
+    if not (folder / RECORD).exists() or (record := read_record(folder)).backend == chosen:
+        return
+    status = None
+    with contextlib.suppress(UserError):
+        status = BACKENDS[record.backend].status(folder)
+    if status and status.active:
+        how = f"{record.name} is under way on {record.backend} ({status.words})"
+        raise UserError(f"{how}: cancel it, or set another job.name.")
 
 
 def _render(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from cluster import check
 from cluster.job import load_job
+from cluster.record import JobRecord
 from mvlm.errors import UserError
 from tests.conftest import TINY
 
@@ -34,6 +35,22 @@ def test_a_run_that_cannot_begin_is_not_queued(job, cluster, sbatch, tmp_path, b
         "unknown key train.stpes; did you mean train.steps?" in wrong[0] and "No shards at shards/nowhere" in wrong[1]
     )
     assert len(wrong) == 2
+
+
+def test_a_job_that_waits_on_another_back_end_is_not_begun_here(job, cluster, sbatch, tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    JobRecord("small", "slurm", str(tmp_path / "run"), "host", job_id="17").save(logs)
+    before = (logs / "job.json").read_text()
+    squeue = sbatch.parent / "bin/squeue"
+    squeue.write_text("#!/bin/sh\necho '17|PENDING||Priority|0:00|1:00'\n")
+    squeue.chmod(0o755)
+    code, _, err = cluster("submit", job, "--on", "local", "data.train=shards/nowhere")
+    assert code == 1 and "small is under way on slurm (job 17 is PENDING (Priority)): cancel it" in err
+    assert (logs / "job.json").read_text() == before
+    squeue.write_text("#!/bin/sh\n")  # it has ended
+    code, _, err = cluster("submit", job, "--on", "local", "data.train=shards/nowhere")
+    assert code == 1 and "No shards at shards/nowhere" in err
 
 
 @pytest.mark.campaign
