@@ -193,7 +193,11 @@ def _submit_to_slurm(job: ShardJob) -> int:
     write_private(array, _script(job, f"1-{job.tasks}", ""))
     array_id = queue.submit(array)
     write_private(join, _script(job, "", f"afterany:{array_id}"))
-    job_id = f"{array_id},{queue.submit(join)}"
+    try:
+        job_id = f"{array_id},{queue.submit(join)}"
+    except UserError:
+        queue.remove(array_id)
+        raise
     JobRecord(job.name, "slurm", str(Path.cwd()), socket.gethostname(), job_id=job_id, makes_shards=True).save(
         job.log_folder
     )

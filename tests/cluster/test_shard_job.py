@@ -63,6 +63,22 @@ def test_an_array_makes_the_parts_and_a_job_behind_it_joins_them(
     assert ran == [f"{words}--part|1/3|", f"{words}--part|3/3|", words]
 
 
+def test_an_array_whose_parts_nobody_would_join_does_not_stay_in_the_queue(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a limit on jobs leaves room for the array alone."""
+    (tmp_path / "bin").mkdir()
+    for name, text in {
+        "sbatch": "grep -q afterany $2 && { echo limit >&2; exit 1; }; echo 7",
+        "scancel": f"echo $@ >{tmp_path}/removed",
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert main(["submit", str(job), "--on", "slurm"]) == 1 and "(limit)" in capsys.readouterr().err
+    assert (tmp_path / "removed").read_text() == "7\n" and not (tmp_path / "runs/photos/logs/job.json").exists()
+
+
 @pytest.mark.parametrize(
     "override, said",
     [
