@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 from mvlm.errors import UserError
 
@@ -14,7 +15,7 @@ from ..ray import backend as ray_backend
 from ..ray import client
 from . import local
 from .graph import Graph
-from .submission import Submission
+from .submission import FILE, Submission
 from .view import QueueAnswer
 from .words import as_job, interpreter, parts_of, process_words
 
@@ -91,9 +92,10 @@ def is_active(submission: Submission) -> bool:
 
 
 def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
-    """Raises: UserError: its driver runs."""
-    if is_active(submission):
-        raise UserError(f"{submission.path} is running as {submission.job}: cancel it first.")
+    """Raises: UserError: its driver runs, as far as is known."""
+    if submission.job:
+        record = Path(submission.logs) / FILE
+        client.refuse_second(submission.server, submission.job, submission.path, record)
 
 
 def cancel(submission: Submission) -> str:

@@ -199,11 +199,11 @@ def earlier_attempts(folder: Path) -> list[JobAttempt]:
     """Of earlier submissions.
 
     Raises:
-        UserError: the last of them still runs.
+        UserError: the last of them still runs, as far as is known.
     """
     if not (folder / RECORD).exists():
         return []
     record = read_record(folder)
-    if record.backend == "ray" and _is_active(_state(record)[0]):
-        raise UserError(f"{record.name} is running as {record.job_id}: cancel it, or set another job.name.")
+    if record.backend == "ray":
+        client.refuse_second(record.host, record.job_id, record.name, folder / RECORD)
     return record.attempts

@@ -97,6 +97,26 @@ def job_state(server: Any, address: str, job_id: str) -> tuple[str, int | None]:
     return state, info.driver_exit_code
 
 
+def refuse_second(address: str, job_id: str, name: str, record: Path) -> None:
+    """See that what was submitted last has ended.
+
+    Args:
+        record: the file that says where it went.
+
+    Raises:
+        UserError: it runs, or nobody answers who knows.
+    """
+    try:
+        server = connect(address)
+    except UserError:
+        raise UserError(
+            f"{name} was last submitted to {address}, where no job server of Ray answers: bring that up, or, "
+            f"if the cluster is gone, move {record} away."
+        ) from None
+    if job_state(server, address, job_id)[0] in ACTIVE:
+        raise UserError(f"{name} is running as {job_id}: cancel it first, or give this one another name.")
+
+
 def _is_dead(address: str, node_id: str) -> bool:
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException

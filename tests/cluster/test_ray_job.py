@@ -13,9 +13,10 @@ import ray
 
 from cluster.job import load_job
 from cluster.ray import driver as ray_driver
-from cluster.ray.backend import entrypoint, runtime_env
+from cluster.ray.backend import earlier_attempts, entrypoint, runtime_env
 from cluster.ray.client import connect
 from cluster.ray.spec import FILE, RayJobSpec
+from cluster.record import JobRecord
 from data_tools.engines.ray import connected
 from mvlm.errors import UserError
 from tests.cluster.conftest import rendered
@@ -128,6 +129,12 @@ def test_the_address_of_a_job_goes_before_that_of_the_environment(monkeypatch):
         connect(here)
     server.shutdown()
     assert asked and os.environ["RAY_API_SERVER_ADDRESS"] == elsewhere
+
+
+def test_a_cluster_that_is_gone_with_what_it_had_is_told_with_the_way_out(tmp_path):
+    JobRecord("small", "ray", str(tmp_path / "run"), f"http://127.0.0.1:{free_port()}", job_id="small-1").save(tmp_path)
+    with pytest.raises(UserError, match=f"small was last submitted to .* move {tmp_path}/job.json away"):
+        earlier_attempts(tmp_path)
 
 
 def test_a_sweep_over_the_run_folder_is_refused(job, cluster):
