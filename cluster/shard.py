@@ -20,6 +20,7 @@ from mvlm.config.shipped import find_file
 from mvlm.config.toml import apply_override, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
+from .attempt import shell_code
 from .environment import check_references, inherited, read_references, referred
 from .job import Job, check_environment, refuse
 from .ray import backend as ray
@@ -176,7 +177,8 @@ def submit(job: ShardJob, backend: str) -> int:
     """
     check_references(job.environment, f"{job.table}.environment")
     if backend == "local":
-        return subprocess.run(_alone(job, backend), env=inherited() | read_references(job.environment)).returncode
+        ended = subprocess.run(_alone(job, backend), env=inherited() | read_references(job.environment))
+        return shell_code(ended.returncode)
     with claim(job.log_folder):
         return _submit_to_slurm(job) if backend == "slurm" else _submit_to_ray(job)
 

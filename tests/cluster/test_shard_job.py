@@ -116,6 +116,14 @@ def test_on_ray_paths_count_from_this_folder_and_secrets_stay_on_the_nodes(
     assert Runner().run(["touch", "here"], str(tmp_path)) == 0 and (tmp_path / "here").exists()
 
 
+def test_a_command_here_that_is_killed_ends_as_a_shell_says(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    python = tmp_path / "venv/bin/python"
+    python.write_text("#!/bin/sh\nkill -KILL $$\n")
+    python.chmod(0o755)
+    assert main(["submit", str(job), "--on", "local", "shard.venv=venv"]) == 137
+
+
 def test_scores_are_given_by_an_array_and_by_tasks_of_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scores.toml"
     path.write_text('[score]\nname = "s"\ncommand = ["in", "--checkpoint", "run"]\ntasks = 3\ngpu = true\n')
