@@ -56,7 +56,11 @@ def corpus_stats(folder: Path, where: str = "") -> dict[str, Any]:
     """
     manifest, order, kept = read_manifest(folder), default_neighbours(folder), kept_rows(folder, where)
     if kept and not kept.count:
-        raise UserError(f"No row of {folder} meets {where or 'the list of what was taken down'!r}: ask for less.")
+        raise UserError(
+            f"No row of {folder} meets {where!r}: ask for less."
+            if where
+            else f"All rows of {folder} were taken down: there is nothing to count."
+        )
     values: dict[str, Counter[int]] = {}
     counts: dict[str, Counter[str]] = {}
     for batch in batches(folder, manifest, kept):

@@ -119,12 +119,23 @@ def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
         json.dumps({"format": "mvlm-takedown", "version": 1, "shards": {read_manifest(folder).shards[0].hash: [7]}}),
     ):
         (folder / "takedown.json").write_text(content)
-        with pytest.raises(UserError, match=r"takedown\.json is no valid list"):
+        with pytest.raises(UserError, match=r"takedown\.json is not a valid list"):
             Mixture([folder])
     (folder / "takedown.json").unlink()
     (tmp_path / "list").write_text("k")
     assert main(["takedown", str(folder), "--list", str(tmp_path / "list"), "--by", "hash"]) == 1
     assert not (folder / "takedown.json").exists()
+
+
+def test_a_corpus_of_which_all_is_taken_down_is_said_to_be_so(whole, tmp_path, capsys):
+    folder = tmp_path / "s"
+    shutil.copytree(whole, folder)
+    (tmp_path / "list").write_text("\n".join(map(Mixture([whole]).key, range(ROWS))))
+    assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 0
+    with pytest.raises(UserError, match=f"^All rows of {folder} were taken down: "):
+        Mixture([folder])
+    assert main(["stats", str(folder)]) == 1
+    assert f"All rows of {folder} were taken down: " in capsys.readouterr().err
 
 
 def test_a_corpus_at_a_url_is_lessened_by_urls_and_hashes(whole, lessened, tmp_path, capsys):

@@ -134,7 +134,11 @@ def _keep(corpus: Corpus, where: str, pairs: bool, trains: bool) -> None:
     of_pairs = pairs and corpus.manifest.captions != corpus.manifest.rows
     corpus.keep(select(corpus.location, where, of_pairs, without))
     if not len(corpus):
-        raise UserError(f"{where or 'What was not taken down'!r} keeps no row of {corpus.folder}: ask for less.")
+        raise UserError(
+            f"{where!r} keeps no row of {corpus.folder}: ask for less."
+            if where
+            else f"All rows of {corpus.folder} were taken down: give other shards."
+        )
 
 
 def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:

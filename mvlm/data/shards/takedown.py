@@ -68,6 +68,6 @@ def read_takedown(folder: Path, manifest: Manifest) -> Sequence[int]:
 
 def _malformed(path: str, reason: str) -> UserError:
     return UserError(
-        f"{path} is no valid list of rows that were taken down ({reason}), and no row may be used while it is unknown "
+        f"{path} is not a valid list of rows that were taken down ({reason}), and no row may be used until it is known "
         "which must not be: put a copy back, or delete it and run `mvlm-data takedown` again with all lists."
     )
