@@ -159,16 +159,19 @@ def _plan_data(args: argparse.Namespace) -> int:
     if args.links < 1:
         raise UserError(f"--links is {args.links}: give mvlm plan data the number of rows of your table.")
     given = {field.name: getattr(args, field.name) for field in fields(LinkTablePlan)}
-    may_be_nothing = ("stored_kb", "encryption_ms", "core_hour", "gb_month")
-    for name, value in given.items():
-        if value < 0 or (not value and name not in may_be_nothing) or (name == "alive" and value > 1):
-            raise UserError(f"--{name.replace('_', '-')} is {value:g}: give what a table, a node or a bill can have.")
-    scored = ("score_gpus", args.score_gpus >= 0), ("score_rate", args.score_rate > 0), ("clusters", args.clusters >= 0)
-    for name, holds in (*scored, ("kept", 0 < args.kept <= 1), ("gpu_hour", args.gpu_hour >= 0)):
+    none_or_more = {"stored_kb", "encryption_ms", "core_hour", "gb_month", "score_gpus", "clusters", "gpu_hour"}
+    for name in (*given, "score_gpus", "score_rate", "clusters", "kept", "gpu_hour"):
+        value = getattr(args, name)
+        if name in ("alive", "kept"):
+            holds, wanted = 0 < value <= 1, "a share above 0 and at most 1"
+        elif name in none_or_more:
+            holds, wanted = value >= 0, "0 or more"
+        else:
+            holds, wanted = value > 0, "a number above 0"
         if not holds:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name):g}: no plan has that.")
+            raise UserError(f"--{name.replace('_', '-')} is {value:g}: give {wanted}.")
     if args.overrides:
-        raise UserError(f"mvlm plan data takes no {args.overrides[0]}: it has options alone.")
+        raise UserError(f"mvlm plan data takes no setting {args.overrides[0]}: it has only options.")
     plan = plan_links(LinkTablePlan(**given))
     print(links_text(plan), end="")
     if args.score_gpus:
