@@ -75,6 +75,7 @@ def test_one_update_alone_is_at_the_peak() -> None:
         (["train.steps=70", "optim.warmup_steps=7"], 1000, (70, 7)),
         (["train.steps=5", "optim.warmup_steps=100"], 1000, (5, 4)),  # the peak is reached all the same
         (["train.steps=1", "optim.warmup_steps=0"], 1000, (1, 0)),
+        (["train.steps=70", "optim.warmup_steps=0"], 1000, (70, 0)),  # none, and not that of warmup_epochs
     ],
 )
 def test_epochs_become_steps(overrides: list[str], rows: int, expected: tuple[int, int]) -> None:
