@@ -143,7 +143,7 @@ def _check_others(report: Report, run: Path, start: Start | None, deep: bool) ->
 def _check_writable(report: Report, run: Path) -> None:
     place = nearest(run)
     if not place.is_dir():
-        report.wrong("run", f"{place} is in the way of the run folder {run}: it is no folder; set run.dir.")
+        report.wrong("run", f"{place} is in the way of the run folder {run}: it is not a folder; set run.dir.")
     elif not os.access(place, os.W_OK | os.X_OK):
         report.wrong("run", f"{run} cannot be made, as {place} may not be written to: set run.dir elsewhere.")
     else:

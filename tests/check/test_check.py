@@ -96,7 +96,7 @@ def test_the_order_is_settled_recorded_and_told_with_its_near_neighbours(scenes:
 
     def told(*words: str) -> list[str]:
         found = check_run(TOML, overrides(scenes, run, *words), JSON, 1, False).findings
-        return [f.sentence for f in found if "rows of another of it in their source" in f.sentence]
+        return [f.sentence for f in found if "rows of another one in their source" in f.sentence]
 
     (sentence,) = told()
     share, shuffled = re.fullmatch(

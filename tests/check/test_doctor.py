@@ -199,7 +199,7 @@ def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAY_ADDRESS", address)
         one(schedulers.find_ray(Folders()), "broken", f"RAY_ADDRESS={address} does not answer", "refused")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1")
-    one(schedulers.find_ray(Folders()), "broken", "it is no address")
+    one(schedulers.find_ray(Folders()), "broken", "it is not an address")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(schedulers, "STATUS_SECONDS", 1.0)
@@ -211,7 +211,7 @@ def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_decoder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MVLM_DECODER", "turbo")
-    one(isolated("jpeg", Folders()), "broken", "MVLM_DECODER=turbo is no decoder")
+    one(isolated("jpeg", Folders()), "broken", "MVLM_DECODER=turbo is not a decoder")
     monkeypatch.setenv("MVLM_DECODER", "pillow")
     one(isolated("jpeg", Folders()), "absent", "decoded by pillow", "not native")
 

@@ -78,7 +78,7 @@ def test_texts_that_are_cut_are_told(dataset, mixture, tokenizer, with_data, row
     assert dataset.captions.whole_lengths(captions) == lengths and min(lengths) <= 14 < max(lengths)
     cut = sum(length > 14 for length in lengths)
     told = f"{cut} of {len(lengths)} are longer, up to {max(lengths)} tokens"
-    assert f"at data.text_length = 14: of the first rows' {told}" in truncation_warning(dataset)
+    assert f"at data.text_length = 14: in the first rows {told}" in truncation_warning(dataset)
     longer = PairDataset(mixture, tokenizer, *of_pairs(with_data(text_length=max(lengths))), dataset.grid)
     assert truncation_warning(longer) == ""
     assert f"texts cut at 14 tokens ({cut} of" in EvalDataset(mixture, tokenizer, 14, 32).reported_length

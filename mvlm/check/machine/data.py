@@ -29,13 +29,13 @@ def find_decoder(folders: Folders) -> Iterator[Finding]:
     facts = {"decoder": choice.name, "passed_over": choice.passed_over}
     if failure := _decodes_wrongly():
         remedy = f"set MVLM_DECODER to another than {choice.name}"
-        yield broken("jpeg", f"The decoder {choice.name} does not decode a JPEG rightly ({failure})", remedy, facts)
+        yield broken("jpeg", f"The decoder {choice.name} does not decode a JPEG correctly ({failure})", remedy, facts)
     elif choice.passed_over:
         reasons = "; ".join(f"not {name}: {reason}" for name, reason in choice.passed_over.items())
-        says = f"JPEGs are decoded by {choice.name}, rightly but more slowly than by our own decoder ({reasons})"
+        says = f"JPEGs are decoded by {choice.name}, correctly but more slowly than by our own decoder ({reasons})"
         yield absent("jpeg", says, "install libjpeg-turbo's headers and a C compiler, and mvlm again", facts)
     else:
-        yield works("jpeg", "JPEGs are decoded by our own decoder, and rightly", facts=facts)
+        yield works("jpeg", "JPEGs are decoded correctly by our own decoder", facts=facts)
 
 
 def _decodes_wrongly() -> str | None:

@@ -16,7 +16,7 @@ from mvlm.errors import first_line
 
 WANTED_BY = {
     "fused_adam": "kernels.optimizer = 'deepspeed'",
-    "cpu_adam": "offload of the optimiser to the CPU",
+    "cpu_adam": "offload of the optimizer to the CPU",
     "async_io": "offload to NVMe",
 }
 INSTEAD = {

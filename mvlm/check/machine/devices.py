@@ -87,7 +87,7 @@ def _compute(device: torch.device, name: str) -> Iterator[Finding]:
         remedy = "see nvidia-smi -q for errors of its memory, and leave it out" if on_gpu else "install torch anew"
         yield broken("product", f"{name} multiplies wrongly ({'; '.join(failures)})", remedy)
     else:
-        yield works("product", f"{name} multiplies rightly in fp32 and bf16")
+        yield works("product", f"{name} multiplies correctly in fp32 and bf16")
     if has_bf16:
         yield works("bf16", f"{name} is faster in bf16 than in fp32")
     else:

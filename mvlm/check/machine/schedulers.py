@@ -100,7 +100,7 @@ def _connect(address: str) -> str | None:
     except ValueError:
         port = None
     if not place.hostname or not port:
-        return "it is no address: give host:port, ray://host:port or http://host:port"
+        return "it is not an address: give host:port, ray://host:port or http://host:port"
     try:
         socket.create_connection((place.hostname, port), CONNECT_SECONDS).close()
     except OSError as error:

@@ -36,8 +36,8 @@ class Neighbours:
 
     def __str__(self) -> str:
         return (
-            f"The order of the samples is {self.order}: {self.share:.2%} of a batch of {self.batch:,} lie within "
-            f"{NEAR} rows of another of it in their source ({self.shuffled:.2%} in a full shuffle)."
+            f"The order of the samples is {self.order}: {self.share:.2%} of the rows of a batch of {self.batch:,} are "
+            f"within {NEAR} rows of another one in their source ({self.shuffled:.2%} in a full shuffle)."
         )
 
 

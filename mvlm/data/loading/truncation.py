@@ -25,4 +25,4 @@ def truncation_warning(dataset: ShardDataset[Any]) -> str:
     sentences = [sentence for content in mixture.sound(here) for sentence in dataset.sentences(content)]
     cut = dataset.captions.describe_truncation(sentences)
     where = f"Texts are cut at data.text_length = {data.text_length}"
-    return f"{where}: of the first rows' {cut}, and lose their ends; raise it to read them whole." if cut else ""
+    return f"{where}: in the first rows {cut}, and lose their ends; raise it to read them whole." if cut else ""
