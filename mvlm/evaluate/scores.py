@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,6 @@ SCORES = "scores"
 NUMBERS = ("itc_similarity", "itm_probability", "text_loss", "image_loss", "caption_words")
 """Columns, each the mean over the captions of a row."""
 LANGUAGE, EMBEDDING = "language", "embedding"
-
-Scored = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True)

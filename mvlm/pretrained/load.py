@@ -54,24 +54,18 @@ Give = Callable[[Parameter, Tensor], None]
 """Has a parameter begin with a tensor of its shape."""
 
 
-def build_filled_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> tuple[Encoders, InitReport | None]:
-    """The model with the weights that `[model]` names in its encoders, and random ones in all else.
+def build_with_weights(
+    blueprint: Blueprint, tokenizer: Tokens, classes: int = 0
+) -> tuple[Encoders, InitialWeights, InitReport | None]:
+    """The model of shapes alone, and the weights that it is to begin with: those that `[model]` names in its encoders,
+    and random ones in all else.
 
     Returns:
-        The model, and what it starts from; None where all is random, as was asked for.
+        The model, the weights, and where they come from; None where all are random, as was asked for.
 
     Raises:
         UserError: the weights cannot be had, or are another encoder's.
     """
-    model, initial, report = build_with_weights(blueprint, tokenizer, classes)
-    initial.materialize()
-    return model, report
-
-
-def build_with_weights(
-    blueprint: Blueprint, tokenizer: Tokens, classes: int = 0
-) -> tuple[Encoders, InitialWeights, InitReport | None]:
-    """The same model of shapes alone, what it is to begin with, and whence that comes; raises as the other does."""
     settings = blueprint.model
     model, initial = build_recorded(blueprint, tokenizer, classes)
     image = fill_image_encoder(model.vision, settings, initial.give) if settings.vision_weights != "random" else None

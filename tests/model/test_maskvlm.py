@@ -20,7 +20,7 @@ from mvlm.model.heads import MaskTokens, MlmHead, Temperature
 from mvlm.model.losses.itm import NegativeSampler
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
-from mvlm.pretrained.load import build_filled_model
+from mvlm.pretrained.load import build_with_weights
 from tests.conftest import ROOT, TINY
 
 
@@ -344,7 +344,7 @@ def test_a_model_that_cannot_be_built_is_one_sentence(
     tokenizer: PreTrainedTokenizerBase, override: str, word: str
 ) -> None:
     with pytest.raises(UserError, match=word) as caught:
-        build_filled_model(tiny(override).blueprint, tokenizer)
+        build_with_weights(tiny(override).blueprint, tokenizer)
     assert "\n" not in str(caught.value)
 
 

@@ -18,7 +18,7 @@ from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.model.vision import VisionEncoder
 from mvlm.pretrained.encoders import build_image_encoder
-from mvlm.pretrained.load import build_filled_model, fill_image_encoder
+from mvlm.pretrained.load import build_with_weights, fill_image_encoder
 from mvlm.pretrained.report import LoadReport
 from mvlm.pretrained.runs import load_run
 from mvlm.training.optim import parameter_groups
@@ -118,7 +118,8 @@ def test_a_masked_patch_is_a_learned_one(tmp_path: Path) -> None:
 
 def test_what_is_new_is_reported_and_trained_as_new(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     config = _saved(tmp_path)
-    model, report = build_filled_model(config.blueprint, tokenizer)
+    model, initial, report = build_with_weights(config.blueprint, tokenizer)
+    initial.materialize()
     assert report is not None and "vision.vit.embed.0.weight" in report.fresh
     assert not any(name.startswith("vision.vit.trunk.") for name in report.fresh)
     rates = {id(p): group["lr"] for group in parameter_groups(model, config.optim) for p in group["params"]}
@@ -146,7 +147,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     config = _saved(tmp_path, "objectives.image_masking=drop")
     with pytest.raises(UserError, match="cannot leave out patches"):
         build_image_encoder(config.model, drops=True)
-    with pytest.raises(UserError, match="image_size 80 is no multiple of the 32 x 32"):
+    with pytest.raises(UserError, match="image_size 80 is not a multiple of the 32 x 32"):
         build_image_encoder(configuration("test_resnet", "random", "model.image_size=80").model)
     save_file({"blocks.0.weight": torch.zeros(2)}, tmp_path / "vit.safetensors")
     with pytest.raises(UserError, match="holds no convolutional network"):
