@@ -143,7 +143,7 @@ def _preflight(args: argparse.Namespace) -> int:
     own, others = split_overrides(args.overrides)
     job = load_job(args.job, own)
     if job.command:
-        raise UserError(f"{args.job} has no run for whose sake nodes are measured: give a job that trains.")
+        raise UserError(f"{args.job} has no run for which nodes could be measured: give a job that trains.")
     return PREFLIGHTS[args.on](job, others)
 
 
@@ -158,7 +158,9 @@ def _plan(args: argparse.Namespace) -> int:
 def _rerun(args: argparse.Namespace) -> int:
     if logs := find_pipeline(args.job):
         return pipeline.rerun(logs, args.steps)
-    raise UserError(f"{args.job} is no pipeline, of which alone steps can be run again: submit the job again.")
+    raise UserError(
+        f"{args.job} is not a pipeline, and only steps of a pipeline can be run again: submit the job again."
+    )
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -174,7 +176,7 @@ def _logs(args: argparse.Namespace) -> int:
     if logs := find_pipeline(args.job):
         return pipeline.show_logs(logs, args.follow, args.steps)
     if args.steps:
-        raise UserError(f"{args.job} is no pipeline, and has no step {args.steps[0]}: leave it out.")
+        raise UserError(f"{args.job} is not a pipeline, and has no step {args.steps[0]}: leave it out.")
     folder = find_logs(args.job)
     record = read_record(folder)
     if record.makes_shards:

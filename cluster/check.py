@@ -62,7 +62,7 @@ def _check_command(job: Job, overrides: list[str]) -> None:
     if overrides:
         raise UserError(f"{overrides[0]} is a setting of a run, and the job has none: put it into job.command.")
     if why := refused({"job": ["mvlm", *job.command]}).get("job"):
-        raise UserError(f"job.command is no command line that works ({why.rpartition('error: ')[2]}): mend it.")
+        raise UserError(f"job.command is not a command line that works ({why.rpartition('error: ')[2]}): mend it.")
 
 
 def command(interpreter: str, job: Job, overrides: list[str]) -> list[str]:

@@ -196,7 +196,7 @@ def check_files(job: Job) -> None:
     for key in () if job.command else ("run", "deepspeed"):
         if not Path(getattr(job, key)).is_file():
             raise UserError(
-                f"job.{key} names {getattr(job, key)}, which is no file here: paths count from {Path.cwd()}."
+                f"job.{key} names {getattr(job, key)}, which is not a file here: paths count from {Path.cwd()}."
             )
     if job.venv and not out_of_sight(job.venv) and not os.access(Path(job.venv) / "bin/python", os.X_OK):
         raise UserError(
@@ -286,6 +286,6 @@ def check_environment(environment: dict[str, Any], where: str) -> None:
     """Raises: UserError: a variable has no name of one, or a value that is no text; `where` names file and table."""
     for name, value in environment.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(f"{where}.environment.{name} is no name of an environment variable; rename it.")
+            raise UserError(f"{where}.environment.{name} is not the name of an environment variable: rename it.")
         if not isinstance(value, str) or "\0" in value:
             raise UserError(f"{where}.environment.{name} is {value!r}: give a string, in quotes.")

@@ -154,4 +154,4 @@ def _check_supported(job: Job) -> None:
         raise UserError(f"job.nodes is {job.nodes}, and the local back-end has this machine alone: set job.nodes=1.")
     refuse(job, "local", CANNOT)
     if not (processes.PROC / "self/environ").exists():
-        raise UserError("The local back-end finds ranks by /proc, which this machine has not: submit on Linux.")
+        raise UserError("The local back-end finds ranks in /proc, which this machine does not have: submit on Linux.")

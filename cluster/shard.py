@@ -142,7 +142,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
     for override in overrides:
         if not override.startswith(f"{table}."):
             raise UserError(
-                f"{path} is a job of [{table}], of which {override!r} is no setting: begin it with {table}."
+                f"{path} is a job of [{table}], of which {override!r} is not a setting: begin it with {table}."
             )
         apply_override(tables, override)
     if set(tables) != {table}:

@@ -147,7 +147,7 @@ def add_source(command: argparse.ArgumentParser, described: bool) -> None:
     own.add_argument(
         "--timeout", type=below_million, metavar="SECONDS", help="of one request, from its connection to its end"
     )
-    own.add_argument("--retries", type=count, metavar="N", help="further attempts after what may pass")
+    own.add_argument("--retries", type=count, metavar="N", help="further attempts after a failure that may pass")
     own.add_argument("--max-mb", type=below_million, metavar="MB", help="download no larger image")
     own.add_argument("--allow-loopback", action="store_true", default=None, help="let links lead to this machine")
 

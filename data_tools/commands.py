@@ -79,7 +79,7 @@ def shard_source(arguments: argparse.Namespace) -> int:
     if arguments.part:
         task, tasks = arguments.part
         made, there = shard_share(source, arguments.out, options, arguments.part)
-        print(f"{arguments.out}: share {task} of {tasks}: {made:,} parts made, {there:,} were there")
+        print(f"{arguments.out}: share {task} of {tasks}: {made:,} parts made, {there:,} already there")
         return 0
     with progress("sharding", source.size, lambda: source.position) as advance:
         found = shard_records(source, arguments.out, options, advance)

@@ -140,7 +140,7 @@ def row_index(arguments: argparse.Namespace) -> int:
         manifest = read_manifest(folder)
         with progress(f"indexing {folder.name}", manifest.rows) as advance:
             written = add_indexes(folder, advance)
-        print(f"{folder}: {written:,} row indexes written, {len(manifest.shards) - written:,} were there")
+        print(f"{folder}: {written:,} row indexes written, {len(manifest.shards) - written:,} already there")
     return 0
 
 

@@ -18,7 +18,7 @@ def check_words(graph: Graph) -> list[str]:
     steps = graph.pipeline.steps
     words = {name: program_words(step) for name, step in steps.items() if step.kind not in (*BY_RUN, "command")}
     return [
-        f"{name}.command is no command line that works ({reason.rpartition('error: ')[2]})."
+        f"{name}.command is not a command line that works ({reason.rpartition('error: ')[2]})."
         for name, reason in refused(words).items()
     ]
 

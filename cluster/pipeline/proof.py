@@ -172,7 +172,7 @@ def _settings(step: PipelineStep) -> Any:
     try:
         return [run, json.loads(deepspeed.read_text(encoding="utf-8")), step.overrides]
     except (OSError, ValueError) as error:
-        raise UserError(f"{step.name}.deepspeed names {step.deepspeed}, which is no JSON file ({error}).") from None
+        raise UserError(f"{step.name}.deepspeed names {step.deepspeed}, which is not a JSON file ({error}).") from None
 
 
 def _manifests(path: str) -> dict[str, dict[str, Any]]:

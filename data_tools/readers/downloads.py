@@ -84,7 +84,7 @@ def _widths(folders: Sequence[str]) -> list[int]:
 
 def _read_mapping(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise UserError(f"--names {path} is no file and none of {', '.join(NAMINGS)}: give one of them.")
+        raise UserError(f"--names {path} is not a file and none of {', '.join(NAMINGS)}: give one of them.")
     check_file(path)
     mapping = {}
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:

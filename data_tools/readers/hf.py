@@ -205,7 +205,7 @@ def _schema(file: Path) -> pa.Schema:
         with pa.memory_map(str(file)) as mapped, _open_arrow(mapped) as reader:
             return reader.schema
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is no readable Arrow or parquet file ({error}): copy it again.") from None
+        raise UserError(f"{file} is not a readable Arrow or parquet file ({error}): copy it again.") from None
 
 
 def _open_arrow(mapped: pa.NativeFile) -> Any:

@@ -38,7 +38,7 @@ def table_files(paths: Sequence[Path]) -> list[Path]:
     for file in files:
         check_file(file)
         if file.suffix not in ENDINGS:
-            raise UserError(f"{file} is no table of links: give files that end in {', '.join(ENDINGS)}.")
+            raise UserError(f"{file} is not a table of links: give files that end in {', '.join(ENDINGS)}.")
     if len({file.stem for file in files}) < len(files):
         raise UserError("Two of the tables have the same name, and so the same keys: shard each, or rename one.")
     return files
@@ -88,7 +88,7 @@ class LinkTable:
             try:
                 schema = pq.read_schema(self.path)
             except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{self.path} is no readable parquet file ({error}): copy it again.") from None
+                raise UserError(f"{self.path} is not a readable parquet file ({error}): copy it again.") from None
             return [field.name for field in schema if _is_plain(field.type)]
         if self.path.suffix in (".csv", ".tsv"):
             return table_header(self.path)[0]

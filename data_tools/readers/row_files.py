@@ -138,4 +138,4 @@ def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: s
                 yield offset, dict(itertools.zip_longest(header, values[: len(header)], fillvalue=""))
             offset = file.tell()
     except csv.Error as error:
-        raise UserError(f"{path} is no table from line {reader.line_num} on ({error}): write it anew.") from None
+        raise UserError(f"{path} is not a table from line {reader.line_num} on ({error}): write it anew.") from None

@@ -77,7 +77,7 @@ def _folders(path: Path, file: RowFile, image: str) -> list[str]:
     lead anywhere.
 
     Raises:
-        UserError: all of them are elsewhere, by whole paths.
+        UserError: all of them are elsewhere, by absolute paths.
     """
     with path.open("rb") as opened:
         rows = [row for _, row in itertools.islice(file.rows(opened), SAMPLE) if row]
@@ -85,7 +85,7 @@ def _folders(path: Path, file: RowFile, image: str) -> list[str]:
     roots = tuple(beginnings([path.parent]))
     if names and all(name.startswith("/") and not os.path.realpath(name).startswith(roots) for name in names):
         where = os.path.commonpath([os.path.dirname(name) for name in names])
-        raise UserError(f"{path} has whole paths of images, such as {names[0]}: give --images, such as {where}.")
+        raise UserError(f"{path} has absolute paths of images, such as {names[0]}: give --images, such as {where}.")
     below = sorted(folder for folder in path.parent.iterdir() if folder.is_dir() and not folder.is_symlink())
     for folder in (path.parent, *below):
         if any(is_inside(name) and (folder / name).is_file() for name in names):

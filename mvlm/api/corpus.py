@@ -68,7 +68,7 @@ def _unrecognised(path: Path) -> UserError:
         return UserError(f"{path} is an archive of a kind that is not read: unpack it, and give the folder.")
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
     if corpora := [str(folder) for folder in folders if recognise(folder)]:
-        return UserError(f"{path} is no corpus itself, but {' and '.join(corpora[:SHOWN])} in it: give one of them.")
+        return UserError(f"{path} is not a corpus, but contains {' and '.join(corpora[:SHOWN])}: give one of them.")
     return UserError(
         f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "
         "picture, tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, or shards that `mvlm-data shard` has "
@@ -82,7 +82,7 @@ def _shard(command: list[str], words: list[str]) -> None:
     except UserError as error:
         if EMPTY_SPLIT not in str(error):
             raise
-        print("Too few to hold a tenth of them out: all are trained on, and nothing is evaluated.", flush=True)
+        print("Too few pictures to hold out a tenth: all are trained on, and nothing is evaluated.", flush=True)
         run_command([*command, *(word for word in words if word not in SPLIT)])
 
 

@@ -48,7 +48,7 @@ def finetune(
         raise UserError(f"mvlm.finetune knows no task {task!r}: choose one of {', '.join(TASKS)}.")
     corpus, run = find_shards(Path(data), Task(task).corpus), Path(out)
     if not corpus:
-        raise UserError(f"No shards at {data}: make them of {task}'s files by data_tools shard.")
+        raise UserError(f"No shards at {data}: make them from {task}'s files with `mvlm-data shard`.")
     if not (run / RECIPE).exists():
         checkpoint = find_checkpoint(Path(model)).absolute()
         config = load_stored_config(described_in(checkpoint) / CONFIG)

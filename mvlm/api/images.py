@@ -47,15 +47,15 @@ def opened(image: AnyImage) -> Image.Image:
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if not isinstance(image, Image.Image):
-        raise UserError(f"A {type(image).__name__} is no image: give a path, a Pillow image, an array or a tensor.")
+        raise UserError(f"A {type(image).__name__} is not an image: give a path, a Pillow image, an array or a tensor.")
     return upright(image)
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
         raise UserError(
-            f"An array of {pixels.dtype} and shape {pixels.shape} is no image: give uint8, an array as height x width "
-            "x channels or a tensor as channels x height x width, with 1, 3 or 4 channels."
+            f"An array of {pixels.dtype} and shape {pixels.shape} is not an image: give uint8, an array as height x "
+            "width x channels or a tensor as channels x height x width, with 1, 3 or 4 channels."
         )
     return Image.fromarray(pixels.squeeze(2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 

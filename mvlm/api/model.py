@@ -235,7 +235,7 @@ class TrainedModel:
 
     def _run(self, index: str | os.PathLike[str]) -> Loaded[MaskVLM]:
         if self._loaded is None:
-            raise UserError(f"{index} is of the run that made it: load its run folder or checkpoint.")
+            raise UserError(f"Only the run that made {index} can search it: load that run folder or checkpoint.")
         return self._loaded
 
     def _warn_untrained(self, objective: Literal["itm", "image", "text"]) -> None:
@@ -294,7 +294,7 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
         processor = MaskVLMProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         first = first_line(error)
-        what = "no model" if Path(name).exists() else "neither a folder here nor a model on the hub"
+        what = "not a model" if Path(name).exists() else "neither a folder here nor a model on the hub"
         raise UserError(f"{name} is {what} ({first}): give a run folder, or what `mvlm export` wrote.") from None
     return TrainedModel(network.to(device), processor.tokenizer, processor.text_length, processor.image_processor.size)
 

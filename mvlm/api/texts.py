@@ -13,5 +13,5 @@ def listed_texts(texts: Texts) -> list[str]:
     """One text or several as a list. Raises `UserError` where one is no string."""
     listed = [texts] if isinstance(texts, str) else list(texts)
     if strangers := [text for text in listed if not isinstance(text, str)]:
-        raise UserError(f"A {type(strangers[0]).__name__} is no text: give a string, or several.")
+        raise UserError(f"A {type(strangers[0]).__name__} is not a text: give a string, or several.")
     return listed

@@ -167,7 +167,9 @@ def find_checkpoint(path: str | Path, setting: str = "") -> Path:
     if not found.problem:
         if (found.first / INDEX).is_file():
             return found.first
-        raise UserError(f"{found.first}, which latest names, is no checkpoint: write a whole one's name into latest.")
+        raise UserError(
+            f"{found.first}, which latest names, is not a checkpoint: write a whole one's name into latest."
+        )
     for folder in (found.first, *found.others):
         if not find_damaged_file(folder, hashes=False):
             _report_once(f"{found.problem}: {folder.name} is used, the newest whole checkpoint.")
@@ -250,7 +252,7 @@ def _read_name(latest: Path) -> str:
     if not latest.exists():
         raise ValueError("is missing")
     if not latest.is_file():
-        raise ValueError("is no file")
+        raise ValueError("is not a file")
     with open(latest, "rb") as file:
         name = file.read(LONGEST_NAME).decode(errors="replace").strip()
     if not STEP.fullmatch(name):

@@ -83,7 +83,9 @@ def read_entries(index: bytes, where: str) -> list[Entry]:
     entries = [Entry(**entry) for entry in json.loads(index)["files"]]
     for entry in entries:
         if not isinstance(entry.file, str) or not FILES.fullmatch(entry.file):
-            raise UserError(f"{where} names {entry.file!r}, which is no file of a checkpoint: do not trust that place.")
+            raise UserError(
+                f"{where} names {entry.file!r}, which is not a file of a checkpoint: do not trust that place."
+            )
     if STATE not in (entry.file for entry in entries):
         raise ValueError(f"it does not name {STATE}")
     return entries

@@ -159,7 +159,7 @@ class TrainState:
         UserError: its order is of a kind that only another version knows.
         """
         if not isinstance(content, dict):
-            raise TypeError(f"{content!r} is no JSON object")
+            raise TypeError(f"{content!r} is not a JSON object")
         lists = {name: tuple(content.get(name, ())) for name in ("skipped", "recent_losses", "frozen")}
         order = tuple(map(OrderSpec.from_json, content.get("order", ())))
         best = BestEvaluation(**content["best"]) if content.get("best") else None

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise UserError(f"{args.out} exists already: delete it or give another --out.")
     if args.image_size % 16:
-        raise UserError(f"--image-size {args.image_size} is no multiple of 16: a feature is 16 pixels wide.")
+        raise UserError(f"--image-size {args.image_size} is not a multiple of 16: a feature is 16 pixels wide.")
 
     from mvlm.api.dictionary import make_dictionary
 

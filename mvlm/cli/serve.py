@@ -94,7 +94,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen()
         return listener
     except OSError as error:
-        raise UserError(f"{host} port {port} cannot be listened at ({error}): give another --port or --host.") from None
+        raise UserError(
+            f"mvlm serve cannot listen at {host} port {port} ({error}): give another --port or --host."
+        ) from None
 
 
 def _address(listener: socket.socket) -> str:

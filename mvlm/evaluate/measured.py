@@ -38,7 +38,9 @@ def evaluate_checkpoint(
     if task not in TASKS:
         raise UserError(f"There is no task {task!r} to evaluate: choose one of {', '.join(TASKS)}.")
     if unknown := asked.keys() - {"limit", *SEARCH, *OWN}:
-        raise UserError(f"To evaluate takes no {sorted(unknown)[0]}: choose among limit, {', '.join((*SEARCH, *OWN))}.")
+        raise UserError(
+            f"evaluate takes no argument {sorted(unknown)[0]}: choose among limit, {', '.join((*SEARCH, *OWN))}."
+        )
     if asked.get("where") and task in UNSELECTED:
         raise UserError(f"The rows of {task} cannot be selected by a condition: leave `where` out.")
     device = dist.device()

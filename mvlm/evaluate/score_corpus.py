@@ -48,5 +48,5 @@ def parse_part(text: str) -> tuple[int, int]:
     """`i/n`, i from 1 to n as in `data_tools shard`, as a number from 0 on and n."""
     number, _, count = text.partition("/")
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise UserError(f"--part {text} is no part: give i/n with i from 1 to n, such as 1/8.")
+        raise UserError(f"--part {text} is not a part: give i/n with i from 1 to n, such as 1/8.")
     return int(number) - 1, int(count)

@@ -173,7 +173,7 @@ def _check(vit: Any, config: Model) -> None:
     patch = vit.patch_embed.patch_size
     if patch[0] != patch[1] or config.image_size % patch[0]:
         raise UserError(
-            f"model.image_size {config.image_size} is no multiple of the {patch[0]} x {patch[1]} patches of "
+            f"model.image_size {config.image_size} is not a multiple of the {patch[0]} x {patch[1]} patches of "
             f"{config.vision!r}: change one of the two."
         )
     if config.vision_args.get("patch_drop_rate"):

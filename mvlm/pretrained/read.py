@@ -106,7 +106,7 @@ def _read_folder(folder: Path, place: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for part in parts:
         if Path(part).name != part or not (folder / part).is_file():
-            raise UserError(f"{path} names {part}, which is no file beside it: fetch the checkpoint again.")
+            raise UserError(f"{path} names {part}, which is not a file beside it: fetch the checkpoint again.")
         tensors |= _read_file(folder / part)
     return tensors
 
@@ -135,7 +135,7 @@ def _unpickled(path: Path) -> Any:
         ) from None
     except Exception as error:  # torch raises many kinds for a file that it did not write
         raise UserError(
-            f"{path} is no checkpoint that torch can read ({first_line(error)}): "
+            f"{path} is not a checkpoint that torch can read ({first_line(error)}): "
             "give a .safetensors file or one of torch.save."
         ) from None
 

@@ -115,7 +115,7 @@ def _read_metrics(path: Path) -> dict[int, dict[str, Any]]:
             steps.setdefault(step, {}).update(content)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
-                raise UserError(f"{path}, line {number}, is no metrics line: delete that line.") from None
+                raise UserError(f"{path}, line {number}, is not a metrics line: delete that line.") from None
     return dict(sorted(steps.items()))
 
 

@@ -98,7 +98,7 @@ class Attempts:
             return False
         if self._outages.patience and not self._outages.reasons:
             rank_log.warning(
-                f"{self._name} cannot be had for now ({describe(error)}): waiting up to "
+                f"{self._name} is out of reach for now ({describe(error)}): waiting up to "
                 f"{self._outages.patience:g} minutes, data.patience, for its store."
             )
         self._outages.reasons[self._name] = describe(error)

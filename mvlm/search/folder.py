@@ -119,7 +119,7 @@ def mistakes_of(out: Path, act: Callable[[], Done]) -> Callable[[], Done]:
 
 def _begin(out: Path, partial: Path) -> None:
     if out.exists() and not (out / INDEX).is_file():
-        raise UserError(f"{out} exists and is no index: give --out a new name, or remove it.")
+        raise UserError(f"{out} exists and is not an index: give --out a new name, or remove it.")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 

@@ -207,7 +207,7 @@ def _uploaded(text: str) -> Image.Image:
         return load_image(base64.b64decode(text.encode(errors="replace"), validate=True))
     except (BadImage, binascii.Error):
         raise UserError(
-            "This is no picture that can be shown, or it is damaged or too large: choose a JPEG, PNG, WebP, TIFF or "
+            "This is not a picture that can be shown, or it is damaged or too large: choose a JPEG, PNG, WebP, TIFF or "
             f"other image file of at most {PIXEL_LIMIT // 1_000_000} million pixels."
         ) from None
 

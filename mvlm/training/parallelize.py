@@ -96,7 +96,7 @@ def freeze(model: Encoders, parts: tuple[str, ...]) -> None:
             known = (
                 f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(n for n, _ in model.named_children())
             )
-            raise UserError(f"train.freeze names {part!r}, which is no part of this model; {known}.")
+            raise UserError(f"train.freeze names {part!r}, which is not a part of this model; {known}.")
         modules[part].requires_grad_(False)
     read = _read(model.objectives) if isinstance(model, MaskVLM) else {name for name, _ in model.named_children()}
     if not any(part.requires_grad for name, part in model.named_parameters() if name.partition(".")[0] in read):

@@ -85,7 +85,7 @@ def restore_description(checkpoint: Path, run: Path) -> None:
             mended.append(f"{kind}/{name} was added")
             (run / kind / name).unlink()
         for name in (name for name in wanted if found.get(name) != wanted[name]):
-            mended.append(f"{kind}/{name} was {'another' if name in found else 'missing'}")
+            mended.append(f"{kind}/{name} was {'different' if name in found else 'missing'}")
             (run / kind / name).write_bytes(wanted[name])
     if mended and checkpoint.parent.parent == run:
         log.warning(f"In {run} {', '.join(mended)}: restored from {checkpoint.name}, which the run was trained with.")
@@ -119,8 +119,8 @@ def find_answers(task: Task, mixture: Mixture) -> tuple[str, ...]:
     answers = frequent_answers(_answered(mixture), task.answer_minimum)
     if not answers:
         raise UserError(
-            f"No answer is that of {task.answer_minimum} questions of data.train: lower task.answer_minimum, "
-            "or give more data."
+            f"No answer is the majority answer to {task.answer_minimum} questions of data.train: lower "
+            "task.answer_minimum, or give more data."
         )
     return answers
 

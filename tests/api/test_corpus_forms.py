@@ -138,7 +138,7 @@ def test_what_is_no_corpus_is_told_what_to_give(tmp_path: Path) -> None:
         (tmp_path / "set" / part).mkdir(parents=True)
         metadata_csv(tmp_path / "set" / part)
     (tmp_path / "set/words.zip").write_bytes(b"PK")
-    both = f"{tmp_path}/set/test and {tmp_path}/set/train in it: give one of them"
+    both = f"is not a corpus, but contains {tmp_path}/set/test and {tmp_path}/set/train: give one of them"
     assert both in said(tmp_path / "set")
     assert "unpack it, and give the folder" in said(tmp_path / "set/words.zip")
     assert "not recognised as a corpus: give a folder with captions.jsonl" in said(tmp_path / "set/train/images")
@@ -216,5 +216,5 @@ def test_of_a_few_pictures_none_is_held_out(tmp_path: Path, capfd: pytest.Captur
     (tmp_path / "pairs.csv").write_text(f"image,text\n{rows}")
     found = prepare(tmp_path / "pairs.csv", tmp_path / "run/shards")
     assert (found.images, found.eval) == (3, ())
-    assert "Too few to hold a tenth of them out" in capfd.readouterr().out
+    assert "Too few pictures to hold out a tenth" in capfd.readouterr().out
     assert prepare(tmp_path / "pairs.csv", tmp_path / "run/shards") == found

@@ -150,11 +150,11 @@ def test_an_index_that_was_made_again_is_the_one_that_is_searched(run: Path, sce
     ("ask", "said"),
     [
         (lambda m, p: m.encode(np.zeros((4, 4, 3))), "float64 and shape"),
-        (lambda m, p: m.encode(3), "int is no image"),
+        (lambda m, p: m.encode(3), "int is not an image"),
         (lambda m, p: m.encode("nowhere.jpg"), "No picture at nowhere.jpg"),
         (lambda m, p: m.encode([]), "give at least one"),
-        (lambda m, p: m.encode(b"bytes"), "bytes is no image"),
-        (lambda m, p: m.encode(texts=["a", None]), "NoneType is no text"),
+        (lambda m, p: m.encode(b"bytes"), "bytes is not an image"),
+        (lambda m, p: m.encode(texts=["a", None]), "NoneType is not a text"),
         (lambda m, p: m.search("an index", "a", top=0), "give a `top` of 1 or more"),
         (lambda m, p: m.match(p, ["one", "two"]), "3 images and 2 sentences cannot be paired"),
         (lambda m, p: m.fill("no mask", p[0]), "has 0 \\[MASK\\]"),
@@ -177,7 +177,7 @@ def test_what_is_no_model_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="No checkpoint at runs/mine"):  # and no hub is asked
         mvlm.load("runs/mine")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="is no model"):
+    with pytest.raises(UserError, match="is not a model"):
         mvlm.load(tmp_path)
 
 

@@ -47,9 +47,9 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "10 MB": (lambda latest: latest.write_bytes(b"step_00000002" * 800_000), "names no step"),
     "digits": (lambda latest: latest.write_text("step_" + "9" * 5000), "names no step"),
     "not there": (lambda latest: latest.write_text("step_00000005"), "which is not there"),
-    "a folder": (lambda latest: latest.mkdir(), "is no file"),
-    "a full folder": (folder_with_files, "is no file"),
-    "a pipe": (os.mkfifo, "is no file"),
+    "a folder": (lambda latest: latest.mkdir(), "is not a file"),
+    "a full folder": (folder_with_files, "is not a file"),
+    "a pipe": (os.mkfifo, "is not a file"),
     "a link": (lambda latest: latest.symlink_to("step_00000002"), "is a symbolic link"),
     "a dangling link": (lambda latest: latest.symlink_to("step_00000005"), "is a symbolic link"),
 }

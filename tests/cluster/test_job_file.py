@@ -30,7 +30,7 @@ MISTAKES = {
     "job.partition=gpu": "job.partition is 'gpu', which the local back-end cannot honour",
     "job.run=nowhere.toml": "job.run names nowhere.toml",
     "job.deepspeed=nowhere.json": "job.deepspeed names nowhere.json",
-    "job.environment.A-B=1": "no name of an environment variable",
+    "job.environment.A-B=1": "not the name of an environment variable",
     "job.environment={A=1}": "job.environment.A is 1: give a string",
     "job.launcher=mpirun": "choose one of 'srun', 'torchrun', 'deepspeed', 'pdsh'",
     "job.time=a day": "job.time is 'a day': give minutes, H:M:S or D-H:M:S",

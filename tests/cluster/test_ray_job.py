@@ -96,7 +96,7 @@ def test_an_image_is_handed_to_ray(job):
         (["job.launcher=torchrun"], "job.launcher is 'torchrun', which the ray back-end cannot honour"),
         (["job.warning_seconds=60"], "job.warning_seconds is 60, which the ray back-end cannot honour"),
         (['job.time="2"'], "job.time is '2', and the last 120 s of it, job.warning_seconds, are for saving"),
-        (["job.run=nowhere.toml"], "job.run names nowhere.toml, which is no file here"),
+        (["job.run=nowhere.toml"], "job.run names nowhere.toml, which is not a file here"),
     ],
 )
 def test_what_ray_cannot_do_is_refused_by_name(job, cluster, words, sentence):

@@ -42,7 +42,7 @@ def test_a_store_that_comes_back_is_waited_for(store, tmp_path, capfd):
         assert row.result(60).key == "k00015" and not outages.reasons
     said = capfd.readouterr().err
     assert (
-        f"mvlm: {store.url}/000001.arrow cannot be had for now (" in said and "up to 5 minutes, data.patience" in said
+        f"mvlm: {store.url}/000001.arrow is out of reach for now (" in said and "up to 5 minutes, data.patience" in said
     )
 
 

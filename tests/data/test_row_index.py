@@ -164,7 +164,7 @@ def test_a_damaged_index_is_named(indexed, tmp_path, tokenizer, config):
 
     refused(spoilt(Path.unlink), "is missing")
     refused(spoilt(lambda path: path.write_bytes(path.read_bytes()[:-1])), "bytes and not")
-    refused(spoilt(lambda path: flip(path, 3)), "no row index")
+    refused(spoilt(lambda path: flip(path, 3)), "not a row index")
     refused(spoilt(lambda path: flip(path, 8, 2)), "version 5 and not 1")
     refused(spoilt(lambda path: flip(path, 70)), "head is damaged")
     refused(spoilt(lambda path: shutil.copy(path.with_name("000000.index"), path)), "another shard")

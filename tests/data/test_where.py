@@ -126,9 +126,9 @@ def test_types_meet_as_the_page_says(text, kept):
         ("similarity >", "at its end (character 13)"),
         ("similarity > 0.3 0.4", "'and', 'or' or its end is expected at '0.4' (character 18)"),
         ("similarity in (other)", "must be numbers or 'texts'"),
-        ("nsfw = 'open", "(character 8) is no part of a condition"),
+        ("nsfw = 'open", "(character 8) is not a part of a condition"),
         ("__import__('os')", "is expected at"),
-        ("3x > 1", "no part of a condition"),
+        ("3x > 1", "not a part of a condition"),
         ("(" * (MOST_NESTED + 1) + "a = 1", "lie within each other"),
     ],
 )

@@ -176,8 +176,8 @@ def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path
     cut, text = tmp_path / "cut.png", tmp_path / "text.jpg"
     cut.write_bytes(files[0].read_bytes()[:200])
     text.write_text("no picture")
-    assert "cut.png is no picture" in mistake(Patches(), cut)
-    assert "text.jpg is no picture" in mistake(CAPTIONS, text)
+    assert "cut.png is not a picture" in mistake(Patches(), cut)
+    assert "text.jpg is not a picture" in mistake(CAPTIONS, text)
     assert "No picture at /dev/zero" in mistake(CAPTIONS, type(cut)("/dev/zero"))
     assert "masks no word" in mistake(Words())
     assert "0 are within the 12 tokens" in mistake(Words(), sentence="a cat " * 20 + "[MASK]")

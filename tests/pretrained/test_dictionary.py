@@ -136,7 +136,7 @@ def test_mistakes_are_one_sentence(scenes: Path, tmp_path: Path, caplog: pytest.
     there.write_bytes(b"")
     for words, said in (
         (["--out", str(there)], "exists already"),
-        (["--out", str(tmp_path / "new"), "--image-size", "100"], "no multiple of 16"),
+        (["--out", str(tmp_path / "new"), "--image-size", "100"], "not a multiple of 16"),
         (["--out", str(there / "below")], "cannot be written"),
     ):
         caplog.clear()

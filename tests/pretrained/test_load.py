@@ -347,10 +347,10 @@ def test_a_file_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "word"),
     [
-        ("cut.pth", b"PK\x03\x04 and no more", "no checkpoint that torch can read"),
+        ("cut.pth", b"PK\x03\x04 and no more", "not a checkpoint that torch can read"),
         ("text.bin", b"not at all", "text.bin"),
         ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "is damaged"),
-        ("model.safetensors.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "is no file beside it"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../a.safetensors"}}', "is not a file beside it"),
         ("model.safetensors.index.json", b"[]", "is damaged"),
         ("other", b"", "has none of"),
     ],

@@ -235,7 +235,7 @@ def test_mistakes_are_one_sentence(bare_run, add_metrics, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "give --out another place" in mistake(capsys, bare_run, "--out", tmp_path / "file" / "page.html")
     add_metrics(bare_run, "not json\n", {"step": 9, "loss": 1.0})
-    assert re.search(r"metrics\.jsonl, line \d+, is no metrics line", mistake(capsys, bare_run))
+    assert re.search(r"metrics\.jsonl, line \d+, is not a metrics line", mistake(capsys, bare_run))
     assert not (bare_run / "report.html").exists()
 
 

@@ -122,7 +122,7 @@ def test_a_folder_that_is_no_index_is_left_alone(trained, scenes, tmp_path, said
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/precious").write_text("x")
     words = ["index", scenes / "eval", "--checkpoint", trained, "--out", tmp_path / "mine"]
-    assert "is no index" in said(*words)
+    assert "is not an index" in said(*words)
     assert (tmp_path / "mine/precious").read_text() == "x"
 
 

@@ -247,7 +247,7 @@ def test_pictures_of_ones_own(page, tmp_path):
     bad.write_text("no picture")
     page.after(lambda: page.one("file").send_keys(str(good)))
     page.one("file").send_keys(str(bad))
-    page.wait(lambda: "This is no picture that can be shown" in page.one("pair-status").text)
+    page.wait(lambda: "This is not a picture that can be shown" in page.one("pair-status").text)
     page.one("query-file").send_keys(str(good))
     page.wait(lambda: len(page.all("#found img")) == 32)
 

@@ -501,7 +501,7 @@ def test_every_key_that_deepspeed_looks_for_is_known() -> None:
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known(content: dict[str, Any], name: str, advice: str) -> None:
-    assert refusal(content) == f"user.json: {name} is no key that DeepSpeed knows; {advice}"
+    assert refusal(content) == f"user.json: {name} is not a key that DeepSpeed knows; {advice}"
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_a_hostile_index_is_refused(tmp_path: Path, store: Mirror, name: str | N
     content["files"].append({"file": name, "bytes": 4, "sha256": "0" * 64})
     index.write_text(json.dumps(content))
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="which is no file of a checkpoint: do not trust that place"):
+    with pytest.raises(UserError, match="which is not a file of a checkpoint: do not trust that place"):
         fetch_newest(store, tmp_path / "node", FolderGroup.of_all())
     assert set(tmp_path.rglob("*")) == before
 

@@ -206,7 +206,7 @@ def chosen() -> Choice:
 @cache
 def _choose(asked: str) -> Choice:
     if asked not in ("auto", *DECODERS):
-        raise UserError(f'{FORCE}={asked} is no decoder: set it to "auto" or one of {", ".join(DECODERS)}.')
+        raise UserError(f'{FORCE}={asked} is not a decoder: set it to "auto" or one of {", ".join(DECODERS)}.')
     passed_over: dict[str, str] = {}
     for name, why_not in DECODERS.items():
         reason = why_not()

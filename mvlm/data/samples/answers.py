@@ -99,5 +99,5 @@ def load_answers(path: Path) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}, the answers that the run knows, cannot be read ({error}): copy it again.") from None
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise UserError(f"{path} is no list of answers: copy it again.")
+        raise UserError(f"{path} is not a list of answers: copy it again.")
     return tuple(answers)

@@ -175,7 +175,7 @@ class ShardDataset(Generic[S]):
             )
         if len(faults) > ATTEMPTS:
             raise UserError(
-                f"{faults[0]}, and so it is with the {ATTEMPTS} rows drawn in its place: "
+                f"{faults[0]}, and the {ATTEMPTS} rows drawn in its place cannot be used either: "
                 "check the shards with `mvlm-data verify`."
             )
 

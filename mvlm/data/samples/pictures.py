@@ -81,7 +81,7 @@ def read_picture(path: Path) -> Image.Image:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): give a file that you may read.") from None
     except BadImage as error:
-        raise UserError(f"{path} is no picture that can be shown ({error}): leave it out, or save it anew.") from None
+        raise UserError(f"{path} is not a picture that can be shown ({error}): leave it out or save it anew.") from None
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:

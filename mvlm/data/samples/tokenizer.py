@@ -76,7 +76,7 @@ def _read_file(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises plain Exception
-        raise UserError(f"{path} is no tokenizer.json ({error}): make one with `mvlm-data tokenizer`.") from None
+        raise UserError(f"{path} is not a tokenizer.json ({error}): make one with `mvlm-data tokenizer`.") from None
 
 
 def _from_pretrained(path_or_name: str) -> PreTrainedTokenizerBase:

@@ -94,7 +94,7 @@ class Shards(Sequence[Shard]):
             self.captions.append(shard.captions)
             for name, size, sha256 in shard.tables:
                 if not re.fullmatch("[a-z]+", name):
-                    raise ValueError(f"{name!r} is no name of a table")
+                    raise ValueError(f"{name!r} is not the name of a table")
                 sizes, hashes = self._tables.setdefault(name, (array("q"), bytearray()))
                 sizes.extend([0] * (number - len(sizes)))
                 sizes.append(size)

@@ -76,7 +76,7 @@ def unpacked(data: memoryview, shard_bytes: int, rows: int) -> RowIndex:
         raise ValueError("it is cut short")
     magic, version = _NAMES.unpack_from(data)
     if magic != MAGIC:
-        raise ValueError("it is no row index")
+        raise ValueError("it is not a row index")
     if version != VERSION:
         raise ValueError(f"it is of version {version} and not {VERSION}")
     found_bytes, found_rows, batches, buffers = _SIZES.unpack_from(data, _NAMES.size + _CHECKED.size)

@@ -216,7 +216,7 @@ class _Reader:
             rest = self._text[self._at :].lstrip()
             self._start, self._kind, self._token = len(self._text) - len(rest), "end", ""
             if rest:
-                raise Wrong(f"{rest[:20]!r} (character {self._start + 1}) is no part of a condition")
+                raise Wrong(f"{rest[:20]!r} (character {self._start + 1}) is not a part of a condition")
             return
         self._start, self._at = match.start(match.lastgroup or 0), match.end()
         self._kind, self._token = match.lastgroup or "", match[match.lastgroup or 0]

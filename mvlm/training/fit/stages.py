@@ -204,7 +204,7 @@ def _merged(stored: Stages, tables: Sequence[Table], running: int, where: str) -
     for number in range(min(running, len(given))):
         if given[number] != stored.tables[number]:
             raise UserError(
-                f"{where}, stage {number + 1} is over and was another (it stands in {stored.where}): give it as it "
+                f"{where}, stage {number + 1} is over and was different (see {stored.where}): give it as it "
                 "was, or start a new run.dir with checkpoint.init."
             )
     return (*given, *stored.tables[len(given) :])

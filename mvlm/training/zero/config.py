@@ -117,7 +117,7 @@ def accumulation_steps(train: Train, world: int) -> int:
     total, micro = train.global_batch, micro_batch(train, world)
     if total % (micro * world):
         raise UserError(
-            f"train.global_batch {total} is no multiple of {world} ranks x train.micro_batch {micro}: "
+            f"train.global_batch {total} is not a multiple of {world} ranks x train.micro_batch {micro}: "
             "change one of the three."
         )
     return total // (micro * world)
@@ -135,7 +135,7 @@ def usable_ranks(trains: Train | Sequence[Train], world: int, split: int = 1) ->
     for train in stages:
         if train.global_batch % (_given(train) or 1):
             raise UserError(
-                f"train.global_batch {train.global_batch} is no multiple of {_given(train)} (train.micro_batch): "
+                f"train.global_batch {train.global_batch} is not a multiple of {_given(train)} (train.micro_batch): "
                 "change one of the two."
             )
     shares = [train.global_batch // (_given(train) or 1) for train in stages]

@@ -54,7 +54,7 @@ UNUSED = {
     "data_parallel_size": "all ranks take part",
     "dataloader_drop_last": "the loader is the trainer's own",
     "datastates_ckpt": "[checkpoint] in the TOML says how they are written",
-    "pipeline": "the model is no pipeline",
+    "pipeline": "the model is not a pipeline",
     "seq_parallel_communication_data_type": "every rank has whole sequences",
     "use_data_before_expert_parallelism": "the model has no experts",
 }

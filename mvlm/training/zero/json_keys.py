@@ -121,6 +121,6 @@ def _unknown(found: dict[str, Any], known: set[str], prefix: str) -> Iterator[tu
 
 def _sentence(name: str, known: set[str], json_name: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"{json_name}: {name} is no key that DeepSpeed knows; " + (
+    return f"{json_name}: {name} is not a key that DeepSpeed knows; " + (
         f"did you mean {near[0]}?" if near else "delete it."
     )

@@ -54,7 +54,7 @@ def test_a_naming_must_be_given_and_be_sound(tmp_path: Path, fails: Callable[...
         (("vqa", "a.json", "--images", ".", "--annotations", "a.json", "a.json"), "pair them"),
         (("img2dataset", "."), "holds no shards"),
         (("hf", ".", "--subset", "train"), "holds neither state.json nor parquet"),
-        (("hf", "a.parquet"), "no readable Arrow or parquet"),
+        (("hf", "a.parquet"), "not a readable Arrow or parquet"),
     ],
 )
 def test_what_does_not_fit_the_source_is_one_sentence(

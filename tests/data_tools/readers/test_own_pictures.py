@@ -47,7 +47,7 @@ def test_a_table_in_utf_16_is_told_how_to_be_converted(tmp_path: Path, name: str
 def test_a_table_with_line_ends_of_old_macs_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "pairs.csv", b"image,text\ra.jpg,a bee\r")
     said = fails("shard", "table", tmp_path / "pairs.csv", "--out", tmp_path / "out")
-    assert "pairs.csv is no table from line" in said
+    assert "pairs.csv is not a table from line" in said
 
 
 def test_texts_are_read_as_windows_writes_them_or_told_why_not(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_whole_paths_elsewhere_are_told_how_to_be_read(tmp_path: Path, fails: Ca
     put(tmp_path / "in/pairs.csv", f"image,text\n{images[0]},a bee\n{images[1]},an ant\n".encode())
     argv = ("shard", "table", tmp_path / "in/pairs.csv", "--out", tmp_path / "out")
     said = fails(*argv)
-    assert f"whole paths of images, such as {images[0]}: give --images, such as {tmp_path}/disk." in said
+    assert f"absolute paths of images, such as {images[0]}: give --images, such as {tmp_path}/disk." in said
     run(*argv, "--images", tmp_path / "disk", "--workers", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["a/1.jpg", "b/2.jpg"]
 
