@@ -66,7 +66,7 @@ def icon_sets(path: Path, skip: int = 0) -> Iterator[IconSet]:
             parsed = json.loads(content)
             yield _icon_set(parsed, info)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path}: {name} is no set of icons ({error!r}): fetch the package again.") from None
+            raise UserError(f"{path}: {name} is not a set of icons ({error!r}): fetch the package again.") from None
     if not found:
         raise UserError(
             f"{path} holds no json/*.json: give the archive or the folder of the npm package @iconify/json."
