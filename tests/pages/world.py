@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data_tools.synth.miniature import write_miniature
+from mvlm.api.results import RECIPE as RECIPE_OF_PYTHON
 from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from tests.cluster.miniatures import write_icons
 from tests.conftest import ROOT
@@ -18,7 +19,8 @@ from tests.pages.shown import toml_block
 SMALL = [word for word in RECIPE if not word.startswith("train.epochs")]
 """Overrides by which any recipe trains for milliseconds a step."""
 OWN_ENCODERS = {"small_domain.toml": "tf_efficientnet_lite0", "dictionary.toml": "patch_dictionary"}
-"""TOMLs of docs/small.md by their image encoders, which have parts of their own that these freeze."""
+"""TOMLs of docs/small.md by their image encoders, which have parts of their own that these freeze, as `mvlm.train`'s
+recipe does."""
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 
 
@@ -26,7 +28,8 @@ def reduced(words: list[str]) -> list[str]:
     """The words of `mvlm train` for a tiny model and a few steps."""
     long = ("train.epochs=", "train.steps=", "train.global_batch=", "train.micro_batch=6", "eval.every=", "model.")
     own = [word for word in words if not word.startswith(long)]
-    small = [word for word in SMALL if not word.startswith("model.vision")] if words[0] in OWN_ENCODERS else SMALL
+    own_encoder = Path(words[0]).name in (*OWN_ENCODERS, RECIPE_OF_PYTHON)
+    small = [word for word in SMALL if not word.startswith("model.vision")] if own_encoder else SMALL
     small = [*small, "model.vision_weights=random"]
     first = [] if any(word.startswith("checkpoint.init=") for word in words) else RECIPE_OF_FIRST
     return [*own, *small, *first, "train.epochs=0", "train.steps=4", "eval.every=2", "checkpoint.every=2"]
@@ -52,8 +55,9 @@ def make_world(folder: Path, scenes: Path, trained: Path) -> None:
     lines = {"templates.txt": "{} top left\na {}\n", "sentences.txt": "red circle top left\n\nblue star\n"}
     lines |= {"removed.txt": "no-such-key\n"}
     lines |= {name: toml_block("docs/small.md", encoder) for name, encoder in OWN_ENCODERS.items()}
-    lines |= {"run.toml": '[run]\ndir = "runs/mine"\n[data]\ntrain = "shards/train"\neval = "shards/eval"\n'}
-    lines |= {"job.toml": '[job]\nname = "base"\nrun = "run.toml"\ndeepspeed = "ds_configs/zero1.json"\nnodes = 2\n'}
+    for name, run in (("run.toml", "mine"), ("job_run.toml", "of_a_job")):
+        lines[name] = f'[run]\ndir = "runs/{run}"\n[data]\ntrain = "shards/train"\neval = "shards/eval"\n'
+    lines["job.toml"] = '[job]\nname = "base"\nrun = "job_run.toml"\ndeepspeed = "ds_configs/zero1.json"\nnodes = 2\n'
     for name, text in lines.items():
         (folder / name).write_text(text)
 
