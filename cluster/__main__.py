@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     for run, backends, text in (
         (_submit, BACKENDS, "run a job"),
         (_render, BACKENDS, "print what submit would run"),
-        (_preflight, PREFLIGHTS, "test its nodes and the network between them"),
+        (_preflight, PREFLIGHTS, "test the nodes of a job and the network between them"),
         (_check, BACKENDS, "check every step of a pipeline"),
     ):
         name = run.__name__.removeprefix("_")

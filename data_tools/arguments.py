@@ -90,7 +90,7 @@ def add_filters(command: argparse.ArgumentParser) -> None:
         type=megabytes,
         default=4,
         metavar="GB",
-        help="of memory to look for equal ids and images in (default: 4)",
+        help="memory for finding equal ids and images (default: 4)",
     )
     asked.add_argument(
         "--exclude",
@@ -127,10 +127,8 @@ def add_source(command: argparse.ArgumentParser, described: bool) -> None:
     command.add_argument("paths", nargs="+", metavar="PATH", help="files or folders, URLs, and patterns of them")
     own = command.add_argument_group("of some sources, as the list below says")
     own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
-    own.add_argument(
-        "--annotations", nargs="+", metavar="FILE", help="VQA's answers: those to the questions of each PATH"
-    )
-    own.add_argument("--names", metavar="NAMING", help="how a download folder's files are called")
+    own.add_argument("--annotations", nargs="+", metavar="FILE", help="VQA's answers to the questions of each PATH")
+    own.add_argument("--names", metavar="NAMING", help="how the files of a download folder are named")
     own.add_argument("--subset", metavar="NAME,NAME", help="the source's own splits to take (default: all)")
     own.add_argument("--phrases", type=count, metavar="N", help="region descriptions to keep of an image; 0: all")
     own.add_argument("--image-column", metavar="NAME")
@@ -140,12 +138,12 @@ def add_source(command: argparse.ArgumentParser, described: bool) -> None:
     own.add_argument("--image-key", metavar="EXT", help="extension of the tar members that are images, such as jpg;png")
     own.add_argument("--caption-key", metavar="EXT", help="extension of the tar members that hold the captions")
     own.add_argument(
-        "--in-place", action="store_true", default=None, help="leave images where they lie; the shards refer to them"
+        "--in-place", action="store_true", default=None, help="leave images where they are; the shards refer to them"
     )
     own.add_argument("--connections", type=positive, metavar="N", help="downloads at a time")
     own.add_argument("--per-host", type=positive, metavar="N", help="downloads from one host at a time")
     own.add_argument(
-        "--timeout", type=below_million, metavar="SECONDS", help="of one request, from its connection to its end"
+        "--timeout", type=below_million, metavar="SECONDS", help="limit of one request, from its connection to its end"
     )
     own.add_argument("--retries", type=count, metavar="N", help="further attempts after a failure that may pass")
     own.add_argument("--max-mb", type=below_million, metavar="MB", help="download no larger image")

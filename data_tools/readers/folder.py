@@ -28,7 +28,8 @@ CAPTIONS = "captions.jsonl"
 
 
 class FolderSource:
-    """The records of one or more folders or archives, in the order of their captions files."""
+    """folders, or uncompressed tars of one, with captions.jsonl: on each line a JSON object with id, image (a path in
+    the folder), captions (a list) and, if you like, source and other fields; key: id"""
 
     def __init__(self, paths: list[PathOrUrl]) -> None:
         self._folders: list[Opened] = list(map(_opened, paths))

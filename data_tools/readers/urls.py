@@ -38,12 +38,13 @@ class _Link:
 
 
 class UrlSource:
-    """parquet, CSV, TSV or JSON-lines tables with a link a row, or folders of them; the images are downloaded.
-    --image-column, --caption-column (default: url or URL; caption, text or TEXT), --key-column (default: uid, else
-    FILE-ROW); columns sha256 and md5 are checked; source: the table's name. --connections (256), --per-host (8),
-    --timeout (30) and --retries (2) bound the requests of each process, --max-mb (32) an image; --allow-loopback, for
-    tests, lets links lead to this machine. Example: mvlm-data shard urls laion/*.parquet --longest-side 512
-    --out shards/laion"""
+    """parquet, CSV, TSV or JSON-lines tables with one link per row, or folders of them; the images are downloaded.
+    --image-column (default: the first of url, image_url, img_url, link), --caption-column (default: the first of
+    caption, captions, text, title, alt_text, alt), in capitals too; --key-column (default: uid, else FILE-ROW); columns
+    sha256 and md5 are checked; source: the table's name. --connections (256), --per-host (8), --timeout (30) and
+    --retries (2) limit the requests of each process, --max-mb (32) the size of an image; --allow-loopback, for tests,
+    lets links lead to this machine. Example: mvlm-data shard urls laion/*.parquet --longest-side 512 --out shards/laion
+    """
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(refuse=parser.error, task=None)
     parser.add_argument("--follow", type=Path, metavar="RUN", help="evaluate each new checkpoint of this run")
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="SHARDS", help="of --follow: shard folders (default: data.eval)"
+        "--data", nargs="+", default=[], metavar="SHARDS", help="with --follow: shard folders (default: data.eval)"
     )
     tasks = parser.add_subparsers(dest="task", metavar="TASK", title="tasks")
     for name, does in HELP.items():

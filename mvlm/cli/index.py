@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         action="store_true",
-        help="have the shards' own captions count as much as what the images show: a sentence then finds first what is "
-        "called so",
+        help="give the shards' captions as much weight as their images: a sentence then first finds images whose "
+        "captions say it",
     )
 
 

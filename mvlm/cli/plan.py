@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "[--mfu SHARE] [--choose] [--json FILE] [key=value ...]\n"
         "       mvlm plan data --links N [--nodes N] [--cores N] [...] [--json FILE]"
     )
-    parser.add_argument("config", metavar="RUN.toml", help="or data, for the making of shards from a table of links")
+    parser.add_argument("config", metavar="RUN.toml", help="or data, to plan making shards from a table of links")
     parser.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON")
     parser.add_argument("--gpu", metavar="NAME", help="such as h100, a100-40gb, v100")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: 1)")
@@ -53,24 +53,24 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     from mvlm.estimate.links import LinkTablePlan as Asked
     from mvlm.estimate.links import ScoringPlan as Scoring
 
-    data = parser.add_argument_group("mvlm plan data: what is assumed of the links and paid for the machines")
+    data = parser.add_argument_group("mvlm plan data: assumptions about the links, and prices of the machines")
     given: tuple[tuple[str, type, float, str], ...] = (
         ("cores", int, Asked.cores, "hardware threads of a node"),
         ("alive", float, Asked.alive, "share of the links that lead to an image"),
         ("image-kb", float, Asked.image_kb, "kilobytes of an image as downloaded"),
-        ("megapixels", float, Asked.megapixels, "of an image as downloaded"),
+        ("megapixels", float, Asked.megapixels, "megapixels of an image as downloaded"),
         ("stored-kb", float, Asked.stored_kb, "kilobytes of an image in the shards; 0: as downloaded"),
-        ("seconds", float, Asked.seconds, "of a request, time-outs included"),
-        ("connections", int, Asked.connections, "of a process, one of which runs on each hardware thread"),
-        ("gbit", float, Asked.gbit, "a second that a node downloads"),
+        ("seconds", float, Asked.seconds, "seconds per request, time-outs included"),
+        ("connections", int, Asked.connections, "downloads at a time, of one process per hardware thread"),
+        ("gbit", float, Asked.gbit, "gigabits per second that a node downloads"),
         ("encryption-ms", float, Asked.encryption_ms, "CPU time of a link for TLS and the look-up of its host"),
         ("core-hour", float, Asked.core_hour, "price of a hardware thread for an hour"),
         ("gb-month", float, Asked.gb_month, "price of a gigabyte stored for a month"),
     )
     scoring: tuple[tuple[str, type, float, str], ...] = (
-        ("score-gpus", int, 0, "GPUs that score the shards, which is planned too; 0: it is not"),
-        ("score-rate", float, Scoring.pairs_per_s, "pairs a second that a GPU scores"),
-        ("clusters", int, Scoring.clusters, "of the scored rows"),
+        ("score-gpus", int, 0, "GPUs that score the shards; 0: scoring is not planned"),
+        ("score-rate", float, Scoring.pairs_per_s, "pairs per second that a GPU scores"),
+        ("clusters", int, Scoring.clusters, "clusters to make of the scored rows; 0: none"),
         ("kept", float, Scoring.kept, "share of the pairs that data.where keeps"),
         ("gpu-hour", float, Scoring.gpu_hour, "price of a GPU for an hour"),
     )

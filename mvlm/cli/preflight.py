@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="for all ranks to join (default: 60); a pair has a quarter of it to answer",
+        help="wait so long for all ranks to join (default: 60), and a quarter of it for a pair to answer",
     )
     parser.set_defaults(takes_overrides=True)
 

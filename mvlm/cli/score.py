@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=positive, metavar="ROWS", help="in a forward pass (default: the run's eval.batch)"
     )
-    parser.add_argument("--clusters", type=positive, metavar="K", help="put the rows in so many clusters afterwards")
+    parser.add_argument("--clusters", type=positive, metavar="K", help="afterwards, group the rows into K clusters")
     parser.add_argument(
-        "--memory-gb", type=above_zero, default=4.0, metavar="GB", help="of embeddings held for clusters (default: 4)"
+        "--memory-gb", type=above_zero, default=4.0, metavar="GB", help="memory for embeddings of clusters (default: 4)"
     )
 
 

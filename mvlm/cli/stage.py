@@ -5,9 +5,10 @@ examples:
   mvlm stage add runs/mine --epochs 3 --name larger model.image_size=288 'data.train=["shards/a", "shards/b"]'
   mvlm stage show runs/mine --rows
 
-`add` takes the settings of the run for the new stage, but for those given as key=value. A run that is under way
-begins it by itself when its last stage ends; one that has ended, when the same command is given that trained it. Where
-the data of the stages differ, each data set continues in its own order: no row comes again before all others have come.
+`add` uses the settings of the run for the new stage, except those given as key=value. A run that is in progress begins
+the stage by itself when its last stage ends; a run that has ended begins it when you enter the command that trained it
+again. If the data of the stages differ, each data set continues in its own order: no row comes again before all others
+have come.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, metavar="N", help="updates of the stage")
-    length.add_argument("--pairs", type=positive, metavar="N", help="pairs that it is to see")
+    length.add_argument("--pairs", type=positive, metavar="N", help="pairs to be seen")
     length.add_argument("--epochs", type=float, metavar="X", help="epochs over its data")
-    parser.add_argument("--name", default="", help="how the stage is called where it is shown")
+    parser.add_argument("--name", default="", help="the name under which the stage is shown")
     parser.add_argument(
-        "--continue", dest="continues", action="store_true", help="with the schedule of the stage before over both"
+        "--continue", dest="continues", action="store_true", help="extend the schedule of the stage before to it"
     )
     parser.add_argument("--rows", action="store_true", help="also count how often each row was seen")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")

@@ -24,6 +24,8 @@ from data_tools.__main__ import main
 from data_tools.download.addresses import allowed_addresses
 from data_tools.download.client import Client, HeldMemory, Limits
 from data_tools.download.prefetch import prefetched
+from data_tools.readers.link_table import CAPTION_COLUMNS
+from data_tools.readers.row_files import LINK_COLUMNS
 from data_tools.readers.urls import OUTAGE, UrlSource
 from data_tools.record import Dropped, Record
 from mvlm.errors import ExitCode, UserError
@@ -317,3 +319,11 @@ def test_a_killed_run_downloads_nothing_of_finished_parts_again(
     assert main([*argv, "--out", str(tmp_path / "undisturbed"), "--connections", "16"]) == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
     assert len(read_rows(tmp_path / "out")) == 69
+
+
+def test_the_help_names_the_columns_that_are_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["shard", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for columns in (LINK_COLUMNS, CAPTION_COLUMNS):
+        assert f"(default: the first of {', '.join(columns)})" in said
