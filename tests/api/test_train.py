@@ -20,7 +20,7 @@ from mvlm.api.launch import launch_training
 from mvlm.api.recipe import choose
 from mvlm.api.results import DEEPSPEED, RECIPE, RunFolder, write_recipe
 from mvlm.config.load import load_config
-from mvlm.config.toml import apply_override, as_toml
+from mvlm.config.toml import apply_override
 from mvlm.errors import UserError
 from mvlm.runtime.commands import run_command
 from tests.api.wheel import Installed, install
@@ -129,8 +129,7 @@ def test_several_ranks_are_started_by_the_launcher(scenes: Path, tmp_path: Path)
     corpus, run = find_shards(scenes), tmp_path / "run"
     assert corpus
     write_recipe(run, choose(corpus.images, corpus.train, corpus.eval, run, 0), "A test.")
-    overrides = [f"{key}={as_toml(value)}" for key, value in (SMALL | {"train.steps": 2}).items()]
-    launch_training(str(run / RECIPE), str(run / DEEPSPEED), overrides, 2)
+    launch_training(str(run / RECIPE), str(run / DEEPSPEED), [*TINY, "train.steps=2"], 2)
     assert json.loads((run / "run.json").read_text())["world"] == 2
     assert RunFolder(run).metrics[-1]["step"] == 2
 
