@@ -113,29 +113,52 @@ def table_header(path: Path) -> tuple[list[str], str]:
     return names, delimiter
 
 
-def rows_of(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[Row]:
+def rows_of(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[Row | None]:
     """The rows of a table from its start, as `located_rows`."""
     return (row for _, row in located_rows(file, path, header, delimiter))
 
 
-def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[tuple[int, Row]]:
-    """The rows behind the header, by column; what a short row lacks is empty, and what a long one has more is left out.
+def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> LocatedRows:
+    """The rows behind the header, by column; what a short row lacks is empty.
 
-    Each comes with the offset at which it begins. The file stands at its start, or at the start of a row.
+    A row with more fields than the header is malformed: its texts have a delimiter in them that nothing quotes. The
+    file stands at its start, or at the start of a row.
 
     Raises:
-        UserError: a field is longer than any caption.
+        UserError: a field is longer than any caption, or a quote swallows the lines behind its own.
     """
     csv.field_size_limit(MAX_TEXT_BYTES)
-    texts = (line.decode("utf-8", "surrogateescape") for line in lines(file))
-    reader = csv.reader(texts, delimiter=delimiter)
+    of_row: list[str] = []
+    reader = csv.reader(_kept(file, of_row), delimiter=delimiter)
     try:
         if file.tell() == 0:
             next(reader, None)
         offset = file.tell()
+        of_row.clear()
         for values in reader:
-            if values:
+            if len(of_row) > 1:
+                _check_quotes(of_row, delimiter)
+            of_row.clear()
+            if any(values[len(header) :]):
+                yield offset, None
+            elif values:
                 yield offset, dict(itertools.zip_longest(header, values[: len(header)], fillvalue=""))
             offset = file.tell()
     except csv.Error as error:
-        raise UserError(f"{path} is not a table from line {reader.line_num} on ({error}): write it anew.") from None
+        line = reader.line_num - len(of_row) + 1
+        raise UserError(f"{path} is not a table from line {line} on ({error}): write it anew.") from None
+
+
+def _kept(file: BinaryIO, texts: list[str]) -> Iterator[str]:
+    """The lines of a file, each added to `texts` as it is asked for."""
+    for line in lines(file):
+        texts.append(line.decode("utf-8", "surrogateescape"))
+        yield texts[-1]
+
+
+def _check_quotes(texts: list[str], delimiter: str) -> None:
+    """Raises `csv.Error` where a row of several lines is one only because csv forgives a quote that never ends."""
+    try:
+        list(csv.reader(texts, delimiter=delimiter, strict=True))
+    except csv.Error:
+        raise csv.Error("a text that begins with a quote does not end with one") from None

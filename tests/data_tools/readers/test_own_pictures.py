@@ -106,6 +106,29 @@ def test_a_link_is_not_taken_for_the_folder_of_the_images(tmp_path: Path, fails:
     assert "1 of them for 'image is missing'" in said
 
 
+def test_a_quote_that_never_ends_swallows_no_rows(tmp_path: Path, fails: Callable[..., str]) -> None:
+    for number in range(5):
+        put(tmp_path / f"{number}.jpg", photo(number))
+    argv = ("shard", "table", tmp_path / "t.tsv", "--out", tmp_path / "out")
+    for last in ("4.jpg\tan ant", '4.jpg\t"an ant'):
+        rows = ["image\ttext", '0.jpg\t"two\nlines"', '1.jpg\t"a" in quotes', '2.jpg\t"a bee', "3.jpg\ta wasp", last]
+        put(tmp_path / "t.tsv", "\n".join(rows).encode())
+        said = fails(*argv)
+        assert "t.tsv is no table from line 5 on (a text that begins with a quote does not end with one)" in said
+    put(tmp_path / "t.tsv", "\n".join([*rows[:3], "3.jpg\ta wasp"]).encode())
+    run(*argv, "--workers", 1)
+    assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["two lines"], ["a in quotes"], ["a wasp"]]
+
+
+def test_a_caption_is_not_cut_at_a_comma_that_nothing_quotes(tmp_path: Path) -> None:
+    for number in range(3):
+        put(tmp_path / f"{number}.jpg", photo(number))
+    put(tmp_path / "t.csv", b'image,text\n0.jpg,a bee, an ant\n1.jpg,"a bee, an ant"\n2.jpg,a wasp,,\n')
+    run("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", 1)
+    assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["a bee, an ant"], ["a wasp"]]
+    assert quarantine(tmp_path / "out") == {"": "annotation is malformed"}
+
+
 def test_rows_of_json_that_are_none_are_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "a.jpg", photo(1))
     rows = [
