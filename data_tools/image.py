@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mvlm.data.images.encoded import JPEG_START, BadImage, check_scans, check_size, damaged, open_image
-from mvlm.data.images.upright import ORIENTATION, eight_bits
+from mvlm.data.images.upright import ORIENTATION, eight_bits, orientation, turned
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def _jpeg_colour(data: bytes) -> Image.Image:
             _check_jpeg(data)  # whose pixels are Pillow's, which alone knows the ways in which inks are inverted
             return header.copy()
         colour = Image.fromarray(_jpeg_pixels(data, "GRAY" if header.mode == "L" else "RGB"))
-        colour.info = dict(header.info)
-        colour.getexif()[ORIENTATION] = header.getexif().get(ORIENTATION, 1)
+        colour.info = {name: value for name, value in header.info.items() if name != "exif"}
+        colour.getexif()[ORIENTATION] = orientation(header)
         return colour
 
 
@@ -105,7 +105,7 @@ def shrunk(image: Image.Image, longest_side: int, quality: int) -> tuple[bytes, 
     It is upright by its EXIF orientation and bears no metadata but a colour profile. What has transparency becomes
     a PNG, all else a JPEG of that quality.
     """
-    pixels = _eight_bits(ImageOps.exif_transpose(image))
+    pixels = _eight_bits(turned(image))
     scale = longest_side / max(pixels.size)
     size = (max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale)))
     small = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)  # as views are resized in training

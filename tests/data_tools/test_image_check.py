@@ -13,8 +13,10 @@ import simplejpeg
 from made import photo
 from PIL import Image
 
-from data_tools.image import decoded_size
+from data_tools.image import decode, decoded_size, shrunk
+from mvlm.data.images.decode import load_image
 from mvlm.data.images.encoded import BadImage
+from mvlm.data.images.upright import upright
 
 
 def bomb(side: int) -> bytes:
@@ -100,3 +102,44 @@ def passes(jpeg: bytes) -> bool:
         return decoded_size(jpeg) == (83, 61)
     except BadImage:
         return False
+
+
+def exif_of(*entries: tuple[int, int, bytes]) -> bytes:
+    """EXIF of a tag, a type and four bytes each."""
+    content = b"".join(struct.pack("<HHI", tag, kind, 1) + value for tag, kind, value in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + content + bytes(4)
+
+
+ON_ITS_SIDE = (0x0112, 3, b"\x06\0\0\0")
+FLOAT_FOR_TEXT = (0x010E, 11, struct.pack("<f", 1.5))  # which Pillow reads and cannot write
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("exif", "size"),
+    [
+        (b"Exif\0\0no TIFF at all", (30, 20)),
+        (b"Exif\0\0II*\0", (30, 20)),
+        (exif_of((0x0112, 2, b"six\0")), (30, 20)),
+        (exif_of(FLOAT_FOR_TEXT, ON_ITS_SIDE), (20, 30)),
+    ],
+)
+def test_exif_that_cannot_be_read_harms_no_picture(kind: str, exif: bytes, size: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20), "red").save(buffer, kind, exif=exif, dpi=(72, 72))
+    data = buffer.getvalue()
+    assert decoded_size(data) == (30, 20)
+    assert load_image(data).size == size
+    colour = decode(data, 8).colour
+    assert colour is not None
+    small, *_ = shrunk(colour, 15, 90)
+    assert load_image(small).size == tuple(side // 2 for side in size)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_that_was_turned_is_not_turned_again(kind: str) -> None:
+    buffer, again = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (30, 20), "red").save(buffer, kind, exif=exif_of(ON_ITS_SIDE))
+    shown = upright(load_image(buffer.getvalue()))
+    shown.save(again, "PNG")
+    assert shown.size == load_image(again.getvalue()).size == (20, 30)

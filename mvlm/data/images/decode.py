@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image
 
 from mvlm.data.images.encoded import JPEG_START, BadImage, check_scans, damaged, open_image
-from mvlm.data.images.upright import GAP, ORIENTATION, resized, upright
+from mvlm.data.images.upright import GAP, orientation, resized, upright
 from mvlm.errors import UserError
 
 native_is_missing = ""
@@ -151,14 +151,8 @@ class SimpleJpeg:
             simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return Decoded.open(data)  # as in `NativeJpeg`
-        try:
-            header = open_image(data)
-            upright = header.getexif().get(ORIENTATION, 1) == 1
-        except BadImage:
-            raise
-        except Exception as error:  # as in `load_image`
-            raise damaged(error) from error
-        if not upright or header.mode not in ("RGB", "L"):
+        header = open_image(data)
+        if orientation(header) != 1 or header.mode not in ("RGB", "L"):
             return Decoded.open(data)
         return cls(data, header.width, header.height, header.mode)
 

@@ -6,9 +6,23 @@ Of Pillow and numpy alone, so that it may travel with an exported model.
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 ORIENTATION = 0x0112  # EXIF's tag
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's number: not by Pillow's own function, which writes all of the EXIF anew and fails where it cannot."""
+
+_EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+"""Where Pillow keeps what says the orientation."""
 
 GAP = 3
 """Before the filter, a picture is shrunk by a cruder and faster way to no less than this many times the size wanted."""
@@ -16,13 +30,29 @@ GAP = 3
 
 def upright(image: Image.Image) -> Image.Image:
     """To RGB: upright by its EXIF orientation, transparency on white, more than 8 bits scaled to 8."""
-    if image.getexif().get(ORIENTATION, 1) != 1:  # Pillow would copy an upright one, too
-        image = ImageOps.exif_transpose(image)
-    image = eight_bits(image)
+    image = eight_bits(turned(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """Upright by its EXIF orientation, without which it then is, lest it be turned again."""
+    turn = _TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    image.info = {name: value for name, value in image.info.items() if name not in _EXIF}
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """By EXIF; 1, upright, where that cannot be read, as viewers have it: the pixels are sound all the same."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow's reader raises nearly anything on damaged bytes
+        return 1
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
