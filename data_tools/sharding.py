@@ -28,6 +28,7 @@ from .part import Part, PartManifest, chosen, cut, within
 from .pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
 from .readers import Cuttable, Source
 from .report import ShardReport
+from .split import Split
 from .store.destination import open_store
 from .store.store import Finished, Store
 from .task import Item, PartJob, digest, make_part, prune_again, prune_part, run_part
@@ -167,7 +168,7 @@ def _finish(job: PartJob, out: Path | str, parts: list[PartManifest], losers: Lo
     for name in options.names:
         if name not in found:
             store.discard()
-            raise UserError(_nothing_left(report, out, name))
+            raise UserError(_nothing_left(report, out, name, options.split))
     report.splits = {name: manifest.rows for name, manifest in found.items() if name}
     texts = {YIELD: report.to_json(), YIELD_TEXT: report.summary() + "\n"}
     if options.origin is not None:
@@ -202,10 +203,7 @@ def _check_tolerance(store: Store, report: ShardReport, out: Path | str, tolerat
     )
 
 
-def _nothing_left(report: ShardReport, out: Path | str, name: str) -> str:
-    if not report.read:
+def _nothing_left(report: ShardReport, out: Path | str, name: str, split: Split | None) -> str:
+    if not report.read or split is None:
         return f"{out} was not made, because the source holds no records: check its path."
-    return (
-        f"{out} was not made, because none of {report.kept} records {EMPTY_SPLIT} {name!r}, which a hash of each "
-        "decides: raise its share, or add records."
-    )
+    return f"{out} was not made, because none of {report.kept} records {EMPTY_SPLIT} {name!r}: {split.remedy}."

@@ -13,6 +13,15 @@ from mvlm.errors import UserError
 from .record import Record
 
 MISSING = "no field to split by"
+UNNAMED = "field names none of the splits"
+
+
+class NoSplit(Exception):
+    """A record that falls into no split: `reason` is one of a few phrases, which are counted, `detail` explains."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -26,15 +35,27 @@ class Split:
     shares: dict[str, float]
     field: str = "key"
 
-    def allot(self, record: Record) -> str | None:
-        """The split's name, a function of the field's value alone; None where the record lacks the field, or its value
-        is to be a name and is none of them."""
+    @property
+    def remedy(self) -> str:
+        """What to do about a split that nothing falls into."""
+        if any(self.shares.values()):
+            return "a hash of each decides, so raise its share, or add some"
+        return f"leave it out, or mend what {self.field} says"
+
+    def allot(self, record: Record) -> str:
+        """The split's name, a function of the field's value alone.
+
+        Raises:
+            NoSplit: the record lacks the field, or its value is to be a name and is none of them.
+        """
         value = {"key": record.key, "source": record.source}.get(self.field, record.fields.get(self.field))
         if value is None:
-            return None
-        if not any(self.shares.values()):
-            return value if value in self.shares else None
+            raise NoSplit(MISSING, self.field)
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        if not any(self.shares.values()):
+            if text in self.shares:
+                return text
+            raise NoSplit(UNNAMED, f"{self.field} is {text[:80]!r}")
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         point = int.from_bytes(digest[:8], "big") / 2**64
         bound = 0.0

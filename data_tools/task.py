@@ -28,7 +28,7 @@ from .pipeline import Options, stored_row, task_of
 from .readers import Cuttable
 from .record import Dropped, Record
 from .report import ShardReport
-from .split import MISSING
+from .split import NoSplit
 from .store.store import Store, part_file
 from .writer import CorpusWriter
 
@@ -126,11 +126,10 @@ class _Making:
         if isinstance(result, Dropped):
             return result
         assert isinstance(item, Record), "what a source dropped, the check passes on"
-        split = self._options.split
-        name = split.allot(item) if split else ""
-        if name is None:
-            return Dropped(item.key, MISSING, item.where, split.field if split else "", item.source)
-        return name
+        try:
+            return self._options.split.allot(item) if self._options.split else ""
+        except NoSplit as none:
+            return Dropped(item.key, none.reason, item.where, none.detail, item.source)
 
     def _open(self, task: str) -> None:
         if self._options.dedup and task != CAPTION:

@@ -17,7 +17,7 @@ from mvlm.errors import UserError
 from ..corpora import kept_rows, shard_rows
 from ..meta import with_meta
 from ..record import Record
-from ..split import Split
+from ..split import NoSplit, Split
 from ..store.destination import staged
 from ..writer import CorpusWriter
 
@@ -36,7 +36,8 @@ def resplit(
     Where `split.field` is the key, the rows go where `shard --split` would have put them. One batch of rows is held.
 
     Raises:
-        UserError: there is no such column, a split is left empty, the corpus is damaged, or `out` cannot be written.
+        UserError: there is no such column, a row names none of the splits, a split is left empty, the corpus is
+            damaged, or `out` cannot be written.
     """
     task = read_manifest(folder).task
     columns = [name for name in SCHEMAS[task].names if name not in IMAGE_COLUMNS]
@@ -46,14 +47,16 @@ def resplit(
     def rows() -> Iterator[tuple[Columns, str]]:
         for row in checked_rows(folder):
             on_row(len(row["image"]))
-            name = split.allot(Record(row["key"], b"", (), row["source"], row))
-            assert name is not None
+            try:
+                name = split.allot(Record(row["key"], b"", (), row["source"], row))
+            except NoSplit as none:
+                raise UserError(f"{folder} has the row {row['key']}, whose {none}: name all splits.") from None
             yield row, name
 
     with staged(out) as partial:
         counts = write_rows(rows(), partial, list(split.shares), task, shard_bytes)
         if empty := [name for name, rows in counts.items() if not rows]:
-            raise UserError(f"{out} was not made, because no row fell into the split {empty[0]!r}: raise its share.")
+            raise UserError(f"{out} was not made, because no row fell into the split {empty[0]!r}: {split.remedy}.")
     return counts
 
 

@@ -22,7 +22,7 @@ MOST = 8
 class NovelSplit(Split):
     """Scenes with something held out go to `novel`, the others are divided as in any split."""
 
-    def allot(self, record: Record) -> str | None:
+    def allot(self, record: Record) -> str:
         return NOVEL if record.fields[NOVEL] else super().allot(record)
 
 

@@ -8,6 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -154,6 +155,20 @@ def test_a_split_has_no_value_on_both_sides_whatever_the_order(tmp_path: Path) -
     assert {group[key] for key in keys["train"]}.isdisjoint(group[key] for key in keys["eval"])
     for name in keys:
         assert {row["key"] for row in read_rows(tmp_path / "reversed" / name)} == keys[name]
+
+
+def test_what_names_no_split_is_listed_with_what_it_says(tmp_path: Path) -> None:
+    folds: list[Any] = [0, 1, 2, [0], "1", None]
+    write_folder(tmp_path / "in", 6, fold=folds.__getitem__)
+    split = ("--split", "0,1", "--split-by", "fold", "--tolerate", 1)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1, *split)
+    assert [row["key"] for row in read_rows(tmp_path / "out/1")] == ["r1", "r4"]
+    listed = map(json.loads, (tmp_path / "out/quarantine.jsonl").read_text().splitlines())
+    assert {entry["key"]: (entry["reason"], entry["detail"]) for entry in listed} == {
+        "r2": ("field names none of the splits", "fold is '2'"),
+        "r3": ("field names none of the splits", "fold is '[0]'"),
+        "r5": ("no field to split by", "fold"),
+    }
 
 
 def test_what_cannot_be_sharded_at_all_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:

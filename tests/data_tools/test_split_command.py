@@ -62,6 +62,19 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     assert pa.total_allocated_bytes() - held < 45e6
 
 
+def test_splits_named_by_a_column_take_every_row_or_say_which_they_miss(
+    fails: Callable[..., str], tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "c", [row | {"source": "abc"[n % 3]} for n, row in enumerate(caption_rows(6))])
+    argv = ["split", corpus, "--out", tmp_path / "out", "--split-by", "source", "--split"]
+    said = fails(*argv, "a,b")
+    assert "has the row k2, whose field names none of the splits: source is 'c': name all splits." in said
+    assert "field names none of the splits" in fails(*argv[:-2], "captions", "--split", "a,b")
+    assert "into the split 'd': leave it out, or mend what source says." in fails(*argv, "a,b,c,d")
+    run(*argv, "a,b,c")
+    assert [row["key"] for row in read_rows(tmp_path / "out/c")] == ["k2", "k5"]
+
+
 def test_faults_leave_nothing(fails: Callable[..., str], tmp_path: Path) -> None:
     rows = caption_rows(9)
     corpus = write_corpus(tmp_path / "c", rows)

@@ -27,7 +27,7 @@ from data_tools.readers.icons.package import icon_sets
 from data_tools.readers.icons.render import Renderer, check
 from data_tools.readers.images import Refused
 from data_tools.record import Record
-from data_tools.split import parse_split
+from data_tools.split import NoSplit, parse_split
 from tests.conftest import ROOT
 
 pytest.importorskip("resvg_py")
@@ -308,5 +308,8 @@ def test_a_drawing_that_takes_too_long_ends_its_process_and_the_next_is_drawn() 
 
 def test_a_field_may_name_the_splits() -> None:
     split = parse_split("train,eval", "side")
-    allotted = [split.allot(Record(str(side), b"", fields={"side": side})) for side in ("eval", "train", "other", None)]
-    assert allotted == ["eval", "train", None, None]
+    sides = {side: Record(str(side), b"", fields={"side": side}) for side in ("eval", "train", "other", None)}
+    assert [split.allot(sides[side]) for side in ("eval", "train")] == ["eval", "train"]
+    for side, reason in (("other", "field names none of the splits: side is 'other'"), (None, "no field to split by")):
+        with pytest.raises(NoSplit, match=reason):
+            split.allot(sides[side])
