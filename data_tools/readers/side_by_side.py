@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePath
 
-from mvlm.data.images.encoded import EXTENSIONS
+from mvlm.data.images.encoded import EXTENSIONS, OTHERS
 from mvlm.errors import UserError
 
 from ..part import Cursor, Unit
@@ -13,7 +14,6 @@ from ..record import Dropped, Record
 from .annotated import UTF_16, mean_size
 from .images import MISSING_IMAGE, Refused, read_inside
 
-TEXT = ".txt"
 NO_TEXT = "no text file beside the image"
 AMBIGUOUS = "two images of one name"
 
@@ -55,27 +55,40 @@ class SideBySideSource:
 
 
 def _pairs(folder: Path) -> dict[str, list[str]]:
-    """For each key the images that have it, by their paths within the folder: one, or none beside its text."""
+    """For each key of an image or a text its files, by their paths within the folder."""
     pairs: dict[str, list[str]] = {}
     for file in folder.rglob("*"):
-        suffix, path = file.suffix.lower(), file.relative_to(folder)
-        if suffix == TEXT or suffix[1:] in EXTENSIONS:
-            images = pairs.setdefault(str(path.with_suffix("")), [])
-            images += [str(path)] if suffix != TEXT else []
-    if not any(pairs.values()):
+        if _is_text(file.name) or _is_image(file.name) or _kind(file.name) in OTHERS:
+            path = file.relative_to(folder)
+            pairs.setdefault(str(path.with_suffix("")), []).append(str(path))
+    if not any(map(_is_image, chain.from_iterable(pairs.values()))):
         raise UserError(f"{folder} holds no image: give a folder of images, with a text file beside each.")
-    return pairs
+    return {key: files for key, files in pairs.items() if any(_is_text(file) or _is_image(file) for file in files)}
 
 
-def _record(folder: Path, key: str, images: list[str], where: str) -> Record | Dropped:
+def _kind(name: str) -> str:
+    return PurePath(name).suffix[1:].lower()
+
+
+def _is_text(name: str) -> bool:
+    return _kind(name) == "txt"
+
+
+def _is_image(name: str) -> bool:
+    return _kind(name) in EXTENSIONS
+
+
+def _record(folder: Path, key: str, files: list[str], where: str) -> Record | Dropped:
     def dropped(reason: str) -> Dropped:
         return Dropped(key, reason, where, source=folder.name)
 
+    images, texts = list(filter(_is_image, files)), sorted(filter(_is_text, files))
     if len(images) > 1:
         return dropped(AMBIGUOUS)
+    others = [file for file in files if _kind(file) in OTHERS]  # of which the check of all images says what they are
     try:
-        text = read_inside(folder, key + TEXT)
-        image = read_inside(folder, images[0]) if images else None
+        text = read_inside(folder, texts[-1]) if texts else None
+        image = next((read_inside(folder, file) for file in images + others), None)
     except Refused as refused:
         return dropped(str(refused))
     if image is None:

@@ -28,6 +28,18 @@ def test_a_picture_needs_one_text_and_a_text_one_picture(tmp_path: Path) -> None
     }
 
 
+def test_texts_in_capitals_are_read_and_formats_that_are_not_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "pets/a.JPG", photo(1))
+    put(tmp_path / "pets/a.TXT", b"a bee")
+    put(tmp_path / "pets/a.heic", b"\0\0\0\x18ftypheic")
+    put(tmp_path / "pets/b.HEIC", b"\0\0\0\x18ftypheic")
+    put(tmp_path / "pets/b.txt", b"an ant")
+    put(tmp_path / "pets/c.psd", b"8BPS")
+    run("shard", "side_by_side", tmp_path / "pets", "--out", tmp_path / "out", "--workers", 1)
+    assert [(row["key"], row["captions"]) for row in read_rows(tmp_path / "out")] == [("a", ["a bee"])]
+    assert quarantine(tmp_path / "out") == {"b": "unsupported image format (HEIC)"}
+
+
 def test_a_table_that_names_no_columns_is_told_what_it_lacks(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "bare.csv", b"1.jpg;a bus\n2.jpg;a train\n")
     said = fails("shard", "table", tmp_path / "bare.csv", "--out", tmp_path / "out")
