@@ -181,7 +181,7 @@ def _record(folder: Opened, line: bytes, where: str) -> Record | Dropped:
     image = content.get("image")
     if not isinstance(image, str):
         return Dropped(str(key), "no image path", where)
-    captions = content.get("captions", content.get("caption"))
+    captions = content.get("captions", content.get("caption", []))
     source = content.get("source")
     try:
         data = folder.read_image(image)

@@ -163,7 +163,7 @@ def _record(group: _Group) -> Iterator[Record | Dropped]:
         yield Dropped(group.key, "the .json is not JSON in UTF-8", group.where, str(error)[:200])
         return
     content = content if isinstance(content, dict) else {}
-    captions = content.get("captions", content.get("caption"))
+    captions = content.get("captions", content.get("caption", []))
     if "txt" in group.parts and not captions:
         captions = group.parts["txt"]
     elif "txt" in group.parts and group.parts["txt"].decode("utf-8", "replace").strip() not in captions_of(captions):

@@ -107,7 +107,7 @@ def test_each_bad_record_is_named_and_the_good_ones_stay(tmp_path: Path) -> None
     records[7]["image"] = "images/pipe"
     records[8]["captions"] = ["", "  \n", None]
     records[9]["id"] = "r10"
-    records[11]["captions"] = []
+    del records[11]["captions"]
     write_captions(tmp_path / "in", records)
     with (tmp_path / "in/captions.jsonl").open("ab") as file:
         file.write(b'{"id": "cut", "image": \n["no", "object"]\n{"id": "\xff\xfe"}\n\n')

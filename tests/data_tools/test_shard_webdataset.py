@@ -66,6 +66,7 @@ def test_hostile_members_are_dropped_with_a_reason(tmp_path: Path) -> None:
         member(tar, "words.txt", b"no picture")
         member(tar, "deep.jpg", photo(5))
         member(tar, "deep.json", b"[" * 200_000)
+        member(tar, "wordless.jpg", photo(7))
         member(tar, "latin.jpg", photo(6))
         member(tar, "latin.txt", "caf\xe9".encode("latin-1"))
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -81,6 +82,7 @@ def test_hostile_members_are_dropped_with_a_reason(tmp_path: Path) -> None:
         "twice": "more than one image",
         "words": "no image",
         "deep": "the .json is not JSON in UTF-8",
+        "wordless": "no caption",
         "latin": "caption is not UTF-8",
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
