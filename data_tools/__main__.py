@@ -11,6 +11,7 @@ from mvlm import __version__
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
+from mvlm.runtime.output import CLOSED, nobody_reads
 
 from . import commands, commands_looking, commands_making, commands_reshaping
 
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             log.error(sentence)
         return error.exit_code
     except OSError as error:
-        log.error(f"{error}: check that file and its disk.")
+        log.error(CLOSED if nobody_reads(error) else f"{error}: check that file and its disk.")
         return ExitCode.MISTAKE
     except KeyboardInterrupt:
         log.error("Interrupted: the same command again resumes; nothing half-written looks complete.")

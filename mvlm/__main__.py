@@ -18,6 +18,7 @@ from mvlm.runtime.cpu import keep_freed_memory
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment, leave
 from mvlm.runtime.log import rank_log
+from mvlm.runtime.output import CLOSED, nobody_reads
 
 COMMANDS = {
     "train": "pretrain or fine-tune a model, or resume a run",
@@ -105,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
         return _report_mistake(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except Exception:
+    except Exception as error:
+        if nobody_reads(error):
+            return _report_mistake(UserError(CLOSED))
         traceback.print_exc()
         return ExitCode.BUG
 

@@ -1,0 +1,26 @@
+"""Commands whose output nobody reads to its end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mvlm.errors import ExitCode
+
+
+@pytest.mark.parametrize("command", ["mvlm doctor", "data_tools completion bash"])
+def test_a_reader_that_ends_first_is_neither_a_bug_nor_a_full_disk(command: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    module, *words = command.split()
+    # Unbuffered, for what is flushed only as the interpreter ends is past what a command can answer for.
+    argv = [sys.executable, "-u", "-m", module, *words]
+    done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert done.returncode == ExitCode.MISTAKE
+    assert done.stderr.splitlines()[-1] == f"{module}: Standard output was closed before all was said."
+    assert "Traceback" not in done.stderr
+    assert "disk" not in done.stderr
