@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Generic, TypeVar
 
 from mvlm.errors import UserError
@@ -45,6 +46,19 @@ def ordered_map(
         pool.close()
 
 
+def _begin() -> None:
+    """Of a worker: Ctrl-C is for its parent to answer, with which it ends, however that does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "a worker has one"
+    parent.join()
+    os._exit(1)
+
+
 class _Pool(Generic[T, R]):
     """Worker processes that are replaced when one dies, which breaks all futures of its executor."""
 
@@ -54,9 +68,7 @@ class _Pool(Generic[T, R]):
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
         # Forking this process while a progress bar's thread runs could deadlock the child.
-        return ProcessPoolExecutor(
-            workers, get_context("forkserver"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-        )
+        return ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_begin)
 
     def submit(self, chunk: list[T]) -> Future[list[R]]:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +58,19 @@ def test_a_chunk_whose_worker_died_is_tried_again_and_order_is_kept(tmp_path: Pa
     for mark in marks[1:]:
         open(mark, "w").close()
     assert list(ordered_map(die_once, marks, weightless, 2)) == [(mark, mark) for mark in marks]
+
+
+BUSY = """
+import time
+from data_tools.engines.local import ordered_map
+for _ in ordered_map(time.sleep, [0] * 32 + [600] * 320, lambda seconds: 0, 2):
+    print("begun", flush=True)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    """They hold its output: who reads that would wait for ever."""
+    parent = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout and parent.stdout.readline() == "begun\n"
+    parent.kill()
+    parent.communicate(timeout=20)
