@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Container, Iterator
 from itertools import chain
 from pathlib import Path, PurePath
@@ -95,7 +96,8 @@ def _record(folder: Path, key: str, files: list[str], where: str) -> Record | Dr
         return dropped(MISSING_IMAGE)
     if text is None:
         return dropped(NO_TEXT)
-    captions = [line for line in _decoded(text).splitlines() if line.strip()]
+    # By the line ends of files alone: within a caption `splitlines` would see others, such as a form feed.
+    captions = [line for line in io.StringIO(_decoded(text), newline=None) if line.strip()]
     return Record(key, image, captions, folder.name, where=where)
 
 

@@ -40,6 +40,13 @@ def test_texts_in_capitals_are_read_and_formats_that_are_not_are_named(tmp_path:
     assert quarantine(tmp_path / "out") == {"b": "unsupported image format (HEIC)"}
 
 
+def test_a_line_of_a_text_is_one_caption_whatever_stands_in_it(tmp_path: Path) -> None:
+    put(tmp_path / "pets/a.jpg", photo(1))
+    put(tmp_path / "pets/a.txt", "a\u2028bee\x0con\x85a\x1crose\r\nan ant\ra wasp\n".encode())
+    run("shard", "side_by_side", tmp_path / "pets", "--out", tmp_path / "out", "--workers", 1)
+    assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["a bee on a rose", "an ant", "a wasp"]]
+
+
 def test_a_table_that_names_no_columns_is_told_what_it_lacks(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "bare.csv", b"1.jpg;a bus\n2.jpg;a train\n")
     said = fails("shard", "table", tmp_path / "bare.csv", "--out", tmp_path / "out")
