@@ -212,7 +212,7 @@ def test_of_a_few_pictures_none_is_held_out(tmp_path: Path, capfd: pytest.Captur
     names = list(CAPTIONS)[:3]
     for name in names:
         (tmp_path / name).write_bytes(photograph(name))
-    rows = "".join(f"{name},{CAPTIONS[name]}\n" for name in names)
+    rows = "".join(f'{name},"{CAPTIONS[name]}"\n' for name in names)
     (tmp_path / "pairs.csv").write_text(f"image,text\n{rows}")
     found = prepare(tmp_path / "pairs.csv", tmp_path / "run/shards")
     assert (found.images, found.eval) == (3, ())
