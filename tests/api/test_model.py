@@ -120,7 +120,7 @@ def test_an_exported_folder_gives_the_same(model: TrainedModel, run: Path, paths
     for mine, theirs in zip(model.encode(paths, TEXTS), exported.encode(paths, TEXTS), strict=True):
         assert torch.equal(mine, theirs)
     assert (model.step, exported.step) == (7, None)
-    with pytest.raises(UserError, match="load its run folder"):
+    with pytest.raises(UserError, match=r"Only the run that made corpus\.index can search it"):
         exported.search("corpus.index", "a red circle")
 
 

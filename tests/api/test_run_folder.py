@@ -27,5 +27,5 @@ def test_python_measures_and_writes_what_the_commands_do(scenes: Path, tmp_path:
     assert all((exported.network.state_dict()[k] == v).all() for k, v in run.load("cpu").network.state_dict().items())
     with pytest.raises(UserError, match="no task 'recall' to evaluate: choose one of retrieval, "):
         run.evaluate("recall", data)
-    with pytest.raises(UserError, match="takes no rerankk: choose among limit, batch, rerank"):
+    with pytest.raises(UserError, match="takes no argument rerankk: choose among limit, batch, rerank"):
         run.evaluate("retrieval", data, rerankk=4)

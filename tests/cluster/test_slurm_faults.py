@@ -187,4 +187,6 @@ def test_status_and_logs_tell_all_attempts_without_accounts(story):
     assert "is not in the queue\n  attempt 1 was preempted, everything saved (" in status
     assert "\n  attempt 4 is done (" in status and f"step {STEPS}  loss" in status
     printed = story.slurm.cluster("logs", "-f", story.job.file)
-    assert printed.count("==>") == 4 and f"\n0: step {STEPS} " in printed and "\ncluster: job is job" in printed
+    attempts, _, slurms_own = printed.rpartition("==>")
+    assert attempts.count("==>") == 4 and f"\n0: step {STEPS} " in attempts and "\ncluster: job is job" in attempts
+    assert "NODE FAILURE" in slurms_own

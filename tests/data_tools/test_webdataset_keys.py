@@ -72,7 +72,7 @@ def test_up_to_the_first_dot_records_are_what_webdataset_makes_of_them(tmp_path:
     expected = []
     for sample in group_by_keys([{"fname": name, "data": data, "__url__": ""} for name, data in members]):
         images, texts, listed = (parts(sample, kinds) for kinds in (set(EXTENSIONS), {"txt"}, {"json"}))
-        captions = [json.loads(listed[0])["caption"]] if listed else [*texts[:1], None][:1]
+        captions = [json.loads(listed[0])["caption"]] if listed else texts[:1]
         outcome = captions if len(images) == 1 else "more than one image" if images else "no image"
         if images or texts or listed:
             expected.append((sample["__key__"], outcome))

@@ -16,7 +16,7 @@ class Finalized:
 
 def late(word):
     time.sleep(0.3)
-    print(word)
+    sys.stdout.write(f"{word}\\n")  # at once: the other thread writes too
 
 kept = Finalized()
 atexit.register(print, "at exit")

@@ -108,7 +108,7 @@ def test_a_picture_that_was_damaged(moving, trained, said, tmp_path):
 def test_a_folder_where_a_file_or_an_index_is_to_be(index, trained, scenes, said, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert ". is a folder: give --json a file in it" in said(*search(index, trained, "--text", "x", "--json", "."))
-    assert ". exists and is no index" in said("index", scenes / "eval", "--checkpoint", trained, "--out", ".")
+    assert ". exists and is not an index" in said("index", scenes / "eval", "--checkpoint", trained, "--out", ".")
     assert not list(tmp_path.iterdir())
 
 

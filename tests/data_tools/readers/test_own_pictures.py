@@ -133,7 +133,7 @@ def test_a_quote_that_never_ends_swallows_no_rows(tmp_path: Path, fails: Callabl
         rows = ["image\ttext", '0.jpg\t"two\nlines"', '1.jpg\t"a" in quotes', '2.jpg\t"a bee', "3.jpg\ta wasp", last]
         put(tmp_path / "t.tsv", "\n".join(rows).encode())
         said = fails(*argv)
-        assert "t.tsv is no table from line 5 on (a text that begins with a quote does not end with one)" in said
+        assert "t.tsv is not a table from line 5 on (a text that begins with a quote does not end with one)" in said
     put(tmp_path / "t.tsv", "\n".join([*rows[:3], "3.jpg\ta wasp"]).encode())
     run(*argv, "--workers", 1)
     assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["two lines"], ["a in quotes"], ["a wasp"]]
