@@ -51,7 +51,7 @@ def _submit_claimed(graph: Graph, new: Submission, forced: Collection[str]) -> i
         print(f"unchanged: {', '.join(unchanged)}")
     prepare(graph, new, forced)
     new.save()
-    code = BACKENDS[new.backend].submit(graph, new) if new.queued else 0
+    code = BACKENDS[new.backend].submit(new.graph(), new) if new.queued else 0
     page = write_page(Path(new.logs))
     print(f"{page} shows how it stands" if new.queued else "every step is done and unchanged: there is nothing to do")
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import socket
@@ -11,14 +12,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mvlm.config.shipped import find_file
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
 from .. import processes
 from ..record import JobRecord, read_record, write_private
-from .file import is_pipeline, load_pipeline, pipeline_from_tables
+from .file import BY_RUN, is_pipeline, load_pipeline, pipeline_from_tables
 from .graph import Graph
 from .proof import Proof, digest, is_proven, keys, outputs, proof_path, read_proof, write_proof
+from .words import JOB
 
 FILE, RECORD, OLD = "pipeline.json", "job.json", ".old"
 MADE_ONCE = ("shard", "filter", "tokenizer", "export")
@@ -46,7 +49,8 @@ class Submission:
 
     Attributes:
         path, overrides, directory: as it was given, so that `rerun` can read it again.
-        tables: what stood in the file then, overrides applied: the file may be edited while steps wait.
+        tables: what stood in the file then, overrides applied: the file may be edited while steps wait. Once it is
+            prepared, they name copies of the files of its runs.
         order: all steps, each behind those that it waits for.
         queued: those that run, by name; the others are proven unchanged.
         host, pid, pid_started: of the driver of a local one.
@@ -122,11 +126,14 @@ def draft(graph: Graph, overrides: list[str], backend: str, forced: Collection[s
             queued[name] = QueuedStep(all_keys[name], needs)
     logs = str(pipeline.logs.absolute())
     place = str(Path.cwd())
-    return Submission(pipeline.path, overrides, place, backend, logs, pipeline.tables, graph.order, queued)
+    tables = copy.deepcopy(pipeline.tables)
+    return Submission(pipeline.path, overrides, place, backend, logs, tables, graph.order, queued)
 
 
 def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) -> None:
     """Note on disk that the queued steps begin: outputs that were made otherwise are moved aside, and old records go.
+
+    What they are to run by from then on is the submission's own graph.
 
     Raises:
         UserError: an output in a store was made otherwise; nothing has been moved then.
@@ -156,6 +163,22 @@ def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) 
         proof = None if name in stale else read_proof(proof_path(graph, name))
         own = proof.own if proof else not any(_lies_there(path) for path in _own_outputs(graph, name))
         write_proof(proof_path(graph, name), Proof(queued.key, own))
+    _keep_files_of_runs(graph, submission)
+
+
+def _keep_files_of_runs(graph: Graph, submission: Submission) -> None:
+    """Copy what the queued steps run by, which may be edited while they wait; of one in a queue it is the same."""
+    for name in submission.queued:
+        step, folder = graph.pipeline.steps[name], submission.folder(name) / JOB
+        if step.kind in BY_RUN:
+            folder.mkdir(parents=True, exist_ok=True)
+            for key, given in (
+                ("run", find_file(step.run, "configs")),
+                ("deepspeed", find_file(step.deepspeed, "ds_configs")),
+            ):
+                kept = folder / f"{key}{given.suffix}"
+                write_private(kept, given.read_text(encoding="utf-8"))
+                submission.tables[name][key] = str(kept)
 
 
 def is_made(graph: Graph, submission: Submission, name: str) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.__main__ import main
+from cluster.pipeline.submission import Submission
+from mvlm.config.shipped import find_file
 from tests.cluster.pipeline_fixture import SHARDS, write_images
 
 BEHIND = """
@@ -17,6 +20,15 @@ BEHIND = """
 name = "behind"
 kind = "command"
 command = ["ls", "{folder}/shards"]
+"""
+TRAINING = """
+[[step]]
+name = "train"
+kind = "train"
+run = "{folder}/run.toml"
+deepspeed = "{folder}/zero.json"
+settings = {{ data.train = "{folder}/shards" }}
+writes = ["{folder}/run"]
 """
 Queue = Callable[..., list[str]]
 
@@ -26,7 +38,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     """Puts lines into the queue; what has been asked of the jobs since."""
     asked = tmp_path / "asked"
     texts = {
-        "sbatch": f"ls {tmp_path}/*.got 2>/dev/null | wc -l; touch {tmp_path}/$$.got",
+        "sbatch": f"ls {tmp_path}/*.got 2>/dev/null | wc -l; cp $2 {tmp_path}/$$.got",
         "squeue": f"cat {tmp_path}/queue",
         "scancel": f'echo "$0" "$@" | sed "s,.*/,," >>{asked}',
         "scontrol": "true",
@@ -83,3 +95,23 @@ def test_a_step_that_could_not_say_how_it_ended_has_failed_once_it_has_left_the_
     assert main(["status", "--json", str(submitted)]) == 0
     states = {one["name"]: one["state"] for one in json.loads(capsys.readouterr().out)["steps"]}
     assert states == {"shards": "failed", "behind": "failed"}
+
+
+def test_a_run_whose_files_are_edited_while_it_waits_is_as_it_was_submitted(queue: Queue, tmp_path: Path) -> None:
+    """Its key is made of them, and changed back they would have proven what was trained by others."""
+    queue()
+    write_images(tmp_path / "in")
+    files = {"run.toml": "mvlm/configs/tiny.toml", "zero.json": "ds_configs/cpu.json"}
+    for name, shipped in files.items():
+        (tmp_path / name).write_text(find_file(shipped, Path(shipped).parent.name).read_text())
+    path = tmp_path / "small.toml"
+    path.write_text((SHARDS + TRAINING).format(folder=tmp_path))
+    assert main(["submit", str(path), "--on", "slurm"]) == 0
+    for name in files:
+        (tmp_path / name).write_text("edited")
+    [script] = [text for file in tmp_path.glob("*.got") if "mvlm train" in (text := file.read_text())]
+    run, deepspeed = re.search(r"mvlm train (\S+)\n +--deepspeed_config (\S+)\n", script).groups()
+    for kept, shipped in zip((run, deepspeed), files.values(), strict=True):
+        assert Path(kept).read_text() == find_file(shipped, Path(shipped).parent.name).read_text()
+    step = Submission.load(tmp_path / "logs").graph().pipeline.steps["train"]
+    assert (step.run, step.deepspeed) == (run, deepspeed)
