@@ -12,6 +12,7 @@ from mvlm.errors import UserError
 from ..job import Job
 from ..record import write_private
 from ..slurm import backend, queue
+from ..slurm.options import behind_others
 from ..slurm.plain import plain_script
 from ..slurm.queue import QueueEntry
 from . import step as step_module
@@ -19,7 +20,7 @@ from .graph import Graph
 from .proof import keys
 from .submission import Submission, is_settled, settle
 from .view import QueueAnswer, attempts
-from .words import JOB, as_job, behind_others, interpreter, parts_of
+from .words import JOB, as_job, interpreter, parts_of
 
 NEVER = ("DependencyNeverSatisfied", "launch failed requeued held")
 """Why a job stays in the queue until somebody removes it; the latter where a controller ended while it launched one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from mvlm.config.shipped import find_file, package
@@ -114,8 +113,3 @@ def job_file(job: Job) -> str:
 def parts_of(step: PipelineStep, backend: str) -> int:
     """Tasks that share a step's work; on this machine one process has them all."""
     return step.parts if step.kind in IN_PARTS and backend != "local" else 1
-
-
-def behind_others(job: Job, dependency: str) -> Job:
-    """The job with a dependency among its options."""
-    return replace(job, sbatch=(*job.sbatch, f"--dependency={dependency}")) if dependency else job

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mvlm.errors import ExitCode, UserError
 
@@ -41,11 +42,17 @@ def further(job: Job) -> dict[str, str | None]:
     for option in job.sbatch:
         parts = re.fullmatch(r"--([a-z][a-z-]*)(?:=(.*))?", option)
         if not parts:
-            raise UserError(f"job.sbatch has {option!r}: write --name or --name=value, each a word of the list.")
+            raise UserError(f"sbatch has {option!r}: write --name or --name=value, each a word of the list.")
         if parts[1] in OURS:
-            raise UserError(f"job.sbatch has {option!r}, which the job's script sets itself: remove it.")
-        found[parts[1]] = parts[2]
+            raise UserError(f"sbatch has {option!r}, which the job's script sets itself: remove it.")
+        name, value = parts.groups()
+        found[name] = f"{found[name]},{value}" if name == "dependency" and name in found else value  # sbatch takes one
     return found
+
+
+def behind_others(job: Job, dependency: str) -> Job:
+    """The job with a dependency among its options, beside the user's own."""
+    return replace(job, sbatch=(*job.sbatch, f"--dependency={dependency}")) if dependency else job
 
 
 def directives(chosen: Mapping[str, str | None]) -> list[str]:

@@ -23,11 +23,10 @@ def plain_script(job: Job, name: str, command: str, output: Path, array: str = "
         **options.placement(job),
         **({"time": job.time} if job.time else {}),
         **({"array": array} if array else {}),
-        **({"dependency": dependency} if dependency else {}),
         "requeue": None,
         "open-mode": "append",
         "output": str(output),
-        **options.further(job),
+        **options.further(options.behind_others(job, dependency)),
     }
     lines = [
         "#!/bin/bash",

@@ -75,6 +75,18 @@ def test_what_joins_parts_leaves_the_queue_before_they_are_told_to_end(submitted
     assert queue() == ["scancel 0_2", "scancel 1", "scancel --batch --signal=USR1 0_1"]
 
 
+def test_a_step_with_a_dependency_of_its_own_waits_for_its_inputs_too(
+    submitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for override, waits in {
+        "shards": ["singleton", "singleton,afterany:ARRAY", "afterok:shards"],
+        "behind": ["afterany:ARRAY", "singleton,afterok:shards"],
+    }.items():
+        capsys.readouterr()
+        assert main(["render", str(submitted), "--on", "slurm", f'{override}.sbatch=["--dependency=singleton"]']) == 0
+        assert re.findall("--dependency=(.*)", capsys.readouterr().out) == waits
+
+
 def test_a_step_that_could_not_say_how_it_ended_has_failed_once_it_has_left_the_queue(
     submitted: Path, queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

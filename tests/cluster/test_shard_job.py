@@ -79,6 +79,14 @@ def test_an_array_whose_parts_nobody_would_join_does_not_stay_in_the_queue(
     assert (tmp_path / "removed").read_text() == "7\n" and not (tmp_path / "runs/photos/logs/job.json").exists()
 
 
+def test_what_joins_parts_waits_for_them_and_for_what_the_job_waits_for(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["render", str(job), "--on", "slurm", 'shard.sbatch=["--dependency=afterok:9"]']) == 0
+    waits = [line for line in capsys.readouterr().out.splitlines() if "dependency" in line]
+    assert waits == ["#SBATCH --dependency=afterok:9", "#SBATCH --dependency=afterok:9,afterany:ARRAY"]
+
+
 @pytest.mark.parametrize(
     "override, said",
     [
@@ -88,6 +96,7 @@ def test_an_array_whose_parts_nobody_would_join_does_not_stay_in_the_queue(
         ('shard.command=["folder"]', "--out"),
         ('shard.name="a b"', "use letters"),
         ("shard.environment.A=1", "shard.environment.A is 1: give a string"),
+        ('shard.sbatch=["-C x"]', "cluster: sbatch has '-C x': write --name"),
     ],
 )
 def test_a_wrong_job_is_one_sentence(job: Path, capsys: pytest.CaptureFixture[str], override: str, said: str) -> None:
