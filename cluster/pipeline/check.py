@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from mvlm.errors import Mistakes, UserError
 from mvlm.runtime.log import logger
 
@@ -9,7 +12,7 @@ from ..check import check_run
 from ..command_lines import refused
 from .file import BY_RUN
 from .graph import Graph
-from .submission import Submission
+from .submission import Submission, own_outputs
 from .words import as_job, program_words
 
 
@@ -20,6 +23,18 @@ def check_words(graph: Graph) -> list[str]:
     return [
         f"{name}.command is not a command line that works ({reason.rpartition('error: ')[2]})."
         for name, reason in refused(words).items()
+    ]
+
+
+def check_places(graph: Graph) -> list[str]:
+    """What a step makes is moved aside when it is made anew: what is lost with that must not lie in it."""
+    lost = {"the folder of this command": Path.cwd(), "pipeline.logs": graph.pipeline.logs.absolute()}
+    return [
+        f"{name}.writes has {path}, in which {what}, {place}, lies: give one of them another place."
+        for name in graph.order
+        for path in own_outputs(graph, name)
+        for what, place in lost.items()
+        if "://" not in path and place.is_relative_to(os.path.abspath(path))
     ]
 
 
@@ -49,7 +64,7 @@ def check(graph: Graph, submission: Submission, own: list[str]) -> None:
         UserError: with a sentence for each thing that is wrong.
     """
     mistakes = Mistakes()
-    for sentence in (*own, *check_words(graph)):
+    for sentence in (*own, *check_places(graph), *check_words(graph)):
         mistakes.add(f"{graph.pipeline.path}: {sentence}")
     mistakes.settle()
     for sentence in check_runs(graph, submission):

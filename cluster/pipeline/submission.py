@@ -146,13 +146,13 @@ def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) 
         if proof and (proof.key != queued.key or (proof.done and name in again) or is_altered(graph, name, proof)):
             stale.append(name)
     for name in stale:
-        for path in _own_outputs(graph, name):
+        for path in own_outputs(graph, name):
             if "://" in path:
                 raise UserError(
                     f"{name}: {path} was made with other settings: delete it, or give {name}.writes another place."
                 )
     for name, queued in begun.items():
-        for path in _own_outputs(graph, name) if name in stale else ():
+        for path in own_outputs(graph, name) if name in stale else ():
             if Path(path).exists():
                 _move_aside(Path(path))
                 log.info(f"{name}: what was made with other settings is now {path}{OLD}")
@@ -161,7 +161,7 @@ def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) 
             (submission.folder(name) / RECORD).unlink(missing_ok=True)
         submission.folder(name).mkdir(parents=True, exist_ok=True)
         proof = None if name in stale else read_proof(proof_path(graph, name))
-        own = proof.own if proof else not any(_lies_there(path) for path in _own_outputs(graph, name))
+        own = proof.own if proof else not any(_lies_there(path) for path in own_outputs(graph, name))
         write_proof(proof_path(graph, name), Proof(queued.key, own))
     _keep_files_of_runs(graph, submission)
 
@@ -187,7 +187,7 @@ def is_made(graph: Graph, submission: Submission, name: str) -> bool:
     Its command, one of those that give their output its name when it is whole, would refuse to make it once more.
     """
     step, proof = graph.pipeline.steps[name], read_proof(proof_path(graph, name))
-    if step.kind not in MADE_ONCE or _own_outputs(graph, name) != list(step.writes):
+    if step.kind not in MADE_ONCE or own_outputs(graph, name) != list(step.writes):
         return False
     in_its_course = proof is not None and proof.own and proof.key == submission.queued[name].key
     return in_its_course and all(outputs(step).values())
@@ -225,7 +225,7 @@ def find_pipeline(path: str) -> Path | None:
     return load_pipeline(path).logs.absolute() if is_pipeline(path) else None
 
 
-def _own_outputs(graph: Graph, name: str) -> list[str]:
+def own_outputs(graph: Graph, name: str) -> list[str]:
     """What a step makes; not what it adds to."""
     return [path for path in graph.pipeline.steps[name].writes if path not in graph.reads[name]]
 

@@ -166,6 +166,14 @@ def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
     assert all(places[need] < places[name] for name, needs in found.needs.items() for need in needs)
 
 
+MOVED_WITH_MORE = {
+    "": "., in which the folder of this command, ",
+    "..": ".., in which the folder of this command, ",
+    "/": "/, in which the folder of this command, ",
+    "runs/p": "runs/p, in which pipeline.logs, ",
+}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -176,6 +184,7 @@ def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
         (step("a", writes=["x"]) + step("b", writes=["x"]), "a and b both write x"),
         (step("a", writes=["x"]) + step("b", writes=["x/y"]), "a and b both write to x"),
         (step("a") + step("a"), "two steps are called a"),
+        *((step("a", writes=[path]), "a.writes has " + said) for path, said in MOVED_WITH_MORE.items()),
         (step("a", retries=-1), "a.retries is -1"),
         (step("a", nodes=2), "a.nodes is 2, which a step of kind command does not have"),
         (step("a", memory="lots"), "a.memory is 'lots'"),
