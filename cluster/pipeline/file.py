@@ -224,7 +224,7 @@ def _complaints(step: PipelineStep) -> Iterator[str]:
         "pairs": kind not in TRAINING,
         "nodes": not by_run and kind not in WITH_RANKS,
         "processes": not by_run and kind not in WITH_RANKS,
-        "image": not by_run,
+        "image": kind not in TRAINING,
         "parts": kind not in IN_PARTS,
     }
     for key, is_foreign in foreign.items():

@@ -22,7 +22,6 @@ from ..ray.client import import_path
 from ..record import JobRecord, read_record
 from . import step as step_module
 from .executor import Executor
-from .file import TRAINING
 from .graph import Graph
 from .submission import Submission, is_alive
 from .words import as_job, job_file, process_words
@@ -40,7 +39,7 @@ def check(graph: Graph) -> list[str]:
             )
         if step.nodes > 1:
             found.append(f"{name}.nodes is {step.nodes}, and the local back-end has this machine alone: set 1.")
-        if step.kind in TRAINING and step.image:
+        if step.image:
             found.append(f"{name}.image is {step.image!r}, which the local back-end cannot honour: remove it.")
     return found
 

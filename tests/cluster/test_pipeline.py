@@ -194,6 +194,10 @@ MOVED_WITH_MORE = {
             "a.time is '0:30', and its last",
         ),
         (step("a", kind="train"), "a.run is missing"),
+        (
+            step("a", kind="preflight", command=[], run="r", deepspeed="d", image="x"),
+            "a.image is 'x', which a step of kind preflight does not have",
+        ),
         (step("a", kind="index", command=["x"]), "a.writes is missing"),
         (step("a", environment={"K": "env:NO_SUCH_VARIABLE"}), "NO_SUCH_VARIABLE is not set"),
         (step("a", environment={"K": 1}), "a.environment.K is 1: give a string, in quotes."),
