@@ -198,9 +198,14 @@ def check_files(job: Job) -> None:
             raise UserError(
                 f"job.{key} names {getattr(job, key)}, which is not a file here: paths count from {Path.cwd()}."
             )
-    if job.venv and not out_of_sight(job.venv) and not os.access(Path(job.venv) / "bin/python", os.X_OK):
+    check_venv(job.venv, "job")
+
+
+def check_venv(venv: str, where: str) -> None:
+    """Raises: UserError: there is no Python in it, as far as can be seen from here; `where` names file and table."""
+    if venv and not out_of_sight(venv) and not os.access(Path(venv) / "bin/python", os.X_OK):
         raise UserError(
-            f"job.venv names {job.venv}, where there is no bin/python to run: give a virtual environment's folder; "
+            f"{where}.venv names {venv}, where there is no bin/python to run: give a virtual environment's folder; "
             f"paths count from {Path.cwd()}."
         )
 

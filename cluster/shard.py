@@ -22,7 +22,7 @@ from mvlm.errors import Mistakes, UserError
 
 from .attempt import shell_code
 from .environment import check_references, inherited, read_references, referred
-from .job import Job, check_environment, refuse
+from .job import Job, check_environment, check_venv, refuse
 from .ray import backend as ray
 from .ray import client
 from .record import JobRecord, claim, write_private
@@ -157,6 +157,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
         program = "mvlm-data shard" if kind is ShardJob else "mvlm score"
         raise UserError(f"{path}: {table}.command needs the words behind `{program}`, {kind.needs} among them.")
     check_environment(job.environment, f"{path}: {table}")
+    check_venv(job.venv, f"{path}: {table}")
     if min(job.tasks, job.workers) < 1:
         raise UserError(f"{path}: {table}.tasks and {table}.workers must be 1 or more.")
     return job

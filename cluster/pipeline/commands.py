@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mvlm.errors import UserError
 
+from ..job import check_venv
 from ..logs import show
 from ..record import claim
 from . import local, plan, ray, slurm
@@ -108,6 +109,7 @@ def _read(path: str, overrides: list[str]) -> Graph:
     """What is to run; whoever only looks at what runs need not have its secrets."""
     pipeline = load_pipeline(path, overrides)
     check_secrets(pipeline)
+    check_venv(pipeline.settings.venv, f"{path}: pipeline")
     return Graph(pipeline)
 
 

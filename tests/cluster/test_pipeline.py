@@ -198,6 +198,7 @@ MOVED_WITH_MORE = {
             step("a", kind="preflight", command=[], run="r", deepspeed="d", image="x"),
             "a.image is 'x', which a step of kind preflight does not have",
         ),
+        ('venv = "nowhere"\n' + step("a"), "pipeline.venv names nowhere, where there is no bin/python to run"),
         (step("a", kind="index", command=["x"]), "a.writes is missing"),
         (step("a", environment={"K": "env:NO_SUCH_VARIABLE"}), "NO_SUCH_VARIABLE is not set"),
         (step("a", environment={"K": 1}), "a.environment.K is 1: give a string, in quotes."),

@@ -96,6 +96,7 @@ def test_what_joins_parts_waits_for_them_and_for_what_the_job_waits_for(
         ('shard.command=["folder"]', "--out"),
         ('shard.name="a b"', "use letters"),
         ("shard.environment.A=1", "shard.environment.A is 1: give a string"),
+        ("shard.venv=nowhere", "shard.venv names nowhere, where there is no bin/python to run"),
         ('shard.sbatch=["-C x"]', "cluster: sbatch has '-C x': write --name"),
     ],
 )
