@@ -142,6 +142,8 @@ class Supervisor:
         if time.monotonic() > began + self.limit.seconds:
             log.info(f"the time limit, {self.limit.seconds:.0f} s, is over: what had not ended was killed")
         code = shell_code(launcher.returncode)
+        if stopper and launcher.returncode == -stopper.number:
+            code = ExitCode.REQUEUE  # it was told in place of ranks, which it had not made yet
         if processes.ranks(processes.members(self.logs)):
             log.info("the launcher has died; its ranks save and end")
             code = code or ExitCode.BUG  # DeepSpeed's runner reports a launcher that was killed as success

@@ -138,6 +138,13 @@ def test_a_stop_is_not_followed_by_a_restart(watch, tmp_path, number):
     assert process.wait(60) == 75 and exit_codes(tmp_path) == [75]
 
 
+def test_a_stop_before_there_are_ranks_loses_nothing(watch, tmp_path):
+    process = watch("import time; print(1, flush=True); time.sleep(30)", restarts=5)
+    wait_for(tmp_path / "attempt-001/launcher.log")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 75 and exit_codes(tmp_path) == [75]
+
+
 def test_a_watch_in_the_background_hears_all_but_the_hangup_that_nohup_has_it_ignore(watch, tmp_path):
     process = watch(WAITS, restarts=5, ignoring=(signal.SIGINT, signal.SIGHUP))
     wait_for(tmp_path / "attempt-001/launcher.log")
