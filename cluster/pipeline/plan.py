@@ -15,7 +15,7 @@ from mvlm.errors import UserError
 from ..environment import inherited
 from ..job import parse_time
 from ..ray.client import import_path
-from ..record import RECORD, read_record
+from ..record import RECORD, JobRecord, read_record
 from .file import TRAINING, PipelineStep
 from .graph import Graph
 from .proof import rows
@@ -49,10 +49,10 @@ def plans(graph: Graph, submission: Submission) -> list[StepPlan]:
     found = []
     for name in submission.queued:
         step = graph.pipeline.steps[name]
-        hours, source = _hours(graph, submission, step)
+        hours, paid, source = _hours(graph, submission, step)
         prices = graph.pipeline.settings
         an_hour = step.nodes * (step.gpus * prices.gpu_hour + step.cpus * prices.core_hour)
-        found.append(StepPlan(name, hours, source, (hours or 0.0) * an_hour))
+        found.append(StepPlan(name, hours, source, paid * an_hour))
     return found
 
 
@@ -77,17 +77,26 @@ def longest(graph: Graph, found: list[StepPlan]) -> float:
     return max(ends.values(), default=0.0)
 
 
-def _hours(graph: Graph, submission: Submission, step: PipelineStep) -> tuple[float | None, str]:
+def _hours(graph: Graph, submission: Submission, step: PipelineStep) -> tuple[float | None, float, str]:
+    """Until it is done, those that are paid for, more where it has parts, and where they are from."""
     if step.kind in TRAINING and graph.pipeline.settings.gpu and step.gpus:
-        return _planned(graph, step), f"mvlm plan, {step.nodes * step.gpus} x {graph.pipeline.settings.gpu}"
+        hours = _planned(graph, step)
+        return hours, hours, f"mvlm plan, {step.nodes * step.gpus} x {graph.pipeline.settings.gpu}"
     folder = submission.folder(step.name)
     if (folder / RECORD).exists():
-        last = read_record(folder).attempts[-1:]
-        if last and last[0].ended and last[0].exit_code == 0:
-            return (last[0].ended - last[0].started) / 3600, "as before"
+        whole = read_record(folder)
+        if whole.attempts and whole.attempts[-1].exit_code == 0:
+            parts = [read_record(path.parent) for path in folder.glob(f"part-*/{RECORD}")]
+            took = [_took(part) for part in parts if part.job_id == whole.job_id]
+            return _took(whole) + max(took, default=0.0), _took(whole) + sum(took), "as before"
     if seconds := parse_time(step.time):
-        return seconds / 3600, "its time limit"
-    return None, f"nothing: {step.name}.time would bound it"
+        return seconds / 3600, seconds / 3600 * step.parts, "its time limit"
+    return None, 0.0, f"nothing: {step.name}.time would bound it"
+
+
+def _took(record: JobRecord) -> float:
+    """Hours of all attempts that have ended: those after a preemption go on where it was."""
+    return sum(one.ended - one.started for one in record.attempts if one.ended) / 3600
 
 
 def _planned(graph: Graph, step: PipelineStep) -> float:

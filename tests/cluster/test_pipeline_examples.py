@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -16,12 +17,14 @@ import pytest
 import cluster.check
 import cluster.command_lines
 from cluster.__main__ import main
+from cluster.attempt import JobAttempt
 from cluster.pipeline import plan, ray, slurm
 from cluster.pipeline.check import refused
 from cluster.pipeline.file import BY_RUN, load_pipeline
 from cluster.pipeline.graph import Graph
 from cluster.pipeline.submission import draft
 from cluster.pipeline.words import program_words
+from cluster.record import JobRecord
 from mvlm.__main__ import main as mvlm
 from mvlm.config.load import load_config
 from mvlm.config.shipped import find_file
@@ -73,6 +76,26 @@ def test_a_plan_adds_up_along_the_longest_chain(graph: Graph) -> None:
         depth[name] = 1 + max((depth[need] for need in graph.needs[name]), default=0)
     assert plan.longest(graph, found) == 2.0 * max(depth.values())
     assert f"which cost {10 * len(found):,.2f}" in plan.as_text(graph, found)
+
+
+def test_each_task_of_a_step_and_each_of_its_attempts_is_paid_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    text = '[pipeline]\nname = "p"\ncore_hour = 1.0\n[[step]]\nname = "s"\nkind = "shard"\ncommand = ["folder", "in"]\n'
+    (tmp_path / "p.toml").write_text(text + 'writes = ["out"]\nparts = 3\ncpus = 2\ntime = "5:00:00"\n')
+    found = Graph(load_pipeline("p.toml"))
+    new = draft(found, [], "local")
+    assert plan.plans(found, new) == [plan.StepPlan("s", 5.0, "its time limit", 30.0)]
+    took = {"": [1], "part-00001": [1, 2], "part-00002": [4], "part-00003": [2]}  # hours of each attempt
+    for folder, hours in took.items():
+        attempts = [JobAttempt(number, 0.0, 3600.0 * each, 75) for number, each in enumerate(hours, 1)]
+        attempts[-1].exit_code = 0
+        (logs := new.folder("s") / folder).mkdir(parents=True, exist_ok=True)
+        key = "earlier" if folder == "part-00003" else "k"
+        JobRecord("s", "slurm", "", "n1", job_id=key, attempts=attempts).save(logs)
+    assert plan.plans(found, new) == [plan.StepPlan("s", 5.0, "as before", 16.0)]
 
 
 @pytest.fixture
