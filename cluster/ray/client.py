@@ -42,13 +42,14 @@ def connect(server: str) -> Any:
         UserError: there is none, or no Ray in this Python.
     """
     try:
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise UserError("There is no Ray in this Python: pip install 'ray[default,train]'.") from None
     try:
         with _named(server):
             return JobSubmissionClient(server)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:  # RayError: without the token
         reason = first_line(error)
         raise UserError(
             f"No job server of Ray answers at {server} ({reason}): check the address, and "

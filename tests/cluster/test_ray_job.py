@@ -131,6 +131,24 @@ def test_the_address_of_a_job_goes_before_that_of_the_environment(monkeypatch):
     assert asked and os.environ["RAY_API_SERVER_ADDRESS"] == elsewhere
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_cluster_that_wants_a_token_is_one_sentence(job, cluster, monkeypatch, status):
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+        def log_message(self, *said):
+            pass
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"job.ray_address=http://127.0.0.1:{server.server_port}"
+    code, _, err = cluster("submit", job, "--on", "ray", address)
+    server.shutdown()
+    assert code == 1 and "RAY_AUTH_TOKEN_PATH where the cluster wants a token" in err and err.count("\n") == 1
+
+
 def test_a_cluster_that_is_gone_with_what_it_had_is_told_with_the_way_out(tmp_path):
     JobRecord("small", "ray", str(tmp_path / "run"), f"http://127.0.0.1:{free_port()}", job_id="small-1").save(tmp_path)
     with pytest.raises(UserError, match=f"small was last submitted to .* move {tmp_path}/job.json away"):
