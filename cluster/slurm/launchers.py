@@ -183,9 +183,10 @@ def _container(job: Job, overrides: list[str]) -> list[str]:
 
 def _folders(job: Job, overrides: list[str]) -> Iterator[str]:
     yield str(Path.cwd())
-    for folder in (job.log_folder, run_folder(job, overrides)):
-        if not folder.absolute().is_relative_to(Path.cwd()):
-            yield str(folder.absolute())
+    files = () if job.command else (Path(job.run), Path(job.deepspeed))
+    for path in (job.log_folder, run_folder(job, overrides), *files):
+        if not path.absolute().is_relative_to(Path.cwd()):
+            yield str(path.absolute())
     given = list(job.command) or strings_in(read_tables(job.run, "run configuration"))
     for word in [*given, *overrides]:
         for path in re.findall(r"(?:^|[=\"'\[, ])(/[^\"'\],]+)", word):

@@ -212,6 +212,15 @@ def test_a_container_sees_what_the_run_reads_and_writes(cluster, job, tmp_path):
     assert "MASTER_ADDR,MASTER_PORT" in script and "export PATH" not in script
 
 
+def test_a_container_sees_the_files_of_a_run_that_lie_elsewhere(cluster, job, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "run.toml").touch()
+    script = render(job, "job.container=i.sqsh", f"job.run={tmp_path}/run.toml")
+    mounts = re.search("--container-mounts=(.*) ", script)[1].split(",")
+    assert {f"{path}:{path}" for path in (tmp_path / "run.toml", ROOT / "ds_configs/cpu.json")} <= set(mounts)
+
+
 def test_the_interpreter_is_that_of_the_virtual_environment(cluster, job):
     assert "export PATH='/my venv/bin':$PATH" in render(job, "job.venv=/my venv")
     assert f"export PATH={sys.executable.rpartition('/')[0]}:$PATH" in render(job)
