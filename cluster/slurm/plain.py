@@ -25,7 +25,7 @@ def plain_script(job: Job, name: str, command: str, output: Path, array: str = "
         **({"array": array} if array else {}),
         "requeue": None,
         "open-mode": "append",
-        "output": str(output),
+        "output": str(output.parent).replace("%", "%%") + f"/{output.name}",
         **options.further(options.behind_others(job, dependency)),
     }
     lines = [

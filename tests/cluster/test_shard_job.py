@@ -154,6 +154,13 @@ def test_scores_are_given_by_an_array_and_by_tasks_of_ray(tmp_path: Path, capsys
     assert "#SBATCH --array=1-16\n" in capsys.readouterr().out
 
 
+def test_logs_go_to_a_folder_with_a_percent_sign(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For SLURM it begins a word of its own, such as %x for the name of the job."""
+    assert main(["render", str(job), "--on", "slurm", "shard.logs=a 5%x"]) == 0
+    written = [line for line in capsys.readouterr().out.splitlines() if "--output" in line]
+    assert written == [f'#SBATCH --output="a 5%%x/{name}.log"' for name in ("parts-%a", "join")]
+
+
 def test_the_example_renders(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "cluster/shards.toml", "--on", "slurm", "shard.tasks=128"]) == 0
     assert "#SBATCH --array=1-128\n" in capsys.readouterr().out
