@@ -18,10 +18,10 @@ from ..logs import attempt_numbers, show
 from ..processes import PATIENCE
 from ..record import RECORD, JobRecord, claim, read_record
 from ..status import JobStatus, describe_end
-from ..sweep import count
+from ..sweep import combinations, count
 from . import client
 from .client import address, connect, refusals_as_mistakes
-from .spec import FILE, RayJobSpec
+from .spec import FILE, TUNE, RayJobSpec
 
 CANNOT = ("modules", "partition", "account", "qos", "gpu_request", "launcher", "sbatch")
 DRIVER_LINES = 20
@@ -115,6 +115,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     folder = Path(spec.logs)
     with claim(folder):
         attempts = earlier_attempts(folder)
+        refuse_other_values(job, folder)
         job_id = f"{job.name}-{secrets.token_hex(4)}"
         JobRecord(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts).save(folder)
         spec.save(folder / FILE)
@@ -128,6 +129,17 @@ def submit(job: Job, overrides: list[str]) -> int:
             )
     print(f"submitted {job.name} as {job_id} to {address(job)}; its logs go to {job.log_folder}", flush=True)
     return client.outcome(server, job_id)
+
+
+def refuse_other_values(job: Job, folder: Path) -> None:
+    """Raises: UserError: Tune would take runs that are done for those of the same numbers."""
+    if job.sweep and (folder / TUNE).exists() and (folder / FILE).exists():
+        before = RayJobSpec.load(folder / FILE).job.sweep
+        if before and combinations(before) != combinations(job.sweep):
+            raise UserError(
+                f"{job.name} has begun as a sweep of other values, whose runs would count as done with these: "
+                "give it another job.name and run.dir."
+            )
 
 
 def status(folder: Path) -> JobStatus:

@@ -14,6 +14,7 @@ from ..job import Job, Sweep, run_folder
 from ..record import write_private
 
 FILE = "ray.json"
+TUNE = "tune"  # folder beside it, of a sweep that has begun
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,11 @@ from mvlm.errors import ExitCode
 from ..job import Sweep
 from ..record import RECORD, last_training_line, read_record
 from ..sweep import combinations, override
-from .spec import RayJobSpec
+from .spec import TUNE, RayJobSpec
 from .train import train
 
 NO_LIMIT = 10**9  # steps: a run ends by itself
 ON_THE_HEAD = {"CPU": 0, "node:__internal_head__": 0.001}  # where the job's driver is: lost with it, or not at all
-FOLDER = "tune"
 
 
 class TrialFailed(Exception):
@@ -75,7 +74,7 @@ def _tuner(spec: RayJobSpec, sweep: Sweep, trials: list[RayJobSpec]) -> tune.Tun
 
     trainable = tune.with_resources(run_trial, ON_THE_HEAD)
     space = {"index": tune.grid_search(list(range(len(trials))))}
-    path = Path(spec.logs) / FOLDER
+    path = Path(spec.logs) / TUNE
     if tune.Tuner.can_restore(str(path)):
         print(f"cluster: resumes the sweep of {path}", flush=True)
         return tune.Tuner.restore(str(path), trainable, resume_errored=True, param_space=space)
@@ -92,7 +91,7 @@ def _tuner(spec: RayJobSpec, sweep: Sweep, trials: list[RayJobSpec]) -> tune.Tun
         tune_config=tune.TuneConfig(
             metric=sweep.metric, mode=sweep.mode, scheduler=halving, max_concurrent_trials=sweep.parallel or _room(spec)
         ),
-        run_config=tune.RunConfig(name=FOLDER, storage_path=spec.logs, verbose=1),
+        run_config=tune.RunConfig(name=TUNE, storage_path=spec.logs, verbose=1),
     )
 
 

@@ -13,9 +13,9 @@ import ray
 
 from cluster.job import load_job
 from cluster.ray import driver as ray_driver
-from cluster.ray.backend import earlier_attempts, entrypoint, runtime_env
+from cluster.ray.backend import earlier_attempts, entrypoint, refuse_other_values, runtime_env
 from cluster.ray.client import connect
-from cluster.ray.spec import FILE, RayJobSpec
+from cluster.ray.spec import FILE, TUNE, RayJobSpec
 from cluster.record import JobRecord
 from data_tools.engines.ray import connected
 from mvlm.errors import UserError
@@ -42,6 +42,20 @@ def test_render_shows_a_sweep(job, cluster):
     )
     out = rendered(job, "ray", NOWHERE)
     assert "sweep: 3 of 4 runs, for the min of loss" in out and "sweep: run.seed = [1, 2]" in out
+
+
+def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, tmp_path):
+    """Tune knows them by their numbers, and those that are done would stand in the table with values of the second."""
+    text = job.read_text() + '[sweep]\nvalues = {{ "optim.lr" = [1e-4, {}] }}\n'
+    job.write_text(text.format("3e-4"))
+    first = load_job(job)
+    RayJobSpec.of(first, []).save(tmp_path / FILE)
+    job.write_text(text.format("5e-4"))
+    refuse_other_values(load_job(job), tmp_path)  # none of the first has begun
+    (tmp_path / TUNE).mkdir()
+    refuse_other_values(first, tmp_path)
+    with pytest.raises(UserError, match=r"small has begun as a sweep of other values, .* give it another job.name and"):
+        refuse_other_values(load_job(job), tmp_path)
 
 
 def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job, tmp_path, monkeypatch):
