@@ -141,8 +141,7 @@ def _render(args: argparse.Namespace) -> int:
 
 def _preflight(args: argparse.Namespace) -> int:
     own, others = split_overrides(args.overrides)
-    job = load_job(args.job, own)
-    if job.command:
+    if is_pipeline(args.job) or shard.is_shard_job(args.job) or (job := load_job(args.job, own)).command:
         raise UserError(f"{args.job} has no run for which nodes could be measured: give a job that trains.")
     return PREFLIGHTS[args.on](job, others)
 

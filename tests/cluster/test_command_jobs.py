@@ -100,7 +100,9 @@ def test_a_mistake_is_a_sentence(job: Path, override: str, said: str, capsys: py
 
 
 def test_a_sweep_and_a_preflight_need_a_run(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["preflight", str(job), "--on", "slurm"]) == 1 and "no run" in capsys.readouterr().err
+    for other in (job, "cluster/shards.toml", "cluster/scores.toml", "cluster/pipelines/4m.toml"):
+        assert main(["preflight", str(other), "--on", "slurm"]) == 1
+        assert f"{other} has no run for which nodes could be measured" in capsys.readouterr().err
     job.write_text(JOB + '[sweep]\nvalues = { "optim.lr" = [1, 2] }\n')
     with pytest.raises(UserError, match=r"\[sweep\]"):
         load_job(job)
