@@ -54,27 +54,27 @@ class Job:
     name: str  # name of the job, its logs and its entry in the scheduler
     run: str = ""  # path of the run TOML; required to train or fine-tune
     deepspeed: str = ""  # path of the DeepSpeed JSON; required to train or fine-tune
-    # instead of both: the words behind `mvlm` of evaluate, index or score, whose work the ranks share
+    # instead of both: what follows `mvlm` in an evaluate, index or score command, whose work the ranks share
     command: tuple[str, ...] = ()
-    nodes: int = 1  # machines
-    min_nodes: int = 0  # continue with as few if nodes are lost; 0 = `nodes`
-    gpus_per_node: int = 0  # one process each; 0 = on the CPU
+    nodes: int = 1  # number of machines
+    min_nodes: int = 0  # continue with no fewer than this if nodes are lost; 0 = `nodes`
+    gpus_per_node: int = 0  # one process per GPU; 0 = on the CPU
     processes_per_node: int = 1  # on the CPU; not together with gpus_per_node
-    cpus_per_process: int = 0  # 0 = what the scheduler gives
+    cpus_per_process: int = 0  # cores for each process; 0 = what the scheduler gives
     environment: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
-    venv: str = ""  # a virtual environment that all nodes see; "" = the one that submit runs in
-    modules: tuple[str, ...] = ()  # `module load` on every node
+    venv: str = ""  # a virtual environment that all nodes can read; "" = the one that submit runs in
+    modules: tuple[str, ...] = ()  # modules to load with `module load` on every node
     container: str = ""  # an image with mvlm installed
     # ethernet, efa or infiniband if the nodes cannot detect it
     network: Literal["auto", "ethernet", "efa", "infiniband"] = "auto"
     requeue: int = 3  # restarts after exit code 75 (preempted), a crash or a lost node
-    logs: str = ""  # "" = runs/NAME/logs
+    logs: str = ""  # folder of the logs; "" = runs/NAME/logs
     time: str = ""  # limit as SLURM writes it: minutes, H:M:S or D-H:M:S
-    warning_seconds: int = 120  # before the limit, time to save
+    warning_seconds: int = 120  # how long before the limit the run is told to save
     partition: str = ""  # SLURM's
     account: str = ""  # SLURM's
     qos: str = ""  # SLURM's
-    # gpus-per-task where the site wants it; gres for clusters that support nothing else
+    # gpus-per-task if the site requires it; gres for clusters that support nothing else
     gpu_request: Literal["gpus-per-node", "gpus-per-task", "gres"] = "gpus-per-node"
     launcher: Literal["srun", "torchrun", "deepspeed", "pdsh"] = "srun"  # what starts the ranks on SLURM
     sbatch: tuple[str, ...] = ()  # additional sbatch options, such as "--constraint=h100"

@@ -19,27 +19,28 @@ SCHEMA = PAGE.parents[1] / "mvlm/configs/mvlm.schema.json"
 HEAD = """<!-- Written by `python docs/hooks/reference.py` from mvlm/config/schema.py and cluster/job.py. -->
 # Configuration
 
-Look up every key of a run TOML and a job file. All have defaults except those marked *required*. An unknown key, or a
-value of the wrong type or out of range, is an error that names the key; `mvlm check RUN.toml` finds all at once.
+This page lists every key of a run TOML and of a job file. All have defaults except those marked *required*. An unknown
+key, or a value of the wrong type or out of range, is an error that names the key; `mvlm check RUN.toml` finds all of
+them at once.
 
 Any key can be overridden on the command line, in TOML syntax or as a bare string: `train.steps=100`,
-`'data.train=["a", "b"]'`. `mvlm config KEY` explains one in the terminal, and `mvlm config --schema` prints a
-JSON schema with which editors complete and check them; the first line of every recipe names it (`#:schema`).
-ZeRO, precision, offload and communication belong to the DeepSpeed JSON: [which file when](../ds_configs/README.md).
+`'data.train=["a", "b"]'`. `mvlm config KEY` explains a key in the terminal, and `mvlm config --schema` prints a
+JSON schema with which editors complete and check keys; the first line of every recipe names it (`#:schema`).
+ZeRO, precision, offload and communication belong in the DeepSpeed JSON: [which file when](../ds_configs/README.md).
 
-Letters after a meaning say where a default comes from: **P** stated in the paper (arXiv 2208.02131); **R** that of the
-reference, [ALBEF's code](https://github.com/salesforce/ALBEF) (arXiv 2107.07651), or remembered of the paper; **D**
-decided by us. Defaults without one do not bear on what is computed.
+Letters after a meaning say where a default comes from: **P** stated in the paper (arXiv 2208.02131); **R** taken from
+the reference, [ALBEF's code](https://github.com/salesforce/ALBEF) (arXiv 2107.07651), or from memory of the paper;
+**D** decided by us. Defaults without a letter do not affect what is computed.
 
 ## The run
 
-Tables of `RUN.toml`. The resolved values are saved in every checkpoint as `config.toml`.
+These are the tables of `RUN.toml`. The resolved values are saved in every checkpoint as `config.toml`.
 """
 JOB_HEAD = """
 ## The job
 
-Tables of `job.toml`, which `python -m cluster` reads: [from one GPU to sixty-four nodes](cluster.md). Override one
-on the command line with the prefix `job.`: `job.nodes=4`.
+These are the tables of `job.toml`, which `python -m cluster` reads: [from one GPU to sixty-four nodes](cluster.md).
+Override a key on the command line with the prefix `job.`: `job.nodes=4`.
 """
 
 

@@ -1,7 +1,8 @@
 """The run's configuration: every table of the run TOML with its keys and their defaults.
 
-Letters after a default say where it comes from: P stated in the paper (arXiv 2208.02131); R the reference's, ALBEF's
-code (arXiv 2107.07651), or remembered of the paper; D decided by us. Defaults without one do not bear on the method.
+Letters after a default say where it comes from: P stated in the paper (arXiv 2208.02131); R taken from the reference,
+ALBEF's code (arXiv 2107.07651), or from memory of the paper; D decided by us. Defaults without one do not affect the
+method.
 """
 
 from __future__ import annotations
@@ -13,62 +14,62 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Run:
-    dir: str = "runs/mvlm"  # folder that everything the run writes goes to
-    seed: int = 0  # seed of order, masks, augmentation and new weights
+    dir: str = "runs/mvlm"  # folder to which the run writes everything
+    seed: int = 0  # seed for order, masks, augmentation and new weights
 
 
 @dataclass(frozen=True)
 class Data:
-    # shard folders, patterns of them, URLs such as s3://bucket/shards, or others' tars, Arrow and parquet; concatenated
+    # shard folders, patterns, URLs such as s3://bucket/shards, or other people's tars, Arrow, parquet; concatenated
     train: tuple[str, ...] = ()
-    epoch: Literal["pairs", "images"] = "pairs"  # each image once per caption, or once with one of its captions (D)
-    weights: tuple[float, ...] = ()  # how often an epoch draws each of them; empty = once (D)
-    # a condition on the rows' metadata that those trained on meet, or one per entry of train; empty = all rows
+    epoch: Literal["pairs", "images"] = "pairs"  # each image once per caption, or once with one caption (D)
+    weights: tuple[float, ...] = ()  # how often an epoch goes through each entry of train; empty = once (D)
+    # a condition on metadata that selects the rows to train on, or one per entry of train; empty = all rows
     where: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
-    # "" = the text encoder's own (P); "auto" = BPE trained on data.train; both = that of the run that checkpoint.init
-    # names, if one of yours; else a file or folder
+    # "" = the text encoder's own (P); "auto" = BPE trained on data.train; with either, if checkpoint.init names one of
+    # your runs, that run's; otherwise a file or folder
     tokenizer: str = ""
-    vocabulary: int = 8192  # tokens of a tokenizer trained by "auto" (D)
-    text_length: int = 30  # tokens, special ones included (D)
-    caption: Literal["draw", "cycle", "first"] = "draw"  # the one an epoch of images uses (D)
+    vocabulary: int = 8192  # number of tokens of a tokenizer trained by "auto" (D)
+    text_length: int = 30  # tokens of a text at most, special ones included (D)
+    caption: Literal["draw", "cycle", "first"] = "draw"  # which caption an epoch of images uses (D)
     shared_view: bool = True  # the masked and the original image are the same augmented view (D)
-    crop_scale: tuple[float, float] = (0.5, 1.0)  # area kept by the crop: as ALBEF's fine-tuning (R); 1, 1 = no crop
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # area kept by the crop: as in ALBEF's fine-tuning (R); 1, 1 = no crop
     flip: bool = True  # mirror half of the images (R), never if a caption says left or right (D)
     randaugment: tuple[int, int] = (2, 7)  # operations per image, magnitude out of 10; 0, 0 = off (R)
-    randaugment_kind: Literal["same_hue", "albef"] = "same_hue"  # captions name hues; albef: its ten operations (D)
-    # all rows of an epoch together, or blocks of rows; "auto": blocks where random reads are slow, as in a store
+    randaugment_kind: Literal["same_hue", "albef"] = "same_hue"  # same_hue keeps hues; albef: its ten operations (D)
+    # all rows of an epoch together, or blocks of rows; "auto": blocks if random reads are slow, as from a store
     shuffle: Literal["auto", "global", "blocks"] = "auto"
-    shuffle_block: int = 64  # rows of a block, which are read together
+    shuffle_block: int = 64  # rows in a block, which are read together
     shuffle_window: int = 64  # blocks shuffled together
-    shuffle_shards: int = 0  # shuffle whole shards, this many together, for slow or remote stores; 0 = do not
+    shuffle_shards: int = 0  # shuffle whole shards, this many at a time, for slow or remote stores; 0 = do not
     cache: str = ""  # folder on each node's disk for shards from URLs; "" = your own in TMPDIR
-    cache_gb: float = 32.0  # upper bound for the cache; it must hold the shards shuffled together twice
-    patience: float = 10.0  # minutes to wait for a store that is gone before the run saves and ends
-    workers: int = 2  # decoding threads or processes per rank; 0 = one image after the other, on demand
-    worker_mode: Literal["threads", "processes"] = "threads"  # processes if something holds the interpreter's lock
+    cache_gb: float = 32.0  # upper bound for the cache; it must have room for twice the shards shuffled together
+    patience: float = 10.0  # minutes to wait for a store that does not answer before the run saves and ends
+    workers: int = 2  # decoding threads or processes per rank; 0 = one image at a time, on demand
+    worker_mode: Literal["threads", "processes"] = "threads"  # use processes if something holds the interpreter's lock
     prefetch: int = 2  # micro-batches prepared ahead
-    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a count
+    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read, or from 1 on a number
 
 
 @dataclass(frozen=True)
 class Model:
-    vision: str = "vit_base_patch16_224"  # a timm ViT with CLS, a CNN or "patch_dictionary" (P: ViT-B/16, of ImageNet)
+    vision: str = "vit_base_patch16_224"  # a timm ViT with CLS, a CNN or "patch_dictionary" (P: ViT-B/16, ImageNet)
     vision_weights: str = "pretrained"  # "pretrained" (timm's, P), "random", a file, folder, run or "hf-hub:owner/name"
     vision_args: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (D)
-    image_size: int = 224  # side in pixels that the encoder sees (P)
+    image_size: int = 224  # side, in pixels, of the images that the encoder sees (P)
     text: str = "FacebookAI/roberta-base"  # (P) any BERT-like transformers name or folder; a model type when random
     text_weights: str = "pretrained"  # "pretrained" (those of `text`, P), "random", a file, folder, run or "hf-hub:..."
-    text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config (D)
-    text_pool: Literal["cls", "mean"] = "cls"  # what stands for a text: its first token, or the mean of all (P)
+    text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the transformers config of the encoder (D)
+    text_pool: Literal["cls", "mean"] = "cls"  # what represents a text: its first token, or the mean of all (P)
     cross_depth: int = 3  # blocks of each cross-modality encoder (P)
     decoder_depth: int = 3  # blocks of the image decoder (P)
     cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)
     cross_norm: Literal["pre", "post"] = "pre"  # layer norm before or after each part of a block (D)
-    cross_init_std: float = 0.02  # of new linear layers, random initialisation (D)
-    dropout: float = 0.0  # everywhere; another micro-batch (as with another number of ranks) drops something else (D)
+    cross_init_std: float = 0.02  # of the random initialisation of new linear layers (D)
+    dropout: float = 0.0  # everywhere; what is dropped depends on the micro-batch, and so on the number of ranks (D)
     contrastive_width: int = 256  # of the features that ITC compares (R)
-    temperature: float = 0.07  # initial value of the softmax's learned temperature (R)
+    temperature: float = 0.07  # initial value of the temperature that the softmax learns (R)
     temperature_min: float = 0.001  # lower bound of the temperature (R)
     temperature_max: float = 0.5  # upper bound of the temperature (R)
     tie_classifier: bool = False  # the MLM head's weight is the text encoder's embedding (D)
@@ -77,30 +78,30 @@ class Model:
 
 @dataclass(frozen=True)
 class Objectives:
-    image: float = 1.0  # weight of masked image modelling; 0 = not computed (P); tasks without it use 0
+    image: float = 1.0  # weight of masked image modelling; 0 = not computed (P); 0 for tasks without it
     text: float = 1.0  # weight of masked language modelling (P)
     itc: float = 1.0  # weight of image-text contrast (P)
     itm: float = 1.0  # weight of image-text matching (P)
-    # weights of further objectives, by their names in mvlm/model/losses/extra.py (D)
+    # weights of additional objectives, by their names in mvlm/model/losses/extra.py (D)
     extra: dict[str, float] = field(default_factory=dict)
-    image_mask_ratio: float = 0.6  # share of the blocks that are masked (P)
+    image_mask_ratio: float = 0.6  # share of the blocks that is masked (P)
     image_masking: Literal["token", "drop"] = "token"  # drop: the encoder does not see masked patches, as in MAE (D)
-    image_mask_block: int = 2  # side, in patches, of what is masked together: 32 pixels at P = 16 (P)
-    image_mask_rounding: Literal["ceil", "floor", "nearest"] = "ceil"  # of ratio x blocks (D)
+    image_mask_block: int = 2  # side, in patches, of the blocks that are masked: 32 pixels at P = 16 (P)
+    image_mask_rounding: Literal["ceil", "floor", "nearest"] = "ceil"  # rounding of ratio x blocks (D)
     text_mask_ratio: float = 0.3  # share of the non-special tokens that is masked (P)
-    text_mask_minimum: int = 1  # masked tokens per sentence at least (D)
+    text_mask_minimum: int = 1  # least number of masked tokens per sentence (D)
     text_mask_token: float = 0.8  # share of masked tokens replaced by the mask token (D)
-    text_mask_random: float = 0.1  # share replaced by a random token; the rest stays as it is (D)
+    text_mask_random: float = 0.1  # share of them replaced by a random token; the rest stays as it is (D)
     hide: Literal["one", "both"] = "one"  # modalities masked at a time (P: one)
     reconstruct_from: Literal["other", "self"] = "other"  # self: each modality without the other (P: other)
     normalized_targets: bool = False  # standardise each patch of the pixel target (D)
     alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
     exclude_duplicates: bool = True  # pairs of the same image or caption are not ITC/ITM negatives of each other (D)
-    contrastive: Literal["softmax", "sigmoid"] = "softmax"  # ITC's loss: sigmoid as SigLIP, learned scale and bias (D)
-    # how ITC's features travel between ranks: in large blocks, or from neighbour to neighbour, which is slower and
-    # takes memory that does not grow with the ranks (D)
+    contrastive: Literal["softmax", "sigmoid"] = "softmax"  # ITC's loss: sigmoid as in SigLIP, with scale and bias (D)
+    # how ITC's features travel between ranks: in large blocks, or from neighbour to neighbour, which is slower but
+    # needs no more memory with more ranks (D)
     itc_exchange: Literal["blocks", "ring"] = "blocks"
-    itm_group: int = 64  # positions among which ITM negatives are drawn: the batch's largest divisor up to it (D)
+    itm_group: int = 64  # positions that share ITM negatives: the largest divisor of the batch up to this (D)
     itm_negatives: Literal["hard", "uniform"] = "hard"  # sampled by similarity, or uniformly (D)
 
     def group(self, pairs: int) -> int:
@@ -120,7 +121,7 @@ class Objectives:
 @dataclass(frozen=True)
 class Task:
     name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"  # what it is trained for (P)
-    answer_minimum: int = 9  # vqa: an answer becomes a class if it is the majority answer to this many questions (D)
+    answer_minimum: int = 9  # vqa: an answer becomes a class if it is the majority answer to so many questions (D)
 
     @property
     def corpus(self) -> str:
@@ -144,7 +145,7 @@ OBJECTIVES_OF = {"pretrain": ("image", "text", "itc", "itm"), "retrieval": ("itc
 
 @dataclass(frozen=True)
 class Optim:
-    # muon: for the matrices of transformer blocks, and adamw for all else (P: adamw)
+    # muon: Muon for the matrices of transformer blocks, and AdamW for everything else (P: adamw)
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-4  # peak learning rate of the new modules (P)
     encoder_lr: float = 1e-5  # peak learning rate of the two encoders (P)
@@ -155,52 +156,52 @@ class Optim:
     clip: float = 1.0  # global gradient norm to clip to; 0 = off (D)
     # after the warm-up: wsd stays at the peak and falls at the end, constant has no end, inverse_sqrt falls slowly (P)
     schedule: Literal["cosine", "constant", "wsd", "inverse_sqrt"] = "cosine"
-    decay_steps: int = -1  # wsd: updates of the fall at the end; -1 = a tenth (D), 0 = none, a trunk to branch from
+    decay_steps: int = -1  # wsd: updates of the fall at the end; -1 = a tenth (D); 0 = none, for a trunk to branch from
     warmup_epochs: float = 5.0  # linear warm-up (P); ignored if warmup_steps is given
     warmup_steps: int = -1  # -1 = warmup_epochs (P)
-    floor: float = 0.1  # share of the peak at the end of cosine and wsd (R)
-    layer_decay: float = 1.0  # factor on an encoder's rate per block downwards: 0.65 to 0.75 in BEiT and MAE (D)
+    floor: float = 0.1  # learning rate at the end of cosine and wsd, as a share of the peak (R)
+    layer_decay: float = 1.0  # factor on an encoder's rate per block, top down: 0.65 to 0.75 in BEiT and MAE (D)
 
 
 @dataclass(frozen=True)
 class Train:
-    epochs: float = 50.0  # over data.train (R); ignored if steps or pairs are given
-    steps: int = 0  # updates of the weights; 0 = pairs or epochs (R)
-    pairs: int = 0  # to be seen; 0 = epochs (R); ignored if steps is given
+    epochs: float = 50.0  # passes over data.train (R); ignored if steps or pairs are given
+    steps: int = 0  # updates of the weights; 0 = given by pairs or epochs (R)
+    pairs: int = 0  # pairs to be seen; 0 = given by epochs (R); ignored if steps is given
     global_batch: int = 512  # pairs per step over all ranks and accumulation (P)
     # pairs per rank and forward pass; 0 = the largest without accumulation, "auto" = the largest that fits into memory
     micro_batch: int | Literal["auto"] = 0
     deterministic: bool = False  # bit-identical runs on CUDA, at some cost in speed; a CPU gives them anyway
-    time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none except SLURM's own, which is known
-    spike: float = 3.0  # a loss above 1 and this many times the last 64's median is rolled back; 0 = only NaN and inf
-    max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
-    # of weights and moments, after each update and before the next: a run rolls back what memory has changed in between
+    time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none but SLURM's, which is detected
+    spike: float = 3.0  # roll back a loss above 1 and this many times the median of the last 64; 0 = only NaN and inf
+    max_skipped: int = 10  # batches that may be skipped after roll-backs before the run gives up
+    # checksums of weights and moments after each update and before the next: the run rolls back if memory has changed
     checksums: bool = False
-    # share of micro-batches computed once more on another rank: a run rolls back what comes out differently
+    # share of micro-batches computed once more on another rank: the run rolls back if the results differ
     audit: float = 0.0
     hang_minutes: float = 15.0  # minutes without progress after which the run names the rank at fault and ends
-    # torch.compile each block, for minutes at the start; "captured": and replay the passes as CUDA graphs; "auto": on a
-    # GPU, once a proof on one, kept with the code, has shown compiled steps equal and faster: until then not
+    # torch.compile each block, which takes minutes at the start; "captured": also replay the passes as CUDA graphs;
+    # "auto": on a GPU, but only once a proof kept with the code has shown that compiled steps are equal and faster
     compile: bool | Literal["auto", "captured"] = "auto"
     recompute: float = 0.0  # share of the blocks that save only their input and recompute the rest in backward
     freeze: tuple[str, ...] = ()  # parts that keep their weights, such as "vision", "text.model.embeddings" (P: none)
-    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999, evaluated in their place; 0 = none (R)
+    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999, evaluated in their place; 0 = off (R)
 
 
 @dataclass(frozen=True)
 class Kernels:
     """Which implementation each operation uses: "auto", or one by the name that `mvlm kernels` gives it."""
 
-    fusion: str = "auto"  # masked streams and match streams in the cross encoders
+    fusion: str = "auto"  # masked and matching streams in the cross encoders
     views: str = "auto"  # the original and the masked view of a modality in its encoder
     attention: str = "auto"  # of padded sequences
     linear: str = "auto"  # product and bias of a layer
     gelu_linear: str = "auto"  # GELU and the linear layer after it
-    layer_norm: str = "auto"  # where nothing is added before it
+    layer_norm: str = "auto"  # layer norms with nothing added before them
     residual_norm: str = "auto"  # residual addition and the layer norm after it
     packed_attention: str = "auto"  # of texts packed without padding
-    patch_l1: str = "auto"  # of masked patches with the image
-    log_sum_exps: str = "auto"  # over the similarities of own pairs with others
+    patch_l1: str = "auto"  # L1 between reconstructed patches and the image
+    log_sum_exps: str = "auto"  # over the similarities of a rank's pairs with all others
     contrastive: str = "auto"  # a micro-batch's share of ITC
     negatives: str = "auto"  # sampling ITM's negatives
     optimizer: str = "auto"  # AdamW
@@ -210,11 +211,11 @@ class Kernels:
 class Checkpoint:
     every: int = 1000  # steps; the last step is always saved; 0 = only then
     keep: int = 2  # number of newest checkpoints to keep
-    keep_every: int = 0  # steps; checkpoints at multiples of it are kept for good; 0 = none
+    keep_every: int = 0  # steps; checkpoints at multiples of this are kept for good; 0 = none
     resume: str = ""  # a checkpoint to resume from if the run folder has none of its own
-    init: str = ""  # one of your runs or checkpoints, or somebody else's, to start from its weights only
+    init: str = ""  # one of your runs or checkpoints, or somebody else's, of which only the weights are taken
     mirror: str = ""  # an fsspec URL, such as s3://bucket/runs/mine, that receives each checkpoint too; "" = none
-    peers: int = 0  # 1 = nodes with run folders of their own keep each other's files in shared memory; 0 = none do
+    peers: int = 0  # 1 = nodes with separate run folders keep each other's files in shared memory; 0 = they do not
 
 
 @dataclass(frozen=True)
@@ -223,19 +224,19 @@ class Log:
     tensorboard: bool = True  # event files in the run folder
     wandb: str = ""  # a project of Weights & Biases, or entity/project; "" = none
     mlflow: str = ""  # MLflow's tracking URI, such as http://host:5000 or a folder; "" = none
-    pictures: int = 4  # images reconstructed at an evaluation, for people to look at; 0 = none
+    pictures: int = 4  # images reconstructed at each evaluation, to look at; 0 = none
 
 
 @dataclass(frozen=True)
 class Eval:
-    every: int = 0  # steps; 0 = only after the last; -1 = not here, but by a job of `mvlm evaluate --follow`
-    select: str = ""  # a metric, such as "eval/mean_recall", by which the best checkpoint is kept too; "" = none
-    select_lower: bool = False  # of that metric the lower values are the better ones
-    patience: int = 0  # evaluations in a row without a better one after which the run ends; 0 = it does not
+    every: int = 0  # steps; 0 = only after the last; -1 = never here, but in a job of `mvlm evaluate --follow`
+    select: str = ""  # metric, such as "eval/mean_recall", whose best checkpoint is kept too; "" = none
+    select_lower: bool = False  # lower values of that metric are better
+    patience: int = 0  # the run ends after so many evaluations in a row without improvement; 0 = never
     foils: tuple[str, ...] = ()  # shards of foils, evaluated beside data.eval
-    classes: str = ""  # a folder of pictures with one folder for each class, classified zero-shot beside data.eval
+    classes: str = ""  # folder with one folder of pictures per class, classified zero-shot beside data.eval
     batch: int = 64  # images or texts, or ITM pairs, per forward pass
-    rerank: int = 128  # ITC candidates that ITM re-ranks: 256 COCO, 128 Flickr30k (R)
+    rerank: int = 128  # ITC candidates that ITM re-ranks: 256 for COCO, 128 for Flickr30k (R)
     limit: int = 0  # evaluate only the first rows; 0 = all
     memory_gb: float = 4.0  # memory limit on each rank's device besides the weights, in 1e9 bytes
     share: float = 0.1  # of the training time: an evaluation of over half a minute is postponed until it fits
@@ -243,10 +244,10 @@ class Eval:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a model is built after.
+    """What a model is built from.
 
     Attributes:
-        seed: of the run, by which ITM's negatives are chosen.
+        seed: of the run, from which ITM's negatives are chosen.
         text_length: tokens of a text at most.
     """
 
