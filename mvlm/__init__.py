@@ -27,7 +27,7 @@ _HOMES = {
     "open": "mvlm.api.shards",
     "train": "mvlm.api.train",
 }
-"""Imported when they are first asked for: commands import `mvlm`, and do without torch while they can."""
+"""Imported only when first used: commands import `mvlm`, and avoid loading torch as long as they can."""
 
 
 def __getattr__(name: str) -> Any:

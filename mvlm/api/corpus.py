@@ -1,4 +1,4 @@
-"""A user's pictures, in whatever form they are, as shards to train and to evaluate on."""
+"""A user's pictures, whatever form they are in, as shards to train and evaluate on."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")
 @dataclass(frozen=True)
 class ShardedCorpus:
     """Attributes:
-    train, eval: folders of shards, from the root; nothing is held out where `eval` is empty.
-    images: to train on.
+    train, eval: absolute paths of folders of shards; if `eval` is empty, nothing is held out.
+    images: how many there are to train on.
     """
 
     train: tuple[str, ...]
@@ -34,7 +34,7 @@ class ShardedCorpus:
 
 
 def prepare(data: str | Path, out: Path) -> ShardedCorpus:
-    """The shards of a corpus: as they are where `data` is shards, else made in `out`, a tenth of the images held out.
+    """The shards of a corpus: those in `data`, or else made in `out`, with a tenth of the images held out.
 
     Raises:
         UserError: nothing is there, its form is unknown, or it cannot be sharded.
@@ -109,7 +109,7 @@ def _require_source(data: str | Path, shards: Path) -> None:
 
 
 def shard_words(form: CorpusForm, out: Path) -> list[str]:
-    """The command of `data_tools` that makes shards of a corpus, a tenth held out."""
+    """The command of `data_tools` that makes shards of a corpus, with a tenth held out."""
     stays = ["--in-place"] if form.stays else []
     return ["shard", form.source, *map(str, form.paths), *SPLIT, *stays, "--out", str(out)]
 

@@ -1,4 +1,4 @@
-"""A patch dictionary made of shards and kept as a file that `model.vision_weights` takes."""
+"""A patch dictionary, made from shards and saved in a file for `model.vision_weights`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mvlm.runtime.storage import write_durably
 log = logger(__name__)
 
 PIXELS = 1 << 23
-"""Of the pictures that are looked at, together: 2,048 of 64 x 64."""
+"""Pixels of all pictures that are used, together: 2,048 pictures of 64 x 64."""
 
 
 def make_dictionary(shards: Sequence[str], out: Path, image_size: int) -> int:
-    """Write the dictionary of some pictures, evenly out of all rows; the same shards give the same file.
+    """Write a dictionary made from pictures spread evenly over all rows; the same shards give the same file.
 
     Args:
         image_size: side in pixels that the model will see.
 
     Returns:
-        How many pictures it was made of.
+        The number of pictures it was made from.
 
     Raises:
         UserError: the shards or none of their pictures can be read, or the file cannot be written.

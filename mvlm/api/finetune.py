@@ -32,17 +32,17 @@ def finetune(
 ) -> FineTunedRun:
     """Fine-tune a run: `mvlm.finetune("runs/mine", "vqa", "shards/vqa", out="runs/vqa")`.
 
-    Every choice is printed, and stands in the run folder's `recipe.toml`. Called again, it resumes.
+    Every choice is printed, and recorded in the run folder's `recipe.toml`. Called again, it resumes.
 
     Args:
         model: a run folder (its newest checkpoint) or one of its checkpoints.
         task: "vqa" (questions), "nlvr2" (statements of two images) or "entailment" (statements of one).
-        data: its shards, as `data_tools shard` makes them; a part named `eval` is held out.
+        data: shards for the task, as made by `data_tools shard`; a split named `eval` is held out.
         out: the run folder.
-        settings: keys of the run TOML that are to be different, such as `{"train.epochs": 3}`.
+        settings: keys of the run TOML to change, such as `{"train.epochs": 3}`.
 
     Raises:
-        UserError: the task is unknown, data are of another, a setting is wrong, or training has failed.
+        UserError: the task is unknown, the data are for another task, a setting is wrong, or training failed.
     """
     if task not in TASKS:
         raise UserError(f"mvlm.finetune knows no task {task!r}: choose one of {', '.join(TASKS)}.")

@@ -1,4 +1,4 @@
-"""What may stand for an image in a call, and the pixels that the model reads of it."""
+"""What can be given as an image in a call, and the pixels that the model reads from it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def view(image: AnyImage, size: int) -> np.ndarray:
     """The whole image as evaluation shows it to the model: uint8 [3, size, size].
 
     Raises:
-        UserError: it is no image, or its file cannot be read.
+        UserError: it is not an image, or its file cannot be read.
     """
     return eval_view(Decoded(opened(image)), size)
 

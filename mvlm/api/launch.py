@@ -11,7 +11,7 @@ from mvlm.runtime.commands import run_command
 
 
 def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
-    """`mvlm train` on this machine, several ranks by DeepSpeed's launcher; it saves where this process is interrupted.
+    """Run `mvlm train` on this machine, several ranks by DeepSpeed's launcher; it saves if this process is interrupted.
     Raises as `run_command`."""
     launcher = [sys.executable, "-m", "mvlm"]
     if ranks > 1:

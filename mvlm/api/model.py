@@ -54,7 +54,7 @@ class Filling:
 
     Attributes:
         text: the sentence with the likeliest word in each place.
-        guesses: for each [MASK] the likeliest words, best first, and their probabilities.
+        guesses: for each [MASK] the likeliest words, best first, with their probabilities.
     """
 
     text: str
@@ -64,11 +64,11 @@ class Filling:
 class TrainedModel:
     """A trained MaskVLM. Make one with `mvlm.load`.
 
-    Images may be paths, Pillow images, uint8 arrays HWC or uint8 tensors CHW, one or a list; texts a string or a list.
+    Images may be paths, Pillow images, uint8 arrays HWC or uint8 tensors CHW, one or a list; texts, a string or a list.
 
     Attributes:
         network: the `torch.nn.Module`, in evaluation mode.
-        step: updates that it was trained for; None of an exported model.
+        step: the number of updates that it was trained for; None for an exported model.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TrainedModel:
         return next(self.network.parameters()).dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TrainedModel:
-        """Move to a device, or compute in another type such as `torch.bfloat16`; returns the same model."""
+        """Move the model to a device, or compute in another type such as `torch.bfloat16`; returns the same model."""
         self.network.to(device=device, dtype=dtype)
         return self
 
@@ -104,13 +104,13 @@ class TrainedModel:
         texts: Texts | None = None,
         batch: int = 64,
     ) -> Features:
-        """The contrastive features of images (NE) and texts (ME), on the model's device; of what is not given, None.
+        """The contrastive features of images (NE) and texts (ME), on the model's device; None for what is not given.
 
         Args:
             batch: items in a forward pass.
 
         Raises:
-            UserError: something is no image; names it.
+            UserError: something is not an image; the message names it.
         """
         with shares.inference(self.network):
             return Features(
@@ -124,12 +124,12 @@ class TrainedModel:
         return cast(Tensor, image_NE) @ cast(Tensor, text_ME).T
 
     def match(self, images: AnyImage | Iterable[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
-        """The probability, by ITM, that image i and text i belong together, N; a single one of either goes with all.
+        """The probability, by ITM, that image i and text i belong together, N; a single image or text goes with all.
 
-        ITM reads both together and is finer than `similarity`, and slower.
+        ITM reads both together, which is more accurate than `similarity`, and slower.
 
         Raises:
-            UserError: there are neither as many images as texts nor one of either; or as `encode`.
+            UserError: there are neither as many images as texts nor only one of either; or as `encode`.
         """
         self._warn_untrained("itm")
         pairs = list(zip(*pair_up(listed(images), listed_texts(texts)), strict=True))
@@ -154,7 +154,8 @@ class TrainedModel:
             masked: bool [N, patches], True = masked, patches row by row; None masks as in training.
 
         Raises:
-            UserError: images and texts are not as many, the mask fits no image or masks none or all; or as `encode`.
+            UserError: there are not as many images as texts, or the mask does not fit, or masks nothing or everything;
+                or as `encode`.
         """
         self._warn_untrained("image")
         shown, captions = pair_up(listed(images), listed_texts(texts))
@@ -164,11 +165,11 @@ class TrainedModel:
             return image_examples(self.network, captions, self._tokens, image_BCHW, mask_BN.to(self.device))
 
     def fill(self, text: str, image: AnyImage | None = None, top: int = 5) -> Filling:
-        """The words behind each [MASK] of a sentence: `model.fill("a [MASK] bus", "bus.jpg")`.
+        """The words for each [MASK] of a sentence: `model.fill("a [MASK] bus", "bus.jpg")`.
 
         Args:
-            image: that the sentence is about; None fills in by the sentence alone.
-            top: words for each place.
+            image: what the sentence is about; None fills in by the sentence alone.
+            top: how many words to give for each place.
 
         Raises:
             UserError: no word is masked, one is beyond the tokens that the model reads, or `top` is below 1; or as
@@ -202,11 +203,11 @@ class TrainedModel:
         out: str | os.PathLike[str],
         captions: bool = False,
     ) -> int:
-        """Embed the images of shards for `search`, as `mvlm index` does; returns how many.
+        """Embed the images of shards for `search`, as `mvlm index` does; returns their number.
 
         Args:
             out: the folder to write; an existing index is replaced once the new one is complete.
-            captions: have the shards' own captions count as much as what the images show.
+            captions: give the shards' own captions as much weight as the images.
 
         Raises:
             UserError: the shards cannot be used, or the index cannot be written; or as `search`.
@@ -214,15 +215,15 @@ class TrainedModel:
         return build_index(self._run(out), as_paths(shards), Path(out), self.device, captions)
 
     def search(self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32) -> list[SearchHit]:
-        """The images of an index, made by `mvlm index`, that fit a sentence best, or are most like an image.
+        """The images of an index, made by `mvlm index`, that fit a sentence best, or are most similar to an image.
 
         Args:
-            query: a sentence, or an image that is no string: for a file give a `pathlib.Path`.
-            rerank: first results for a sentence that ITM orders again.
+            query: a sentence, or an image other than a string: for a file give a `pathlib.Path`.
+            rerank: how many of the first results for a sentence ITM orders again.
 
         Raises:
-            UserError: `top` is below 1; the index is damaged or was made by other weights; its shards were moved; or as
-                `encode`.
+            UserError: `top` is below 1, the index is damaged or was made with other weights, or its shards were moved;
+                or as `encode`.
         """
         loaded = self._run(index)
         if top < 1:
@@ -276,7 +277,7 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
         device: where it computes; None = this machine's accelerator, or the CPU.
 
     Raises:
-        UserError: there is no model, it is damaged, or it was fine-tuned for another task than retrieval.
+        UserError: there is no model, it is damaged, or it was fine-tuned for a task other than retrieval.
     """
     device, path = torch.device(device) if device else dist.device(), Path(model)
     exported = (path / CONFIG_NAME).is_file()

@@ -1,4 +1,4 @@
-"""A run's recipe chosen by the size of the corpus and the machine, with a reason for each choice."""
+"""A run's recipe, chosen by the size of the corpus and the machine, with a reason for each choice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parent.parent / "configs"
 
 @dataclass(frozen=True)
 class RecipeChoice:
-    """A key of the run TOML, `table.key`, its value, and why."""
+    """A key of the run TOML, `table.key`, its value, and the reason for it."""
 
     key: str
     value: Any
@@ -35,7 +35,7 @@ class Recipe:
 
     Attributes:
         base: where it comes from, for people.
-        tables: of it, as a run TOML has them.
+        tables: its tables, as in a run TOML.
     """
 
     base: str
@@ -64,20 +64,20 @@ def _tables(tables: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
 
 
 EPOCHS, FEWEST_UPDATES, FEWEST_WITH_ENCODERS = 15, 600, 150
-"""Passes over the pictures, and updates at least: from random weights, and with encoders trained by others."""
+"""Passes over the pictures, and the fewest updates: from random weights, and with pretrained encoders."""
 
 SMALL = 200_000
-"""Pictures up to which a CPU begins with small encoders or a dictionary: of 194,884, the most that were measured, a
+"""Pictures up to which a CPU begins with small encoders or a dictionary: with 194,884, the most that were measured, a
 dictionary taught more in 62 minutes than a transformer in 1.6 hours (docs/icons.md)."""
 
 EVALUATIONS = 5
 """In a run, the last among them."""
 
 LINES = 100
-"""Of progress in a run, each with the losses and the time that is left."""
+"""Lines of progress in a run, each with the losses and the time left."""
 
 HELD_OUT_LIMIT = 1000
-"""Images of an evaluation while training."""
+"""Images in an evaluation during training."""
 
 
 def is_small(images: int, gpus: int) -> bool:
@@ -93,20 +93,20 @@ def choose(
     gpus: int,
     begins_with: SmallEncoders | Path | None = None,
 ) -> Recipe:
-    """A recipe for so many images on so many GPUs, none meaning the CPU.
+    """A recipe for so many images on so many GPUs, where none means the CPU.
 
     Args:
-        begins_with: what a small corpus on a CPU begins with: small encoders that are installed, or the file of a
-            dictionary; GPUs have larger encoders.
+        begins_with: what a small corpus on a CPU begins with: installed small encoders, or the file of a dictionary;
+            with GPUs, larger encoders are used.
     """
     base, reason = ("small.toml", "a GPU trains it in hours") if gpus else ("tiny.toml", "a CPU trains it in minutes")
     start: list[RecipeChoice] = []
     largest, fewest = 512 if gpus else 64, FEWEST_UPDATES
     if is_small(images, gpus) and isinstance(begins_with, SmallEncoders):
-        reason = "its encoders are small ones that others have trained, on far more pictures and sentences"
+        reason = "its encoders are small pretrained ones, trained on far more pictures and sentences"
         start, largest, fewest = _with_encoders(begins_with), 128, FEWEST_WITH_ENCODERS
     elif is_small(images, gpus) and isinstance(begins_with, Path):
-        reason += f"; far better with encoders that others have trained: {INSTALL}"
+        reason += f"; pretrained encoders are far better: {INSTALL}"
         start = _with_dictionary(begins_with)
     batch = min(largest, 1 << max(1, math.floor(math.log2(max(2, images)))))
     epochs, why = _epochs(images, batch, fewest)
@@ -114,11 +114,11 @@ def choose(
     choices = [
         RecipeChoice("run.dir", str(run), "where everything goes"),
         RecipeChoice("data.train", list(train), f"{images:,} images"),
-        RecipeChoice("data.epoch", "images", "every picture as often as any other, whatever its number of captions"),
-        RecipeChoice("train.global_batch", batch, "as many pairs as are contrasted with each other"),
+        RecipeChoice("data.epoch", "images", "every picture equally often, however many captions it has"),
+        RecipeChoice("train.global_batch", batch, "the pairs that are contrasted with each other"),
         RecipeChoice("train.epochs", epochs, why),
         RecipeChoice("checkpoint.every", max(1, steps // (2 * EVALUATIONS)), f"{2 * EVALUATIONS} in the run"),
-        RecipeChoice("log.every", max(1, steps // LINES), f"{LINES} lines or so"),
+        RecipeChoice("log.every", max(1, steps // LINES), f"about {LINES} lines"),
         *start,
     ]
     choices += _evaluations(held_out, steps, "images", "eval/mean_recall")
@@ -126,74 +126,74 @@ def choose(
 
 
 def _evaluations(held_out: Sequence[str], steps: int, counted: str, metric: str) -> list[RecipeChoice]:
-    """On held-out shards, by whose metric the best checkpoint is kept; none without them."""
+    """Evaluations on held-out shards, whose metric decides which checkpoint is kept as the best; none without them."""
     if not held_out:
         return []
     return [
         RecipeChoice("data.eval", list(held_out), "held out"),
         RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
         RecipeChoice("eval.limit", HELD_OUT_LIMIT, f"{counted}, so that an evaluation is short"),
-        RecipeChoice("eval.select", metric, "the best checkpoint by it is kept, besides the newest"),
+        RecipeChoice("eval.select", metric, "the best checkpoint by this is kept, beside the newest"),
     ]
 
 
 FROZEN = ["vision.vit.trunk", "vision.vit.patch_embed"]
-"""The convolutional network, and the learned patch before it, whose gradient would go through all of it."""
+"""The convolutional network, and the learned patch before it, whose gradient would pass through the whole network."""
 
 
 def _with_encoders(encoders: SmallEncoders) -> list[RecipeChoice]:
-    """What `benchmarks/small` trained them with."""
+    """The settings with which `benchmarks/small` trained them."""
     return [
         RecipeChoice("model.vision", "tf_efficientnet_lite0", "trained on ImageNet; small enough for a CPU"),
-        RecipeChoice("model.vision_weights", str(encoders.images), "of an installed package"),
-        RecipeChoice("model.vision_args", {"embed_dim": 256}, "what its features are projected to"),
+        RecipeChoice("model.vision_weights", str(encoders.images), "from an installed package"),
+        RecipeChoice("model.vision_args", {"embed_dim": 256}, "the width that its features are projected to"),
         RecipeChoice("model.image_size", 96, "a multiple of 32"),
         RecipeChoice("model.text", str(encoders.texts), "MiniLM, trained on sentences"),
-        RecipeChoice("model.text_weights", "pretrained", "of the same package"),
+        RecipeChoice("model.text_weights", "pretrained", "from the same package"),
         RecipeChoice("model.text_args", {}, "as it was trained"),
         RecipeChoice("model.text_pool", "mean", "the same"),
-        RecipeChoice("model.cross_init_std", 0.05, "of 1 / sqrt(width)"),
+        RecipeChoice("model.cross_init_std", 0.05, "about 1 / sqrt(width)"),
         RecipeChoice("data.tokenizer", "", "MiniLM's own"),
         RecipeChoice("data.randaugment", [1, 5], "a little augmentation"),
-        RecipeChoice("objectives.image_mask_block", 1, "a feature of the image is 32 pixels wide"),
+        RecipeChoice("objectives.image_mask_block", 1, "a feature of the image covers 32 pixels"),
         *_contrast_alone(),
-        RecipeChoice("optim.lr", 2e-3, "of what is new"),
-        RecipeChoice("optim.encoder_lr", 1e-4, "of MiniLM"),
+        RecipeChoice("optim.lr", 2e-3, "for the new modules"),
+        RecipeChoice("optim.encoder_lr", 1e-4, "for MiniLM"),
         RecipeChoice("train.freeze", FROZEN, "few pictures teach it nothing new, and its backward pass is saved"),
     ]
 
 
 DICTIONARY_SIZE = 64
-"""Pixels of the side of a picture that a dictionary is made of."""
+"""Side, in pixels, of the pictures that a dictionary is made from."""
 
 
 def _with_dictionary(dictionary: Path) -> list[RecipeChoice]:
-    """What found most in the same CPU time with nothing pretrained in `benchmarks/small`, as its arm `dictionary`."""
+    """What found most in the same CPU time without pretraining in `benchmarks/small`: its arm `dictionary`."""
     text: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 0, "num_attention_heads": 4}
     text |= {"intermediate_size": 128, "max_position_embeddings": 64, "initializer_range": 0.16}
     return [
-        RecipeChoice("model.vision", NAME, "the patches that these pictures are made of; nothing of it is trained"),
-        RecipeChoice("model.vision_weights", str(dictionary), "made of them, as `mvlm dictionary` does"),
+        RecipeChoice("model.vision", NAME, "the patches that these pictures consist of, none of them trained"),
+        RecipeChoice("model.vision_weights", str(dictionary), "made from the pictures, as by `mvlm dictionary`"),
         RecipeChoice(
-            "model.vision_args", {"embed_dim": 128, "dropout": 0.5}, "few pictures are learned by heart without dropout"
+            "model.vision_args", {"embed_dim": 128, "dropout": 0.5}, "without dropout few pictures are memorised"
         ),
         RecipeChoice("model.image_size", DICTIONARY_SIZE, "a multiple of 16"),
-        RecipeChoice("model.text_args", text, "the words alone and not their order: no layer would learn it of so few"),
+        RecipeChoice("model.text_args", text, "the words without their order, which so few captions cannot teach"),
         RecipeChoice("model.text_pool", "mean", "of the words"),
-        RecipeChoice("model.temperature_min", 0.07, "where it begins: it would fall as pictures are learned by heart"),
-        RecipeChoice("objectives.image_mask_block", 1, "a feature of the image is 16 pixels wide"),
+        RecipeChoice("model.temperature_min", 0.07, "its initial value: it would fall as pictures are memorised"),
+        RecipeChoice("objectives.image_mask_block", 1, "a feature of the image covers 16 pixels"),
         *_contrast_alone(),
-        RecipeChoice("data.vocabulary", 4096, "few captions have no more words"),
+        RecipeChoice("data.vocabulary", 4096, "few captions do not have more words"),
         RecipeChoice("data.crop_scale", [1.0, 1.0], "dropout does more than augmentation"),
         RecipeChoice("data.randaugment", [0, 0], "the same"),
-        RecipeChoice("optim.lr", 2e-3, "of a narrow model"),
-        RecipeChoice("optim.encoder_lr", 2e-3, "of random weights, too"),
-        RecipeChoice("train.freeze", FROZEN, "what has been made of all pictures need not be learned of them again"),
+        RecipeChoice("optim.lr", 2e-3, "for a narrow model"),
+        RecipeChoice("optim.encoder_lr", 2e-3, "for random weights too"),
+        RecipeChoice("train.freeze", FROZEN, "made from all pictures, it need not be learned again"),
     ]
 
 
 def _contrast_alone() -> list[RecipeChoice]:
-    reason = "contrast alone costs a fraction of the time; 1 trains this too"
+    reason = "contrast alone takes a fraction of the time; 1 trains this too"
     return [RecipeChoice(f"objectives.{name}", 0.0, reason) for name in ("image", "text", "itm")]
 
 
@@ -201,7 +201,7 @@ TUNING_EPOCHS = 8
 """ALBEF's for VQA (Li et al. 2021, appendix A)."""
 
 KEPT = ("text_length", "crop_scale", "flip", "randaugment", "randaugment_kind")
-"""Keys of [data] that a run has of the one that it starts from."""
+"""Keys of [data] that a run takes over from the one that it starts from."""
 
 
 def choose_tuning(
@@ -210,28 +210,28 @@ def choose_tuning(
     """A recipe that fine-tunes a checkpoint for a task.
 
     Args:
-        start: the configuration of the run that the checkpoint is of.
+        start: the configuration of the checkpoint's run.
     """
     data, model, optim = start
     tables = {"data": {key: getattr(data, key) for key in KEPT}, "model": asdict(model)}
     batch = min(256 if gpus else 64, 1 << max(1, math.floor(math.log2(max(2, corpus.images)))))
     least = math.ceil(FEWEST_UPDATES * batch / corpus.images)
-    epochs, why = max(least, TUNING_EPOCHS), f"{FEWEST_UPDATES:,} updates at least, and {TUNING_EPOCHS} passes"
+    epochs, why = max(least, TUNING_EPOCHS), f"at least {FEWEST_UPDATES:,} updates and {TUNING_EPOCHS} passes"
     steps = math.ceil(epochs * corpus.images / batch)
     choices = [
         RecipeChoice("run.dir", str(run), "where everything goes"),
         RecipeChoice("task.name", task, "what it is fine-tuned for"),
         RecipeChoice("task.answer_minimum", 9 if corpus.images > RARE_ANSWERS else 1, "questions that share an answer"),
-        RecipeChoice("checkpoint.init", str(checkpoint), "the weights to begin with"),
-        RecipeChoice("data.tokenizer", "", "that of these weights"),
+        RecipeChoice("checkpoint.init", str(checkpoint), "the weights to start from"),
+        RecipeChoice("data.tokenizer", "", "the tokenizer of these weights"),
         RecipeChoice("data.train", list(corpus.train), f"{corpus.images:,} rows"),
         RecipeChoice("train.global_batch", batch, "ALBEF's on GPUs"),
         RecipeChoice("train.epochs", epochs, why),
-        RecipeChoice("optim.warmup_steps", steps // 20, "a twentieth of them"),
+        RecipeChoice("optim.warmup_steps", steps // 20, "a twentieth of the updates"),
         RecipeChoice("checkpoint.every", max(1, steps // (2 * EVALUATIONS)), f"{2 * EVALUATIONS} in the run"),
         *_tuning_rates(model, optim),
         *(
-            RecipeChoice(f"objectives.{name}", 0.0, f"{task} does without")
+            RecipeChoice(f"objectives.{name}", 0.0, f"{task} does not use it")
             for name in OBJECTIVES_OF["pretrain"]
             if name not in OBJECTIVES_OF.get(task, OBJECTIVES_OF["pretrain"])
         ),
@@ -241,11 +241,11 @@ def choose_tuning(
 
 
 RARE_ANSWERS = 10_000
-"""Questions of a corpus up to which no answer is too rare to be a class."""
+"""Up to so many questions in a corpus, no answer is too rare to be a class."""
 
 
 def _tuning_rates(model: Model, optim: Optim) -> list[RecipeChoice]:
-    """ALBEF's 2e-5 where encoders were pretrained by others, else those that the run has had from the start."""
+    """ALBEF's 2e-5 if the encoders were pretrained by others, otherwise the run's own learning rates."""
     if model.vision_weights != "random":
         return [RecipeChoice(f"optim.{key}", 2e-5, "ALBEF's in fine-tuning") for key in ("lr", "encoder_lr")]
     rates = {"lr": optim.lr, "encoder_lr": optim.encoder_lr}
@@ -253,7 +253,7 @@ def _tuning_rates(model: Model, optim: Optim) -> list[RecipeChoice]:
 
 
 def _epochs(images: int, batch: int, fewest: int) -> tuple[int, str]:
-    """Enough to learn something of few pictures, and few enough of many to end."""
+    """Enough to learn something from few pictures, and few enough to finish with many."""
     least = math.ceil(fewest * batch / images)
     if least > EPOCHS:
         return least, f"the fewest that make {fewest:,} updates of {batch} pairs"

@@ -1,4 +1,4 @@
-"""What a run has left behind, from Python."""
+"""What a run has written, from Python."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunFolder:
     """A run that has ended.
 
     Attributes:
-        folder: everything that it has written.
+        folder: contains everything that it has written.
     """
 
     folder: Path
@@ -47,23 +47,23 @@ class RunFolder:
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
-        """What the held-out rows have measured, as `mvlm evaluate --json` writes it; None without any."""
+        """The evaluation on the held-out rows, as `mvlm evaluate --json` writes it; None if nothing was held out."""
         return read_json(self.folder / EVALUATION)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, a dict of numbers for each logged step. Raises `UserError` where the run has not begun."""
+        """What was logged, a dict of numbers for each logged step. Raises `UserError` if the run has not begun."""
         return list(read_facts(self.folder).metrics.values())
 
     def evaluate(
         self, task: str, data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], **settings: Any
     ) -> dict[str, Any]:
-        """What `mvlm evaluate TASK` measures of the newest checkpoint, on other data than those that were held out.
+        """Measure the newest checkpoint as `mvlm evaluate TASK` does, on data other than those that were held out.
 
         Args:
             task: "retrieval", "reconstruction", "classification", "probe", "foils"; "vqa", "nlvr2", "entailment".
-            data: folders of shards, tars, or of some tasks folders of classes of pictures.
-            settings: the command's options by their names, such as `limit=1000` or `rerank=32`.
+            data: folders of shards, tars, or for some tasks folders with one folder of pictures per class.
+            settings: the command's options by name, such as `limit=1000` or `rerank=32`.
 
         Raises:
             UserError: there is no such task or setting, no checkpoint yet, or the data cannot be used.
@@ -71,7 +71,7 @@ class RunFolder:
         return evaluate_checkpoint(task, self.folder, as_paths(data), **settings)
 
     def write_report(self) -> Path:
-        """Write the report anew, as `mvlm report` does; returns its path. Raises `UserError` where it cannot."""
+        """Write the report again, as `mvlm report` does; returns its path. Raises `UserError` if it cannot."""
         write_whole(self.report, report_on([self.folder]), "out")
         return self.report
 
@@ -80,7 +80,7 @@ class RunFolder:
 
         Args:
             out: a new folder.
-            form: "hf", for AutoModel and AutoProcessor; "onnx" or "torch", graphs that give vectors for retrieval.
+            form: "hf", for AutoModel and AutoProcessor; "onnx" or "torch", graphs that compute vectors for retrieval.
 
         Raises:
             UserError: there is no checkpoint yet, packages are missing, or the folder cannot be written.
@@ -93,23 +93,23 @@ class RunFolder:
 
 
 class TrainedRun(RunFolder):
-    """A pretrained one."""
+    """A pretraining run that has ended."""
 
     def load(self, device: str | torch.device | None = None) -> TrainedModel:
-        """The trained model; raises `UserError` where there is no checkpoint yet."""
+        """The trained model; raises `UserError` if there is no checkpoint yet."""
         return load(self.folder, device)
 
 
 class FineTunedRun(RunFolder):
-    """One fine-tuned for questions or statements."""
+    """A run that was fine-tuned for questions or statements."""
 
     def load(self, device: str | torch.device | None = None) -> FineTunedModel:
-        """The fine-tuned model; raises `UserError` where there is no checkpoint yet."""
+        """The fine-tuned model; raises `UserError` if there is no checkpoint yet."""
         return load_finetuned(self.folder, device)
 
 
 def write_recipe(folder: Path, recipe: Recipe, heading: str) -> None:
-    """Print what was chosen, and write it where the run will be. Raises `UserError` where that cannot be."""
+    """Print what was chosen, and write it to the run's folder. Raises `UserError` if that cannot be done."""
     print(f"{recipe.base}: {recipe.reason}", *recipe.choices, sep="\n  ", flush=True)
     deepspeed = json.dumps({"zero_optimization": {"stage": 1}, "bf16": {"enabled": "auto"}})
     for name, text in ((DEEPSPEED, deepspeed), (RECIPE, recipe.text(heading))):
@@ -121,7 +121,7 @@ def write_recipe(folder: Path, recipe: Recipe, heading: str) -> None:
 
 
 def require_data(folder: Path, shards: Sequence[str]) -> None:
-    """Raises `UserError` where the recipe of a run folder trains on other shards than these."""
+    """Raises `UserError` if the recipe in a run folder trains on other shards than these."""
     known = _places(folder)["data.train"]
     if not {os.path.realpath(each) for each in known} & {os.path.realpath(each) for each in shards}:
         raise UserError(
@@ -131,11 +131,11 @@ def require_data(folder: Path, shards: Sequence[str]) -> None:
 
 
 def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, held_out: Sequence[str]) -> None:
-    """Train by the recipe of a run folder, evaluate what it is for, and write the report.
+    """Train with the recipe in a run folder, evaluate the task it is for, and write the report.
 
     Raises:
-        UserError: a setting is wrong, or a part has failed.
-        KeyboardInterrupt: Ctrl-C, once training has saved.
+        UserError: a setting is wrong, or a part failed.
+        KeyboardInterrupt: on Ctrl-C, after training has saved.
     """
     recipe = str(folder / RECIPE)
     overrides = [f"{key}={as_toml(value)}" for key, value in {**_places(folder), **(settings or {})}.items()]
@@ -170,7 +170,7 @@ def _conclude(folder: Path, task: str, held_out: Sequence[str]) -> None:
     write_whole(folder / REPORT, report_on([folder]), "out")
     print(f"Written to {folder / REPORT}", flush=True)
     if (best := best_checkpoint(folder)) and best != find_checkpoint(folder):
-        print(f"Evaluated best on the way: {best}; mvlm.load({str(folder / BEST)!r}) loads it.", flush=True)
+        print(f"An earlier checkpoint evaluated best: {best}; mvlm.load({str(folder / BEST)!r}) loads it.", flush=True)
 
 
 def _where_it_stopped(folder: Path) -> str:

@@ -24,7 +24,7 @@ class CaptionedImage:
     """A row of shards, checked against the checksums that were written with it.
 
     Attributes:
-        captions: of a task's rows, its sentences.
+        captions: for a task's rows, its sentences.
         own: the columns that only the rows of this task have, such as `answers`.
     """
 
@@ -40,12 +40,12 @@ class CaptionedImage:
 
     @property
     def image(self) -> Image.Image:
-        """In RGB and upright, decoded anew each time; of a pair the left one. Raises `UserError` where damaged."""
+        """In RGB and upright, decoded each time; the left one of a pair. Raises `UserError` if it is damaged."""
         return self.images[0]
 
     @property
     def images(self) -> list[Image.Image]:
-        """All of the row's images: one, or of a pair the left and the right one."""
+        """All of the row's images: one, or the left and the right one of a pair."""
         try:
             return [load_image(each.checked()) for each in self._row.encoded]
         except BadImage as error:
@@ -53,7 +53,7 @@ class CaptionedImage:
 
     @property
     def encoded(self) -> bytes:
-        """The image's file, as it was when it was sharded. Raises `UserError` where it is damaged."""
+        """The image's file, as it was when it was sharded. Raises `UserError` if it is damaged."""
         try:
             return bytes(self._row.image)
         except BadImage as error:
@@ -61,7 +61,7 @@ class CaptionedImage:
 
 
 class ShardSequence(Sequence[CaptionedImage]):
-    """Rows of one or more corpora, end to end; make one with `mvlm.open`. Rows are read when they are asked for."""
+    """Rows of one or more corpora, end to end; make one with `mvlm.open`. A row is read only when it is accessed."""
 
     def __init__(self, mixture: Mixture) -> None:
         self._rows = mixture
@@ -74,7 +74,7 @@ class ShardSequence(Sequence[CaptionedImage]):
     @overload
     def __getitem__(self, index: slice) -> list[CaptionedImage]: ...
     def __getitem__(self, index: int | slice) -> CaptionedImage | list[CaptionedImage]:
-        """Raises `IndexError` beyond the end and `UserError` where the row is not what was written."""
+        """Raises `IndexError` beyond the end and `UserError` if the row is not what was written."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]

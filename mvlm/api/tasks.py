@@ -24,14 +24,14 @@ from mvlm.runtime import dist
 
 
 class FineTunedModel:
-    """A model fine-tuned for questions ("vqa"), statements ("entailment") or statements of two images ("nlvr2"). Make
-    one with `mvlm.load_finetuned`.
+    """A model fine-tuned for questions ("vqa"), statements ("entailment") or statements about two images ("nlvr2").
+    Make one with `mvlm.load_finetuned`.
 
     Attributes:
         network: the `torch.nn.Module`, in evaluation mode.
         task: what it was fine-tuned for.
         answers: what it chooses among.
-        step: updates that it was fine-tuned for.
+        step: the number of updates that it was fine-tuned for.
     """
 
     def __init__(self, loaded: Loaded[TaskModel]) -> None:
@@ -43,15 +43,16 @@ class FineTunedModel:
     def answer(
         self, images: AnyImage | Iterable[AnyImage], texts: Texts, top: int = 5
     ) -> list[list[tuple[str, float]]]:
-        """For each question or statement the likeliest answers, best first, and their probabilities.
+        """For each question or statement the likeliest answers, best first, with their probabilities.
 
         Args:
             images: one for each text; for "nlvr2" two, one after the other, the left one first.
             texts: questions or statements, without the model's special tokens.
-            top: answers of each.
+            top: how many answers to give for each.
 
         Raises:
-            UserError: there are more or fewer images than the texts take, or something is no image; names it.
+            UserError: there are more or fewer images than the texts need, or something is not an image; the message
+                names it.
         """
         shown, asked = listed(images), listed_texts(texts)
         if not asked or len(shown) != self._per_text * len(asked):

@@ -1,4 +1,4 @@
-"""What may stand for a text in a call."""
+"""What can be given as a text in a call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Texts = str | Iterable[str]
 
 
 def listed_texts(texts: Texts) -> list[str]:
-    """One text or several as a list. Raises `UserError` where one is no string."""
+    """One text or several as a list. Raises `UserError` if one is not a string."""
     listed = [texts] if isinstance(texts, str) else list(texts)
     if strangers := [text for text in listed if not isinstance(text, str)]:
         raise UserError(f"A {type(strangers[0]).__name__} is not a text: give a string, or several.")

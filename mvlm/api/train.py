@@ -25,7 +25,7 @@ def train(
     """Train a model on captioned pictures: `mvlm.train("pictures/", out="runs/mine")`.
 
     Shards the pictures with a tenth of them held out, chooses a recipe by their number and this machine, trains on all
-    of its GPUs or on the CPU, evaluates, and writes a report. Every choice is printed, and stands in the run folder's
+    of its GPUs or on the CPU, evaluates, and writes a report. Every choice is printed, and recorded in the run folder's
     `recipe.toml`. Called again, it resumes.
 
     Args:
@@ -33,10 +33,11 @@ def train(
             tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, a data set saved by Hugging Face's datasets, or
             shards.
         out: the run folder.
-        settings: keys of the run TOML that are to be different, such as `{"train.steps": 300, "optim.lr": 1e-3}`.
+        settings: keys of the run TOML to change, such as `{"train.steps": 300, "optim.lr": 1e-3}`.
 
     Raises:
-        UserError: something is wrong with the pictures or the settings, or training has failed; says what to do.
+        UserError: something is wrong with the pictures or the settings, or training failed; the message says what to
+            do.
     """
     run = Path(out)
     corpus = prepare(os.fspath(data), run / SHARDS)
