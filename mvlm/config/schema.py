@@ -61,7 +61,7 @@ class Model:
     text: str = "FacebookAI/roberta-base"  # (P) any BERT-like transformers name or folder; a model type when random
     text_weights: str = "pretrained"  # "pretrained" (those of `text`, P), "random", a file, folder, run or "hf-hub:..."
     text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the transformers config of the encoder (D)
-    text_pool: Literal["cls", "mean"] = "cls"  # what represents a text: its first token, or the mean of all (P)
+    text_pool: Literal["cls", "mean"] = "cls"  # what represents a text: its first token, or the mean of all (P: cls)
     cross_depth: int = 3  # blocks of each cross-modality encoder (P)
     decoder_depth: int = 3  # blocks of the image decoder (P)
     cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)
