@@ -24,13 +24,13 @@ UNSELECTED = ("classification", "probe", "foils")
 def evaluate_checkpoint(
     task: str, checkpoint: str | PathLike[str], data: Sequence[str | PathLike[str]], **asked: Any
 ) -> dict[str, Any]:
-    """What the task measures, which can be written as JSON; called on every rank at once, the same result on all.
+    """What the task measures, in a form that JSON can hold; to be called on all ranks at once, with the same result.
 
     Args:
         task: of `TASKS`.
         checkpoint: a run folder, one of its checkpoints, or its `best`.
-        data: folders of shards or, of some tasks, of classes of pictures.
-        asked: `limit`, and of `SEARCH` and `OWN` those that the task takes; where missing, as the run's [eval] says.
+        data: folders of shards or, for some tasks, of classes of pictures.
+        asked: `limit`, and those of `SEARCH` and `OWN` that the task takes; if missing, as in the run's [eval].
 
     Raises:
         UserError: the task is unknown, or the checkpoint or the data cannot be used.

@@ -59,9 +59,9 @@ def test_an_epoch_has_every_pair_once(folder, rows):
 def test_what_cannot_go_on_says_why(folder, rows, tmp_path):
     other = loader(write_shards(tmp_path / "other", rows[:40]))
     for state, said in (
-        (other.state_dict(), "of other data"),
-        (loader(folder, seed=4).state_dict(), "of another seed"),
-        (loader(folder).state_dict() | {"samples_seen": 24}, "24 samples, no multiple of 16"),
+        (other.state_dict(), "for other data"),
+        (loader(folder, seed=4).state_dict(), "for another seed"),
+        (loader(folder).state_dict() | {"samples_seen": 24}, "24 samples, not a multiple of 16"),
     ):
         with pytest.raises(UserError, match=said):
             loader(folder).load_state_dict(state)

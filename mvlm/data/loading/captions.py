@@ -18,27 +18,27 @@ from mvlm.data.shards.mixture import training_mixture
 from mvlm.errors import UserError
 
 Collate = Callable[[Tensor, list[str]], Any]
-"""From images uint8 [B, 3, H, W] and as many captions to what a training loop takes."""
+"""Turns images uint8 [B, 3, H, W] and as many captions into what a training loop expects."""
 
 
 class CaptionLoader:
     """Batches of augmented images and captions, decoded ahead by threads; iterating gives those of one epoch.
 
-    The global batches of a run follow from the data, the seed and the settings alone, whatever the ranks, and
-    `state_dict` is all that resuming takes, on any number of ranks.
+    The global batches of a run depend only on the data, the seed and the settings, not on the ranks, and
+    `state_dict` is all that is needed to resume, on any number of ranks.
 
     Args:
-        data: shards, URLs of shards, tars, Arrow or plain parquet files, or several of these: as `data.train`.
-        batch: pairs of this rank's batches.
+        data: shards, URLs of shards, tars, Arrow or parquet files, or several of these, as in `data.train`.
+        batch: pairs in each of this rank's batches.
         image_size: side in pixels.
-        collate: what becomes of each batch, in a thread of the loader; None = (images, captions).
-        seed: of order, augmentation and captions.
+        collate: turns each batch into what the loop expects, in a thread of the loader; None = (images, captions).
+        seed: for order, augmentation and captions.
         rank, world: of this process.
-        settings: further keys of the run TOML's table `data`, such as `crop_scale=(0.9, 1.0)` or `workers=8`.
+        settings: other keys of the run TOML's table `data`, such as `crop_scale=(0.9, 1.0)` or `workers=8`.
 
     Attributes:
-        num_batches: of an epoch, on each rank; what is left over begins the next epoch.
-        num_samples: of these, on all ranks.
+        num_batches: batches in an epoch, on each rank; what is left over begins the next epoch.
+        num_samples: samples in these, on all ranks.
 
     Raises:
         UserError: the data cannot be read, or a setting is wrong.
@@ -72,7 +72,7 @@ class CaptionLoader:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches that are left of the epoch."""
+        """The batches left in the epoch."""
         if self._loader is None:
             self._loader = self._open()
         for _ in range(self.num_batches - self._seen // self._global % self.num_batches):
@@ -81,29 +81,29 @@ class CaptionLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, on all ranks: of the batches that were handed out."""
+        """The position in the stream, on all ranks, after the batches that were handed out."""
         return {"samples_seen": self._seen, "seed": self._seed, "fingerprint": self._mixture.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from there.
+        """Resume from a position.
 
         Raises:
-            UserError: the state is of other data, of another seed, or of another global batch.
+            UserError: the state belongs to other data, another seed or another global batch.
         """
         here = self.state_dict()
-        for name, what in (("fingerprint", "of other data"), ("seed", "of another seed")):
+        for name, what in (("fingerprint", "for other data"), ("seed", "for another seed")):
             if state[name] != here[name]:
-                raise UserError(f"The loader's state is {what}: make the loader as the one that it was saved from.")
+                raise UserError(f"The loader's state is {what}: give the loader the arguments that it was saved with.")
         if state["samples_seen"] % self._global:
             raise UserError(
-                f"The loader has seen {state['samples_seen']} samples, no multiple of {self._global}: choose batch x "
-                "world so that it divides them."
+                f"The loader has seen {state['samples_seen']} samples, not a multiple of {self._global}: choose batch "
+                "x world so that it divides them."
             )
         self.close()
         self._seen = state["samples_seen"]
 
     def close(self) -> None:
-        """End the threads; iterating opens them anew."""
+        """End the threads; iterating starts them again."""
         if self._loader is not None:
             self._loader.close()
             self._loader = None
