@@ -1,13 +1,13 @@
 """Explain the keys of a run TOML: what each means, its type and range, and its default.
 
 examples:
-  mvlm config                  # all tables and their keys, in a line each
+  mvlm config                  # all tables and their keys, one per line
   mvlm config optim            # one table
   mvlm config train.freeze     # one key
   mvlm config --schema > mvlm.schema.json
 
-Editors with a TOML language server (taplo, Even Better TOML) complete and check keys by the schema where the first line
-of a run TOML is `#:schema mvlm.schema.json`, as that of every recipe is.
+Editors with a TOML language server (taplo, Even Better TOML) complete and check keys with the schema if the first line
+of a run TOML is `#:schema mvlm.schema.json`, as in every recipe.
 """
 
 from __future__ import annotations

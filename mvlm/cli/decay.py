@@ -5,9 +5,9 @@ examples:
   mvlm decay runs/trunk --at 4000 --steps 400 --launch "torchrun --nproc-per-node 8 -m mvlm" eval.every=100
 
 The run, the trunk, is one that stays at its peak: optim.schedule = "constant", or "wsd" with optim.decay_steps = 0, and
-checkpoint.keep_every, so that the checkpoints are there. It is only read, and may be training. Each branch is a run
-of its own in the folder of --out; what is not done yet is done, so the same command resumes. Overrides (key=value) are
-those of every branch. Prints a table and writes decay.json and decay.png.
+checkpoint.keep_every, so that the checkpoints are there. It is only read, and may be training. Each branch is a
+separate run in the folder of --out; only what is not done yet is done, so the same command resumes. Overrides
+(key=value) apply to every branch. Prints a table and writes decay.json and decay.png.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Make the weights of an image encoder out of a corpus's own pictures, in seconds and without training.
+"""Make the weights of an image encoder from a corpus's own pictures, in seconds and without training.
 
 examples:
   mvlm dictionary shards/train --out dictionary.safetensors
   mvlm train run.toml --deepspeed_config ds_configs/cpu.json model.vision=patch_dictionary \\
       model.vision_weights=dictionary.safetensors
 
-The encoder is a layer whose filters are the patches that the pictures are made of, found by k-means. docs/small.md says
+The encoder is a layer whose filters are the patches that the pictures consist of, found by k-means. docs/small.md says
 when it is better than one trained from random weights: for some thousand pictures, on a CPU, with nothing pretrained.
 """
 

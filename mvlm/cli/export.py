@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--format", choices=("hf", "onnx", "torch"), default="hf", help="(default: hf)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="hf: also commit the folder to OWNER/NAME on the hub")
-    parser.add_argument("--private", action="store_true", help="make REPO for yourself alone, if it is new")
+    parser.add_argument("--private", action="store_true", help="make REPO private if it is new")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Show which implementation each operation uses on this machine, and why it uses no other.
+"""Show which implementation each operation uses on this machine, and why it does not use the others.
 
 examples:
   mvlm kernels
@@ -17,7 +17,7 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm kernels [RUN.toml] [--json FILE] [key=value ...]"
-    parser.add_argument("config", nargs="?", metavar="RUN.toml", help="use its [kernels]; without it all are auto")
+    parser.add_argument("config", nargs="?", metavar="RUN.toml", help="use its [kernels]; without it, all are auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write it to this file")
     parser.set_defaults(takes_overrides=True)
 

@@ -8,9 +8,10 @@ examples:
   mvlm reproduce ablation --data /data --launch "torchrun --nproc-per-node 8 -m mvlm" train.micro_batch=auto run.seed=1
 
 Prints the chain of commands (shard, train, fine-tune, evaluate) and runs what is not done yet: the same command
-resumes, and tables share their runs. --dry-run says instead what is missing in the data folder, counts what is there
-beside the published numbers, and stops. --miniature generates all data sets and trains tiny models, in minutes and
-without a GPU. Overrides (key=value) are those of every training run; run.seed has run folders of its own.
+resumes, and tables share their runs. --dry-run only says what is missing in the data folder, compares the
+counts of what is there with the published numbers, and gives the GPU-hours of each run. --miniature generates all data
+sets and trains tiny models, in minutes and without a GPU. Overrides (key=value) apply to every training run; each
+run.seed has separate run folders.
 docs/reproduce.md shows how the data folder is laid out.
 """
 
@@ -56,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launch",
         default="",
         metavar="WORDS",
-        help="what starts the commands (default: 'deepspeed --quiet --module mvlm', of a miniature 'python -m mvlm')",
+        help="what starts the commands (default: 'deepspeed --quiet --module mvlm', with --miniature 'python -m mvlm')",
     )
     parser.add_argument(
         "--deepspeed_config",
         default="",
         metavar="JSON",
-        help="(default: ds_configs/zero1.json, of a miniature ds_configs/cpu.json)",
+        help="(default: ds_configs/zero1.json, with --miniature ds_configs/cpu.json)",
     )
     parser.add_argument("--gpu", default="a100", metavar="NAME", help="card of the GPU-hours (default: a100)")
     parser.set_defaults(takes_overrides=True)

@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--epochs", type=float, metavar="X", help="epochs over its data")
     parser.add_argument("--name", default="", help="the name under which the stage is shown")
     parser.add_argument(
-        "--continue", dest="continues", action="store_true", help="extend the schedule of the stage before to it"
+        "--continue",
+        dest="continues",
+        action="store_true",
+        help="extend the schedule of the previous stage over this one",
     )
     parser.add_argument("--rows", action="store_true", help="also count how often each row was seen")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")

@@ -5,7 +5,7 @@ examples:
   deepspeed --num_gpus 8 --module mvlm train run.toml --deepspeed_config ds_configs/zero1.json train.global_batch=1024
   torchrun --nproc-per-node 8 -m mvlm train run.toml --deepspeed_config ds_configs/zero2.json
 
-`deepspeed --quiet` holds back what DeepSpeed's launcher says of itself.
+`deepspeed --quiet` hides the messages of DeepSpeed's launcher.
 
 The same command resumes from the run folder's latest checkpoint, with any number of ranks. A resumed run keeps its
 settings; what the TOML or a key=value sets to a different value is changed and reported, or refused.
