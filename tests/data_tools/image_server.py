@@ -90,6 +90,10 @@ class ImageServer:
         if fault == "flaky" and first:
             writer.write(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\n\r\n")
             return True
+        if fault == "zone":
+            when = b"Tue, 15 Nov 1994 12:45:26 +99999999999999999999"
+            writer.write(b"HTTP/1.1 404 Not Found\r\nRetry-After: %b\r\nContent-Length: 0\r\n\r\n" % when)
+            return True
         if fault == "hang" or (fault == "stuck" and first):
             await asyncio.sleep(600)
         if fault == "garbage":

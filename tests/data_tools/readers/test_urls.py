@@ -71,6 +71,7 @@ BAD = {
     "410": "download failed (HTTP 410)",
     "500": "download failed (HTTP 500)",
     "away": "download failed (HTTP 429)",
+    "zone": "download failed (HTTP 404)",
     "garbage": "download failed (answer is not HTTP)",
     "loop": "download failed (too many redirects)",
     "endless": "download refused (too large)",
