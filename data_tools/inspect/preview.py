@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -84,8 +85,7 @@ def _figure(row: dict[str, Any]) -> str:
 
 def _texts(value: Any) -> str:
     """One <dd> a value; equal ones of a list are shown once, with their number."""
-    values = [_text(item) for item in (value if isinstance(value, list) else [value])]
-    numbers = {text: values.count(text) for text in values}
+    numbers = Counter(_text(item) for item in (value if isinstance(value, list) else [value]))
     return "".join(f"<dd>{escape(text)}{f' (×{times})' if times > 1 else ''}</dd>" for text, times in numbers.items())
 
 
