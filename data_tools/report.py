@@ -115,7 +115,11 @@ class ShardReport:
                     f"  {name or '(none given)'}: kept {part.kept:,} of {part.read:,}" + f" ({reasons})" * bool(reasons)
                 )
         lines += [f"{name}: {rows:,} records" for name, rows in self.splits.items()]
-        return "\n".join([*lines, *filter(None, [self.warning()])])
+        return "\n".join(lines)
+
+    def text(self) -> str:
+        """The same as a file, with the warning if there is one."""
+        return "".join(f"{part}\n" for part in (self.summary(), self.warning()) if part)
 
     def warning(self) -> str:
         """A sentence where so many records were left out as copies that somebody should look, else ""."""

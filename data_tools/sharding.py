@@ -170,7 +170,7 @@ def _finish(job: PartJob, out: Path | str, parts: list[PartManifest], losers: Lo
             store.discard()
             raise UserError(_nothing_left(report, out, name, options.split))
     report.splits = {name: manifest.rows for name, manifest in found.items() if name}
-    texts = {YIELD: report.to_json(), YIELD_TEXT: report.summary() + "\n"}
+    texts = {YIELD: report.to_json(), YIELD_TEXT: report.text()}
     if options.origin is not None:
         texts[SOURCE] = json.dumps(dict(options.origin), indent=1) + "\n"
     named = _files(found)

@@ -175,7 +175,7 @@ class _Retry:
         report.splits = {
             name: manifest.rows + recovered.get(name, 0) for name, manifest in self._manifests.items() if name
         }
-        for name, text in {YIELD: report.to_json(), YIELD_TEXT: report.summary() + "\n"}.items():
+        for name, text in {YIELD: report.to_json(), YIELD_TEXT: report.text()}.items():
             write_durably(self._stage / name, text)
         sync(self._stage / QUARANTINE)
         return Outcome(len(listed), sum(recovered.values()), left)
