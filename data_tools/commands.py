@@ -66,12 +66,13 @@ def source_named_first(words: Sequence[str]) -> str:
 def shard_source(arguments: argparse.Namespace) -> int:
     require_inputs(arguments.paths)
 
-    from .options import with_filters, writing_options
+    from .options import require_effect, with_filters, writing_options
     from .origin import open_source, origin
     from .progress import progress
     from .sharding import shard as shard_records
     from .sharding import shard_share
 
+    require_effect(arguments)
     options = with_filters(writing_options(arguments), arguments)
     made_of = origin(arguments)
     options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address, origin=made_of)

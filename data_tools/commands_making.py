@@ -15,6 +15,9 @@ from .arguments import add_writing
 TASKS = ("caption", "vqa", "pairs", "entailment", "foils")
 """Those of `synth`."""
 
+SPLIT_BY = "group"
+"""Of `synth`, where no other field is given: its rows of one group share scenes."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], described: bool) -> None:
     made = subparsers.add_parser(
@@ -41,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
         help="colour-shape pairs that appear only in an additional split `novel` (default: 0)",
     )
     add_writing(made)
-    made.set_defaults(run=synth, workers=1, split_by="group")
+    made.set_defaults(run=synth, workers=1, split_by=SPLIT_BY)
 
     small = subparsers.add_parser(
         "miniature",
@@ -55,12 +58,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
 
 
 def synth(arguments: argparse.Namespace) -> int:
-    from .options import writing_options
+    from .options import require_effect, writing_options
     from .progress import progress
     from .sharding import shard as shard_records
     from .synth.holdout import held_out, with_novel
     from .synth.records import records
 
+    require_effect(arguments, SPLIT_BY)
     options = writing_options(arguments)
     things = held_out(arguments.holdout_pairs, arguments.seed)
     if things:

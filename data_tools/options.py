@@ -13,6 +13,22 @@ from .pipeline import Options
 from .split import parse_split
 
 
+def require_effect(arguments: argparse.Namespace, split_by: str = "key") -> None:
+    """Raises `UserError` for an option that says how another is to be done which was not given, or names no splits.
+
+    Args:
+        split_by: what `--split-by` is where it is left out.
+    """
+    if arguments.split == "":
+        raise UserError("--split '' names no splits: write it like train=0.88,eval=0.12, or leave it out.")
+    if arguments.split is None and arguments.split_by != split_by:
+        raise UserError(f"--split-by {arguments.split_by} would change nothing: give --split too, or leave it out.")
+    if "quality" in arguments and arguments.quality != Filters.quality and not arguments.longest_side:
+        raise UserError(
+            f"--quality {arguments.quality} would change nothing: give --longest-side too, or leave it out."
+        )
+
+
 def writing_options(arguments: argparse.Namespace) -> Options:
     """The options that `add_writing` and `--workers` give."""
     split = parse_split(arguments.split, arguments.split_by) if arguments.split else None

@@ -121,6 +121,24 @@ def test_mistakes_in_options(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "does not exist" in fails(*shard, "--exclude", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--split", ""), "names no splits"),
+        (("--split-by", "source"), "give --split too"),
+        (("--quality", 50), "give --longest-side too"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    tmp_path: Path, fails: Callable[..., str], options: tuple[object, ...], said: str
+) -> None:
+    write_folder(tmp_path / "in", 3)
+    assert said in fails("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", *options)
+    if "--quality" not in options:
+        assert said in fails("synth", "--task", "caption", "--count", 3, "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_partial_download_is_normal_but_an_empty_one_is_not(tmp_path: Path, fails: Callable[..., str]) -> None:
     write_folder(tmp_path / "in", 6)
     for number in range(5):
