@@ -77,7 +77,8 @@ def column(values: Sequence[Any]) -> pa.Array:
 def _text(value: Any) -> str | None:
     if value is None or isinstance(value, bytes):
         return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    is_json = isinstance(value, int | float | list | dict)
+    text = json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)  # a date needs no quotes
     return text.encode("utf-8", "replace").decode()  # a lone surrogate is no UTF-8
 
 

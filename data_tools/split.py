@@ -51,7 +51,8 @@ class Split:
         value = {"key": record.key, "source": record.source}.get(self.field, record.fields.get(self.field))
         if value is None:
             raise NoSplit(MISSING, self.field)
-        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        is_json = isinstance(value, int | float | list | dict)
+        text = json.dumps(value, sort_keys=True, default=str) if is_json else str(value)
         if not any(self.shares.values()):
             if text in self.shares:
                 return text

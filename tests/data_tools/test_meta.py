@@ -2,11 +2,15 @@
 
 import json
 import tarfile
+from datetime import date
+from decimal import Decimal
 from io import BytesIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made import photo, read_rows
 from PIL import Image
 
 from data_tools.__main__ import main
@@ -106,11 +110,28 @@ def test_a_changed_table_is_a_problem(shards, tmp_path, caplog):
         ([1 << 70, 1], "string", [str(1 << 70), "1"]),
         ([{"a": 1}, "x", b"y"], "string", ['{"a": 1}', "x", None]),
         (["\ud800"], "string", ["?"]),
+        ([date(2020, 1, 2), None], "string", ["2020-01-02", None]),
+        ([Decimal("0.50")], "string", ["0.50"]),
         ([None], "null", [None]),
     ],
 )
 def test_a_column_has_one_type(values, kind, wanted):
     assert (str(column(values).type), column(values).to_pylist()) == (kind, wanted)
+
+
+def test_what_json_does_not_know_splits_rows_and_meets_conditions(tmp_path, capsys):
+    columns = {"image": [photo(n) for n in range(4)], "caption": [f"day {n}" for n in range(4)]}
+    days = [date(2020, 1, 1 + n % 2) for n in range(4)]
+    pq.write_table(
+        pa.table(columns | {"day": days, "price": [Decimal(n) / 2 for n in range(4)]}), tmp_path / "a.parquet"
+    )
+    split = ["--split", "2020-01-01,2020-01-02", "--split-by", "day", "--workers", "1"]
+    assert main(["shard", "hf", str(tmp_path / "a.parquet"), *split, "--out", str(tmp_path / "s")]) == 0
+    assert [row["captions"] for row in read_rows(tmp_path / "s/2020-01-02")] == [["day 1"], ["day 3"]]
+    capsys.readouterr()
+    where = "day = '2020-01-02' and price > 1"
+    assert main(["stats", str(tmp_path / "s/2020-01-02"), "--json", "--where", where]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 1
 
 
 def test_parts_of_a_column_are_joined_as_what_holds_both():
