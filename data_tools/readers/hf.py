@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -30,6 +30,9 @@ CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt"
 """Names looked for, in this order, where --caption-column is not given."""
 
 ROWS = 64
+
+MOST_NAMED = 20
+"""Splits in a message: where files have other names than the hub's, each is one of its own."""
 
 
 class HfSource:
@@ -108,6 +111,10 @@ class HfSource:
         for column, option in ((image, "--image-column"), (caption, "--caption-column")):
             if column not in schema.names:
                 raise undecided(file, schema.names, option)
+        if image == caption:
+            raise UserError(
+                f"{file} cannot have its images and its captions in {image!r}: say which with --image-column."
+            )
         if self._key and self._key not in schema.names:
             raise UserError(f"{file} has no column {self._key!r}: give another --key-column.")
         return image, caption
@@ -153,30 +160,39 @@ def _source(path: PathOrUrl) -> str:
 
 def _files(path: PathOrUrl, subset: str) -> Sequence[PathOrUrl]:
     """The files of a data set in order; every one of them has rows of the splits asked for."""
-    if isinstance(path, str):
-        if path.endswith(".parquet"):
-            return [path]
+    if isinstance(path, str) and not path.endswith(".parquet"):
         starts = [f"{split}-" for split in subset.split(",") if split] or [""]
         return expanded([f"{path.rstrip('/')}/**/{start}*.parquet" for start in starts])
-    if path.is_file():
-        return [path]
+    if isinstance(path, str) or path.is_file() or (path / "state.json").is_file():
+        if subset:
+            raise UserError(
+                f"{path} has no splits to choose among: leave out --subset, or give a folder that has some."
+            )
+        return [path] if isinstance(path, str) or path.is_file() else _saved(path)
     if not path.is_dir():
         raise UserError(f"No file or folder at {path}: check the path.")
     chosen = set(filter(None, subset.split(",")))
     splits = _json(path / "dataset_dict.json").get("splits")
     if isinstance(splits, list):
-        if unknown := chosen - set(splits):
-            known = ", ".join(map(str, splits))
-            raise UserError(f"{path} has no split {sorted(unknown)[0]!r}: give --subset one of {known}.")
+        _check_splits(path, chosen, map(str, splits))
         folders = [path / PurePath(str(split)).name for split in splits if not chosen or split in chosen]
         return [file for folder in folders for file in _saved(folder)]
-    if (path / "state.json").is_file():
-        return _saved(path)
-    # The hub's files are called SPLIT-00000-of-00001.parquet.
-    parquet = [p for p in sorted(path.rglob("*.parquet")) if not chosen or p.name.partition("-")[0] in chosen]
+    parquet = sorted(path.rglob("*.parquet"))
     if not parquet:
-        raise UserError(f"{path} holds neither state.json nor parquet files of the splits asked for: check it.")
-    return parquet
+        raise UserError(f"{path} holds neither state.json nor parquet files: check it.")
+    _check_splits(path, chosen, map(_split, parquet))
+    return [file for file in parquet if not chosen or _split(file) in chosen]
+
+
+def _split(file: Path) -> str:
+    """The hub's files are called SPLIT-00000-of-00001.parquet."""
+    return file.name.partition("-")[0]
+
+
+def _check_splits(path: Path, chosen: set[str], splits: Iterable[str]) -> None:
+    known = sorted(set(splits))
+    if unknown := chosen - set(known):
+        raise UserError(f"{path} has no split {min(unknown)!r}: give --subset one of {', '.join(known[:MOST_NAMED])}.")
 
 
 def _saved(folder: Path) -> list[Path]:

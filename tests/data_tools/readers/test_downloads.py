@@ -53,7 +53,9 @@ def test_a_naming_must_be_given_and_be_sound(tmp_path: Path, fails: Callable[...
         (("karpathy", "a.json", "--images", ".", "--subset", "training"), "--subset has 'training'"),
         (("vqa", "a.json", "--images", ".", "--annotations", "a.json", "a.json"), "pair them"),
         (("img2dataset", "."), "holds no shards"),
-        (("hf", ".", "--subset", "train"), "holds neither state.json nor parquet"),
+        (("hf", "empty", "--subset", "train"), "holds neither state.json nor parquet"),
+        (("hf", ".", "--subset", "a.parquet,train"), "has no split 'train': give --subset one of a.parquet"),
+        (("hf", "a.parquet", "--subset", "train"), "has no splits to choose among"),
         (("hf", "a.parquet"), "not a readable Arrow or parquet"),
     ],
 )
@@ -61,6 +63,7 @@ def test_what_does_not_fit_the_source_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], argv: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     for name in ("a.json", "a.parquet"):
         put(tmp_path / name, b"{}")
     assert said in fails("shard", *argv, "--out", tmp_path / "out")
