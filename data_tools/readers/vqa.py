@@ -44,18 +44,23 @@ def _questions(file: BinaryIO) -> Iterator[Any]:
 
 def _joined(file: BinaryIO, path: Path) -> Iterator[tuple[Any, Any]]:
     """Each question with its annotation, or None; only annotations that run ahead of the questions are held."""
-    waiting: dict[Any, Any] = {}
+    waiting: dict[object, Any] = {}
     with path.open("rb") as other:
         annotations = json_items(other, "annotations.item")
         for question in _questions(file):
-            wanted = question.get("question_id") if isinstance(question, dict) else None
+            wanted = _id(question)
             while wanted is not None and wanted not in waiting:
                 annotation = next(annotations, None)
                 if annotation is None:
                     break
-                if isinstance(annotation, dict):
-                    waiting[annotation.get("question_id")] = annotation
+                waiting[_id(annotation)] = annotation
             yield question, waiting.pop(wanted, None)
+
+
+def _id(entry: Any) -> object:
+    """A question's, also as an annotation names it; None where an entry of another shape has none."""
+    found = entry.get("question_id") if isinstance(entry, dict) else None
+    return None if isinstance(found, list | dict) else found
 
 
 def _entry(item: tuple[Any, Any], at: At) -> Annotation:

@@ -124,6 +124,9 @@ def test_tasks_of_other_shapes(tmp_path: Path) -> None:
         "3": MALFORMED,
         "4": "question without annotation",
     }
+    edit(questions, lambda content: content["questions"].append({"question_id": [5], "image_id": 1, "question": "?"}))
+    edit(annotations, lambda content: content["annotations"].insert(0, {"question_id": {}}))
+    assert shard(sample.argv, tmp_path / "no-ids") == outcomes(tmp_path / "vqa-out") | {"5": MALFORMED}
     sample = SAMPLES["nlvr2"](tmp_path / "nlvr2")
     lines = [json.loads(line) for line in sample.argv[1].read_text().splitlines()]
     lines[0] |= {"directory": "../train/37"}
