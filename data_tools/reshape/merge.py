@@ -45,7 +45,10 @@ def merge(
         if not prefixes and all(kept_rows(folder) is None for folder in folders):
             return _linked(folders, partial, task, on_row)
         rows = _prefixed(folders, prefixes or [""] * len(folders), on_row)
-        return write_rows(rows, partial, [""], task, shard_bytes)[""]
+        written = write_rows(rows, partial, [""], task, shard_bytes)[""]
+        if not written:
+            raise UserError(f"{out} was not made, because all rows were taken down: name corpora that have others.")
+        return written
 
 
 def _prefixed(

@@ -90,3 +90,11 @@ def test_damage_is_not_copied(fails: Callable[..., str], tmp_path: Path) -> None
     path.write_bytes(data[:-10])
     assert "000001.arrow" in fails("merge", corpus, "--out", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_nothing_is_made_of_rows_that_were_all_taken_down(fails: Callable[..., str], tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c", caption_rows(3))
+    (tmp_path / "list").write_text("k0\nk1\nk2\n")
+    run("takedown", tmp_path / "c", "--list", tmp_path / "list")
+    assert "all rows were taken down" in fails("merge", tmp_path / "c", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
