@@ -169,7 +169,8 @@ class _Reader:
             self.expect(")")
             return inner
         if kind == "number":
-            return self._constant(pc.scalar(float(token) if set(token) & set(".eE") else int(token)), "number")
+            whole = token.isdigit() and float(token) < 1 << 63  # a larger one is no whole number of Arrow's
+            return self._constant(pc.scalar(int(token) if whole else float(token)), "number")
         if kind == "text":
             return self._constant(pc.scalar(token[1:-1].replace(token[0] * 2, token[0])), "text")
         if kind == "word" and token in ("true", "false"):
