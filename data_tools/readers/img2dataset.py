@@ -167,7 +167,7 @@ def _listed(table: Path, name: str) -> Iterator[Record | Dropped]:
     try:
         for row in _rows(table, ["key", "caption", "status", "error_message"]):
             if row["status"] == SUCCESS:
-                yield Record(str(row["key"]), b"", captions_of(row["caption"]), where=name)
+                yield Record(str(row["key"]), b"", captions_of(row.get("caption")), where=name)
             else:
                 yield Dropped(str(row["key"]), _reason(str(row["status"]), str(row["error_message"])), name)
     except (pa.ArrowException, OSError) as error:

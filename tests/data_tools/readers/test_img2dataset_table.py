@@ -55,3 +55,11 @@ def test_without_it_the_images_are_there_and_its_absence_is_told(tmp_path: Path)
     record, missing = Img2datasetSource([tmp_path])
     assert isinstance(record, Record) and record.captions == [b"words"]
     assert isinstance(missing, Dropped) and missing.reason == NO_TABLE
+
+
+def test_a_table_without_captions_is_counted_as_such(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"key": ["000000000"], "status": ["success"], "error_message": [""]}), tmp_path / "00000.parquet"
+    )
+    (record,) = Img2datasetSource([tmp_path]).outline()
+    assert isinstance(record, Record) and not any(record.captions)
