@@ -98,6 +98,8 @@ def test_conditions_hold_where_they_hold_in_sql():
         ("number < 5", [0, 1]),  # texts that are numbers
         ("number = '12'", [2]),
         ("number < 99999999999999999999", [0, 1, 2]),  # more than 64 bits
+        ("n / n = 1", [1, 2, 3, 4]),
+        ("1 / 0 is null", [0, 1, 2, 3, 4]),
         ("number is null", [4]),
         ("similarity > 0.3", [0]),  # NaN is missing
         ("similarity is null", [2, 3]),

@@ -21,11 +21,12 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
 }
+_NO_NUMBER = pc.scalar(pa.nulls(1, pa.float64())[0])
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
+    "/": lambda a, b: a / pc.if_else(b == pc.scalar(0.0), _NO_NUMBER, b),  # or one 0 would refuse all rows
 }
 _MISSING = pc.scalar(pa.nulls(1, pa.bool_())[0])  # as a pa.scalar would be, which imports pandas
 
