@@ -15,7 +15,7 @@ from mvlm.data.images.decode import Decoded
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.images.upright import upright
 from mvlm.data.samples.pictures import read_picture
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 
 AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """A file's path, a Pillow image, an array HWC or HW (uint8), or a tensor CHW or HW (uint8)."""
@@ -48,7 +48,11 @@ def opened(image: AnyImage) -> Image.Image:
         image = _from_array(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"A {type(image).__name__} is not an image: give a path, a Pillow image, an array or a tensor.")
-    return upright(image)
+    try:
+        return upright(image)
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+        named = getattr(image, "filename", "") or "A Pillow image"
+        raise UserError(f"{named} cannot be read ({first_line(error)}): leave it out, or open it again.") from None
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

@@ -95,7 +95,7 @@ class TrainedModel:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TrainedModel:
         """Move the model to a device, or compute in another type such as `torch.bfloat16`; returns the same model."""
-        self.network.to(device=device, dtype=dtype)
+        self.network.to(device=dist.device_named(device) if device else None, dtype=dtype)
         return self
 
     def encode(
@@ -279,7 +279,7 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
     Raises:
         UserError: there is no model, it is damaged, or it was fine-tuned for a task other than retrieval.
     """
-    device, path = torch.device(device) if device else dist.device(), Path(model)
+    device, path = dist.device_named(device), Path(model)
     exported = (path / CONFIG_NAME).is_file()
     local = path.exists() or (len(path.parts) > 1 and path.parent.is_dir())
     if not exported and (local or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):
@@ -303,4 +303,6 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     if not items:
         raise UserError("There is nothing to compute: give at least one image or text.")
+    if size < 1:
+        raise UserError(f"A batch of {size} items cannot be computed: give a `batch` of 1 or more.")
     return [items[first : first + size] for first in range(0, len(items), size)]

@@ -88,4 +88,4 @@ def load_finetuned(run: str | os.PathLike[str], device: torch.device | str | Non
     task = load_stored_config(described_in(find_checkpoint(Path(run))) / CONFIG).task
     if not task.is_labelled:
         raise UserError(f"{run} is a run of {task.name}, which answers nothing: load it by mvlm.load.")
-    return FineTunedModel(load_task_run(Path(run), task.name, torch.device(device) if device else dist.device()))
+    return FineTunedModel(load_task_run(Path(run), task.name, dist.device_named(device)))

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 from mvlm.runtime.launch import environment
 from mvlm.runtime.rendezvous import Rendezvous, gather_ranks
 
@@ -107,6 +107,22 @@ def device() -> torch.device:
     if uses_cuda():
         return torch.device("cuda", environment()["local_rank"] % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def device_named(name: torch.device | str | None) -> torch.device:
+    """The device of that name; without one this rank's accelerator, or the CPU.
+
+    Raises:
+        UserError: this machine has none of that name.
+    """
+    if not name:
+        return device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        raise UserError(
+            f'There is no device "{name}" here ({first_line(error)}): give another, such as "cpu".'
+        ) from None
 
 
 def pci_address() -> str:

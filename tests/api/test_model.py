@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,6 +46,10 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @torch.no_grad()
+def cut_short(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()[:-200]))
+
+
 def features(model: TrainedModel, path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one image and one text by themselves, and the probability of a match."""
     network = model.network
@@ -174,6 +179,9 @@ def test_what_is_no_model_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
         mvlm.load(tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
+        (lambda m, p: m.encode(p, batch=0), "give a `batch` of 1 or more"),
+        (lambda m, p: m.encode(cut_short(p[0])), r"truncated.*: leave it out"),
+        (lambda m, p: m.to("cuda:99"), 'no device "cuda:99" here'),
     with pytest.raises(UserError, match="No checkpoint at runs/mine"):  # and no hub is asked
         mvlm.load("runs/mine")
     (tmp_path / "config.json").write_text("{}")
@@ -187,3 +195,5 @@ def test_importing_mvlm_imports_nothing_else() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = mvlm.lode  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match='no device "gpu" here'):
+        mvlm.load(tmp_path, "gpu")
