@@ -86,6 +86,8 @@ def mask_words(tokens: CaptionTokenizer, words: Sequence[str], places: Sequence[
         last = first + len(words[word])
         of_words.append([place for place, (start, end) in enumerate(spans) if start < last and end > first])
         if not of_words[-1]:
+            if not any(end > start for start, end in tokens.spans(words[word])):
+                raise UserError(f"The word {words[word]!r} has nothing that this model reads: hide another.")
             raise UserError(
                 f"The word {words[word]!r} is beyond the {tokens.length} tokens that this model reads: "
                 "give a shorter sentence."

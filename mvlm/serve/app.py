@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
@@ -76,6 +77,11 @@ def make_app(answers: Answers, gate: Gate, names: Collection[str]) -> ASGIApp:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         return JSONResponse({"error": f"This cannot be answered ({where}: {first['msg']}): ask otherwise."}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def unanswerable(request: Request, error: HTTPException) -> Response:
+        sentence = f"This cannot be answered ({error.detail.rstrip('.')}): ask otherwise."
+        return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:

@@ -132,6 +132,24 @@ def test_json_in_disguise_is_not_read(client):
     refused(client.post("/api/view", content="{", headers={"content-type": "application/json"}), 422)
 
 
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"picture": "\xff"}'])
+def test_json_that_cannot_be_read_is_one_sentence(client, content):
+    refused(client.post("/api/view", content=content, headers={"content-type": "application/json"}), 400)
+
+
+def test_what_is_not_here_is_one_sentence(client):
+    refused(client.get("/nowhere"), 404)
+    answer = client.get("/api/view")
+    refused(answer, 405)
+    assert answer.headers["allow"] == "POST"
+
+
+def test_a_word_of_nothing_is_not_said_to_be_too_far_on(client):
+    for nothing in ("", " "):
+        question = {"picture": {"sample": 0}, "words": ["a", nothing, "b"], "hidden": [1]}
+        assert "has nothing that this model reads" in refused(client.post("/api/words", json=question), 400)
+
+
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "a]b["])
 def test_another_name_is_turned_away(client, host):
     refused(client.get("/health", headers={"host": host}), 421)
