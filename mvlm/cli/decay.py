@@ -13,12 +13,11 @@ separate run in the folder of --out; only what is not done yet is done, so the s
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
 from mvlm.errors import UserError
-from mvlm.runtime.arguments import positive
+from mvlm.runtime.arguments import command_words, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the branches (default: RUN-decay)")
     parser.add_argument(
         "--launch",
+        type=command_words,
         default="deepspeed --quiet --module mvlm",
         metavar="WORDS",
         help="what starts runs (default: %(default)s)",
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not trunk.is_dir():
         raise UserError(f"There is no run folder {trunk}: give the one of the run that is to be decayed.")
     out = args.out or trunk.with_name(f"{trunk.resolve().name}-decay")
-    launch, overrides = tuple(shlex.split(args.launch)), tuple(args.overrides)
+    launch, overrides = tuple(args.launch), tuple(args.overrides)
     branches = [Branch(trunk, at, args.steps, out, launch, args.deepspeed_config, overrides) for at in args.at]
     for branch in branches:
         branch.prepare()

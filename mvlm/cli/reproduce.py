@@ -18,7 +18,6 @@ docs/reproduce.md shows how the data folder is laid out.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from rich.table import Table as Drawn
 
 from mvlm.errors import UserError
 from mvlm.reproduce.tables import TABLES
+from mvlm.runtime.arguments import command_words
 
 if TYPE_CHECKING:
     from mvlm.reproduce.cost import Prices
@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--miniature", action="store_true", help="rehearse: generated data sets and tiny models")
     parser.add_argument(
         "--launch",
-        default="",
+        type=command_words,
+        default=[],
         metavar="WORDS",
         help="what starts the commands (default: 'deepspeed --quiet --module mvlm', with --miniature 'python -m mvlm')",
     )
@@ -106,9 +107,7 @@ def _place(args: argparse.Namespace) -> Workplace:
     from mvlm.reproduce.steps import Workplace
 
     small: bool = args.miniature
-    launch = shlex.split(args.launch) or (
-        [sys.executable, "-m", "mvlm"] if small else ["deepspeed", "--quiet", "--module", "mvlm"]
-    )
+    launch = args.launch or ([sys.executable, "-m", "mvlm"] if small else ["deepspeed", "--quiet", "--module", "mvlm"])
     deepspeed = args.deepspeed_config or f"ds_configs/{'cpu' if small else 'zero1'}.json"
     data = args.out / "data" if small else args.data
     return Workplace(data, args.out, tuple(launch), deepspeed, tuple(args.overrides), small)

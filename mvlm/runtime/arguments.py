@@ -1,11 +1,14 @@
-"""Values on the command line that have a range."""
+"""Values on the command line that not every text is."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Callable
 from typing import TypeVar
+
+from mvlm.errors import first_line
 
 Number = TypeVar("Number", int, float)
 
@@ -26,3 +29,11 @@ def within(kind: Callable[[str], Number], allowed: Callable[[Number], bool], wor
 count = within(int, lambda value: value >= 0, "0 or more")
 positive = within(int, lambda value: value >= 1, "1 or more")
 above_zero = within(float, lambda value: 0 < value < math.inf, "above 0")
+
+
+def command_words(text: str) -> list[str]:
+    """An argparse type: a command, as a shell reads it."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not a command ({first_line(error)}): {text}") from None

@@ -67,8 +67,16 @@ def run_chain(
 
 
 def execute(words: list[str]) -> int:
-    """Run a command in a process of its own, to which signals that ask to stop are passed on."""
-    with subprocess.Popen(words) as process, _passing_on(process):
+    """Run a command in a process of its own, to which signals that ask to stop are passed on.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    try:
+        process = subprocess.Popen(words)
+    except OSError as error:
+        raise UserError(f"{words[0]} cannot be started here ({error}): give --launch a command that can.") from None
+    with process, _passing_on(process):
         code = process.wait()
     return ExitCode.REQUEUE if -code in (signal.SIGTERM, signal.SIGUSR1) else code
 

@@ -26,7 +26,7 @@ from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from mvlm.reproduce.runs import RUNS
 from mvlm.reproduce.steps import GenerateStep, TrainStep, Workplace, published_pairs
 from mvlm.reproduce.tables import TABLES
-from mvlm.runtime.chain import run_chain
+from mvlm.runtime.chain import execute, run_chain
 from tests.conftest import ROOT
 from tests.training.test_recipes import PAIRS, rows
 
@@ -157,6 +157,15 @@ def test_a_step_that_stops_is_resumed_and_one_that_fails_is_named(tmp_path: Path
         run_chain([step], lambda words: ExitCode.BUG)
     with pytest.raises(UserError, match="is not done"):
         run_chain([step], lambda words: 0)
+
+
+def test_a_launcher_that_is_not_here_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "nlvr2", "--miniature", "--out", str(tmp_path), "--launch"]
+    with pytest.raises(SystemExit) as ended:
+        mvlm([*words, "torchrun '"])
+    assert ended.value.code == ExitCode.USAGE and "is not a command (No closing quotation)" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no-launcher cannot be started here .*: give --launch"):
+        execute(["no-launcher", "train"])
 
 
 def test_the_list_names_every_table(capsys: pytest.CaptureFixture[str]) -> None:
