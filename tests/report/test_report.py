@@ -203,6 +203,15 @@ def test_what_became_of_the_data(bare_run, add_metrics, tmp_path):
     assert told in page.text
 
 
+def test_a_run_that_read_a_tar_has_its_page(bare_run, tmp_path):
+    config = (bare_run / "config.toml").read_text()
+    train_line = next(line for line in config.splitlines() if line.startswith("train = "))
+    (tmp_path / "pictures.tar").touch()
+    (bare_run / "config.toml").write_text(config.replace(train_line, f'train = ["{tmp_path / "pictures.tar"}"]'))
+    report(bare_run, "--out", tmp_path / "page.html")
+    assert "What became of the data" not in read(tmp_path / "page.html")[1].text
+
+
 def test_a_repeated_step_counts_once_and_a_cut_last_line_is_left_out(bare_run, add_metrics):
     from mvlm.report.facts import read_facts
 
