@@ -325,3 +325,42 @@ def test_a_script_may_come_later_than_the_first_answer(browser, served):
         page.wait(lambda: len(page.all("#found img")) == 32)
         browser.get("about:blank")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+@pytest.mark.parametrize("page", [1280], indirect=True)
+def test_an_answer_that_comes_when_nothing_is_hidden_any_more_is_not_shown(page):
+    page.browser.execute_script("""
+        const fetched = window.fetch;
+        window.fetch = async (...words) => {
+          await new Promise((done) => setTimeout(done, 400));
+          return fetched(...words);
+        };""")
+    chip = page.all("#chips button")[0]
+    chip.click()
+    page.wait(lambda: not page.all("#guesses table"))
+    chip.click()
+    chip.click()
+    page.all("[role=gridcell]")[0].click()
+    time.sleep(0.3)  # it is asked for
+    page.one("clear").click()
+    time.sleep(1)
+    assert page.all("#guesses table") == [] and page.one("words-status").text == "No word is hidden yet."
+    assert page.one("patches-status").text == "Nothing is hidden yet." and not page.all("[aria-busy]")
+
+
+@pytest.mark.parametrize("page", [1280], indirect=True)
+def test_a_file_can_be_chosen_again_after_something_else(page, tmp_path):
+    own = tmp_path / "own.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(own)
+    page.after(lambda: page.one("file").send_keys(str(own)))
+    seen = page.source("view")
+    page.after(page.all("#samples button")[1].click)
+    page.after(lambda: page.one("file").send_keys(str(own)))
+    assert page.source("view") == seen
+    page.one("query-file").send_keys(str(own))
+    page.wait(lambda: len(page.all("#found img")) == 32)
+    first = page.one("found").text
+    page.all("#found .deeds button")[0].click()
+    page.wait(lambda: page.one("found").text != first)
+    page.one("query-file").send_keys(str(own))
+    page.wait(lambda: page.one("found").text == first)

@@ -45,8 +45,7 @@ function drawn() {
     draw(false);
     const url = board.toDataURL("image/png");
     draw();
-    at("query").value = at("query-file").value = "";
-    search({ picture: { upload: url.slice(url.indexOf(",") + 1) } });
+    searchPicture({ upload: url.slice(url.indexOf(",") + 1) });
   }, 150);
 }
 

@@ -48,12 +48,16 @@ async function ask(panel, path, question, signal) {
   }
 }
 
-// A panel shows the answer to its newest question; the one before is given up.
+// A panel shows the answer to its newest question; the one before is given up, also where there is nothing to ask.
 function asker(panel, path, show) {
   let running = null;
-  return async (question) => {
+  return async (question, unasked) => {
     running?.abort();
     const mine = (running = new AbortController());
+    if (!question) {
+      at(panel).removeAttribute("aria-busy");
+      return say(panel, unasked);
+    }
     at(panel).setAttribute("aria-busy", "true");
     say(panel, "Looking…");
     try {
@@ -90,6 +94,7 @@ const view = asker("pair", "api/view", (answer) => {
 
 function choose(chosen, sentence, scroll = false) {
   pair.picture = chosen;
+  if (!chosen.upload) at("file").value = "";  // else the same file could not be chosen again
   if (sentence !== null) at("sentence").value = sentence;
   press("samples", chosen.sample ?? -1);
   split();
@@ -130,7 +135,6 @@ const showRestored = asker("patches", "api/patches", (answer) => {
   for (const way of ["with", "without"]) {
     const image = at(`${way}-sentence`);
     image.src = answer[`${way}_sentence`];
-    image.classList.remove("waiting");
     at(`l1-${way}`).textContent = `L1 ${answer[`l1_${way}`].toFixed(3)}`;
   }
 });
@@ -139,9 +143,8 @@ let painted;
 function restore() {
   clearTimeout(painted);
   if (!pair.picture) return;
-  if (!pair.hidden.size) return say("patches", "Nothing is hidden yet.");
+  if (!pair.hidden.size) return showRestored(null, "Nothing is hidden yet.");
   painted = setTimeout(() => {
-    for (const way of ["with", "without"]) at(`${way}-sentence`).classList.add("waiting");
     showRestored({ picture: pair.picture, sentence: at("sentence").value, hidden: [...pair.hidden] });
   }, 200);
 }
@@ -278,7 +281,7 @@ function guess() {
   if (!pair.picture) return;
   if (!pair.hiddenWords.size) {
     at("guesses").replaceChildren();
-    return say("words", "No word is hidden yet.");
+    return showGuesses(null, "No word is hidden yet.");
   }
   const question = { picture: pair.picture, words: words(), hidden: [...pair.hiddenWords] };
   if (pair.other !== null) question.other = { sample: pair.other };

@@ -16,6 +16,11 @@ function search(question) {
   at("more").hidden = true;  // what is shown is not of this question
   searched({ top: SHOWN, skip: 0, ...question });
 }
+function searchPicture(picture, ofFile = false) {
+  at("query").value = "";
+  if (!ofFile) at("query-file").value = "";  // else the same file could not be chosen again
+  search({ picture });
+}
 at("more").addEventListener("click", () => searched({ top: SHOWN, skip: at("found").children.length, ...asked }));
 
 // What the corpus keeps of drawings comes after their pictures and takes their place: it is sharp at any size.
@@ -64,7 +69,7 @@ function deeds(each, drawings) {
     button.addEventListener("click", act);
     box.append(button);
   };
-  deed("Similar", () => search({ picture: { found: each.image } }));
+  deed("Similar", () => searchPicture({ found: each.image }));
   if (each.about.svg) deed("Copy SVG", () => copyDrawing(each.image, drawings));
   return box;
 }
@@ -109,7 +114,7 @@ window.addEventListener("hashchange", findAddressed);
 at("query-file").addEventListener("change", async ({ target }) => {
   if (!target.files.length) return;
   try {
-    search({ picture: await upload(target.files[0]) });
+    searchPicture(await upload(target.files[0]), true);
   } catch (error) {
     say("search", error.message, true);
   }
