@@ -115,7 +115,7 @@ class TrainedModel:
         with shares.inference(self.network):
             return Features(
                 None if images is None else self._image_features(listed(images), batch),
-                None if texts is None else self._text_features(listed_texts(texts), batch),
+                None if texts is None else self._text_features(listed_texts(texts, self._tokens), batch),
             )
 
     def similarity(self, images: AnyImage | Iterable[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
@@ -132,7 +132,7 @@ class TrainedModel:
             UserError: there are neither as many images as texts nor only one of either; or as `encode`.
         """
         self._warn_untrained("itm")
-        pairs = list(zip(*pair_up(listed(images), listed_texts(texts)), strict=True))
+        pairs = list(zip(*pair_up(listed(images), listed_texts(texts, self._tokens)), strict=True))
         found = []
         with shares.inference(self.network):
             for some in _batches(pairs, batch):
@@ -158,7 +158,7 @@ class TrainedModel:
                 or as `encode`.
         """
         self._warn_untrained("image")
-        shown, captions = pair_up(listed(images), listed_texts(texts))
+        shown, captions = pair_up(listed(images), listed_texts(texts, self._tokens))
         count, image_BCHW = len(captions), self._pixels(shown)
         mask_BN = patch_masks(self.network, np.arange(count)) if masked is None else self._mask(masked, count)
         with shares.inference(self.network):
@@ -182,7 +182,8 @@ class TrainedModel:
         shown_1CHW = blank_image(self.network, torch.zeros(1, 3, size, size, dtype=torch.uint8))
         if image is not None:
             shown_1CHW = stacked([image], size)
-        text_1L, valid_1L = self._text([text.replace(MASK, self._tokenizer.mask_token)])
+        read_as = listed_texts(text.replace(MASK, self._tokenizer.mask_token), self._tokens)
+        text_1L, valid_1L = self._text(read_as)
         masked_1L = text_1L == self._tokens.mask_id
         wanted, read = text.count(MASK), int(masked_1L.sum())
         if not wanted or wanted != read:
@@ -231,6 +232,7 @@ class TrainedModel:
         if self._index is None or not self._index.stands_at(Path(index)):
             self._index = ImageIndex(Path(index), loaded)
         if isinstance(query, str):
+            listed_texts(query, self._tokens)
             return find_by_sentence(self._index, loaded, query, top, rerank, self.device)
         return find_by_image(self._index, loaded, self._pixels([query]), top, self.device)
 
@@ -301,8 +303,8 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    if not items:
-        raise UserError("There is nothing to compute: give at least one image or text.")
     if size < 1:
         raise UserError(f"A batch of {size} items cannot be computed: give a `batch` of 1 or more.")
+    if not items:
+        raise UserError("There is nothing to compute: give at least one image or text.")
     return [items[first : first + size] for first in range(0, len(items), size)]

@@ -54,7 +54,7 @@ class FineTunedModel:
             UserError: there are more or fewer images than the texts need, or something is not an image; the message
                 names it.
         """
-        shown, asked = listed(images), listed_texts(texts)
+        shown, asked = listed(images), listed_texts(texts, self._tokens)
         if not asked or len(shown) != self._per_text * len(asked):
             raise UserError(
                 f"{len(shown)} images do not go with {len(asked)} texts: give {self._per_text} for each text, in order."

@@ -19,6 +19,7 @@ from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_json, write_picture
 from mvlm.cli.places import require_files, require_index
 from mvlm.errors import UserError
+from mvlm.runtime.log import log
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,8 @@ def _find(
     from mvlm.search.find import find_by_image, find_by_sentence
 
     if args.image is None:
+        if cut := index.reading[0].cut_warning([args.text]):
+            log.warning(cut)
         return find_by_sentence(index, loaded, args.text, args.top, args.rerank, device)
     view_CHW = eval_view(Decoded(read_picture(args.image)), loaded.blueprint.model.image_size)
     return find_by_image(index, loaded, torch.from_numpy(view_CHW)[None], args.top, device)

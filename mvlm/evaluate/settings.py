@@ -16,6 +16,7 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import CAPTION
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded
+from mvlm.runtime.log import log
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,11 @@ def reading_of(loaded: Loaded[Any]) -> tuple[PreTrainedTokenizerBase, int, int]:
 
 
 def open_pictures(loaded: Loaded[Any], paths: Sequence[Path], sentences: Sequence[str] = ()) -> Pictures:
-    """Picture files and sentences, read as the model reads them."""
-    return Pictures(paths, sentences, *reading_of(loaded))
+    """Picture files and sentences, read as the model reads them; says where sentences are cut."""
+    pictures = Pictures(paths, sentences, *reading_of(loaded))
+    if cut := pictures.tokens.cut_warning(sentences):
+        log.warning(cut)
+    return pictures
 
 
 def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:

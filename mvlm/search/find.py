@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from usearch.index import BatchMatches, Index, Matches
 
 from mvlm.data.images.decode import load_image
@@ -88,9 +87,10 @@ class ImageIndex:
         return folder == self.folder and read_contents(folder) == self.contents
 
     @cached_property
-    def reading(self) -> tuple[PreTrainedTokenizerBase, int, int]:
-        """How the model reads a query; its tokenizer is loaded for the first one alone."""
-        return reading_of(self._loaded)
+    def reading(self) -> tuple[BatchTokenizer, int]:
+        """How the model reads a query, and the pixels of an image's side; loaded for the first query alone."""
+        tokenizer, length, side = reading_of(self._loaded)
+        return BatchTokenizer(tokenizer, length), side
 
     def nearest(self, query_E: Tensor, count: int) -> list[SearchHit]:
         """The `count` images of the greatest cosine with a feature, best first; equal ones in the index's order."""
@@ -233,9 +233,8 @@ def find_by_sentence(
     Raises:
         UserError: the shards, which re-ranking reads, were moved, changed or damaged.
     """
-    model, settings, (tokenizer, length, side) = loaded.model, loaded.eval, index.reading
+    model, settings, (tokens, side) = loaded.model, loaded.eval, index.reading
     rerank = rerank if loaded.blueprint.objectives.itm else 0
-    tokens = BatchTokenizer(tokenizer, length)
     with shares.inference(model):
         text_1L, valid_1L = (tensor.to(device) for tensor in tokens.batch([sentence]))
         feature_E = model.project_text(model.encode_text(text_1L, valid_1L))[0]

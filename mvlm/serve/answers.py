@@ -102,7 +102,8 @@ class Answers:
                     "about": metadata.of(each.image),
                 }
                 for each in found[asked.skip :]
-            ]
+            ],
+            "cut": "" if asked.picture else self.tokens.cut_warning([asked.sentence]),
         }
 
     def drawings(self, asked: AskedDrawings) -> dict[str, Any]:
@@ -127,6 +128,7 @@ class Answers:
             "without_sentence": array_url(found.without_text),
             "l1_with": found.l1_with,
             "l1_without": found.l1_without,
+            "cut": self.tokens.cut_warning([asked.sentence]),
         }
 
     def words(self, asked: AskedWords) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class Answers:
         for name, of_tokens in guesses.items():
             for answer, of_word in zip(answers, masked.by_word(of_tokens), strict=True):
                 answer[name] = likeliest(self.tokenizer, of_word, GUESSES)
-        return {"words": answers}
+        return {"words": answers, "cut": self.tokens.cut_warning([" ".join(asked.words)])}
 
     def _image(self, picture: AskedPicture) -> Tensor:
         """uint8 1CHW as the model reads it, on its device.

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,11 +46,11 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@torch.no_grad()
 def cut_short(path: Path) -> Image.Image:
     return Image.open(io.BytesIO(path.read_bytes()[:-200]))
 
 
+@torch.no_grad()
 def features(model: TrainedModel, path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one image and one text by themselves, and the probability of a match."""
     network = model.network
@@ -119,6 +120,24 @@ def test_what_a_model_was_not_trained_for_is_warned_of(
             call()
 
 
+def test_texts_that_are_cut_are_warned_of(model: TrainedModel, paths: list[Path]) -> None:
+    long = "a red circle " * 20
+    calls = (
+        lambda: model.encode(texts=["a", long]),
+        lambda: model.similarity(paths, ["a", long]),
+        lambda: model.match(paths[:2], ["a", long]),
+        lambda: model.reconstruct(paths[:2], ["a", long]),
+    )
+    for call in calls:
+        with pytest.warns(UserWarning, match="reads 12 tokens of a text: 1 of 2 are longer"):
+            call()
+    with pytest.warns(UserWarning, match="1 of 1 are longer"):
+        model.fill(f"a [MASK] {long}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(texts=["a red circle"])
+
+
 def test_an_exported_folder_gives_the_same(model: TrainedModel, run: Path, paths: list[Path], tmp_path: Path) -> None:
     export_folder(run, tmp_path / "exported", "a card")
     exported = mvlm.load(tmp_path / "exported", "cpu")
@@ -139,6 +158,8 @@ def test_an_index_is_searched_by_words_and_by_pictures(run: Path, scenes: Path, 
     similarity = model.similarity([row.image for row in rows], "a red circle")[:, 0]
     by_words = model.search(tmp_path / "index", "a red circle", top=3, rerank=0)
     assert [each.image for each in by_words] == similarity.argsort(descending=True)[:3].tolist()
+    with pytest.warns(UserWarning, match="1 of 1 are longer"):
+        model.search(tmp_path / "index", "a red circle " * 20)
 
 
 def test_an_index_that_was_made_again_is_the_one_that_is_searched(run: Path, scenes: Path, tmp_path: Path) -> None:
@@ -158,6 +179,9 @@ def test_an_index_that_was_made_again_is_the_one_that_is_searched(run: Path, sce
         (lambda m, p: m.encode(3), "int is not an image"),
         (lambda m, p: m.encode("nowhere.jpg"), "No picture at nowhere.jpg"),
         (lambda m, p: m.encode([]), "give at least one"),
+        (lambda m, p: m.encode(p, batch=0), "give a `batch` of 1 or more"),
+        (lambda m, p: m.encode(cut_short(p[0])), r"truncated.*: leave it out"),
+        (lambda m, p: m.to("cuda:99"), 'no device "cuda:99" here'),
         (lambda m, p: m.encode(b"bytes"), "bytes is not an image"),
         (lambda m, p: m.encode(texts=["a", None]), "NoneType is not a text"),
         (lambda m, p: m.search("an index", "a", top=0), "give a `top` of 1 or more"),
@@ -175,13 +199,12 @@ def test_a_mistake_is_one_sentence(model: TrainedModel, paths: list[Path], ask: 
 
 
 def test_what_is_no_model_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match='no device "gpu" here'):
+        mvlm.load(tmp_path, "gpu")
     with pytest.raises(UserError, match="nowhere"):
         mvlm.load(tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-        (lambda m, p: m.encode(p, batch=0), "give a `batch` of 1 or more"),
-        (lambda m, p: m.encode(cut_short(p[0])), r"truncated.*: leave it out"),
-        (lambda m, p: m.to("cuda:99"), 'no device "cuda:99" here'),
     with pytest.raises(UserError, match="No checkpoint at runs/mine"):  # and no hub is asked
         mvlm.load("runs/mine")
     (tmp_path / "config.json").write_text("{}")
@@ -195,5 +218,3 @@ def test_importing_mvlm_imports_nothing_else() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = mvlm.lode  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match='no device "gpu" here'):
-        mvlm.load(tmp_path, "gpu")

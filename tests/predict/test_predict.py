@@ -182,3 +182,15 @@ def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path
     assert "masks no word" in mistake(Words())
     assert "0 are within the 12 tokens" in mistake(Words(), sentence="a cat " * 20 + "[MASK]")
     assert printable("a\x1b[2Jb\nc\u202e") == "a�[2Jb�c�"
+
+
+def test_sentences_that_are_cut_are_told(tmp_path, files, capsys):
+    run = write_run(tmp_path / "run", CONFIG)
+
+    def warned(*sentences):
+        words = ["predict", "captions", "--checkpoint", run, "--images", files[0], "--sentences", *sentences]
+        assert main(list(map(str, words))) == 0
+        return capsys.readouterr().err
+
+    assert "This model reads 12 tokens of a text: 1 of 2 are longer, up to" in warned("a cat", "a cat " * 20)
+    assert warned("a cat") == ""

@@ -147,3 +147,10 @@ def test_help_names_the_commands(capsys):
             main([command, "--help"])
         assert ended.value.code == 0
         assert "--checkpoint RUN" in capsys.readouterr().out
+
+
+def test_a_sentence_that_is_cut_is_told(index, trained, found, capsys):
+    found(index, "--checkpoint", trained, "--text", SENTENCE * 20)
+    assert " tokens of a text: 1 of 1 are longer, up to" in capsys.readouterr().err
+    found(index, "--checkpoint", trained, "--text", SENTENCE)
+    assert "are longer" not in capsys.readouterr().err

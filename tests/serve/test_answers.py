@@ -112,3 +112,16 @@ def test_a_word_of_two_tokens_has_the_likeliest_pairs(loaded):
     guesses = likeliest(tokenizer, [[(a, 0.6), (b, 0.4)], [(b, 0.9), (c, 0.1)]], 3)
     assert [guess["word"] for guess in guesses] == ["ab", "bb", "ac"]
     assert [guess["probability"] for guess in guesses] == pytest.approx([0.54, 0.36, 0.06])
+
+
+def test_a_sentence_that_is_cut_is_told(client):
+    long = f"{SENTENCE} " * 20
+    asked = {
+        "search": lambda sentence: {"sentence": sentence, "top": 1},
+        "patches": lambda sentence: {"sentence": sentence, "picture": {"sample": 0}, "hidden": [0]},
+        "words": lambda sentence: {"words": sentence.split(), "picture": {"sample": 0}, "hidden": [0]},
+    }
+    for path, question in asked.items():
+        assert ask(client, path, **question(SENTENCE))["cut"] == ""
+        assert " tokens of a text: 1 of 1 are longer" in ask(client, path, **question(long))["cut"]
+    assert ask(client, "search", picture={"found": 0}, sentence=long, top=1)["cut"] == ""

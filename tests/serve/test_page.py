@@ -364,3 +364,13 @@ def test_a_file_can_be_chosen_again_after_something_else(page, tmp_path):
     page.wait(lambda: page.one("found").text != first)
     page.one("query-file").send_keys(str(own))
     page.wait(lambda: page.one("found").text == first)
+
+
+@pytest.mark.parametrize("page", [1280], indirect=True)
+def test_a_sentence_that_is_cut_is_told_beside_what_is_shown(page):
+    page.one("query").send_keys("red circle " * 20, Keys.ENTER)
+    page.wait(lambda: len(page.all("#found img")) == 32)
+    assert "pictures, best first. This model reads" in page.one("search-status").text
+    page.after(lambda: page.one("sentence").send_keys(" red circle" * 20))
+    for panel in ("patches", "words"):
+        page.wait(lambda panel=panel: "are longer" in page.one(f"{panel}-status").text)

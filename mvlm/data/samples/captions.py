@@ -84,6 +84,11 @@ class CaptionTokenizer:
             return ""
         return f"{cut:,} of {len(lengths):,} are longer, up to {max(lengths)} tokens"
 
+    def cut_warning(self, texts: Sequence[str]) -> str:
+        """A sentence when texts that a model is asked about are cut; "" where all of them are read whole."""
+        cut = self.describe_truncation(texts)
+        return f"This model reads {self.length} tokens of a text: {cut}, and lose their ends." if cut else ""
+
     def longest(self) -> np.ndarray:
         """int64 [length]: an ordinary token again and again between those that begin and end a sentence."""
         ends = self.encode("")

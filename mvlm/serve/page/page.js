@@ -63,7 +63,7 @@ function asker(panel, path, show) {
     try {
       const answer = await ask(panel, path, question, mine.signal);
       if (mine !== running) return;
-      say(panel, "");
+      say(panel, answer.cut || "");
       show(answer, question);
     } catch (error) {
       if (mine === running) say(panel, error.message, true);

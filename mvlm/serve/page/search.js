@@ -4,12 +4,12 @@
 const SHOWN = 32, MOST = 1024;
 let asked = {};
 
-const searched = asker("search", "api/search", ({ found }, { skip }) => {
+const searched = asker("search", "api/search", ({ found, cut }, { skip }) => {
   const drawings = drawingsOf(found), shown = skip + found.length;
   if (!skip) at("found").replaceChildren();
   at("found").append(...found.map((each) => hit(each, drawings)));
   at("more").hidden = found.length < SHOWN || shown >= Math.min(MOST, about.images);
-  say("search", `${shown} of ${about.images.toLocaleString("en")} pictures, best first.`);
+  say("search", `${shown} of ${about.images.toLocaleString("en")} pictures, best first. ${cut}`.trim());
 });
 function search(question) {
   asked = question;
