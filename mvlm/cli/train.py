@@ -20,6 +20,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if launched["rank"] >= ranks:
         return 0
     if ranks < launched["world"] and launched["rank"] == 0:
-        print(f"train.global_batch {config.train.global_batch} uses {ranks} of the {launched['world']} ranks launched.")
+        print(f"train.global_batch {trains[0].global_batch} uses {ranks} of the {launched['world']} ranks launched.")
     _use_the_cpu_well(ranks)
     network.prepare()
     if not dist.uses_cuda():  # or DeepSpeed, which transformers may import before the engine does, warns that it looked
@@ -126,16 +127,19 @@ def evaluator(config: Config) -> Evaluator | None:
 def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
     """The configuration, that of each stage, of which a run has at least one, and the ranks that split layers.
 
+    A stage's batch is that which the run keeps where it is resumed.
+
     A wrong path or key is reported here, before torch is imported, which takes seconds.
     """
     from mvlm.checkpoint.description import STAGES
     from mvlm.cli.places import require_shards
-    from mvlm.config.load import load_config, read_stages, require_training_data
+    from mvlm.config.load import given_keys, load_config, read_stages, require_training_data
     from mvlm.config.stages import load_stored_stages, make_stages
     from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections, tensor_ranks
 
     config = load_config(args.config, args.overrides)
-    stages = make_stages(config, read_stages(args.config), args.config)
+    kept = _with_kept_batch(config, given_keys(args.config, args.overrides))
+    stages = make_stages(kept, read_stages(args.config), args.config)
     content = read_deepspeed_json(args.deepspeed_config)
     refuse_sections(content, args.deepspeed_config)
     each = [stages.config(number) for number in range(len(stages))]
@@ -155,6 +159,28 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
         known = load_stored_stages(stored)
         each += [known.config(number) for number in range(len(stages), len(known))]
     return config, each, tensor_ranks(content)
+
+
+def _with_kept_batch(config: Config, given: frozenset[str]) -> Config:
+    """The same with the batch that a run keeps which is resumed without being given another.
+
+    Not with a mirror: nodes with run folders of their own must all divide the same one.
+    """
+    from mvlm.checkpoint.description import CONFIG, STAGES, described_in
+    from mvlm.checkpoint.layout import candidates, find_checkpoint, has_checkpoints
+    from mvlm.config.load import load_stored_config
+    from mvlm.errors import UserError
+
+    run, before = Path(config.run.dir), config.checkpoint.resume
+    if config.checkpoint.mirror or not (has_checkpoints(run) or before):
+        return config
+    try:
+        checkpoint = candidates(run).first if has_checkpoints(run) else find_checkpoint(before)
+        stored = load_stored_config(run / STAGES if (run / STAGES).is_file() else described_in(checkpoint) / CONFIG)
+    except UserError:  # which training meets again, and tells
+        return config
+    keys = (key for key in ("global_batch", "micro_batch") if f"train.{key}" not in given)
+    return replace(config, train=replace(config.train, **{key: getattr(stored.train, key) for key in keys}))
 
 
 def _cause(error: Exception) -> str:

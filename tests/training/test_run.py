@@ -14,6 +14,7 @@ import pytest
 
 from mvlm.config.load import load_config
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
+from tests.ranks import mvlm, run_ranks
 from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
 
 STEPS, EVERY = 45, 15
@@ -147,6 +148,20 @@ def test_ranks_that_the_batch_has_no_use_for_stay_out(whole: Path) -> None:
     told = (whole.parent / "stdout").read_text()
     assert told.count("train.global_batch 16 uses 2 of the 3 ranks launched") == 1
     assert json.loads((whole / "run.json").read_text())["world"] == 2
+
+
+def test_ranks_of_a_resumed_run_are_those_that_its_own_batch_has_use_for(
+    scenes: Path, tmp_path: Path, train_here: TrainHere
+) -> None:
+    """Its 9 pairs were an override, which is left out; the 512 that are the default would go to both ranks."""
+    run, toml = tmp_path / "run", tmp_path / "run.toml"
+    assert train_here(run, "train.global_batch=9", "train.steps=1") == 0
+    toml.write_text(Path(TOML).read_text().replace("global_batch = 64\n", ""))
+    given = [word for word in words(scenes, run, "train.steps=2")[2:] if not word.startswith("train.global_batch")]
+    done = run_ranks(mvlm, "train", str(toml), *given, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train.global_batch 9 uses 1 of the 2 ranks launched") == 1
+    assert read_metrics(run)[-1]["step"] == 2
 
 
 def test_bf16_trains_as_fp32_does_within_its_precision(whole: Path, tmp_path: Path, train_here: TrainHere) -> None:
