@@ -88,11 +88,11 @@ def _add(args: argparse.Namespace) -> int:
     require_training_data(last, "The stage")
     mixture = training_mixture(last.data, last.task.corpus)
     check_drawable(read_state(checkpoint), mixture, base.data, draws_alike(stages))
+    section = outline(replace(stages, tables=added))[-1]
     try:
         write_durably(args.run_folder / STAGES, stages.dump())
     except OSError as error:
         raise UserError(f"{args.run_folder / STAGES} cannot be written ({error}): free some room.") from None
-    section = outline(replace(stages, tables=added))[-1]
     print(
         f"{stages.title(len(stages) - 1).capitalize()} of {args.run_folder} will make {section.end:,} updates. A run "
         "that is under way begins it by itself; one that has ended, when the command that trained it is given again."

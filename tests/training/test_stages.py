@@ -187,6 +187,13 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(
     assert main(["stage", "add", str(run), "--steps", "3", "run.seed=4"]) == 1
 
 
+def test_a_stage_that_cannot_be_is_not_appended(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert main(["stage", "add", str(run), "--epochs", "1e9"]) == 1
+    assert not (run / "stages.toml").exists()
+
+
 def test_stages_are_appended_to_a_run_that_is_going_on(staged: Run, scenes: Path) -> None:
     """One in the middle of its only stage, and one while the next begins: its stages are read and not yet written."""
     one, begun = staged("one", "", "train.steps=6", *FLAT), list[int]()
