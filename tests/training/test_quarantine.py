@@ -38,6 +38,13 @@ def test_a_row_is_listed_once_whatever_the_attempts(tmp_path: Path) -> None:
     assert line["reason"] == fault(3).reason
 
 
+def test_a_row_of_another_stages_data_is_listed_though_its_number_is_known(tmp_path: Path) -> None:
+    Quarantine(tmp_path, 100, 1000).add([fault(3), fault(5)], 64)
+    next_stage = Quarantine(tmp_path, 100, 1000)
+    next_stage.add([fault(3), Fault(5, "other/000000.arrow row 5", "of another", "its checksum differs", 80)], 96)
+    assert listed(tmp_path) == [3, 5, 5] and len(next_stage) == len(Quarantine(tmp_path, 100, 1000)) == 3
+
+
 @pytest.mark.parametrize(
     ("tolerance", "seen", "rows", "allowed"),
     [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from mvlm.runtime.files import append_durably
 from mvlm.training.health.anomaly import Anomaly
 
 QUARANTINE = "quarantine.jsonl"
+Found = TypeVar("Found")
 
 FIRST_SAMPLES = 10_000
 """A share is taken of this many samples at least: one bad image among the first hundred says little."""
@@ -37,11 +39,11 @@ class Quarantine:
     def __init__(self, run: Path, tolerance: float, rows: int) -> None:
         self._path = run / QUARANTINE
         self._tolerance, self._all_rows = tolerance, rows
-        self._rows = set(_read(self._path, "row"))
+        self._known = set(_read(self._path, _identity))
 
     def __len__(self) -> int:
         """Different images listed."""
-        return len(self._rows)
+        return len(self._known)
 
     def add(self, own: Sequence[Fault], samples_seen: int) -> None:
         """List what is new among all ranks' faults, once each; all ranks must call.
@@ -51,9 +53,10 @@ class Quarantine:
         """
         mine = [fault for fault in own if fault.reason != TAKEN_DOWN]
         met = sorted((fault for faults in dist.gather_objects(mine) for fault in faults), key=_place)
-        new = list({fault.row: fault for fault in reversed(met) if fault.row not in self._rows}.values())[::-1]
+        found = {_identity(asdict(fault)): fault for fault in reversed(met)}
+        new = [fault for identity, fault in reversed(found.items()) if identity not in self._known]
         _append(self._path, [asdict(fault) | {"at": time.time()} for fault in new])
-        self._rows.update(fault.row for fault in new)
+        self._known |= found.keys()
         drawn = min(samples_seen, self._all_rows)
         allowed = self._tolerance if self._tolerance >= 1 else self._tolerance * max(drawn, FIRST_SAMPLES)
         if new and len(self) > allowed:
@@ -77,7 +80,7 @@ class Skipped:
 
     def __init__(self, run: Path, positions: tuple[int, ...], limit: int) -> None:
         self.path, self._limit = run / SKIPPED, limit
-        self.positions = {*positions, *_read(self.path, "position")}
+        self.positions = {*positions, *_read(self.path, lambda line: int(line["position"]))}
 
     def positions_before(self, position: int) -> tuple[int, ...]:
         return tuple(sorted(p for p in self.positions if p < position))
@@ -120,8 +123,13 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     dist.as_rank_0(append)
 
 
-def _read(path: Path, key: str) -> list[int]:
-    """The number under `key` of every whole line, the same on all ranks, which must all call.
+def _identity(line: dict[str, Any]) -> tuple[int, str]:
+    """Of an image: rows of another stage's data have the same numbers."""
+    return int(line["row"]), str(line["key"])
+
+
+def _read(path: Path, wanted: Callable[[dict[str, Any]], Found]) -> list[Found]:
+    """What is wanted of every whole line, the same on all ranks, which must all call.
 
     A last line that a kill cut off is left out: it had not been acted upon, or will be met again.
 
@@ -129,20 +137,17 @@ def _read(path: Path, key: str) -> list[int]:
         UserError: on every rank, where what lies there cannot be read.
     """
 
-    def read() -> list[int]:
+    def read() -> list[Found]:
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error}): move away what lies there.") from None
-        return [number for line in lines if (number := _number(line, key)) is not None]
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                found.append(wanted(json.loads(line)))
+        return found
 
     return dist.as_rank_0(read)
-
-
-def _number(line: str, key: str) -> int | None:
-    try:
-        return int(json.loads(line)[key])
-    except (ValueError, KeyError, TypeError):
-        return None
