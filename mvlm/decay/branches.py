@@ -122,6 +122,7 @@ class Branch(ChainStep):
             "optim.floor": 0.0,
             "checkpoint.resume": str(self.checkpoint),
             "checkpoint.mirror": "",
+            "checkpoint.peers": 0,
         }
         return [f"{key}={as_toml(value)}" for key, value in settings.items()]
 

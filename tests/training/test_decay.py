@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mvlm.__main__ import main
-from mvlm.decay.branches import OWNED
+from mvlm.config.load import load_stored_config
+from mvlm.decay.branches import OWNED, Branch
 from mvlm.runtime import chain
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.zero.config import RunSide, resolve
@@ -38,6 +39,15 @@ def launched(one_rank: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[l
     yield words
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def test_a_branch_has_neither_its_trunks_mirror_nor_copies_on_its_peers(train_here: TrainHere, tmp_path: Path) -> None:
+    mirrored = [f"checkpoint.mirror=file://{tmp_path}/mirror", "checkpoint.peers=1"]
+    assert train_here(tmp_path / "trunk", *TRUNK, *mirrored, "train.steps=2") == 0
+    branch = Branch(tmp_path / "trunk", 2, 1, tmp_path / "out", ("mvlm",))
+    branch.prepare()
+    checkpoint = load_stored_config(branch.toml).checkpoint
+    assert (checkpoint.mirror, checkpoint.peers) == ("", 0)
 
 
 @pytest.mark.campaign
