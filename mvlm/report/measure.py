@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvlm.checkpoint.layout import CHECKPOINTS, LATEST
+from mvlm.checkpoint.layout import has_checkpoints
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.errors import UserError
@@ -69,7 +69,7 @@ def measure(facts: RunFacts, device: torch.device) -> Measured:
         return replace(known, notes=[f"Fine-tuned for {task.name}: its scores are among the curves."])
     if not facts.data.eval:
         return replace(known, notes=["The run names no evaluation data (data.eval): no examples, no further numbers."])
-    if not (facts.folder / CHECKPOINTS / LATEST).exists():
+    if not has_checkpoints(facts.folder):
         return replace(known, notes=["The run has saved no checkpoint yet: no examples, no further numbers."])
     try:
         mixture = held_out(facts.data)

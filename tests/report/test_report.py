@@ -111,6 +111,14 @@ def test_curves_numbers_and_facts_are_there(whole, trained):
     assert "Pixels: 60% of each of 8 images is masked" in page.text
 
 
+def test_a_run_whose_latest_is_lost_is_measured_by_its_newest_whole_checkpoint(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "checkpoints/latest").unlink()
+    assert main(["report", str(run)]) == 0
+    assert "has saved no checkpoint" not in (run / "report.html").read_text()
+
+
 def test_written_numbers_are_used_and_not_measured_again(run):
     recall = {"r1": 0.123, "r5": 0.456, "r10": 0.789}
     known = {name: {"itc": recall, "reranked": None} for name in ("image_to_text", "text_to_image")}
