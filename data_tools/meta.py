@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,8 @@ import pyarrow.parquet as pq
 from mvlm.data.shards.files import Shard
 from mvlm.data.shards.tables import META, add_table, own_columns
 from mvlm.errors import UserError
+
+from .record import as_text
 
 MOST_COLUMNS = 256
 """Of a shard; a source that names more is a stream of free keys, of which the first ones met are kept."""
@@ -77,9 +78,7 @@ def column(values: Sequence[Any]) -> pa.Array:
 def _text(value: Any) -> str | None:
     if value is None or isinstance(value, bytes):
         return None
-    is_json = isinstance(value, int | float | list | dict)
-    text = json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)  # a date needs no quotes
-    return text.encode("utf-8", "replace").decode()  # a lone surrogate is no UTF-8
+    return as_text(value, ensure_ascii=False).encode("utf-8", "replace").decode()  # a lone surrogate is no UTF-8
 
 
 def joined(parts: Iterable[pa.Array]) -> pa.ChunkedArray:

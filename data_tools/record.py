@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,3 +47,9 @@ class Dropped:
 
     def __str__(self) -> str:
         return f"{self.key} ({self.where})"
+
+
+def as_text(value: Any, **form: Any) -> str:
+    """A field's value as JSON of a form that `json.dumps` knows, or as itself if JSON has no such kind: a date needs no
+    quotes."""
+    return json.dumps(value, default=str, **form) if isinstance(value, int | float | list | dict) else str(value)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
 
 from mvlm.errors import UserError
 
-from .record import Record
+from .record import Record, as_text
 
 MISSING = "no field to split by"
 UNNAMED = "field names none of the splits"
@@ -51,8 +50,7 @@ class Split:
         value = {"key": record.key, "source": record.source}.get(self.field, record.fields.get(self.field))
         if value is None:
             raise NoSplit(MISSING, self.field)
-        is_json = isinstance(value, int | float | list | dict)
-        text = json.dumps(value, sort_keys=True, default=str) if is_json else str(value)
+        text = as_text(value, sort_keys=True)
         if not any(self.shares.values()):
             if text in self.shares:
                 return text
