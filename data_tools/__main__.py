@@ -11,7 +11,8 @@ from mvlm import __version__
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
-from mvlm.runtime.output import CLOSED, nobody_reads
+from mvlm.runtime.output import CLOSED, let_go, nobody_reads
+from mvlm.runtime.storage import NO_ROOM
 
 from . import commands, commands_looking, commands_making, commands_reshaping
 
@@ -71,13 +72,21 @@ def main(argv: list[str] | None = None) -> int:
             log.error(said)
         raise
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         for sentence in error.sentences:
             log.error(sentence)
         return error.exit_code
     except OSError as error:
-        log.error(CLOSED if nobody_reads(error) else f"{error}: check that file and its disk.")
+        if nobody_reads(error):
+            log.error(CLOSED)
+        elif error.errno in NO_ROOM:
+            log.error(f"{error}: free some room and run the same command again.")
+        else:
+            log.error(f"{error}: check that file and its disk.")
+        let_go(sys.stdout)
         return ExitCode.MISTAKE
     except KeyboardInterrupt:
         log.error("Interrupted: the same command again resumes; nothing half-written looks complete.")

@@ -7,18 +7,20 @@ import sys
 import time
 import traceback
 from collections.abc import Container
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
 from mvlm import __version__
 from mvlm.cli.suggest import suggest_command, suggest_option
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import ExitCode, UserError, cannot_write
 from mvlm.runtime.cpu import keep_freed_memory
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment, leave
 from mvlm.runtime.log import rank_log
-from mvlm.runtime.output import CLOSED, nobody_reads
+from mvlm.runtime.output import CLOSED, let_go, nobody_reads
+from mvlm.runtime.storage import NO_ROOM
 
 COMMANDS = {
     "train": "pretrain or fine-tune a model, or resume a run",
@@ -101,7 +103,9 @@ def main(argv: list[str] | None = None) -> int:
             args.parser.error(suggest_option(overrides, args.parser.format_help(), args.takes_overrides))
         args.parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     try:
-        return args.run(args)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _report_mistake(error)
     except KeyboardInterrupt:
@@ -109,7 +113,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if nobody_reads(error):
             return _report_mistake(UserError(CLOSED))
-        traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            what = str(error.filename or "What was to be said")
+            return _report_mistake(cannot_write(what, error, "free some room and start again"))
+        with suppress(OSError):
+            traceback.print_exc()
         return ExitCode.BUG
 
 
@@ -125,6 +133,8 @@ def run() -> NoReturn:
     if not INFERRING.isdisjoint(sys.argv[1:3]):  # after the launcher's --local_rank, where that is
         keep_freed_memory()  # a third of an index's time was the kernel's, clearing it
     code = main()
+    let_go(sys.stdout)
+    let_go(sys.stderr)
     if environment()["world"] > 1:
         leave(code)
     sys.exit(code)

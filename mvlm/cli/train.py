@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mvlm.errors import ExitCode, first_line
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment, is_held, is_released
+from mvlm.runtime.output import outlived
 
 if TYPE_CHECKING:
     from mvlm.config.schema import Config
@@ -55,6 +56,7 @@ def _with_keys(format_help: Callable[[], str]) -> str:
     return "\n".join([format_help(), "keys and their defaults, which `mvlm config KEY` explains:", *lines, ""])
 
 
+@outlived()  # a log on a full disk, or a terminal that is gone, is no reason to end a run
 def run(args: argparse.Namespace) -> int:
     from mvlm.training.health.signals import StopRequests
 

@@ -1,9 +1,13 @@
-"""Standard output that nobody reads any more, as behind `| head`."""
+"""Standard output and standard error of which nobody reads the rest, as behind `| head`, or that have no room left."""
 
 from __future__ import annotations
 
 import os
 import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
 
 STDOUT = 1
 CLOSED = "Standard output was closed before all was said."
@@ -17,3 +21,44 @@ def nobody_reads(error: Exception) -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     return True
+
+
+@contextmanager
+def outlived() -> Iterator[None]:
+    """Have what is said meanwhile end nothing, whatever becomes of the terminal, pipe or disk that it goes to."""
+    streams = sys.stdout, sys.stderr
+    out, err = (cast(TextIO, _Heedless(stream)) for stream in streams)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+    finally:
+        for stream in streams:
+            let_go(stream)
+
+
+def let_go(stream: TextIO) -> None:
+    """Of what is still to be said where it cannot be, for which the interpreter would end with a code of its own."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        stream.flush()
+
+
+class _Heedless:
+    """A stream whose errors concern nobody."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()

@@ -24,3 +24,14 @@ def test_a_reader_that_ends_first_is_neither_a_bug_nor_a_full_disk(command: str)
     assert done.stderr.splitlines()[-1] == f"{module}: Standard output was closed before all was said."
     assert "Traceback" not in done.stderr
     assert "disk" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["mvlm config train.epochs", "data_tools completion bash"])
+def test_an_answer_that_a_full_disk_cannot_take_is_told_in_a_sentence(command: str) -> None:
+    module, *words = command.split()
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", module, *words]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == ExitCode.MISTAKE
+    [sentence] = done.stderr.splitlines()
+    assert sentence.startswith(f"{module}: ") and "No space left on device" in sentence and "free some room" in sentence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 from mvlm.config.schema import Log
 from mvlm.runtime.commands import COLOURS
 from mvlm.training.logging.monitor import Monitor
+from tests.conftest import TINY
+from tests.ranks import Copy, mvlm
+from tests.training.conftest import TOML, read_metrics
 
 
 def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
@@ -48,3 +52,17 @@ def test_where_no_bar_is_drawn_lines_say_how_long_it_takes_and_why_an_evaluation
     assert re.fullmatch(r"step 1  loss 2\.000  \d+ (s|min|h) left", first)
     assert later.startswith("step 2  held out: later, since an evaluation took 131 s")
     assert (measured, last) == ("step 2  held out: mean_recall 0.250", "step 3  loss 1.000")
+
+
+def train_unheard(*words: str) -> int:
+    for number in (1, 2):
+        os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+    return mvlm("train", *words)
+
+
+def test_a_run_whose_log_lies_on_a_full_disk_goes_on(tmp_path: Path, scenes: Path) -> None:
+    (tmp_path / "deepspeed.json").write_text("{}")
+    words = [*TINY, f"data.train={scenes}/train", f"run.dir={tmp_path / 'run'}", "train.steps=2"]
+    unheard = Copy(train_unheard, str(TOML), "--deepspeed_config", str(tmp_path / "deepspeed.json"), *words)
+    assert unheard.wait() == 0
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
