@@ -91,7 +91,9 @@ class FencingToken:
 
     def _chain_before(self) -> str | None:
         """That of the last attempt before this one; None where it is not known."""
-        here, there = max(self._numbers_here(), default=0), max(self._numbers_in_mirror(), default=0)
+        claimed = (number for number in self._numbers_here() if self._path(number).stat().st_size)
+        # A full disk or a kill has left an empty one, of an attempt that never began.
+        here, there = max(claimed, default=0), max(self._numbers_in_mirror(), default=0)
         if self._mirror and there > here:
             return chain_of(self._mirror.read(claim_name(there)))
         return chain_of(self._path(here).read_bytes()) if here else None

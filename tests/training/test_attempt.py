@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,3 +30,13 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match=r"run.dir"):
         FencingToken(tmp_path / "run")
+
+
+def test_one_that_a_full_disk_stopped_breaks_no_chain(mount_disk: Callable[[str], Path]) -> None:
+    disk = mount_disk("64k")
+    chain = FencingToken(disk / "run").writer.chain
+    (disk / "full").write_bytes(bytes(60 << 10))
+    with pytest.raises(UserError, match="No space left"):
+        FencingToken(disk / "run", resumes=True)
+    (disk / "full").unlink()
+    assert FencingToken(disk / "run", resumes=True).writer.chain == chain
