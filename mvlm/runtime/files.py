@@ -10,7 +10,11 @@ from mvlm.runtime.storage import publish
 
 
 def append_durably(path: Path, line: str) -> None:
-    """Add whole lines to a file, synced; it is made where it is missing."""
+    """Add whole lines to a file, synced; it is made where it is missing.
+
+    A torn line before them goes, which would take the first of them with it.
+    """
+    drop_torn_line(path)
     with open(path, "a", encoding="utf-8") as file:
         file.write(line)
         file.flush()

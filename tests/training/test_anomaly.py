@@ -102,6 +102,8 @@ def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: 
     assert again.positions == {32}
     assert skipped.positions == {32, 48}
     assert skipped.positions_before(48) == (32,)
+    again.add(Anomaly(5, 64, "the loss is nan"), 16, draws, mixture)
+    assert Skipped(tmp_path, (), 10).positions == {32, 64}, "what is listed next is not lost with it"
 
 
 def test_a_list_that_cannot_be_written_is_an_error(scenes: Path, tmp_path: Path) -> None:
