@@ -116,6 +116,7 @@ OPTIONAL = {
     "resvg_py",
     "shtab",
     "submitit",
+    "tensorboard",
     "torch.nn.attention.varlen",
     "torchao",
     "torch.utils.tensorboard",

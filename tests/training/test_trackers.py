@@ -108,6 +108,19 @@ def test_a_run_goes_on_where_tensorboard_cannot_write(tmp_path: Path, capsys: py
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # which would be a traceback
+def test_tensorboard_on_a_full_disk_is_one_sentence(mount_disk: Callable[[str], Path]) -> None:
+    run, said = mount_disk("8k"), []
+    (run / "full").write_bytes(bytes(8 << 10))
+    follower = Follower("TensorBoard", lambda: TensorBoard(run, 0), said.append)
+    follower.log(1, {"loss": 1.0})
+    follower.close(done=True)
+    assert said == [
+        "TensorBoard has failed ([Errno 28] No space left on device), so the run continues without it; metrics.jsonl "
+        "has everything."
+    ]
+
+
 def test_trackers_get_finite_numbers() -> None:
     line = {"step": 3, "loss": math.nan, "lr": 0.1, "slowest_rank": 2, "grad_norm": None, "grad_norms/text": math.inf}
     assert numbers(line) == {"lr": 0.1, "slowest_rank": 2}

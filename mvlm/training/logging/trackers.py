@@ -11,6 +11,7 @@ import math
 import os
 import queue
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -124,23 +125,37 @@ class Follower:
 
 
 class TensorBoard:
-    def __init__(self, run: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    """Writes by itself: torch's writer has a thread of its own, which prints a traceback where a disk is full."""
 
-        self._folder = run / "tensorboard"
-        self._writer = SummaryWriter(str(self._folder), purge_step=first_step + 1)
+    def __init__(self, run: Path, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        folder = run / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._event, self._summary = Event, summary
+        self._writer = RecordWriter(open(folder / name, "ab"))  # noqa: SIM115 - closed in `close`
+        self._write(file_version="brain.Event:2")
+        self._write(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))  # what stood there goes
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(step=step, summary=self._summary.scalar(name, value))
+        self._writer.flush()
 
     def picture(self, step: int, path: Path) -> None:
         with Image.open(path) as image:
-            self._writer.add_image(path.parent.name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            pixels = np.asarray(image.convert("RGB"))
+        self._write(step=step, summary=self._summary.image(path.parent.name, pixels, dataformats="HWC"))
+        self._writer.flush()
 
     def close(self, done: bool) -> None:
-        self._folder.stat()  # its writer has a thread of its own, which would print a traceback where it has gone
         self._writer.close()
+
+    def _write(self, **content: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
 
 
 class WeightsAndBiases:
