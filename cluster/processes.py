@@ -10,13 +10,16 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 MARK = "MVLM_JOB_LOG"  # its value is the log folder of the attempt that the process belongs to
 PROC = Path("/proc")
 POLL_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIBC = ctypes.CDLL(None)
 PATIENCE = 300.0  # seconds that ranks get to save when their launcher has died
 
@@ -69,6 +72,20 @@ def end_with_parent() -> None:
     Of a new process it is the `preexec_fn`; the thread that starts it must be one that does not end before it.
     """
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have a handler called for the signals that ask to stop; not for the hangup that nohup has this process ignore."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, old in before.items():
+        if number != signal.SIGHUP or old is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _stat(pid: int) -> list[str]:

@@ -24,7 +24,6 @@ from .record import RECORD, JobRecord, newest_step, read_record
 
 READER_PATIENCE = 2.0  # seconds that a reader of this command's output gets for the last of it
 log = logger("cluster")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -59,20 +58,15 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of the last attempt. Meanwhile a first stop signal lets the ranks save, a second kills them."""
-        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number, handler in before.items():
-            if number != signal.SIGHUP or handler is not signal.SIG_IGN:  # nohup
-                signal.signal(number, self._count_signal)
         ended = threading.Event()
         echo = threading.Thread(target=self._show_logs, args=(ended,), daemon=True)  # no reader holds up the job
-        echo.start()
-        try:
-            return self._attempts()
-        finally:
-            ended.set()
-            echo.join(READER_PATIENCE)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with processes.on_stop_signals(self._count_signal):
+            echo.start()
+            try:
+                return self._attempts()
+            finally:
+                ended.set()
+                echo.join(READER_PATIENCE)
 
     def _show_logs(self, ended: threading.Event) -> None:
         with contextlib.suppress(BrokenPipeError):  # the logs keep it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Collection
 from types import FrameType
@@ -12,10 +11,10 @@ from mvlm.errors import ExitCode
 from mvlm.runtime.log import logger
 
 from ..attempt import describe_exit
+from ..processes import on_stop_signals
 from .submission import Submission
 
 POLL_SECONDS = 0.1
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 log = logger("cluster")
 
 
@@ -56,8 +55,7 @@ class Executor:
 
     def run(self) -> int:
         """0 when all is done, 75 where it was stopped, else the code of the first step that failed."""
-        before = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
-        try:
+        with on_stop_signals(self._stop):
             while True:
                 self._look()
                 if self._stopped and not self._told:
@@ -71,9 +69,6 @@ class Executor:
                 if not self._running and (self._stopped or not self._ready()):
                     break
                 time.sleep(POLL_SECONDS)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         for name in self._waiting:
             failed = [need for need in self._submission.queued[name].needs if self.codes.get(need, 1)]
             log.info(f"{name} has not run" + (f", for {', '.join(failed)}" if failed else ""))

@@ -339,9 +339,10 @@ SLOW = HEAD + step(
 )
 
 
-def driver(path: Path) -> subprocess.Popen[bytes]:
+def driver(path: Path, *before: str) -> subprocess.Popen[bytes]:
+    """Submit it here; `before` stands before the command."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "cluster", "submit", str(path), "--on", "local"]
+    words = [*before, sys.executable, "-m", "cluster", "submit", str(path), "--on", "local"]
     return subprocess.Popen(words, cwd=path.parent, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -368,6 +369,15 @@ def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
     assert main(["cancel", str(path)]) == 1 and "not running" in capsys.readouterr().err
     (tmp_path / "go").touch()
     assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
+
+
+def test_a_hangup_that_nohup_has_the_driver_ignore_stops_nothing(write: Write, tmp_path: Path) -> None:
+    process = driver(write(SLOW), "nohup")
+    wait_for((tmp_path / "began").exists)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)  # it looks for a stop ten times a second
+    (tmp_path / "go").touch()
+    assert process.wait() == 0 and (tmp_path / "out").exists()
 
 
 def test_a_second_submission_at_the_same_time_changes_nothing(
