@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer's has each worker import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -46,9 +47,10 @@ def train(spec: RayJobSpec, report: Callable[[dict[str, Any]], None] | None = No
         try:
             result: Any = _trainer(spec, coordinator, nodes, waits).fit()
             return result.return_value
-        except TrainingFailedError:
+        except (TrainingFailedError, RayActorError) as error:  # the latter of Train's controller, which was killed
             code = ray.get(coordinator.verdict.remote())
-            if code is not None or least == most or not waits:
+            goes_on = waits and (least < most or isinstance(error, RayActorError))
+            if code is not None or not goes_on:
                 return code if code is not None else ray.get(coordinator.exit_code.remote())
         finally:
             growth.end()
@@ -76,9 +78,11 @@ def _trainer(spec: RayJobSpec, coordinator: Any, nodes: int, waits: bool) -> Dat
 
 
 def _start_coordinator(spec: RayJobSpec) -> Any:
-    """On this node, which the job does not outlive anyhow."""
+    """On this node, which the job does not outlive anyhow. One that is killed knows no attempt when it is back, so that
+    the workers begin another."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_concurrency": 10_000, "scheduling_strategy": here}
+    options |= {"max_restarts": -1, "max_task_retries": -1}
     return ray.remote(Coordinator).options(name=ACTOR + spec.run_folder, **options).remote(spec)
 
 

@@ -8,6 +8,7 @@ import re
 import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from cluster.pipeline.proof import read_proof
@@ -120,6 +121,20 @@ def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(plain, cl
     assert made.returncode == 0, made.stderr
     assert cluster.on_head(*words, tmp_path / "local").returncode == 0
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+@pytest.mark.campaign
+def test_a_job_goes_on_when_the_actors_beside_its_driver_are_killed(two_nodes, cluster, jobs):
+    job = jobs("bereft")
+    job.submit("train.steps=60")
+    for attempt, actor in enumerate(("ray::Coordinator", "ray::TrainController"), 1):
+        job.wait_for_progress(attempt)
+        [victim] = [one for one in psutil.process_iter() if " ".join(one.cmdline()).startswith(actor)]
+        assert cluster.node_of(victim) == "head"
+        victim.kill()
+    job.wait_for_exit()
+    assert [attempt["exit_code"] for attempt in job.attempts()] == [None, None, 0]
+    assert list(job.losses()) == list(range(1, 61))
 
 
 def test_a_pipeline_goes_on_without_a_node_that_is_lost(two_nodes, cluster, tmp_path):
