@@ -19,6 +19,8 @@ from ..job import Job
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 ACTIVE = ("PENDING", "RUNNING")
 LOST = "LOST"
+UNKNOWN = "status code 404"
+"""In what the client raises, where the server has answered that it knows no such job."""
 POLL_SECONDS = 1.0
 WITHIN = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's job server sets it for what it starts."""
@@ -87,11 +89,17 @@ def job_state(server: Any, address: str, job_id: str) -> tuple[str, int | None]:
 
     Of a head that was lost with the driver, and is back with what Ray had noted of its jobs, the word would be RUNNING
     until another job is submitted: it is LOST.
+
+    Raises:
+        UserError: the server does not answer, or cannot say, as when the head's own store has died.
     """
-    try:
-        info = server.get_job_info(job_id)
-    except RuntimeError:
-        return "", None
+    with refusals_as_mistakes():
+        try:
+            info = server.get_job_info(job_id)
+        except RuntimeError as error:
+            if UNKNOWN not in str(error):
+                raise
+            return "", None
     state = str(info.status.value)
     if state == "RUNNING" and info.driver_node_id and _is_dead(address, info.driver_node_id):
         return LOST, None

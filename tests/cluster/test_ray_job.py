@@ -1,5 +1,6 @@
 """What the Ray back-end prints and refuses, before there is a cluster."""
 
+import json
 import os
 import re
 import shlex
@@ -167,6 +168,33 @@ def test_a_cluster_that_is_gone_with_what_it_had_is_told_with_the_way_out(tmp_pa
     JobRecord("small", "ray", str(tmp_path / "run"), f"http://127.0.0.1:{free_port()}", job_id="small-1").save(tmp_path)
     with pytest.raises(UserError, match=f"small was last submitted to .* move {tmp_path}/job.json away"):
         earlier_attempts(tmp_path)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_head_that_cannot_say_how_a_job_stands_is_not_taken_for_one_that_knows_none(tmp_path, monkeypatch, status):
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if "version" not in self.path:
+                self.send_error(status)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"version": "4", "ray_version": ray.__version__}).encode())
+
+        def log_message(self, *said):
+            pass
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    JobRecord("small", "ray", str(tmp_path / "run"), address, job_id="small-1").save(tmp_path)
+    if status == 404:
+        assert earlier_attempts(tmp_path) == []
+    else:
+        with pytest.raises(UserError, match="status code 500"):
+            earlier_attempts(tmp_path)
+    server.shutdown()
 
 
 def test_a_sweep_over_the_run_folder_is_refused(job, cluster):
