@@ -13,6 +13,7 @@ Needs no GPU, no data and no network. docs/plan.md says how each figure is deriv
 from __future__ import annotations
 
 import argparse
+from copy import deepcopy
 from pathlib import Path
 
 
@@ -114,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.estimate.plan import Planner, Request
     from mvlm.estimate.text import as_json, as_text
     from mvlm.training.fit.stages import checked
+    from mvlm.training.parallelize import freeze
 
     stages = checked(make_stages(base, read_stages(args.config), args.config))
     plans = []
@@ -132,8 +134,9 @@ def run(args: argparse.Namespace) -> int:
             corpus=corpus,
             mfu=args.mfu,
         )
-        model = FakeModel(build_without_weights(config.blueprint, config.data), config.data, optim=config.optim)
-        planner = Planner(request, model)
+        built = build_without_weights(config.blueprint, config.data)
+        freeze(deepcopy(built), config.train.freeze)  # refused as by the run; what it saves is not planned
+        planner = Planner(request, FakeModel(built, config.data, optim=config.optim))
         plans.append(as_json(planner) | ({"choice": choose(planner)} if args.choose else {}))
         if not stages.is_all:
             print(f"{'' if number == 0 else chr(10)}{stages.title(number)}")

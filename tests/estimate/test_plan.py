@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mvlm.__main__ import main
 from mvlm.config.load import load_config
 from mvlm.errors import UserError
 from mvlm.estimate.cards import CARDS, find_card
@@ -328,3 +329,14 @@ def test_the_choice_says_what_each_other_would_cost(models: dict[str, FakeModel]
     assert "layers on the wire" in split
     assert any("recompute 1" in name and "computing" in why for name, why in whys.items())
     assert choice_text(plan).count("\n") == len(whys) + 2
+
+
+def test_a_part_to_freeze_that_the_model_lacks_is_refused_and_what_freezing_saves_is_not_planned(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["plan", "tiny", "--deepspeed_config", "zero1", "--gpu", "h100"]
+    assert main([*words, "train.freeze=['visoin']"]) == 1
+    assert "train.freeze names 'visoin', which is not a part of this model" in capsys.readouterr().err
+    assert main(words) == main([*words, "train.freeze=['vision']"]) == 0
+    said = capsys.readouterr().out
+    assert said == 2 * said[: len(said) // 2]
