@@ -68,6 +68,8 @@ def _add(args: argparse.Namespace) -> int:
     from mvlm.data.loading.streams import check_drawable
     from mvlm.data.shards.mixture import training_mixture
     from mvlm.runtime.storage import write_durably
+    from mvlm.training.checkpoint.resume import Start
+    from mvlm.training.fit.planning import rehearse
     from mvlm.training.fit.stages import checked, outline, stored_stages
 
     lengths = {key: getattr(args, key) for key in ("steps", "pairs", "epochs") if getattr(args, key) is not None}
@@ -88,6 +90,7 @@ def _add(args: argparse.Namespace) -> int:
     require_training_data(last, "The stage")
     mixture = training_mixture(last.data, last.task.corpus)
     check_drawable(read_state(checkpoint), mixture, base.data, draws_alike(stages))
+    rehearse(last, mixture, Start(checkpoint, resumes=True, own=True))
     section = outline(replace(stages, tables=added))[-1]
     try:
         write_durably(args.run_folder / STAGES, stages.dump())

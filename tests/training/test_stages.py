@@ -187,10 +187,21 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(
     assert main(["stage", "add", str(run), "--steps", "3", "run.seed=4"]) == 1
 
 
-def test_a_stage_that_cannot_be_is_not_appended(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--epochs", "1e9"], "lower it"),
+        (["--steps", "3", "train.freeze=['visoin']"], "train.freeze names 'visoin'"),
+        (["--steps", "3", "model.image_size=24"], "24"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_not_appended(
+    words: list[str], sentence: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    assert main(["stage", "add", str(run), "--epochs", "1e9"]) == 1
+    assert main(["stage", "add", str(run), *words]) == 1
+    assert sentence in capsys.readouterr().err
     assert not (run / "stages.toml").exists()
 
 

@@ -78,22 +78,24 @@ class Plan:
 
     def rehearse(self) -> None:
         """Raise `UserError` where training would later find that it cannot begin: the models are of shapes alone."""
-        model = self._rehearse(self.config, self.mixture)
+        model = rehearse(self.config, self.mixture, self.start)
         is_compiled(self.config.train, self.resolve(count_parameters(model)))
         if self.standing and self.standing.begins:
             for number in range(self.standing.number + 1, len(self.standing.stages)):
                 config = self.standing.stages.config(number)
-                self._rehearse(config, training_mixture(config.data, config.task.corpus, config.data.patience))
+                rehearse(config, training_mixture(config.data, config.task.corpus, config.data.patience), self.start)
                 accumulation_steps(config.train, replicas.world())
 
-    def _rehearse(self, config: Config, mixture: Mixture) -> Encoders:
-        check_names(config.kernels)
-        tokenizer = coming_tokenizer(config.data, config.model.text, self.start)
-        blueprint, classes = config.blueprint, coming_classes(config.task, self.start)
-        model, _ = build_empty(blueprint, config.data, tokenizer, self.start, classes)
-        build_dataset(blueprint, config.data, mixture, tokenizer, model)
-        freeze(model, config.train.freeze)
-        return model
+
+def rehearse(config: Config, mixture: Mixture, start: Start) -> Encoders:
+    """The model of a run or a stage, of shapes alone; raises `UserError` where it could not be trained."""
+    check_names(config.kernels)
+    tokenizer = coming_tokenizer(config.data, config.model.text, start)
+    blueprint, classes = config.blueprint, coming_classes(config.task, start)
+    model, _ = build_empty(blueprint, config.data, tokenizer, start, classes)
+    build_dataset(blueprint, config.data, mixture, tokenizer, model)
+    freeze(model, config.train.freeze)
+    return model
 
 
 def make_plan(
