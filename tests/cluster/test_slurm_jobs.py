@@ -110,21 +110,41 @@ def test_a_job_of_submitit_saves_is_requeued_and_goes_on(slurm, make, monkeypatc
     assert "Caught signal SIGUSR2" in said and "Job not requeued" not in said
 
 
-CRASHING = """#!/bin/sh
-# The interpreter of a virtual environment in which training is killed, as for want of memory, by one rank of two.
+INTERPRETER = """#!/bin/sh
+# The interpreter of a virtual environment in which training is something else.
 case "$*" in
-"-m mvlm train "*) [ "$SLURM_PROCID" = 0 ] && exit 75; kill -9 $$ ;;
+"-m mvlm train "*) {train} ;;
 *) exec {python} "$@" ;;
 esac
 """
+CRASHING = '[ "$SLURM_PROCID" = 0 ] && exit 75; kill -9 $$'  # as for want of memory, one rank of two
+HELD = "touch {folder}/begun; until [ -e {folder}/go ]; do sleep 0.2; done; exit 70"
+
+
+def environment(job, train):
+    """A virtual environment for a job, which runs a line of shell in place of training."""
+    venv = job.folder / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").write_text(INTERPRETER.format(train=train, python=sys.executable))
+    (venv / "bin/python").chmod(0o755)
+    return venv
+
+
+@pytest.mark.campaign
+def test_a_crash_while_the_controller_is_down_is_tried_again_when_it_is_back(slurm, make):
+    job = make("unheard")
+    job.submit(f"job.venv={environment(job, HELD.format(folder=job.folder))}", "job.requeue=1")
+    wait_for((job.folder / "begun").exists)
+    assert slurm.on("scontrol", "shutdown", "slurmctld").returncode == 0
+    (job.folder / "go").touch()
+    wait_for(lambda: "is asked again" in (job.attempt(1) / "launcher.log").read_text())
+    assert slurm.on("slurmctld").returncode == 0
+    assert job.end(2) == "70"
 
 
 def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
     job = make("crash")
-    venv = job.folder / "venv"
-    (venv / "bin").mkdir(parents=True)
-    (venv / "bin/python").write_text(CRASHING.format(python=sys.executable))
-    (venv / "bin/python").chmod(0o755)
+    venv = environment(job, CRASHING)
     job.submit(f"job.venv={venv}", "job.nodes=2", "job.requeue=1")
     assert job.end(2) == "137"
     wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
