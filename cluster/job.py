@@ -94,11 +94,15 @@ class Job:
         """The limit; None where there is none."""
         return parse_time(self.time) if self.time else None
 
+    @property
+    def kept(self) -> tuple[str, str]:
+        """The copies of its files that its ranks go by: what they are made of may be edited until the job has ended."""
+        return str(self.log_folder / "run.toml"), str(self.log_folder / "deepspeed.json")
+
     def words(self, overrides: Iterable[str]) -> list[str]:
         """The words behind `mvlm` of a rank."""
-        return (
-            [*self.command] if self.command else ["train", self.run, "--deepspeed_config", self.deepspeed, *overrides]
-        )
+        run, deepspeed = self.kept
+        return [*self.command] if self.command else ["train", run, "--deepspeed_config", deepspeed, *overrides]
 
 
 def parse_time(text: str) -> int | None:

@@ -22,7 +22,7 @@ from .environment import LAUNCHER_VARIABLES, added, for_process, free_port, inhe
 from .job import Job, check_files, refuse, run_folder
 from .logs import attempt_folder, next_attempt, show
 from .processes import PATIENCE, POLL_SECONDS, Stopper
-from .record import JobRecord, claim, read_record
+from .record import JobRecord, claim, keep_files, read_record
 from .status import JobStatus, describe_end
 from .supervisor import Supervisor, TimeLimit
 
@@ -80,6 +80,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     record = JobRecord(job.name, "local", str(run), socket.gethostname(), pid, processes.start_time(pid))
     with claim(job.log_folder):
         _refuse_second(job)
+        keep_files(job)
         limit = TimeLimit(job.time_seconds or math.inf, job.warning_seconds)
         start, variables = partial(command, job, overrides), inherited() | for_process(job)
         return Supervisor(record, job.log_folder, start, variables, job.requeue, limit).run()

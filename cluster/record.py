@@ -15,7 +15,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import write_durably
 
 from .attempt import JobAttempt
-from .job import log_folder_of
+from .job import Job, log_folder_of
 
 RECORD = "job.json"
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -47,6 +47,12 @@ def write_private(path: Path, text: str) -> None:
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(partial, path)
+
+
+def keep_files(job: Job) -> None:
+    """Copy the files that a run is given by to where its ranks look for them."""
+    for given, kept in () if job.command else zip((job.run, job.deepspeed), job.kept, strict=True):
+        write_private(Path(kept), Path(given).read_text(encoding="utf-8"))
 
 
 def find_logs(path: str) -> Path:

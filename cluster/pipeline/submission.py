@@ -12,16 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mvlm.config.shipped import find_file
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
 from .. import processes
-from ..record import JobRecord, read_record, write_private
+from ..record import JobRecord, keep_files, read_record, write_private
 from .file import BY_RUN, is_pipeline, load_pipeline, pipeline_from_tables
 from .graph import Graph
 from .proof import Proof, digest, is_proven, keys, outputs, proof_path, read_proof, write_proof
-from .words import JOB
+from .words import JOB, as_job
 
 FILE, RECORD, OLD = "pipeline.json", "job.json", ".old"
 MADE_ONCE = ("shard", "filter", "tokenizer", "export")
@@ -172,13 +171,9 @@ def _keep_files_of_runs(graph: Graph, submission: Submission) -> None:
         step, folder = graph.pipeline.steps[name], submission.folder(name) / JOB
         if step.kind in BY_RUN:
             folder.mkdir(parents=True, exist_ok=True)
-            for key, given in (
-                ("run", find_file(step.run, "configs")),
-                ("deepspeed", find_file(step.deepspeed, "ds_configs")),
-            ):
-                kept = folder / f"{key}{given.suffix}"
-                write_private(kept, given.read_text(encoding="utf-8"))
-                submission.tables[name][key] = str(kept)
+            job = as_job(graph.pipeline, step, submission.backend)
+            keep_files(job)
+            submission.tables[name]["run"], submission.tables[name]["deepspeed"] = job.kept
 
 
 def is_made(graph: Graph, submission: Submission, name: str) -> bool:

@@ -16,7 +16,7 @@ from ..environment import added
 from ..job import Job, check_files, refuse
 from ..logs import attempt_numbers, show
 from ..processes import PATIENCE
-from ..record import RECORD, JobRecord, claim, read_record
+from ..record import RECORD, JobRecord, claim, keep_files, read_record
 from ..status import JobStatus, describe_end
 from ..sweep import combinations, count
 from . import client
@@ -116,6 +116,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     with claim(folder):
         attempts = earlier_attempts(folder)
         refuse_other_values(job, folder)
+        keep_files(job)
         job_id = f"{job.name}-{secrets.token_hex(4)}"
         JobRecord(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts).save(folder)
         spec.save(folder / FILE)

@@ -14,7 +14,7 @@ from mvlm.errors import UserError
 from ..attempt import JobAttempt, describe_exit
 from ..job import Job, check_files, refuse, run_folder
 from ..logs import attempt_folder, attempt_numbers, next_attempt, show
-from ..record import RECORD, JobRecord, claim, read_record, write_private
+from ..record import RECORD, JobRecord, claim, keep_files, read_record, write_private
 from ..status import JobStatus, describe_end
 from ..sweep import combinations, override
 from . import queue as slurm_queue
@@ -60,6 +60,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     text = render(job, overrides)
     with claim(job.log_folder):
         refuse_second(job)
+        keep_files(job)
         path = job.log_folder / SCRIPT
         write_private(path, text)
         job_id = slurm_queue.submit(path)

@@ -183,8 +183,7 @@ def _container(job: Job, overrides: list[str]) -> list[str]:
 
 def _folders(job: Job, overrides: list[str]) -> Iterator[str]:
     yield str(Path.cwd())
-    files = () if job.command else (Path(job.run), Path(job.deepspeed))
-    for path in (job.log_folder, run_folder(job, overrides), *files):
+    for path in (job.log_folder, run_folder(job, overrides)):
         if not path.absolute().is_relative_to(Path.cwd()):
             yield str(path.absolute())
     given = list(job.command) or strings_in(read_tables(job.run, "run configuration"))

@@ -116,9 +116,10 @@ def _command(job: Job, runs: Sequence[ScriptRun]) -> str:
     if job.command:
         return f"  {python(job).name} -m mvlm {shlex.join(job.command)}"
     overrides = ['"${settings[@]}"'] if runs[0].label else [shlex.quote(word) for word in runs[0].overrides]
+    run, deepspeed = map(shlex.quote, job.kept)
     lines = [
-        f"{python(job).name} -m mvlm train {shlex.quote(job.run)}",
-        f"--deepspeed_config {shlex.quote(job.deepspeed)}",
+        f"{python(job).name} -m mvlm train {run}",
+        f"--deepspeed_config {deepspeed}",
         *overrides,
     ]
     return "\n".join(f"  {line}" for line in lines)

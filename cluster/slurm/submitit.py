@@ -24,7 +24,7 @@ from ..check import check_run
 from ..environment import inherited, python, read_references
 from ..job import Job, check_files, load_job, refuse, run_folder, split_overrides
 from ..logs import attempt_folder, next_attempt
-from ..record import newest_step
+from ..record import keep_files, newest_step
 from . import launchers
 from .options import further, placement
 
@@ -54,6 +54,8 @@ class TrainJob:
         check_files(self.job)
         refuse(self.job, "submitit", CANNOT)
         further(self.job)
+        self.job.log_folder.mkdir(parents=True, exist_ok=True)
+        keep_files(self.job)
         self.first_attempt = next_attempt(self.job.log_folder)
         self._pid = 0  # of this task's rank
 

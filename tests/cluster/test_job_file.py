@@ -109,7 +109,8 @@ def test_render_prints_what_a_shell_would_run(cluster, job, monkeypatch):
         *["env", "-u", "RANK", "DS_ACCELERATOR=cpu", "GREETING=two words", "COUNT=2"],
         *[launcher, "--num_accelerators", "2", "--master_port", port],
         *["--enable_each_rank_log", str(job.parent / "logs" / "attempt-001"), "--module", "mvlm"],
-        *["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "train.steps=3", hostile],
+        *["train", str(job.parent / "logs/run.toml"), "--deepspeed_config", str(job.parent / "logs/deepspeed.json")],
+        *["train.steps=3", hostile],
     ]
 
 

@@ -109,21 +109,40 @@ def test_a_step_that_could_not_say_how_it_ended_has_failed_once_it_has_left_the_
     assert states == {"shards": "failed", "behind": "failed"}
 
 
+FILES = {"run.toml": "mvlm/configs/tiny.toml", "zero.json": "ds_configs/cpu.json"}
+
+
+def edited_while_it_waits(path: Path, *words: str) -> tuple[str, str]:
+    """Submit what trains by files beside it, edit those, and see that its script names what they held."""
+    for name, shipped in FILES.items():
+        (path.parent / name).write_text(find_file(shipped, Path(shipped).parent.name).read_text())
+    assert main(["submit", str(path), "--on", "slurm", *words]) == 0
+    for name in FILES:
+        (path.parent / name).write_text("edited")
+    [script] = [text for file in path.parent.glob("*.got") if "mvlm train" in (text := file.read_text())]
+    found = re.search(r"mvlm train (\S+)\n +--deepspeed_config (\S+)\n", script)
+    assert found
+    for kept, shipped in zip(found.groups(), FILES.values(), strict=True):
+        assert Path(kept).read_text() == find_file(shipped, Path(shipped).parent.name).read_text()
+    return found[1], found[2]
+
+
+def test_a_job_whose_files_are_edited_while_it_waits_is_as_it_was_submitted(
+    queue: Queue, scenes: Path, tmp_path: Path
+) -> None:
+    queue()
+    files = f'run = "{tmp_path}/run.toml"\ndeepspeed = "{tmp_path}/zero.json"\n'
+    path = tmp_path / "job.toml"
+    path.write_text(f'[job]\nname = "small"\nlogs = "{tmp_path}/logs"\n{files}')
+    edited_while_it_waits(path, f"data.train={scenes}/train")
+
+
 def test_a_run_whose_files_are_edited_while_it_waits_is_as_it_was_submitted(queue: Queue, tmp_path: Path) -> None:
     """Its key is made of them, and changed back they would have proven what was trained by others."""
     queue()
     write_images(tmp_path / "in")
-    files = {"run.toml": "mvlm/configs/tiny.toml", "zero.json": "ds_configs/cpu.json"}
-    for name, shipped in files.items():
-        (tmp_path / name).write_text(find_file(shipped, Path(shipped).parent.name).read_text())
     path = tmp_path / "small.toml"
     path.write_text((SHARDS + TRAINING).format(folder=tmp_path))
-    assert main(["submit", str(path), "--on", "slurm"]) == 0
-    for name in files:
-        (tmp_path / name).write_text("edited")
-    [script] = [text for file in tmp_path.glob("*.got") if "mvlm train" in (text := file.read_text())]
-    run, deepspeed = re.search(r"mvlm train (\S+)\n +--deepspeed_config (\S+)\n", script).groups()
-    for kept, shipped in zip((run, deepspeed), files.values(), strict=True):
-        assert Path(kept).read_text() == find_file(shipped, Path(shipped).parent.name).read_text()
+    run, deepspeed = edited_while_it_waits(path)
     step = Submission.load(tmp_path / "logs").graph().pipeline.steps["train"]
     assert (step.run, step.deepspeed) == (run, deepspeed)

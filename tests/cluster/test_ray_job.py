@@ -32,9 +32,7 @@ def test_render_shows_all_that_ray_is_given(job, cluster):
     assert "workers: 2 to 4, each with 3 CPU, packed by node" in out
     assert "time: 90, the ranks save 120 s before its end" in out
     assert "rank environment: A=b c" in out and "rank environment: DS_ACCELERATOR=cpu" in out
-    assert re.search(
-        r"each rank, in .*: \S+ -m mvlm train mvlm/configs/tiny.toml --deepspeed_config .* optim.lr=1e-4", out
-    )
+    assert re.search(r"each rank, in .*: \S+ -m mvlm train \S+/logs/run.toml --deepspeed_config .* optim.lr=1e-4", out)
 
 
 def test_render_shows_a_sweep(job, cluster):
