@@ -179,7 +179,7 @@ def _logs(args: argparse.Namespace) -> int:
     folder = find_logs(args.job)
     record = read_record(folder)
     if record.makes_shards:
-        shard.show_logs(folder, record)
+        shard.show_logs(folder, record, args.follow)
     else:
         BACKENDS[record.backend].logs(folder, args.follow)
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
-from .command_lines import refused
+from .command_lines import require_works
 from .environment import for_process, inherited, python
 from .job import Job, out_of_sight
 from .sweep import override
@@ -61,8 +61,7 @@ def check_run(job: Job, overrides: list[str], here: bool, missing: Collection[st
 def _check_command(job: Job, overrides: list[str]) -> None:
     if overrides:
         raise UserError(f"{overrides[0]} is a setting of a run, and the job has none: put it into job.command.")
-    if why := refused({"job": ["mvlm", *job.command]}).get("job"):
-        raise UserError(f"job.command is not a command line that works ({why.rpartition('error: ')[2]}): mend it.")
+    require_works(["mvlm", *job.command], "job.command")
 
 
 def command(interpreter: str, job: Job, overrides: list[str]) -> list[str]:

@@ -34,6 +34,12 @@ for name, words in json.load(sys.stdin).items():
 """Reads the command lines of steps as their programs will: an unknown option is found before hours of other steps."""
 
 
+def require_works(words: Sequence[str], where: str) -> None:
+    """Raises: UserError: its program refuses a command line of ours; `where` names the key that holds it."""
+    if why := refused({where: words}).get(where):
+        raise UserError(f"{where} is not a command line that works ({why.rpartition('error: ')[2]}): mend it.")
+
+
 def refused(words: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Of command lines of ours, by name, those that their parsers refuse, and why.
 

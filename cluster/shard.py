@@ -12,17 +12,21 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from mvlm.config.shipped import find_file
 from mvlm.config.toml import apply_override, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
 from .attempt import shell_code
+from .command_lines import require_works
 from .environment import check_references, inherited, read_references, referred
 from .job import Job, check_environment, check_venv, refuse
+from .processes import end_with_parent
 from .ray import backend as ray
 from .ray import client
 from .record import JobRecord, claim, write_private
@@ -41,11 +45,13 @@ class ShardJob:
         table: of the job file.
         program: behind `python -m`.
         needs: a word that the command has to have.
+        sets: options that it has to leave to the job, and what is given in their place.
     """
 
     table = "shard"
     program = ("data_tools", "shard")
     needs = "--out"
+    sets: ClassVar[Mapping[str, str]] = {"--part": "tasks", "--workers": "workers", "--engine": "tasks and --on ray"}
 
     name: str  # name of the job, its logs and its entry in the scheduler
     command: tuple[str, ...]  # the words behind `mvlm-data shard`, or `mvlm score`
@@ -106,6 +112,7 @@ class ScoreJob(ShardJob):
     table = "score"
     program = ("mvlm", "score")
     needs = "--checkpoint"
+    sets: ClassVar[Mapping[str, str]] = {"--part": "tasks"}
 
     gpu: bool = False  # whether each task has one
 
@@ -156,6 +163,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
     if kind.needs not in job.command:
         program = "mvlm-data shard" if kind is ShardJob else "mvlm score"
         raise UserError(f"{path}: {table}.command needs the words behind `{program}`, {kind.needs} among them.")
+    for word in job.command:
+        if (option := word.partition("=")[0]) in kind.sets:
+            raise UserError(
+                f"{path}: {table}.command has {option}, which the job sets itself: give {table}.{kind.sets[option]}."
+            )
     check_environment(job.environment, f"{path}: {table}")
     check_venv(job.venv, f"{path}: {table}")
     if min(job.tasks, job.workers) < 1:
@@ -177,16 +189,20 @@ def submit(job: ShardJob, backend: str) -> int:
         UserError: the back-end is not there, or refuses it.
     """
     check_references(job.environment, f"{job.table}.environment")
+    require_works([*job.program, *job.command], f"{job.table}.command")
     if backend == "local":
-        ended = subprocess.run(_alone(job, backend), env=inherited() | read_references(job.environment))
+        variables = inherited() | read_references(job.environment)
+        ended = subprocess.run(_alone(job, backend), env=variables, preexec_fn=end_with_parent)
         return shell_code(ended.returncode)
     with claim(job.log_folder):
         return _submit_to_slurm(job) if backend == "slurm" else _submit_to_ray(job)
 
 
 def _alone(job: ShardJob, backend: str) -> list[str]:
-    refuse(job.as_job, backend, ("time", "partition", "account", "qos", "sbatch"), job.table)
-    return job.ray_words if backend == "ray" else job.task_words
+    is_ray = backend == "ray"
+    elsewhere = ("time", "partition", "account", "qos", "sbatch", "modules", *(() if is_ray else ("ray_address",)))
+    refuse(job.as_job, backend, elsewhere, job.table)
+    return job.ray_words if is_ray else job.task_words
 
 
 def _submit_to_slurm(job: ShardJob) -> int:
@@ -250,10 +266,24 @@ def ray_variables(job: ShardJob) -> dict[str, str]:
     return {"PYTHONPATH": client.import_path()} | given
 
 
-def show_logs(folder: Path, record: JobRecord) -> None:
-    """Print what its tasks have printed so far."""
-    if record.backend == "ray":
+def show_logs(folder: Path, record: JobRecord, follow: bool) -> None:
+    """Print what its tasks have printed, until the job ends if asked."""
+    if record.backend == "ray" and follow:
+        client.follow_driver_log(client.connect(record.host), record.job_id)
+    elif record.backend == "ray":
         print(client.driver_log(client.connect(record.host), record.job_id), end="")
-        return
-    for path in sorted(folder.glob("*.log")):
-        print(f"==> {path.name} <==\n{path.read_text(encoding='utf-8', errors='replace')}", end="")
+    else:
+        _show_files(folder, lambda: follow and bool(queue.queued(record.job_id)))
+
+
+def _show_files(folder: Path, unfinished: Callable[[], bool]) -> None:
+    shown: dict[Path, int] = {}  # bytes of each
+    more = True
+    while more:
+        more = unfinished()  # asked first: what is read after it is all
+        for path in sorted(folder.glob("*.log")):
+            if (text := path.read_bytes()[shown.get(path, 0) :]) or path not in shown:
+                print(f"==> {path.name} <==\n{text.decode(errors='replace')}", end="", flush=True)
+                shown[path] = shown.get(path, 0) + len(text)
+        if more:
+            time.sleep(slurm.POLL_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import pytest
 from cluster.__main__ import main
 from cluster.job import log_folder_of
 from cluster.ray.process import Runner
+from cluster.record import JobRecord
 from cluster.shard import load, ray_variables
+from tests.cluster.slurm_fixture import wait_for
+from tests.conftest import ROOT
 
 JOB = """
 [shard]
@@ -96,6 +100,8 @@ def test_what_joins_parts_waits_for_them_and_for_what_the_job_waits_for(
         ('shard.command=["folder"]', "--out"),
         ('shard.name="a b"', "use letters"),
         ("shard.environment.A=1", "shard.environment.A is 1: give a string"),
+        ('shard.command=["folder", "in", "--out", "o", "--workers", "9"]', "--workers, which the job sets itself"),
+        ('shard.command=["folder", "in", "--out", "o", "--part=1/2"]', "--part, which the job sets itself"),
         ("shard.venv=nowhere", "shard.venv names nowhere, where there is no bin/python to run"),
         ('shard.sbatch=["-C x"]', "cluster: sbatch has '-C x': write --name"),
     ],
@@ -110,8 +116,23 @@ def test_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[s
     for backend, ending in (("local", "--workers 1"), ("ray", "--engine ray --workers 3")):
         assert main(["render", str(job), "--on", backend]) == 0
         assert capsys.readouterr().out.strip().endswith(f"--shard-mb 0.01 {ending}")
-    assert main(["render", str(job), "--on", "local", "shard.partition=gpu"]) == 1
-    assert "shard.partition is 'gpu'" in capsys.readouterr().err
+    for backend, override in (
+        ("local", "shard.partition=gpu"),
+        ("local", "shard.ray_address=http://ray"),
+        ("local", 'shard.modules=["cuda"]'),
+        ("ray", 'shard.modules=["cuda"]'),
+    ):
+        assert main(["render", str(job), "--on", backend, override]) == 1
+        assert f"{override.partition('=')[0]} is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm", "ray"])
+def test_a_command_that_its_program_does_not_know_is_not_queued(
+    job: Path, capsys: pytest.CaptureFixture[str], backend: str
+) -> None:
+    assert main(["submit", str(job), "--on", backend, 'shard.command=["foldr", "in", "--out", "o"]']) == 1
+    error = capsys.readouterr().err
+    assert "shard.command is not a command line that works" in error and "foldr" in error and error.count("\n") == 1
 
 
 def test_on_ray_paths_count_from_this_folder_and_secrets_stay_on_the_nodes(
@@ -132,6 +153,40 @@ def test_a_command_here_that_is_killed_ends_as_a_shell_says(job: Path, tmp_path:
     python.write_text("#!/bin/sh\nkill -KILL $$\n")
     python.chmod(0o755)
     assert main(["submit", str(job), "--on", "local", "shard.venv=venv"]) == 137
+
+
+def test_a_command_here_does_not_outlive_the_one_that_has_started_it(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    python = tmp_path / "venv/bin/python"
+    python.write_text("#!/bin/sh\ntrap 'touch told; exit 75' TERM\ntouch begun\nwhile true; do sleep 0.1; done\n")
+    python.chmod(0o755)
+    words = [sys.executable, "-m", "cluster", "submit", str(job), "--on", "local", "shard.venv=venv"]
+    submitted = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    wait_for((tmp_path / "begun").exists)
+    submitted.terminate()
+    submitted.wait()
+    wait_for((tmp_path / "told").exists)
+
+
+def test_logs_are_followed_until_the_job_has_left_the_queue(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """squeue has the job once, in which time a task writes more."""
+    logs, squeue = tmp_path / "runs/photos/logs", tmp_path / "bin/squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/asked ] && echo more >>{logs}/parts-1.log || echo '7|RUNNING|n1||0:01|1:00'\n"
+        f"touch {tmp_path}/asked\n"
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    logs.mkdir(parents=True)
+    (logs / "parts-1.log").write_text("one\n")
+    (logs / "parts-2.log").write_text("two\n")
+    JobRecord("photos", "slurm", str(tmp_path), "here", job_id="7", makes_shards=True).save(logs)
+    assert main(["logs", "-f", str(job)]) == 0
+    said = "==> parts-1.log <==\none\n==> parts-2.log <==\ntwo\n==> parts-1.log <==\nmore\n"
+    assert capsys.readouterr().out == said
 
 
 def test_scores_are_given_by_an_array_and_by_tasks_of_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
