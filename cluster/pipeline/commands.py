@@ -17,7 +17,7 @@ from .check import check as check_steps
 from .file import check_secrets, load_pipeline
 from .graph import Graph
 from .page import write_page
-from .proof import keys
+from .proof import keys, proof_path, read_proof
 from .submission import FILE, Submission, draft, prepare
 from .view import StepView, as_facts, as_table, log_place, views
 
@@ -47,6 +47,7 @@ def submit(path: str, overrides: list[str], backend: str, forced: Collection[str
 
 def _submit_claimed(graph: Graph, new: Submission, forced: Collection[str]) -> int:
     _carry_over(graph, new, forced)
+    _refuse_others(graph, new)
     unchanged = [name for name in new.order if name not in new.queued]
     if unchanged:
         print(f"unchanged: {', '.join(unchanged)}")
@@ -73,6 +74,19 @@ def _carry_over(graph: Graph, new: Submission, forced: Collection[str]) -> None:
     for name in in_queue:
         if name in new.queued and new.queued[name].key == old.queued[name].key:
             new.queued[name].jobs = old.queued[name].jobs
+
+
+def _refuse_others(graph: Graph, new: Submission) -> None:
+    """Raises: UserError: another pipeline, which is under way, makes what a step of this one would move aside."""
+    for name in new.queued:
+        proof = read_proof(proof_path(graph, name))
+        if proof and proof.logs not in ("", new.logs) and (Path(proof.logs) / FILE).exists():
+            other = Submission.load(Path(proof.logs))
+            try:
+                BACKENDS[other.backend].refuse_second(other, {})
+            except UserError as error:
+                place = ", ".join(graph.pipeline.steps[name].writes)
+                raise UserError(f"{name} would write {place}, which another pipeline makes: {error}") from None
 
 
 def render(path: str, overrides: list[str], backend: str) -> str:

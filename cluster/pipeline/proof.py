@@ -41,12 +41,14 @@ class Proof:
         own: nothing lay there when the step was first submitted, so that what does was made in its course.
         done: it was made whole.
         outputs: a digest of each.
+        logs: of the pipeline that makes it; "" once it is done.
     """
 
     key: str
     own: bool = False
     done: bool = False
     outputs: dict[str, str] = field(default_factory=dict)
+    logs: str = ""
 
 
 def keys(graph: Graph) -> dict[str, str]:

@@ -161,7 +161,7 @@ def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) 
         submission.folder(name).mkdir(parents=True, exist_ok=True)
         proof = None if name in stale else read_proof(proof_path(graph, name))
         own = proof.own if proof else not any(_lies_there(path) for path in own_outputs(graph, name))
-        write_proof(proof_path(graph, name), Proof(queued.key, own))
+        write_proof(proof_path(graph, name), Proof(queued.key, own, logs=submission.logs))
     _keep_files_of_runs(graph, submission)
 
 

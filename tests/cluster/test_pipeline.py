@@ -391,6 +391,22 @@ def test_a_second_submission_at_the_same_time_changes_nothing(
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+def test_what_another_pipeline_is_making_is_not_moved_aside(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(SLOW)
+    first = driver(path)
+    wait_for((tmp_path / "began").exists)
+    other = tmp_path / "other.toml"
+    other.write_text(path.read_text().replace('name = "p"', 'name = "q"').replace("echo x >", "echo y >"))
+    assert submit(other) == 1
+    error = capsys.readouterr().err
+    assert "slow would write out, which another pipeline makes: " in error and f"as process {first.pid}" in error
+    (tmp_path / "go").touch()
+    assert first.wait() == 0 and (tmp_path / "out").read_text() == "x\n"
+    assert submit(other) == 0 and (tmp_path / "out").read_text() == "y\n"
+
+
 def test_a_file_that_is_edited_while_steps_wait_is_for_the_next_submission(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
