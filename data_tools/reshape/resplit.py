@@ -9,9 +9,11 @@ from typing import Any
 
 from zlib_ng import zlib_ng
 
+from mvlm.data.shards.files import table_file
 from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.integrity import check_lengths
 from mvlm.data.shards.schema import IMAGE_COLUMNS, SCHEMAS, read_manifest
+from mvlm.data.shards.tables import named_in_conditions
 from mvlm.errors import UserError
 
 from ..corpora import kept_rows, shard_rows
@@ -69,7 +71,7 @@ def checked_rows(folder: Path) -> Iterator[Columns]:
     number, kept, manifest = 0, kept_rows(folder), read_manifest(folder)
     check_lengths(folder, manifest.shards)
     for shard in manifest.shards:
-        tables = [folder / file.file for file in shard.files[len(shard.trained_on) :]]
+        tables = [folder / table_file(shard.file, name) for name in named_in_conditions(shard)]
         for row in with_meta(shard_rows(folder / shard.file, manifest.task), tables, manifest.task):
             present = [(row[name], row[crc32]) for name, (*_, crc32) in IMAGE_COLUMNS.items() if name in row]
             if any(zlib_ng.crc32(resolved(image)) != crc32 for image, crc32 in present):

@@ -1,5 +1,6 @@
 """Scores of every row by a trained model: right, the same however the work is shared, and read by conditions."""
 
+import copy
 import hashlib
 import shutil
 
@@ -135,6 +136,23 @@ def test_conditions_read_the_scores_beside_the_metadata(scored):
     middle = float(np.median(table(scored, "itc_similarity")))
     kept = Mixture([scored], where=[f"itc_similarity > {middle!r} and width > 0 and caption_words >= 1"])
     assert len(kept) == sum(value > middle for value in table(scored, "itc_similarity"))
+
+
+def test_what_was_written_anew_is_scored_anew(scored, loaded, tmp_path):
+    """The scores go with the rows, as columns among others, and give way to those of another model."""
+    assert data_tools(["split", str(scored), "--split", "a=0.5,b=0.5", "--out", str(tmp_path / "s")]) == 0
+    part = tmp_path / "s/a"
+    columns = pq.read_schema(part / "000000.meta.parquet").names
+    assert set(NUMBERS) <= set(columns) and "embedding" not in columns
+    opposite = copy.deepcopy(loaded)
+    with torch.no_grad():
+        for weight in opposite.model.text_projection.parameters():
+            weight.neg_()
+    score_part(Scorer(opposite, 3, CPU), part)
+    new = table(part, "itc_similarity")
+    assert not np.allclose(new, table(part, "itc_similarity", "meta"))
+    middle = float(np.median(new))
+    assert len(Mixture([part], where=[f"itc_similarity > {middle!r}"])) == sum(value > middle for value in new)
 
 
 def test_evaluation_takes_the_rows_that_meet_a_condition(scored, loaded, capsys):

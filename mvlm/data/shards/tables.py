@@ -75,6 +75,11 @@ def of_batch(batch: pa.RecordBatch) -> dict[str, pa.Array]:
     return columns
 
 
+def named_in_conditions(shard: Shard) -> list[str]:
+    """The tables whose columns are, the source's first: what was found out later replaces what it says by that name."""
+    return sorted((name for name, *_ in shard.tables if name != EMBEDDINGS), key=lambda name: name != META)
+
+
 def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | None) -> tuple[pa.Table, list[str]]:
     """What the tables of a shard say of its rows, and the names of all columns that they have.
 
@@ -86,12 +91,10 @@ def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | N
     """
     shard, names = location.manifest.shards[number], list[str]()
     found: dict[str, pa.ChunkedArray] = {}
-    for name, *_ in shard.tables:
+    for name in named_in_conditions(shard):
         table = shard.table(name)
         assert table
-        if name == EMBEDDINGS:
-            continue
-        columns, has = read_columns(location, table, wanted, found)
+        columns, has = read_columns(location, table, wanted)
         found |= columns
         names += has
     missing = [name for name in own_columns(location.manifest.task) if name not in names]
@@ -103,15 +106,15 @@ def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | N
 
 
 def read_columns(
-    location: ShardLocation, table: Shard, wanted: Collection[str] | None, known: Collection[str] = ()
+    location: ShardLocation, table: Shard, wanted: Collection[str] | None
 ) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
-    """The wanted columns of a table, without those that are known, and the names of all; raises as `columns_of`."""
+    """The wanted columns of a table, and the names of all; raises as `columns_of`."""
     name = f"{location.folder}/{table.file}"
     try:
         file = location.map_table(table)
         with pq.ParquetFile(pa.BufferReader(pa.py_buffer(file.data)), page_checksum_verification=True) as parquet:
             has = parquet.schema_arrow.names
-            columns = [column for column in has if (wanted is None or column in wanted) and column not in known]
+            columns = [column for column in has if wanted is None or column in wanted]
             if parquet.metadata.num_rows != table.rows:
                 raise UserError(
                     f"{name} has {parquet.metadata.num_rows} rows and its shard {table.rows}: make it again."
