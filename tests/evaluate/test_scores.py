@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import io
 import shutil
+import tarfile
 
 import fsspec
 import numpy as np
@@ -130,6 +132,21 @@ def test_parts_give_the_same_bytes_and_are_not_done_twice(corpus, scored, loaded
     score_part(Scorer(loaded, 3, CPU), tmp_path / "s", 0, 1, done.append)
     assert done == []
     assert data_tools(["verify", str(tmp_path / "s"), "--workers", "1"]) == 0
+
+
+def test_tars_that_are_read_in_place_are_scored_where_their_index_lies(corpus, loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/a.tar", "w") as tar:
+        for row in map(Mixture([corpus]).row, range(6)):
+            for extension, content in (("png", bytes(row.image)), ("txt", row.captions[0].encode())):
+                member = tarfile.TarInfo(f"{row.key}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    for place in (tmp_path / "tars/a.tar", f"{tmp_path}/tars/*.tar"):
+        assert score_part(Scorer(loaded, 3, CPU), place) == (0, 1)
+        assert len(Mixture([place], where=["caption_words > 0"])) == 6
+    assert [path.name for path in (tmp_path / "tars").iterdir()] == ["a.tar"]
 
 
 def test_conditions_read_the_scores_beside_the_metadata(scored):

@@ -39,9 +39,10 @@ class StagedTables:
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str], made_by: str, cache: Cache) -> None:
-        self.folder, self.names, self._made_by = folder, names, made_by
+        self.names, self._made_by = names, made_by
         self.location = open_location(folder, cache)
-        self._storage = Storage(str(folder) if "://" in str(folder) else str(Path(folder).absolute()), REMEDY)
+        self.folder = str(self.location.folder)  # of the index where files of others are read in place
+        self._storage = Storage(self.folder if self.location.cached else str(Path(self.folder).absolute()), REMEDY)
         self._staged = f".{names[0]}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
         self._in_place = {n for n, shard in enumerate(self.location.manifest.shards) if self._is_in_place(shard)}
         self._done = self._listed()
@@ -124,7 +125,7 @@ class StagedTables:
 
         At a URL two may, which write the same.
         """
-        if "://" in str(self.folder):
+        if self.location.cached:
             yield
             return
         lock = os.open(self.folder, os.O_RDONLY)
