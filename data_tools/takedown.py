@@ -26,6 +26,9 @@ COLUMNS = ("key", "url", "URL", "sha256", "md5", "uid")
 
 SHA256 = re.compile("[0-9a-fA-F]{64}")
 
+HASHES = ("sha256", "md5")
+"""Columns of hexadecimal digits, in letters of either case."""
+
 
 @dataclass(frozen=True)
 class TakenDown:
@@ -67,28 +70,31 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
     path = f"{location.folder}/{TAKEDOWN}"
     listed, found, known = parse_takedown(_stored(folder), path), set[str](), set[str]()
     before, wanted = sum(map(len, listed.values())), pa.array(sorted(lines), pa.string())
+    lowered, found_hashes = pa.array(sorted({line.lower() for line in lines}), pa.string()), set[str]()
     hashes = {line.lower() for line in lines if SHA256.fullmatch(line)} if not by else set[str]()
     for number, shard in enumerate(location.manifest.shards):
         table, names = columns_of(location, number, by or COLUMNS)
         known |= set(names)
         named = np.zeros(shard.rows, bool)
         for name in filter(None, table.schema.names):
-            column = table[name].cast(pa.string())
-            holds = pc.is_in(column, wanted)
-            found |= set(pc.unique(column.filter(holds)).to_pylist())
+            column, is_hash = table[name].cast(pa.string()), name in HASHES
+            column = pc.utf8_lower(column) if is_hash else column
+            holds = pc.is_in(column, lowered if is_hash else wanted)
+            (found_hashes if is_hash else found).update(pc.unique(column.filter(holds)).to_pylist())
             named |= holds.to_numpy()
-        if hashes and "sha256" not in names:
+        if hashes and ("sha256" not in names or table["sha256"].null_count):
             for row, sha256 in _hashed(location, number):
                 if sha256 in hashes:
                     named[row] = True
-                    found |= {sha256, sha256.upper()}
+                    found_hashes.add(sha256)
         if named.any():
             listed[shard.hash] = sorted({*listed.get(shard.hash, ()), *np.flatnonzero(named).tolist()})
     if missing := set(by) - known:
         raise unknown_column(sorted(missing)[0], location.folder, known)
     _store(folder, takedown_json(listed))
     rows = sum(map(len, listed.values()))
-    return TakenDown(rows, rows - before, len(lines - found))
+    unmatched = sum(line not in found and line.lower() not in found_hashes for line in lines)
+    return TakenDown(rows, rows - before, unmatched)
 
 
 def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:

@@ -127,6 +127,20 @@ def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
     assert not (folder / "takedown.json").exists()
 
 
+def test_hashes_are_the_same_in_letters_of_either_case(tmp_path, capsys):
+    """Those of a column, which the source has given of some rows, and those of the images of the others."""
+    folder = write_shards(tmp_path / "s", make_rows(6, 9), 6)
+    said = [hashlib.md5(bytes([row])).hexdigest() for row in range(6)]
+    columns = {"sha256": [None, None, None, "AB" * 32, "cd" * 32, None], "md5": [*said[:5], said[5].upper()]}
+    add_tables(folder, "meta", [columns])
+    sha256 = hashlib.sha256(bytes(Mixture([folder]).row(1).image)).hexdigest()
+    mixed = [sha256[:32] + sha256[32:].upper(), "ab" * 32, "Cd" * 32, said[2].upper(), said[5]]
+    (tmp_path / "list").write_text("\n".join([*mixed, "F" * 64]))
+    assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 0
+    assert "5 rows are taken down, 5 of them now; 1 of 6 lines name no row" in capsys.readouterr().out
+    assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [1, 2, 3, 4, 5]
+
+
 def test_a_corpus_of_which_all_is_taken_down_is_said_to_be_so(whole, tmp_path, capsys):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
