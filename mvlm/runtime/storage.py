@@ -165,12 +165,12 @@ class Storage:
         return self.__dict__ | {"_connection": None}  # every process has its own
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Bytes of every file below a folder, by its path from the prefix."""
+        """Bytes of each file below a folder by its path from the prefix; 0 where a list has no sizes, as with HTTP."""
         root = self._connect()[1]
 
         def find(files: Any, path: str) -> dict[str, int]:
             found = files.find(path, detail=True)
-            return {file[len(root) + 1 :]: int(facts["size"]) for file, facts in found.items()}
+            return {file[len(root) + 1 :]: int(facts["size"] or 0) for file, facts in found.items()}
 
         return self._ask(folder, "listed", find, {})
 

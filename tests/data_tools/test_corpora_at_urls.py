@@ -13,6 +13,7 @@ from made import read_rows, run, tree, write_folder
 from data_tools.__main__ import main
 from data_tools.reshape import retry_at_url
 from mvlm.config.places import expanded
+from tests.data.http_store import Store
 
 
 @pytest.fixture
@@ -49,6 +50,23 @@ def test_they_say_and_make_the_same(shards: Path, tmp_path: Path, capsys: pytest
         sheet = tmp_path / f"{rows}{place[0]}.html"
         run("preview", place, "--out", sheet)
         assert sheet.read_text().count("<figure>") == rows, place
+
+
+def test_an_http_server_that_lists_its_folders_is_read_like_any_store(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Store(tmp_path)
+    server.start()
+    try:
+        rows = {name: len(read_rows(shards / name)) for name in ("eval", "train")}
+        for place in (f"{server.url}/shards", f"{server.url}/shards/*"):
+            run("verify", place, "--workers", 1)
+            said = capsys.readouterr().out
+            assert all(f"/shards/{name}: {count} rows" in said for name, count in rows.items()), place
+        run("merge", f"{server.url}/shards/train", "--out", tmp_path / "merged")
+    finally:
+        server.stop()
+    assert read_rows(tmp_path / "merged") == read_rows(shards / "train")
 
 
 def test_what_is_made_of_corpora_can_be_written_to_urls(
