@@ -213,7 +213,11 @@ def test_forms_of_a_corpus_are_recognised(tars, saved, tmp_path):
     for place, source in ((f"{tars}/*.tar", "webdataset"), (tars, "webdataset"), (saved, "hf")):
         form = recognise(place)
         assert (form.source, form.stays) == (source, True)
+    form = recognise(saved / "data-0.arrow")
+    assert (form.source, form.stays) == ("hf", True)
+    assert len(Mixture([f"{saved}/*.arrow"])) == ROWS
     assert recognise(ROOT / "examples/emoji.tar").source == "folder"
     assert recognise(Path("README.md")) is None
+    assert recognise(write_shards(tmp_path / "s", make_rows(3)) / "000000.arrow") is None
     with pytest.raises(UserError, match="Nothing is at"):
         recognise(tmp_path / "nothing")

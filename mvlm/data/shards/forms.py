@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvlm.data.images.encoded import EXTENSIONS
-from mvlm.data.shards.schema import corpora_in
+from mvlm.data.shards.schema import MANIFEST, corpora_in
 from mvlm.errors import UserError
 
 
@@ -145,6 +145,8 @@ def _of_file(path: Path) -> CorpusForm | None:
         return CorpusForm("table", (path,), False, (path,))
     if path.suffix.lower() == ".parquet":
         return CorpusForm("hf", (path,), _is_plain(path), (path,))
+    if path.suffix.lower() == ".arrow":
+        return None if (path.parent / MANIFEST).is_file() else CorpusForm("hf", (path,), True, (path,))
     for mode, stays in (("r:", True), ("r:*", False)):
         try:
             with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
