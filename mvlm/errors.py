@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,7 +110,8 @@ def first_line(error: BaseException | str) -> str:
 
 def no_shards(place: object) -> UserError:
     """What to raise where a folder of shards is not there."""
-    return UserError(f"No shards at {place}: the folder does not exist; make it with `mvlm-data shard`.")
+    why = "it is a file" if os.path.isfile(str(place)) else "the folder does not exist"
+    return UserError(f"No shards at {place}: {why}; make a folder of shards with `mvlm-data shard`.")
 
 
 def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserError:

@@ -27,6 +27,9 @@ MAX_ZERO_BYTES = 1 << 24
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 """What reading a damaged archive, compressed or not, may raise."""
 
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""What files begin with that a tar may have been packed by, or that stand in its place."""
+
 _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -122,5 +125,14 @@ def open_tar(path: Path, mode: str, file: BinaryIO | None = None) -> StrictTar:
     except FileNotFoundError:
         raise UserError(f"No archive at {path}: check the path.") from None
     except DAMAGE as error:
+        packed = "" if file else _packed_by(path)
+        if packed and (mode == "r:" or packed in ("zip", "zstd")):
+            raise UserError(f"{path} is packed by {packed}: unpack it, and give the plain tar or the folder.") from None
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(f"{path} cannot be read as a tar archive ({reason}): check that it is one.") from None
+
+
+def _packed_by(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(max(map(len, PACKED)))
+    return next((name for magic, name in PACKED.items() if start.startswith(magic)), "")

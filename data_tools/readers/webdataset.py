@@ -55,6 +55,8 @@ class WebdatasetSource:
     ) -> None:
         for path in paths:
             if isinstance(path, Path):
+                if path.is_dir():
+                    raise UserError(f"{path} is a folder: give the tars in it, such as '{path}/*.tar'.")
                 if not path.is_file():
                     raise UserError(f"No archive at {path}: check the path.")
                 open_tar(path, "r:*").close()

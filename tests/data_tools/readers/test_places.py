@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +90,15 @@ def test_members_are_chosen_by_their_keys(tmp_path: Path, keys: tuple[str, str])
     assert row["captions"] == [keys[1].removesuffix(".txt")]
     unused = json.loads((tmp_path / "out/yield.json").read_text())["unused"]
     assert unused == {"an image of another key": 1, "a text of another key": 3}
+
+
+def test_what_is_no_plain_tar_is_told_from_a_damaged_one(tmp_path: Path, fails: Callable[..., str]) -> None:
+    sources = write_sources(tmp_path / "in")
+    pictures = tmp_path / "in" / sources["folder"][0]
+    packed = [shutil.make_archive(str(tmp_path / kind), kind, pictures) for kind in ("gztar", "bztar", "xztar", "zip")]
+    for path, by in zip(packed, ("gzip", "bzip2", "xz", "zip"), strict=True):
+        assert f"{path} is packed by {by}: unpack it" in fails("shard", "folder", path, "--out", tmp_path / "out")
+    assert "is packed by zip: unpack it" in fails("shard", "webdataset", packed[-1], "--out", tmp_path / "out")
+    folder = tmp_path / "in"
+    assert f"such as '{folder}/*.tar'" in fails("shard", "webdataset", folder, "--out", tmp_path / "out")
+    assert f"No shards at {packed[-1]}: it is a file" in fails("stats", packed[-1])
