@@ -198,6 +198,15 @@ def test_every_pair_of_the_selected_rows_is_drawn_once_an_epoch(scored, kept_alo
     assert mixture.position(len(mixture) - 1)[1] < SHARD  # rows are named as they lie in their shard
 
 
+def test_a_row_may_have_more_captions_than_a_short_number_counts(tmp_path):
+    rows = make_rows(3)
+    rows[0]["captions"] = [f"text {number}" for number in range((1 << 16) + 1)]
+    folder = write_shards(tmp_path / "s", rows)
+    mixture = Mixture([folder], where=["captions < 100"], pairs=True)
+    visits = [(mixture.key(row), caption) for row, caption in map(mixture.numbers.visit, range(mixture.per_epoch))]
+    assert visits == [(row["key"], caption) for row in rows[1:] for caption in range(len(row["captions"]))]
+
+
 def test_each_corpus_has_its_condition_and_weight(scored, folder):
     both = Mixture([scored, folder], [0.5, 2.0], where=["similarity > 0.5", ""])
     kept = len(Mixture([scored], where=["similarity > 0.5"]))

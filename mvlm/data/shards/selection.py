@@ -88,7 +88,7 @@ def _kept(
             if where:
                 kept = _holds(where, table)
             if counted is not None:
-                counted.append(table["captions"].to_numpy().astype(np.uint16))
+                counted.append(table["captions"].to_numpy().astype(np.uint32))
         gone = left_out[slice(*left_out.searchsorted([first, first + count]))] - first
         kept[gone] = False
         first += count
