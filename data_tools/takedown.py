@@ -66,10 +66,8 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
     Raises:
         UserError: the corpus is damaged, or no shard has one of the columns.
     """
-    location = open_location(folder, Cache())
-    path = f"{location.folder}/{TAKEDOWN}"
-    listed, found, known = parse_takedown(_stored(folder), path), set[str](), set[str]()
-    before, wanted = sum(map(len, listed.values())), pa.array(sorted(lines), pa.string())
+    location, rows_of = open_location(folder, Cache()), dict[str, set[int]]()
+    found, known, wanted = set[str](), set[str](), pa.array(sorted(lines), pa.string())
     lowered, found_hashes = pa.array(sorted({line.lower() for line in lines}), pa.string()), set[str]()
     hashes = {line.lower() for line in lines if SHA256.fullmatch(line)} if not by else set[str]()
     for number, shard in enumerate(location.manifest.shards):
@@ -88,9 +86,13 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
                     named[row] = True
                     found_hashes.add(sha256)
         if named.any():
-            listed[shard.hash] = sorted({*listed.get(shard.hash, ()), *np.flatnonzero(named).tolist()})
+            rows_of.setdefault(shard.hash, set()).update(np.flatnonzero(named).tolist())
     if missing := set(by) - known:
         raise unknown_column(sorted(missing)[0], location.folder, known)
+    # Only now, for looking at all images takes hours, in which another list may have been taken down.
+    listed = parse_takedown(_stored(folder), f"{location.folder}/{TAKEDOWN}")
+    before = sum(map(len, listed.values()))
+    listed |= {shard: sorted(more.union(listed.get(shard, ()))) for shard, more in rows_of.items()}
     _store(folder, takedown_json(listed))
     rows = sum(map(len, listed.values()))
     unmatched = sum(line not in found and line.lower() not in found_hashes for line in lines)

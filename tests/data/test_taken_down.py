@@ -12,6 +12,7 @@ from made_tables import add_tables
 
 from data_tools.__main__ import main
 from data_tools.corpora import batches, kept_rows
+from data_tools.takedown import TakenDown, take_down
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
@@ -139,6 +140,24 @@ def test_hashes_are_the_same_in_letters_of_either_case(tmp_path, capsys):
     assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 0
     assert "5 rows are taken down, 5 of them now; 1 of 6 lines name no row" in capsys.readouterr().out
     assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [1, 2, 3, 4, 5]
+
+
+def test_lists_that_are_taken_down_at_the_same_time_both_hold(whole, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(whole, folder)
+    mixture, taken = Mixture([whole]), []
+
+    class Columns(tuple):
+        """Another list is taken down while these are being compared."""
+
+        def __contains__(self, name):
+            if not taken:
+                taken.append(take_down(folder, {mixture.key(3)}))
+            return super().__contains__(name)
+
+    assert take_down(folder, {mixture.key(4), mixture.key(20)}, Columns(["key"])) == TakenDown(3, 2, 0)
+    assert taken == [TakenDown(1, 1, 0)]
+    assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [3, 4, 20]
 
 
 def test_a_corpus_of_which_all_is_taken_down_is_said_to_be_so(whole, tmp_path, capsys):
