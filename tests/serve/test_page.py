@@ -252,6 +252,19 @@ def test_pictures_of_ones_own(page, tmp_path):
     page.wait(lambda: len(page.all("#found img")) == 32)
 
 
+@pytest.mark.parametrize("page", [1280], indirect=True)
+def test_a_picture_that_is_refused_leaves_the_one_before(page, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    seen = page.source("view")
+    page.one("file").send_keys(str(bad))
+    page.wait(lambda: "This is not a picture" in page.one("pair-status").text)
+    assert page.source("view") == seen
+    assert page.all("#samples button")[0].get_attribute("aria-pressed") == "true"
+    page.after(page.one("random").click)
+    assert page.one("patches-status").text == ""
+
+
 def test_markup_stays_text(page):
     page.one("sentence").clear()
     page.one("sentence").send_keys(MARKUP)

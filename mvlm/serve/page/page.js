@@ -86,17 +86,17 @@ async function upload(file) {
 
 // --- the pair of the lower panels
 
-const view = asker("pair", "api/view", (answer) => {
+const view = asker("pair", "api/view", (answer, { picture: chosen }) => {
+  pair.picture = chosen;
+  press("samples", chosen.sample ?? -1);
   at("view").src = answer.picture;
   restore();
   guess();
 });
 
 function choose(chosen, sentence, scroll = false) {
-  pair.picture = chosen;
   if (!chosen.upload) at("file").value = "";  // else the same file could not be chosen again
   if (sentence !== null) at("sentence").value = sentence;
-  press("samples", chosen.sample ?? -1);
   split();
   view({ picture: chosen });
   if (scroll) at("pair").scrollIntoView({ behavior: "smooth" });
