@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-Sentence = Annotated[str, Field(max_length=2000)]
+LONGEST = 2000
+"""Characters of a sentence, which the page's fields have room for too."""
+
+
+def _as_a_sentence(words: list[str]) -> list[str]:
+    if len(" ".join(words)) > LONGEST:
+        raise PydanticCustomError("too_long", f"Words should have at most {LONGEST} characters together")
+    return words
+
+
+Sentence = Annotated[str, Field(max_length=LONGEST)]
+Words = Annotated[list[str], Field(min_length=1), AfterValidator(_as_a_sentence)]
 Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10_000)]
 
 MOST_FOUND = 50
@@ -52,6 +64,6 @@ class AskedPatches(_Strict):
 
 class AskedWords(_Strict):
     picture: AskedPicture
-    words: Annotated[list[Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=300)]
+    words: Words
     hidden: Numbers  # places among `words`
     other: AskedPicture | None = None

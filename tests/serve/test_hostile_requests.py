@@ -93,7 +93,8 @@ def test_a_good_upload_is_shown(client):
         ("patches", {"picture": {"sample": 0}, "sentence": "x", "hidden": []}),
         ("patches", {"picture": {"sample": 0}, "sentence": "x", "hidden": [0, 1, 2, 3]}),
         ("words", {"picture": {"sample": 0}, "words": ["a"], "hidden": []}),
-        ("words", {"picture": {"sample": 0}, "words": ["a"] * 300, "hidden": [299]}),
+        ("words", {"picture": {"sample": 0}, "words": ["a"] * 1000, "hidden": [999]}),
+        ("words", {"picture": {"sample": 0}, "words": ["x" * 1998, "a"], "hidden": [1]}),
         ("words", {"picture": {"sample": 0}, "words": [""], "hidden": [0]}),
     ],
 )
@@ -119,6 +120,9 @@ def test_what_is_no_question_is_one_sentence(client, question):
 
 def test_a_sentence_too_long_and_one_of_markup(client):
     refused(client.post("/api/search", json={"sentence": "x" * 2001}), 422)
+    for words in (["a"] * 1001, ["x" * 1999, "a"]):
+        question = {"picture": {"sample": 0}, "words": words, "hidden": [0]}
+        assert "at most 2000 characters" in refused(client.post("/api/words", json=question), 422)
     hostile = "<script>alert(1)</script>\x00\u202e"
     answer = client.post("/api/words", json={"picture": {"sample": 0}, "words": [hostile], "hidden": [0]})
     assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"

@@ -265,6 +265,18 @@ def test_a_picture_that_is_refused_leaves_the_one_before(page, tmp_path):
     assert page.one("patches-status").text == ""
 
 
+@pytest.mark.parametrize("page", [1280], indirect=True)
+@pytest.mark.parametrize("sentence", ["a " * 1000, "\u6f22" * 2000])
+def test_a_sentence_as_long_as_the_field_takes_is_answered(page, sentence):
+    field = page.one("sentence")
+    page.browser.execute_script("arguments[0].value = arguments[1]", field, sentence[:-1])
+    field.send_keys(sentence[-1])
+    count = len(sentence.split())
+    page.wait(lambda: len(page.all("#chips button")) == count)
+    page.wait(lambda: "are longer" in page.one("words-status").text)
+    assert "Guesses" in page.one("guesses").text
+
+
 def test_markup_stays_text(page):
     page.one("sentence").clear()
     page.one("sentence").send_keys(MARKUP)

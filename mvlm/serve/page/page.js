@@ -96,7 +96,7 @@ const view = asker("pair", "api/view", (answer, { picture: chosen }) => {
 
 function choose(chosen, sentence, scroll = false) {
   if (!chosen.upload) at("file").value = "";  // else the same file could not be chosen again
-  if (sentence !== null) at("sentence").value = sentence;
+  if (sentence !== null) at("sentence").value = [...sentence].slice(0, at("sentence").maxLength).join("");
   split();
   view({ picture: chosen });
   if (scroll) at("pair").scrollIntoView({ behavior: "smooth" });
