@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
 from mvlm.api.images import AnyImage, listed, stacked
-from mvlm.api.texts import Texts, listed_texts
+from mvlm.api.texts import Texts, listed_texts, require_text, whole
 from mvlm.config.places import as_paths
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.spelling import spelled
@@ -110,7 +110,7 @@ class TrainedModel:
             batch: items in a forward pass.
 
         Raises:
-            UserError: something is not an image; the message names it.
+            UserError: something is not an image or not a text, or `batch` is below 1; the message names it.
         """
         with shares.inference(self.network):
             return Features(
@@ -120,8 +120,9 @@ class TrainedModel:
 
     def similarity(self, images: AnyImage | Iterable[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
         """The cosine similarity of every image with every text, NM, by ITC. Raises as `encode`."""
-        image_NE, text_ME = self.encode(images, texts, batch)
-        return cast(Tensor, image_NE) @ cast(Tensor, text_ME).T
+        with shares.inference(self.network):
+            image_NE = self._image_features(listed(images), batch)
+            return image_NE @ self._text_features(listed_texts(texts, self._tokens), batch).T
 
     def match(self, images: AnyImage | Iterable[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
         """The probability, by ITM, that image i and text i belong together, N; a single image or text goes with all.
@@ -175,8 +176,7 @@ class TrainedModel:
             UserError: no word is masked, one is beyond the tokens that the model reads, or `top` is below 1; or as
                 `encode`.
         """
-        if top < 1:
-            raise UserError(f"{top} words cannot be guessed: give a `top` of 1 or more.")
+        text, top = require_text(text), whole("top", top)
         self._warn_untrained("text")
         size = self._image_size
         shown_1CHW = blank_image(self.network, torch.zeros(1, 3, size, size, dtype=torch.uint8))
@@ -223,12 +223,10 @@ class TrainedModel:
             rerank: how many of the first results for a sentence ITM orders again.
 
         Raises:
-            UserError: `top` is below 1, the index is damaged or was made with other weights, or its shards were moved;
-                or as `encode`.
+            UserError: `top` is below 1 or `rerank` below 0, the index is damaged or was made with other weights, or its
+                shards were moved; or as `encode`.
         """
-        loaded = self._run(index)
-        if top < 1:
-            raise UserError(f"{top} images cannot be found: give a `top` of 1 or more.")
+        loaded, top, rerank = self._run(index), whole("top", top), whole("rerank", rerank, least=0)
         if self._index is None or not self._index.stands_at(Path(index)):
             self._index = ImageIndex(Path(index), loaded)
         if isinstance(query, str):
@@ -261,7 +259,10 @@ class TrainedModel:
         return text_BL.to(self.device), valid_BL.to(self.device)
 
     def _mask(self, masked: np.ndarray | Tensor, images: int) -> Tensor:
-        mask_BN, (rows, columns) = torch.as_tensor(masked).bool(), self.network.grid
+        try:
+            mask_BN, (rows, columns) = torch.as_tensor(masked).bool(), self.network.grid
+        except (TypeError, ValueError) as error:
+            raise UserError(f"`masked` cannot be read ({first_line(error)}): give an array of bool.") from None
         if mask_BN.shape != (images, rows * columns) or bool((mask_BN.all(1) | ~mask_BN.any(1)).any()):
             raise UserError(
                 f"A mask of shape {tuple(mask_BN.shape)} does not fit {images} images of {rows} x {columns} patches: "
@@ -303,8 +304,7 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    if size < 1:
-        raise UserError(f"A batch of {size} items cannot be computed: give a `batch` of 1 or more.")
+    size = whole("batch", size)
     if not items:
         raise UserError("There is nothing to compute: give at least one image or text.")
     return [items[first : first + size] for first in range(0, len(items), size)]

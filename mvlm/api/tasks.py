@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mvlm.api.images import AnyImage, listed, stacked
-from mvlm.api.texts import Texts, listed_texts
+from mvlm.api.texts import Texts, listed_texts, whole
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_stored_config
@@ -51,10 +51,10 @@ class FineTunedModel:
             top: how many answers to give for each.
 
         Raises:
-            UserError: there are more or fewer images than the texts need, or something is not an image; the message
-                names it.
+            UserError: there are more or fewer images than the texts need, something is not an image or not a text, or
+                `top` is below 1; the message names it.
         """
-        shown, asked = listed(images), listed_texts(texts, self._tokens)
+        shown, asked, top = listed(images), listed_texts(texts, self._tokens), whole("top", top)
         if not asked or len(shown) != self._per_text * len(asked):
             raise UserError(
                 f"{len(shown)} images do not go with {len(asked)} texts: give {self._per_text} for each text, in order."

@@ -1,9 +1,10 @@
-"""What can be given as a text in a call."""
+"""What can be given as a text or a number in a call."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from numbers import Integral
 
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.errors import UserError
@@ -13,9 +14,22 @@ Texts = str | Iterable[str]
 
 def listed_texts(texts: Texts, tokens: CaptionTokenizer) -> list[str]:
     """One text or several as a list. Warns if some are cut, and raises `UserError` if one is not a string."""
-    listed = [texts] if isinstance(texts, str) else list(texts)
-    if strangers := [text for text in listed if not isinstance(text, str)]:
-        raise UserError(f"A {type(strangers[0]).__name__} is not a text: give a string, or several.")
+    several = isinstance(texts, Iterable) and not isinstance(texts, (str, bytes))
+    listed = [require_text(text) for text in (texts if several else [texts])]
     if cut := tokens.cut_warning(listed):
         warnings.warn(cut, stacklevel=3)
     return listed
+
+
+def require_text(text: object) -> str:
+    """The text itself; raises `UserError` if it is not a string."""
+    if not isinstance(text, str):
+        raise UserError(f"A {type(text).__name__} is not a text: give a string.")
+    return text
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """The number that was given as `name`; raises `UserError` if it is not whole, or below `least`."""
+    if not isinstance(value, Integral) or value < least:
+        raise UserError(f"{value!r} cannot be `{name}`: give a `{name}` of {least} or more, a whole number.")
+    return int(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from mvlm.errors import UserError
 
@@ -67,13 +67,13 @@ class CaptionTokenizer:
 
     def encode(self, caption: str) -> np.ndarray:
         """int64 [L], cut to `length`, with the special tokens that begin and end a sentence."""
-        return np.array(self._encoder.encode(caption).ids, dtype=np.int64)
+        return np.array(self._encoded(caption).ids, dtype=np.int64)
 
     def whole_lengths(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption before it is cut, special ones included."""
         return [
             len(encoded.ids) + sum(len(more.ids) - sum(more.special_tokens_mask) for more in encoded.overflowing)
-            for encoded in map(self._encoder.encode, captions)
+            for encoded in map(self._encoded, captions)
         ]
 
     def describe_truncation(self, captions: Sequence[str]) -> str:
@@ -98,7 +98,14 @@ class CaptionTokenizer:
 
     def spans(self, caption: str) -> list[tuple[int, int]]:
         """Where in the caption each token of `encode` stands, as (first, last + 1) character; special ones (0, 0)."""
-        return self._encoder.encode(caption).offsets
+        return self._encoded(caption).offsets
+
+    def _encoded(self, caption: str) -> Encoding:
+        """Raises `UserError` for a text with surrogates, as Python reads bytes that are not UTF-8."""
+        try:
+            return self._encoder.encode(caption)
+        except TypeError:
+            raise UserError(f"The text {caption!r} is not Unicode: write it in UTF-8.") from None
 
     def special(self, text_L: np.ndarray) -> np.ndarray:
         """bool [L], True where a token is special."""
