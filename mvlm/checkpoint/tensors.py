@@ -124,7 +124,7 @@ class StoredTensor:
         Raises:
             OSError: a file is gone, or has become shorter.
         """
-        found = torch.empty(stop - start, device="cpu")  # also where a model is built of shapes alone
+        found = torch.empty(stop - start, dtype=torch.float32, device="cpu")  # whatever the defaults are
         count = math.prod(self.shape)
         for piece in self.pieces:
             low, high = max(piece.cut.before(start, count), piece.start), min(piece.cut.before(stop, count), piece.stop)
@@ -135,7 +135,7 @@ class StoredTensor:
             if isinstance(places, slice):
                 piece.file.read_into(target[places], piece.title, low - piece.start)
             else:
-                own = torch.empty(high - low, device="cpu")
+                own = found.new_empty(high - low)
                 piece.file.read_into(own, piece.title, low - piece.start)
                 target[places] = own
         return found

@@ -30,7 +30,7 @@ def match_pairs(
     """
     captions = len(dataset.captions)
     image_P, text_P = np.divmod(pair_P, captions)
-    odds_P = torch.zeros(len(pair_P), device=device)
+    odds_P = torch.zeros(len(pair_P), dtype=torch.float32, device=device)
     for first in range(0, captions, sizes.texts):
         held = np.arange(first, min(first + sizes.texts, captions))
         of_block = np.flatnonzero((text_P >= held[0]) & (text_P <= held[-1]))

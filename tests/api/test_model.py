@@ -148,6 +148,22 @@ def test_an_exported_folder_gives_the_same(model: TrainedModel, run: Path, paths
         exported.search("corpus.index", "a red circle")
 
 
+@pytest.mark.parametrize("default", [torch.float16, torch.float64])
+def test_a_model_is_loaded_and_asked_whatever_type_new_tensors_have(
+    model: TrainedModel, run: Path, paths: list[Path], scenes: Path, tmp_path: Path, default: torch.dtype
+) -> None:
+    torch.set_default_dtype(default)
+    try:
+        loaded = mvlm.load(run, "cpu")
+        loaded.index(scenes / "eval", tmp_path / "index")
+        assert [hit.match for hit in loaded.search(tmp_path / "index", "a red circle")]
+        found = loaded.encode(paths, TEXTS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for mine, usual in zip(found, model.encode(paths, TEXTS), strict=True):
+        torch.testing.assert_close(mine, usual, atol=0.01, rtol=0)
+
+
 def test_an_index_is_searched_by_words_and_by_pictures(run: Path, scenes: Path, tmp_path: Path) -> None:
     model = mvlm.load(run, "cpu")
     assert model._loaded
