@@ -48,6 +48,8 @@ def opened(image: AnyImage) -> Image.Image:
         image = _from_array(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"A {type(image).__name__} is not an image: give a path, a Pillow image, an array or a tensor.")
+    if 0 in image.size:
+        raise UserError(f"An image of {image.width} x {image.height} pixels shows nothing: give one that has some.")
     try:
         return upright(image)
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes

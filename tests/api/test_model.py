@@ -192,6 +192,8 @@ def test_an_index_that_was_made_again_is_the_one_that_is_searched(run: Path, sce
     ("ask", "said"),
     [
         (lambda m, p: m.encode(np.zeros((4, 4, 3))), "float64 and shape"),
+        (lambda m, p: m.encode(np.zeros((0, 4, 3), np.uint8)), "4 x 0 pixels shows nothing"),
+        (lambda m, p: m.encode(Image.new("RGB", (0, 0))), "0 x 0 pixels shows nothing"),
         (lambda m, p: m.encode(3), "int is not an image"),
         (lambda m, p: m.encode("nowhere.jpg"), "No picture at nowhere.jpg"),
         (lambda m, p: m.encode([]), "give at least one"),
