@@ -137,6 +137,8 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
         UserError: a setting is wrong, or a part failed.
         KeyboardInterrupt: on Ctrl-C, after training has saved.
     """
+    if settings and "run.dir" in settings:
+        raise UserError(f"`settings` has run.dir, which is `out`, {folder}: leave it out, or give another `out`.")
     recipe = str(folder / RECIPE)
     overrides = [f"{key}={as_toml(value)}" for key, value in {**_places(folder), **(settings or {})}.items()]
     load_config(recipe, overrides)  # a mistake is met here, before a launcher starts
