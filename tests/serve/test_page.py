@@ -56,7 +56,7 @@ class Page:
     """What a person does on it."""
 
     def __init__(self, browser, address, width):
-        self.browser = browser
+        self.browser, self.address = browser, f"{address}/"
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         browser.get(address)
@@ -210,6 +210,24 @@ def test_more_is_shown_and_an_address_goes_back_to_what_was_asked(page):
     page.browser.execute_script("window.fetch = () => new Promise(() => {})")  # whose answer does not come
     page.one("query").send_keys(" and blue star", Keys.ENTER)
     page.wait(lambda: not page.one("more").is_displayed())
+
+
+@pytest.mark.parametrize("page", [1280], indirect=True)
+def test_back_goes_from_similar_pictures_to_the_sentence_and_from_there_to_nothing(page):
+    page.one("query").send_keys("red circle top left", Keys.ENTER)
+    page.wait(lambda: len(page.all("#found li")) == 32)
+    first, address = page.one("found").text, page.browser.current_url
+    page.all("#found .deeds button")[5].click()
+    page.wait(lambda: page.one("found").text != first)
+    assert page.browser.current_url == page.address
+    page.browser.back()
+    page.wait(lambda: page.one("found").text == first)
+    assert page.browser.current_url == address
+    assert page.one("query").get_attribute("value") == "red circle top left"
+    page.browser.back()
+    page.wait(lambda: not page.all("#found li"))
+    assert page.one("query").get_attribute("value") == page.one("search-status").text == ""
+    assert not page.one("more").is_displayed()
 
 
 @pytest.mark.parametrize("page", [375], indirect=True)

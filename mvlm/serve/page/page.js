@@ -311,7 +311,7 @@ async function begin() {
     guess();
   });
   at("other-label").hidden = at("others").hidden = !about.samples.length;
-  if (about.images) findAddressed();
+  if (about.images && location.hash) findAddressed();
   if (!about.samples.length) return say("pair", "Choose a picture of your own.");
   hideAtRandom();
   pair.hiddenWords.add(0);

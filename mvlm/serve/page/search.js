@@ -19,6 +19,8 @@ function search(question) {
 function searchPicture(picture, ofFile = false) {
   at("query").value = "";
   if (!ofFile) at("query-file").value = "";  // else the same file could not be chosen again
+  // What is shown is not of the sentence in the address, which can be gone back to.
+  if (location.hash) history.pushState(null, "", location.pathname + location.search);
   search({ picture });
 }
 at("more").addEventListener("click", () => searched({ top: SHOWN, skip: at("found").children.length, ...asked }));
@@ -104,10 +106,12 @@ at("search-form").addEventListener("submit", (event) => {
 // The address bar has the sentence: it can be kept, sent to others and gone back to.
 function findAddressed() {
   const sentence = new URLSearchParams(location.hash.slice(1)).get("find");
-  if (sentence === null) return;
-  at("query").value = sentence;
+  at("query").value = sentence ?? "";
   at("query-file").value = "";
-  search({ sentence });
+  if (sentence !== null) return search({ sentence });
+  at("found").replaceChildren();
+  at("more").hidden = true;
+  searched(null, "");
 }
 window.addEventListener("hashchange", findAddressed);
 
