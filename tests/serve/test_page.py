@@ -25,7 +25,8 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from tests.evaluate.tiny import CONFIG  # noqa: E402
+from mvlm.__main__ import main  # noqa: E402
+from tests.evaluate.tiny import CONFIG, make_shards  # noqa: E402
 from tests.export.conftest import write_run  # noqa: E402
 from tests.serve.process import start  # noqa: E402
 
@@ -356,6 +357,24 @@ def test_a_model_of_contrast_alone_says_what_it_knows_nothing_of(browser, tmp_pa
                 lambda driver, panel=panel: driver.find_element(By.CSS_SELECTOR, f"#{panel} h2 + .wrong")
             )
             assert f"may know nothing of {what}" in said.text
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(100)
+
+
+def test_captions_are_read_from_their_own_side_and_long_ones_leave_room_for_others(browser, tmp_path):
+    hebrew = "\u05db\u05dc\u05d1 \u05d7\u05d5\u05dd."
+    shards, run = make_shards(tmp_path / "corpus", [[hebrew], ["word " * 400]]), write_run(tmp_path / "run", CONFIG)
+    assert main(["index", str(shards), "--checkpoint", str(run), "--out", str(tmp_path / "index")]) == 0
+    process, address = start(run, "--index", tmp_path / "index")
+    try:
+        page = Page(browser, f"{address}#find=dog", 1280)
+        page.wait(lambda: len(page.all("#found li")) == 2)
+        sides = {item.value_of_css_property("direction") for item in page.all("#found .caption")}
+        assert sides == {"ltr", "rtl"} and all(item.rect["height"] < 400 for item in page.all("#found li"))
+        sentence, chips = page.one("sentence"), page.one("chips")
+        assert sentence.get_attribute("value") == hebrew
+        assert {item.value_of_css_property("direction") for item in (sentence, chips)} == {"rtl"}
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(100)

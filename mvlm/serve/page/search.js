@@ -49,7 +49,8 @@ function hit(each, drawings) {
   button.append(image);
   button.addEventListener("click", () => choose({ found: each.image }, each.caption, true));
   const match = each.match === null ? "" : ` · match ${(100 * each.match).toFixed(0)} %`;
-  item.append(button, make("p", each.caption), make("p", `${each.similarity.toFixed(3)}${match}`, { className: "number" }));
+  const caption = make("p", each.caption, { className: "caption", dir: "auto", title: each.caption });
+  item.append(button, caption, make("p", `${each.similarity.toFixed(3)}${match}`, { className: "number" }));
   item.append(...credits(each.about), deeds(each, drawings));
   return item;
 }
