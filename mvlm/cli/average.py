@@ -78,7 +78,9 @@ def _measured(checkpoint: Path, data: list[str]) -> dict[str, float]:
     loaded: Any = load_trained(checkpoint, dist.device())
     held_out, settings = replace(loaded.data, eval=tuple(data)), replace(loaded.eval, select="")
     blueprint = loaded.blueprint
-    evaluator = Evaluator(held_out, blueprint.task, blueprint.model.image_size, settings, pictures=0)
+    evaluator = Evaluator(
+        held_out, blueprint.task, blueprint.objectives, blueprint.model.image_size, settings, pictures=0
+    )
     return evaluator(loaded.model, loaded.tokenizer_folder.parent, loaded.step, True).metrics
 
 

@@ -123,7 +123,7 @@ def evaluator(config: Config) -> Evaluator | None:
     if not config.data.eval or config.eval.every < 0:
         return None
     pictures = config.log.pictures if config.objectives.image else 0
-    return Evaluator(config.data, config.task, config.model.image_size, config.eval, pictures)
+    return Evaluator(config.data, config.task, config.objectives, config.model.image_size, config.eval, pictures)
 
 
 def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:

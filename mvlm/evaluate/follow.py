@@ -123,7 +123,7 @@ class EvaluationJob:
         data = dataclasses.replace(config.data, eval=self._data or config.data.eval)
         if not data.eval:
             raise UserError(f"{self.run} names no data.eval: add --data SHARDS.")
-        asked = data, config.task, config.model.image_size, config.eval, pictures
+        asked = data, config.task, config.objectives, config.model.image_size, config.eval, pictures
         if self._evaluator is None or self._asked != asked:  # the run may have been resumed with other settings
             self._evaluator, self._asked = Evaluator(*asked), asked
         metrics, _ = self._evaluator(loaded.model, self.run, turn.step, True)

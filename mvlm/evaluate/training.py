@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mvlm.checkpoint.description import TOKENIZER
-from mvlm.config.schema import Data, Eval, Task
+from mvlm.config.schema import Data, Eval, Objectives, Task
 from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.labelled import class_names
@@ -61,6 +61,7 @@ class Evaluator:
 
     data: Data
     task: Task
+    objectives: Objectives
     image_size: int
     settings: Eval
     pictures: int
@@ -78,8 +79,7 @@ class Evaluator:
 
     def _check_select(self) -> None:
         select, names = self.settings.select, self._choices() if self.task.is_labelled else self._recalls()
-        foils = self._foil_shards is not None and select.startswith("eval/foils_")
-        if select not in names and not foils:
+        if select not in names:
             raise UserError(f"eval.select is {select!r}, which is not among {', '.join(names)}: name one.")
 
     def _choices(self) -> list[str]:
@@ -91,10 +91,22 @@ class Evaluator:
         return [*names, *sorted({f"eval/{kind_of(self.task.name, row.own)}" for row in self._mixture.sound(rows)})]
 
     def _recalls(self) -> list[str]:
-        kinds = ("", "_reranked") if self.settings.rerank else ("",)
+        kinds = ("", "_reranked") if self.settings.rerank and self.objectives.itm else ("",)
         names = ["eval/mean_recall"]
         names += [f"eval/{direction}{kind}_r{k}" for direction in DIRECTIONS for kind in kinds for k in RECALLS]
-        return names + ([f"eval/classification_{share}" for share in SHARES] if self._classes else [])
+        return (
+            names
+            + self._foil_shares()
+            + ([f"eval/classification_{share}" for share in SHARES] if self._classes else [])
+        )
+
+    def _foil_shares(self) -> list[str]:
+        if self._foil_shards is None:
+            return []
+        rows = range(min(self.settings.limit or len(self._foil_shards), len(self._foil_shards)))
+        swapped = sorted({row.own["swapped"] for row in self._foil_shards.sound(rows)})
+        scorers = ("itc", "itm") if self.objectives.itm else ("itc",)
+        return [f"eval/foils_{scorer}{kind}" for scorer in scorers for kind in ("", *(f"_{each}" for each in swapped))]
 
     def __call__(self, model: Any, run: Path, step: int, last: bool) -> Evaluated:
         if not last and self._pace.too_soon():

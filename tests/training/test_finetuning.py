@@ -18,7 +18,7 @@ from mvlm.__main__ import main as mvlm
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config
-from mvlm.config.schema import Data, Eval, Task
+from mvlm.config.schema import Data, Eval, Objectives, Task
 from mvlm.data.samples.answers import load_answers
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -43,7 +43,17 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def made(task: str) -> Path:
         out = folder / task
         if not out.exists():
-            words = ["synth", "--task", WORLDS[task], "--count", "160", "--seed", "3", "--split", "train=0.8,eval=0.2"]
+            words = [
+                "synth",
+                "--task",
+                WORLDS.get(task, task),
+                "--count",
+                "160",
+                "--seed",
+                "3",
+                "--split",
+                "train=0.8,eval=0.2",
+            ]
             assert data_tools([*words, "--out", str(out)]) == 0
         return out
 
@@ -175,9 +185,26 @@ def test_a_run_that_begins_with_another_reads_texts_as_that_one_does(
 def test_a_metric_that_is_not_measured_is_refused_before_training(worlds: Callable[[str], Path]) -> None:
     data = Data(eval=(f"{worlds('entailment')}/eval",))
     for select in ("eval/accuracy", *(f"eval/{label}" for label in class_names("entailment", Path()))):
-        Evaluator(data, Task("entailment"), 32, Eval(select=select), 0)
+        Evaluator(data, Task("entailment"), Objectives(), 32, Eval(select=select), 0)
     with pytest.raises(UserError, match=r"'eval/mean_recall', which is not among eval/accuracy, eval/"):
-        Evaluator(data, Task("entailment"), 32, Eval(select="eval/mean_recall"), 0)
+        Evaluator(data, Task("entailment"), Objectives(), 32, Eval(select="eval/mean_recall"), 0)
+
+
+def test_nor_is_one_of_an_objective_without_weight_or_of_no_kind_of_foils(
+    worlds: Callable[[str], Path], scenes: Path
+) -> None:
+    data, foils = Data(eval=(f"{scenes}/eval",)), (f"{worlds('foils')}/eval",)
+
+    def prepare(select: str, **objectives: float) -> None:
+        Evaluator(data, Task(), Objectives(**objectives), 32, Eval(select=select, foils=foils), 0)
+
+    for select in ("eval/text_to_image_reranked_r1", "eval/foils_itm", "eval/foils_itm_colour"):
+        prepare(select)
+        with pytest.raises(UserError, match=rf"'{select}', which is not among eval/mean_recall, "):
+            prepare(select, itm=0.0)
+    prepare("eval/foils_itc_shape", itm=0.0)
+    with pytest.raises(UserError, match=r"which is not among .* eval/foils_itm, eval/foils_itm_colour, "):
+        prepare("eval/foils_itm_colours")
 
 
 def test_mistakes_are_told_in_a_sentence(
