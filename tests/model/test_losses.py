@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvlm.batch import Encoded, MetricAccumulator
+from mvlm.batch import IGNORE, Encoded, MetricAccumulator
 from mvlm.kernels.negatives import gumbel_noise
 from mvlm.model.losses.itc import begin_contrast, itc_loss
 from mvlm.model.losses.itm import NegativeSampler, itm_loss
@@ -169,6 +169,18 @@ def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
     assert metrics.total == {"word_accuracy": 7}
     assert metrics.correct["word_accuracy"] == (logits.argmax(-1) == target).sum()
     assert sum(part.item() for part in parts) / 3 == pytest.approx(by_hand / 7, rel=1e-6)
+
+
+def test_masked_text_is_0_where_no_caption_of_the_global_batch_has_a_word_to_mask() -> None:
+    """As of special tokens alone; the batch has other losses."""
+    logits = torch.randn(3, 11, requires_grad=True)
+    metrics = MetricAccumulator()
+    loss = mlm_loss(logits, torch.full((3,), IGNORE), torch.tensor(0), 2, metrics)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert metrics.total == {"word_accuracy": 0}
+    assert logits.grad is not None
+    assert not logits.grad.any()
 
 
 @pytest.mark.parametrize("normalized", [False, True])

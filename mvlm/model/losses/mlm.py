@@ -21,4 +21,5 @@ def mlm_loss(
     """
     if metrics:
         metrics.count("word_accuracy", logits_MV.detach().argmax(-1) == target_M, target_M != IGNORE)
-    return F.cross_entropy(logits_MV.float(), target_M, reduction="sum") * parts / masked_tokens
+    total = F.cross_entropy(logits_MV.float(), target_M, reduction="sum")
+    return total * parts / masked_tokens.clamp(min=1)  # captions of special tokens alone have nothing to mask
