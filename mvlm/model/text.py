@@ -65,7 +65,10 @@ class TextEncoder(nn.Module):
             tokens_XBLD = self._packed(texts_XBL, valid_BL, packing)
         else:
             mask = valid_BL.long().repeat(len(texts_XBL), 1)
-            tokens = self.model(input_ids=texts_XBL.flatten(0, 1), attention_mask=mask).last_hidden_state
+            # A padding token that a caption has written out would shift the positions that RoBERTa counts by itself.
+            place_L = torch.arange(mask.shape[1], device=mask.device) + self.first_position
+            positions = {"position_ids": place_L * mask} if self.packable else {}
+            tokens = self.model(input_ids=texts_XBL.flatten(0, 1), attention_mask=mask, **positions).last_hidden_state
             tokens_XBLD = tokens.unflatten(0, texts_XBL.shape[:2])
         if self.pool == "mean":
             is_first_L1 = (torch.arange(valid_BL.shape[1], device=valid_BL.device) == 0)[:, None]

@@ -55,6 +55,17 @@ def test_packed_is_the_encoder_with_its_own_attention(
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("kind", PACKABLE)
+def test_a_padding_token_that_a_caption_has_written_out_is_read_alike_with_and_without_packing(
+    tokenizer: PreTrainedTokenizerBase, kind: str
+) -> None:
+    """As training packs texts and evaluation does not."""
+    encoder = build_text_encoder(configuration(kind).model, tokenizer).double().eval()
+    text, valid = texts((9, 12), tokenizer.pad_token_id)
+    text[:, :, 4] = tokenizer.pad_token_id
+    torch.testing.assert_close(encoder(text, valid)[:, valid], encoder(text, valid, pack(valid))[:, valid])
+
+
 @pytest.mark.parametrize(("kind", "layers"), [("roberta", 2), ("roberta", 0), ("mpnet", 1)], ids=str)
 def test_the_mean_of_all_tokens_stands_for_a_text(tokenizer: PreTrainedTokenizerBase, kind: str, layers: int) -> None:
     sizes = f"{{hidden_size=24, num_hidden_layers={layers}, num_attention_heads=3, intermediate_size=48}}"
