@@ -51,6 +51,7 @@ class LearningRate:
     Attributes:
         total, warmup: updates; a warm-up may have ended before update 0.
         scale: updates of a whole warm-up.
+        began: the update at which the warm-up began, where those before were of another global batch; else 0.
         first: the update that counts as 0, where a stage has a schedule of its own.
     """
 
@@ -60,12 +61,13 @@ class LearningRate:
     scale: float
     decay: int
     floor: float
+    began: float = 0.0
     first: int = 0
 
     def __call__(self, step: int) -> float:
         step -= self.first
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            return (step + 1 - self.began) / (self.warmup - self.began)
         if self.kind == "cosine":
             progress = min(1.0, (step - self.warmup) / max(1, self.total - 1 - self.warmup))
             return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
@@ -76,12 +78,15 @@ class LearningRate:
         return 1.0 if self.kind == "constant" else math.sqrt(self.scale / (step - self.warmup + self.scale))
 
 
-def learning_rate(train: Train, optim: Optim, samples: int, steps: tuple[int, int]) -> LearningRate:
-    """Of so many samples an epoch, and of the updates that `schedule_steps` gives."""
+def learning_rate(
+    train: Train, optim: Optim, samples: int, steps: tuple[int, int], state: TrainState | None = None
+) -> LearningRate:
+    """Of so many samples an epoch, of the updates and of the state that `schedule_steps` gives and takes."""
     total, warmup = steps
     scale = optim.warmup_steps if optim.warmup_steps >= 0 else optim.warmup_epochs * samples / train.global_batch
     decay = optim.decay_steps if optim.decay_steps >= 0 else round(total * DECAY)
-    return LearningRate(optim.schedule, total, warmup, max(1.0, scale), decay, optim.floor)
+    began = 0.0 if optim.warmup_steps >= 0 else _offset(train, state)
+    return LearningRate(optim.schedule, total, warmup, max(1.0, scale), decay, optim.floor, began)
 
 
 def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState | None = None) -> tuple[int, int]:
@@ -95,12 +100,9 @@ def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState |
     Raises:
         UserError: there are more than a checkpoint's name has room for, or fewer than have been made.
     """
-    per_epoch, offset = samples / train.global_batch, 0.0
-    if state:
-        offset = ((state.step + len(state.skipped)) * train.global_batch - state.samples_seen) / train.global_batch
-    wanted = train.pairs / train.global_batch if train.pairs else train.epochs * per_epoch
+    wanted = train.pairs / train.global_batch if train.pairs else train.epochs * samples / train.global_batch
     key = "steps" if train.steps else "pairs" if train.pairs else "epochs"
-    total = train.steps or math.ceil(wanted + offset)
+    total = train.steps or math.ceil(wanted + _offset(train, state))
     if state and state.step > total:
         raise UserError(
             f"The run is at step {state.step}, and train.{key} ends it at step "
@@ -111,7 +113,18 @@ def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState |
             f"train.{key} = {getattr(train, key)} makes {total} steps of data.train: lower it, so that they are at "
             f"most {LAST_STEP}, which a checkpoint's name has room for."
         )
-    warmup = optim.warmup_steps
-    if warmup < 0:
-        warmup = round(optim.warmup_epochs * per_epoch + offset)
-    return total, min(warmup, total - 1)
+    return total, min(warmup_steps(train, optim, samples, state), total - 1)
+
+
+def warmup_steps(train: Train, optim: Optim, samples: int, state: TrainState | None = None) -> int:
+    """Updates of a warm-up, whatever comes after it; arguments as of `schedule_steps`."""
+    if optim.warmup_steps >= 0:
+        return optim.warmup_steps
+    return round(optim.warmup_epochs * samples / train.global_batch + _offset(train, state))
+
+
+def _offset(train: Train, state: TrainState | None) -> float:
+    """Updates that were made beyond those that as many samples take by the global batch as it is now."""
+    if state is None:
+        return 0.0
+    return ((state.step + len(state.skipped)) * train.global_batch - state.samples_seen) / train.global_batch

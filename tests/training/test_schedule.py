@@ -23,7 +23,7 @@ def lr_factor(step: int, warmup: int, total: int, floor: float) -> float:
 
 def of(config: Config, samples: int, state: TrainState | None = None) -> LearningRate:
     steps = schedule_steps(config.train, config.optim, samples, state)
-    return learning_rate(config.train, config.optim, samples, steps)
+    return learning_rate(config.train, config.optim, samples, steps, state)
 
 
 def rates_of_transformers(make: object, count: int, **settings: object) -> list[float]:
@@ -135,6 +135,19 @@ def test_a_root_falls_on_in_samples_where_the_batch_changes() -> None:
     halved = load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=10"])
     after = of(halved, 1000, TrainState(step=200, samples_seen=4000, seed=0, manifest_fingerprint=""))
     assert [after(200 + 2 * more) for more in range(100)] == pytest.approx([before(200 + more) for more in range(100)])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd", "inverse_sqrt"])
+@pytest.mark.parametrize("batch", [5, 20])
+def test_a_warm_up_goes_on_in_samples_where_the_batch_changes(schedule: str, batch: int) -> None:
+    """At half of a warm-up of 2,000 samples: the same share after as many samples."""
+    words = ["train.epochs=10", "optim.warmup_epochs=2", f"optim.schedule={schedule}"]
+    before = of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=10"]), 1000)
+    changed = load_config(ROOT / "mvlm/configs/tiny.toml", [*words, f"train.global_batch={batch}"])
+    after = of(changed, 1000, TrainState(step=100, samples_seen=1000, seed=0, manifest_fingerprint=""))
+    assert before(99) == pytest.approx(0.5)
+    seen = [1000 + batch * (more + 1) for more in range(1000 // batch)]
+    assert [after(100 + more) for more in range(1000 // batch)] == pytest.approx([samples / 2000 for samples in seen])
 
 
 @pytest.mark.parametrize("warmup", ["optim.warmup_steps=0", "optim.warmup_epochs=0"])

@@ -172,6 +172,25 @@ def test_a_batch_that_changes_within_a_stage_stands_in_the_ledger(staged: Run) -
     assert [running.batch_at(samples) for samples in (0, 16, 32, 64)] == [16, 16, 32, 32]
 
 
+def test_a_warm_up_goes_on_in_samples_where_the_batch_changes_within_its_stage(staged: Run) -> None:
+    """After 32 of 160 pairs it is twice as large."""
+    words = ["checkpoint.keep=9", "optim.warmup_epochs=0.4"]
+    run = staged("run", stage("train.pairs = 64"), *words)
+    shutil.rmtree(run / "checkpoints/step_00000004")
+    (run / "checkpoints/latest").write_text("step_00000002")
+    staged("run", stage("train.pairs = 160", "train.global_batch = 32"), *words)
+    (running,) = read_state(run / "checkpoints/step_00000006").stages
+    rates = [line["lr"] for line in read_metrics(run) if line["step"] == 3 and "lr" in line]
+    assert rates[-1] == pytest.approx(1e-3 * 64 / (0.4 * sum(running.shares)), rel=0.05)  # of whole updates
+
+
+def test_a_warm_up_spans_the_stages_that_its_schedule_does(staged: Run) -> None:
+    text = stage("train.steps = 2") + stage("train.steps = 3", 'schedule = "continue"')
+    run = staged("run", text, "optim.warmup_steps=4")
+    rates = [line["lr"] for line in read_metrics(run) if "lr" in line]
+    assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
+
+
 @pytest.mark.campaign
 def test_a_stage_is_appended_to_a_run_that_has_ended(
     staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]

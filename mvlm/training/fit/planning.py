@@ -129,8 +129,9 @@ def make_plan(
         standing = replace(standing, config=config, stages=with_shuffle(standing.stages, data))
         rate, steps = standing.schedule()
     else:
-        steps = schedule_steps(config.train, config.optim, mixture.per_epoch, resumed.state if resumed else None)
-        rate = learning_rate(config.train, config.optim, mixture.per_epoch, steps)
+        state = resumed.state if resumed else None
+        steps = schedule_steps(config.train, config.optim, mixture.per_epoch, state)
+        rate = learning_rate(config.train, config.optim, mixture.per_epoch, steps, state)
     return Plan(config, content, names, folder, mirror, group, start, resumed, mixture, steps, rate, shuffle, standing)
 
 

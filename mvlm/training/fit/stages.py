@@ -30,7 +30,7 @@ from mvlm.training.fit.settings import (
     kept_settings,
     merge_settings,
 )
-from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps
+from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps, warmup_steps
 
 AT_BORDER = frozenset(("data.weights", "data.where", "data.epoch", "model.image_size", "train.freeze"))
 """Keys that a stage may set although a run that is resumed may not change them."""
@@ -82,8 +82,10 @@ class Standing:
         config, first = self.stages.config(head), self.sections[head].first
         total = self.sections[last].end - first
         per_epoch = self.sections[head].per_epoch
-        warmup = min(schedule_steps(config.train, config.optim, per_epoch)[1], total - 1)
-        rate = learning_rate(config.train, config.optim, per_epoch, (total, warmup))
+        goes_on = head == self.number and not self.begins
+        state = _within_stage(self.resumed.state) if self.resumed and goes_on else None
+        warmup = min(warmup_steps(config.train, config.optim, per_epoch, state), total - 1)
+        rate = learning_rate(config.train, config.optim, per_epoch, (total, warmup), state)
         return replace(rate, first=first), (self.section.end, warmup)
 
     def enter(self, state: TrainState, mixture: Mixture) -> TrainState:
@@ -215,10 +217,15 @@ def _end(config: Config, kept: Config, state: TrainState) -> int:
     keys = (*LENGTHS, "global_batch")
     if state.stages and all(getattr(config.train, key) == getattr(kept.train, key) for key in keys):
         return state.stages[-1].end  # its data may be gone by now
+    first, own = state.stages[-1].step if state.stages else 0, _within_stage(state)
+    return first + schedule_steps(config.train, config.optim, _mixture(config).per_epoch, own)[0]
+
+
+def _within_stage(state: TrainState) -> TrainState:
+    """The same counted from where the running stage began."""
     first, samples = (state.stages[-1].step, state.stages[-1].samples) if state.stages else (0, 0)
     skipped = tuple(position for position in state.skipped if position >= samples)
-    own = replace(state, step=state.step - first, samples_seen=state.samples_seen - samples, skipped=skipped)
-    return first + schedule_steps(config.train, config.optim, _mixture(config).per_epoch, own)[0]
+    return replace(state, step=state.step - first, samples_seen=state.samples_seen - samples, skipped=skipped)
 
 
 def _first(stages: Stages, kept: Config, state: TrainState, end: int) -> TrainState:
