@@ -26,12 +26,12 @@ from mvlm.evaluate import shares
 from mvlm.evaluate.examples import ImageExample, image_examples
 from mvlm.evaluate.reconstruction import patch_masks
 from mvlm.evaluate.settings import reading_of
+from mvlm.evaluate.untrained import untrained
 from mvlm.export.auto import register
 from mvlm.export.modeling import MaskVLMModel
 from mvlm.export.processing import MaskVLMProcessor
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.prediction import pair_up
-from mvlm.predict.untrained import untrained
 from mvlm.predict.words import MASK, blank_image, guess_words
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist

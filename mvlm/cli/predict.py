@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
     from mvlm.data.samples.pictures import find_pictures
     from mvlm.evaluate.retrieval import SearchSettings
+    from mvlm.evaluate.untrained import untrained
     from mvlm.predict.choose import ANSWER, JUDGE
     from mvlm.predict.patches import Patches
     from mvlm.predict.prediction import Asked
     from mvlm.predict.search import CAPTIONS, IMAGES
-    from mvlm.predict.untrained import untrained
     from mvlm.predict.words import Words
     from mvlm.runtime import dist
 

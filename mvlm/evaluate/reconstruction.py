@@ -17,6 +17,7 @@ from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.evaluate.masked_words import ChosenWords, MaskedText, MaskedWords, RandomWords
+from mvlm.evaluate.untrained import untrained
 from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
@@ -39,7 +40,7 @@ def evaluate_reconstruction(
     Returns:
         `word_accuracy` in shares, `word_loss` in nats and `pixel_l1` in the space trained in, each by
         condition; `pixel_l1` also by `constant`, the best constant image; `images`, `captions`,
-        `hidden_words`, `words`, and `protocol`, one sentence.
+        `hidden_words`, `words`, and `protocol`, a few sentences.
 
     Raises:
         UserError: there are no two distinct pairs to swap, or `words` occur nowhere.
@@ -53,7 +54,8 @@ def evaluate_reconstruction(
         pixel_scores = _pixel_scores(model, dataset, other, batch, device)
     scores = aggregate_words(word_scores, masked_words.whole) | {"pixel_l1": aggregate_pixels(pixel_scores)}
     counts = {"images": len(dataset), "captions": len(dataset.captions), "words": list(words)}
-    return scores | counts | {"protocol": _protocol(model.objectives, scores | counts)}
+    told = _protocol(model.objectives, scores | counts), untrained(model, "text"), untrained(model, "image")
+    return scores | counts | {"protocol": " ".join(filter(None, told))}
 
 
 def derangement(keys: Sequence[str]) -> np.ndarray:

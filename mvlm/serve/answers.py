@@ -23,9 +23,9 @@ from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import image_examples, pictures_of
 from mvlm.evaluate.settings import reading_of
+from mvlm.evaluate.untrained import untrained
 from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.predict.untrained import untrained
 from mvlm.predict.words import blank_image, guess_words, likeliest, mask_words
 from mvlm.pretrained.runs import Loaded
 from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence

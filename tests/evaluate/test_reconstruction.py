@@ -1,6 +1,7 @@
 """Restoring words and pixels against plain loops over one sentence or image at a time."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from mvlm.evaluate.reconstruction import (
 )
 from mvlm.kernels.patch_l1 import standardize
 from mvlm.model import masking
-from tests.evaluate.tiny import CAPTIONS, CONFIG
+from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model
 
 CPU = torch.device("cpu")
 COLOURS = ("red", "blue", "green")
@@ -97,6 +98,15 @@ def test_word_scores_equal_plain_loops(model, dataset, batch):
         assert result["word_loss"][condition] == pytest.approx(losses / counts, rel=1e-4)
         assert result["hidden_words"] == counts
     assert len(set(result["word_loss"].values())) == 3
+
+
+def test_the_protocol_says_what_the_model_was_not_trained_to_reconstruct(model, dataset):
+    assert "may know nothing" not in evaluate_reconstruction(model, dataset, 64, CPU)["protocol"]
+    other = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, text=0.0)))
+    protocol = evaluate_reconstruction(other, dataset, 64, CPU)["protocol"]
+    assert "may know nothing of filling in words" in protocol
+    assert "(objectives.text = 0)" in protocol
+    assert "reconstructing images" not in protocol
 
 
 @torch.no_grad()
