@@ -179,7 +179,8 @@ def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
                 found = "lacks it" if there is None else f"has it of shape {there}"
                 raise UserError(
                     f"{checkpoint} cannot be started from: {name} has shape {here} here and the checkpoint {found}; "
-                    "give the same [model] and tokenizer as that run's config.toml."
+                    "give the same [model], objectives.image_masking, objectives.contrastive and tokenizer as in that "
+                    "run's config.toml."
                 )
     return InitReport((report,), ())
 

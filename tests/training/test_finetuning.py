@@ -217,6 +217,8 @@ def test_mistakes_are_told_in_a_sentence(
         train_here(tmp_path / "b", *tuning(shards, "vqa", pretrained, "task.answer_minimum=1000"))
     with pytest.raises(UserError, match=r"cannot be started from: .* give the same \[model\]"):
         train_here(tmp_path / "c", *tuning(shards, "vqa", pretrained, "model.cross_depth=2"))
+    with pytest.raises(UserError, match=r"lacks it; give the same \[model\], objectives\.image_masking, "):
+        train_here(tmp_path / "e", *tuning(shards, "vqa", pretrained, "objectives.image_masking=drop"))
     with pytest.raises(UserError, match=r"sees pixels of mean .* give model\.vision=vit_base_patch16_224\."):
         train_here(tmp_path / "d", *tuning(shards, "vqa", pretrained, "model.vision=deit_base_patch16_224"))
     with pytest.raises(UserError, match="is a run of pretrain and not of vqa"):
