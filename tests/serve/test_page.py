@@ -125,6 +125,9 @@ def test_squares_are_hidden_by_mouse(page):
     cells = page.all("[role=gridcell]")
     page.after(cells[1].click)
     assert page.hidden() == [False, True, False, False]
+    shown = [page.one(name).text.removeprefix("L1 ") for name in ("l1-with", "l1-without")]
+    said = "L1 is {} with the sentence and {} without it."
+    assert page.one("patches-status").text == said.format(*shown)  # which is read out
     drag = ActionChains(page.browser).click_and_hold(cells[0]).move_to_element(cells[2]).release()
     page.after(drag.perform)
     assert page.hidden() == [True, True, True, False]
@@ -166,6 +169,8 @@ def test_squares_are_hidden_by_keyboard(page):
 def test_guesses_of_hidden_words_change_with_the_picture(page):
     assert [chip.get_attribute("aria-pressed") for chip in page.all("#chips button")][:2] == ["true", "false"]
     first = page.guesses()
+    best = first[0].split()[0]
+    assert page.one("words-status").text == f"Likeliest with the picture: “{best}”."  # which is read out
     page.all("#chips button")[1].send_keys(" ")
     page.wait(lambda: len(page.all("#guesses table")) == 2)
     page.all("#chips button")[1].click()
@@ -281,7 +286,7 @@ def test_a_picture_that_is_refused_leaves_the_one_before(page, tmp_path):
     assert page.source("view") == seen
     assert page.all("#samples button")[0].get_attribute("aria-pressed") == "true"
     page.after(page.one("random").click)
-    assert page.one("patches-status").text == ""
+    assert page.one("patches-status").text.startswith("L1 is ")
 
 
 @pytest.mark.parametrize("page", [1280], indirect=True)

@@ -63,7 +63,7 @@ function asker(panel, path, show) {
     try {
       const answer = await ask(panel, path, question, mine.signal);
       if (mine !== running) return;
-      say(panel, answer.cut || "");
+      say(panel, "");
       show(answer, question);
     } catch (error) {
       if (mine === running) say(panel, error.message, true);
@@ -137,6 +137,8 @@ const showRestored = asker("patches", "api/patches", (answer) => {
     image.src = answer[`${way}_sentence`];
     at(`l1-${way}`).textContent = `L1 ${answer[`l1_${way}`].toFixed(3)}`;
   }
+  const errors = ["with", "without"].map((way) => answer[`l1_${way}`].toFixed(3));
+  say("patches", `L1 is ${errors[0]} with the sentence and ${errors[1]} without it. ${answer.cut}`.trim());
 });
 
 let painted;
@@ -275,6 +277,8 @@ const showGuesses = asker("words", "api/words", (answer) => {
     table.append(make("caption", `Guesses for “${hidden.word}”`), thead, body);
     return table;
   }));
+  const best = answer.words.map((hidden) => `“${hidden.with_image[0].word || "∅"}”`).join(", ");
+  say("words", `Likeliest with the picture: ${best}. ${answer.cut}`.trim());
 });
 
 function guess() {
