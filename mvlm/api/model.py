@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
 from mvlm.api.images import AnyImage, listed, stacked
-from mvlm.api.texts import Texts, listed_texts, require_text, whole
+from mvlm.api.texts import Texts, listed_texts, require_text
 from mvlm.config.places import as_paths
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.spelling import spelled
@@ -35,6 +35,7 @@ from mvlm.predict.prediction import pair_up
 from mvlm.predict.words import MASK, blank_image, guess_words
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
+from mvlm.runtime.arguments import whole
 from mvlm.search.build import build_index
 from mvlm.search.find import ImageIndex, SearchHit, find_by_image, find_by_sentence
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mvlm.api.images import AnyImage, listed, stacked
-from mvlm.api.texts import Texts, listed_texts, whole
+from mvlm.api.texts import Texts, listed_texts
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_stored_config
@@ -21,6 +21,7 @@ from mvlm.model.finetune import TaskModel
 from mvlm.predict.choose import best_answers
 from mvlm.pretrained.runs import Loaded, load_task_run
 from mvlm.runtime import dist
+from mvlm.runtime.arguments import whole
 
 
 class FineTunedModel:

@@ -1,10 +1,9 @@
-"""What can be given as a text or a number in a call."""
+"""What can be given as a text in a call."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from numbers import Integral
 
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.errors import UserError
@@ -26,10 +25,3 @@ def require_text(text: object) -> str:
     if not isinstance(text, str):
         raise UserError(f"A {type(text).__name__} is not a text: give a string.")
     return text
-
-
-def whole(name: str, value: object, least: int = 1) -> int:
-    """The number that was given as `name`; raises `UserError` if it is not whole, or below `least`."""
-    if not isinstance(value, Integral) or value < least:
-        raise UserError(f"{value!r} cannot be `{name}`: give a `{name}` of {least} or more, a whole number.")
-    return int(value)

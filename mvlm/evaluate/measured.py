@@ -15,8 +15,12 @@ from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.task import TASKS
 from mvlm.pretrained.runs import Loaded, load_run, load_task_run
 from mvlm.runtime import dist
+from mvlm.runtime.arguments import whole
 
 SEARCH, OWN = ("batch", "rerank", "memory_gb", "equal_captions"), ("words", "templates", "train", "pictures", "where")
+LEAST = {"limit": 0, "batch": 1, "rerank": 0}
+"""What each of these numbers may be."""
+
 UNSELECTED = ("classification", "probe", "foils")
 """Tasks that read folders of pictures, or rows that go in pairs."""
 
@@ -33,7 +37,7 @@ def evaluate_checkpoint(
         asked: `limit`, and those of `SEARCH` and `OWN` that the task takes; if missing, as in the run's [eval].
 
     Raises:
-        UserError: the task is unknown, or the checkpoint or the data cannot be used.
+        UserError: the task is unknown, something asked cannot be, or the checkpoint or the data cannot be used.
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r} to evaluate: choose one of {', '.join(TASKS)}.")
@@ -43,6 +47,9 @@ def evaluate_checkpoint(
         )
     if asked.get("where") and task in UNSELECTED:
         raise UserError(f"The rows of {task} cannot be selected by a condition: leave `where` out.")
+    if isinstance(asked.get("words"), str):
+        raise UserError(f"{asked['words']!r} cannot be `words`, which are several: give a list of words.")
+    asked |= {name: whole(name, asked[name], least) for name, least in LEAST.items() if name in asked}
     device = dist.device()
     loaded: Loaded[Any] = (
         load_task_run(Path(checkpoint), task, device) if task in TITLES else load_run(Path(checkpoint), device)

@@ -1,4 +1,4 @@
-"""Values on the command line that not every text is."""
+"""Values on the command line that not every text is, and numbers in a call that not every value is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import math
 import shlex
 from collections.abc import Callable
+from numbers import Integral
 from typing import TypeVar
 
-from mvlm.errors import first_line
+from mvlm.errors import UserError, first_line
 
 Number = TypeVar("Number", int, float)
 
@@ -37,3 +38,10 @@ def command_words(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"is not a command ({first_line(error)}): {text}") from None
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """The number that was given as `name`; raises `UserError` if it is not whole, or below `least`."""
+    if not isinstance(value, Integral) or value < least:
+        raise UserError(f"{value!r} cannot be `{name}`: give a `{name}` of {least} or more, a whole number.")
+    return int(value)

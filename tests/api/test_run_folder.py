@@ -29,3 +29,8 @@ def test_python_measures_and_writes_what_the_commands_do(scenes: Path, tmp_path:
         run.evaluate("recall", data)
     with pytest.raises(UserError, match="takes no argument rerankk: choose among limit, batch, rerank"):
         run.evaluate("retrieval", data, rerankk=4)
+    for wrong in ({"rerank": -1}, {"rerank": 2.5}, {"batch": 0}, {"limit": -3}, {"limit": "5"}):
+        with pytest.raises(UserError, match=f"cannot be `{next(iter(wrong))}`: give a"):
+            run.evaluate("retrieval", data, **wrong)
+    with pytest.raises(UserError, match="'red,blue' cannot be `words`, which are several"):
+        run.evaluate("reconstruction", data, words="red,blue")
