@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from mvlm.errors import UserError
 from mvlm.export.card import model_card
 from mvlm.export.dual import export_dual
 from mvlm.export.folder import export_folder
@@ -19,8 +20,10 @@ def export_run(run: Path, out: Path, form: Format = "hf") -> None:
         form: "hf", for AutoModel and AutoProcessor; "onnx" or "torch", graphs that give vectors for retrieval.
 
     Raises:
-        UserError: there is no such run, packages are missing, or the folder cannot be written.
+        UserError: there is no such form or run, packages are missing, or the folder cannot be written.
     """
+    if form not in get_args(Format):
+        raise UserError(f"No model is exported in the form {form!r}: choose one of {', '.join(get_args(Format))}.")
     if form == "hf":
         export_folder(run, out, model_card(run, out.name))
     else:
