@@ -11,7 +11,7 @@ import torch
 
 from mvlm.api.corpus import find_shards
 from mvlm.api.recipe import choose_tuning
-from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, require_data, write_recipe
+from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, require_data, run_folder, write_recipe
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_stored_config
@@ -46,7 +46,7 @@ def finetune(
     """
     if task not in TASKS:
         raise UserError(f"mvlm.finetune knows no task {task!r}: choose one of {', '.join(TASKS)}.")
-    corpus, run = find_shards(Path(data), Task(task).corpus), Path(out)
+    run, corpus = run_folder(out), find_shards(Path(data), Task(task).corpus)
     if not corpus:
         raise UserError(f"No shards at {data}: make them from {task}'s files with `mvlm-data shard`.")
     if not (run / RECIPE).exists():

@@ -108,6 +108,13 @@ class FineTunedRun(RunFolder):
         return load_finetuned(self.folder, device)
 
 
+def run_folder(out: str | os.PathLike[str]) -> Path:
+    """Raises `UserError` for an empty name, which would be the current folder."""
+    if not os.fspath(out).strip():
+        raise UserError("`out` is empty: give it the name of a folder for the run.")
+    return Path(out)
+
+
 def write_recipe(folder: Path, recipe: Recipe, heading: str) -> None:
     """Print what was chosen, and write it to the run's folder. Raises `UserError` if that cannot be done."""
     print(f"{recipe.base}: {recipe.reason}", *recipe.choices, sep="\n  ", flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from mvlm.api.corpus import prepare
 from mvlm.api.dictionary import make_dictionary
 from mvlm.api.recipe import DICTIONARY_SIZE, choose, is_small
-from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, require_data, write_recipe
+from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, require_data, run_folder, write_recipe
 from mvlm.pretrained.packaged import small_encoders
 
 SHARDS = "shards"
@@ -39,7 +38,7 @@ def train(
         UserError: something is wrong with the pictures or the settings, or training failed; the message says what to
             do.
     """
-    run = Path(out)
+    run = run_folder(out)
     corpus = prepare(os.fspath(data), run / SHARDS)
     if not (run / RECIPE).exists():
         gpus, encoders, dictionary = torch.cuda.device_count(), small_encoders(), (run / DICTIONARY).absolute()

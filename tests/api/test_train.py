@@ -174,6 +174,10 @@ def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_pa
         mvlm.train(scenes, out=tmp_path / "run", settings={"run.dir": str(tmp_path / "other")})
     with pytest.raises(UserError, match=r"train\.step.*train\.steps"):
         mvlm.train(scenes, tmp_path / "run", {"train.step": 3})
+    with pytest.raises(UserError, match="`out` is empty"):
+        mvlm.train(scenes, "")
+    with pytest.raises(UserError, match="`out` is empty"):
+        mvlm.finetune(tmp_path / "run", "vqa", scenes, out=" ")
 
 
 @pytest.mark.parametrize("images", [2, 500, 200_000, 5_000_000])
