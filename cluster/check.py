@@ -15,7 +15,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
 from .command_lines import require_works
-from .environment import for_process, inherited, python
+from .environment import check_references, for_process, inherited, python
 from .job import Job, out_of_sight
 from .sweep import override
 
@@ -35,6 +35,7 @@ def check_run(job: Job, overrides: list[str], here: bool, missing: Collection[st
     Raises:
         UserError: with a line for each thing that is wrong.
     """
+    check_references(job.environment, "job.environment")
     if job.command:
         _check_command(job, overrides)
         return

@@ -91,6 +91,10 @@ def test_gpus_of_each_task_are_seen_by_all_tasks_of_a_node(job: Path, launcher: 
         ('job.run="mvlm/configs/tiny.toml"', "job.command and job.run are both given"),
         ('job.deepspeed="ds_configs/cpu.json"', "job.command and job.deepspeed are both given"),
         ("train.steps=3", "train.steps=3 is a setting of a run"),
+        (
+            "job.environment.KEY=env:MVLM_NOT_SET",
+            "job.environment.KEY is 'env:MVLM_NOT_SET', and MVLM_NOT_SET is not",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence(job: Path, override: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
