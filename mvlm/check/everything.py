@@ -12,8 +12,9 @@ from mvlm.check.report import Report
 from mvlm.checkpoint.integrity import check_continuity
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
-from mvlm.data.shards.mixture import Mixture, training_mixture
+from mvlm.data.shards.mixture import Mixture, held_out, training_mixture
 from mvlm.errors import UserError
+from mvlm.evaluate.training import Evaluator
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.compilation import is_compiled
 from mvlm.training.fit.stages import Standing, settle_stages
@@ -74,6 +75,19 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
         _check_deepspeed(report, config, content, (given.json, given.toml), replicas, mixture, parameters, own)
     if mixture:
         _warn(report, config, content, given.json or "", mixture)
+    _check_measured(report, config)
+
+
+def _check_measured(report: Report, config: Config) -> None:
+    """What is evaluated beside `data.eval`, and whether that is what `eval.select` names."""
+    if not config.data.eval or config.eval.every < 0:
+        return
+    try:
+        held_out(config.data, config.task.corpus)
+    except UserError:  # which has been reported
+        return
+    with report.judged("eval"):
+        Evaluator(config.data, config.task, config.objectives, config.model.image_size, config.eval, pictures=0)
 
 
 def _settle_stages(report: Report, given: Given, start: Start) -> Standing | None:

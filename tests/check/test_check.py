@@ -202,6 +202,16 @@ def test_check_and_train_say_the_same(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("override", ["eval.select=eval/typo", 'eval.foils=["nowhere"]', "eval.classes=nowhere"])
+def test_check_and_train_say_the_same_of_what_is_evaluated(
+    override: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = overrides(scenes, tmp_path / "run", f"data.eval={scenes}/eval", override)
+    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
+    assert problems(words) == [said]
+
+
 def test_the_room_for_a_checkpoint_holds_the_average_of_the_weights_too(scenes: Path, tmp_path: Path) -> None:
     config = load_config(TOML, overrides(scenes, tmp_path, "train.ema=0.9"))
     assert checkpoint_bytes(100, config) == 1600 == 400 + checkpoint_bytes(100, load_config(TOML, TINY))
