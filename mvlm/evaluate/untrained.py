@@ -11,7 +11,11 @@ WHAT = {"itm": "matching", "image": "reconstructing images", "text": "filling in
 
 def untrained(model: MaskVLM, name: Literal["itm", "image", "text"]) -> str:
     """Why answers that need an objective may mean nothing; "" where the last updates were with it."""
-    if getattr(model.objectives, name):
-        return ""
-    because = f"its last updates were without {WHAT[name]} (objectives.{name} = 0)"
-    return f"This model may know nothing of {WHAT[name]}: {because}; train it with that above 0."
+    objectives, what = model.objectives, WHAT[name]
+    if not getattr(objectives, name):
+        because = f"its last updates were without {what} (objectives.{name} = 0)"
+        return f"This model may know nothing of {what}: {because}; train it with that above 0."
+    if name != "itm" and objectives.reconstruct_from == "self":
+        because = 'its last updates were with objectives.reconstruct_from = "self"'
+        return f"This model may know nothing of {what} with the help of the other modality: {because}."
+    return ""

@@ -107,6 +107,8 @@ def test_the_protocol_says_what_the_model_was_not_trained_to_reconstruct(model, 
     assert "may know nothing of filling in words" in protocol
     assert "(objectives.text = 0)" in protocol
     assert "reconstructing images" not in protocol
+    alone = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, reconstruct_from="self")))
+    assert evaluate_reconstruction(alone, dataset, 64, CPU)["protocol"].count('reconstruct_from = "self"') == 2
 
 
 @torch.no_grad()
