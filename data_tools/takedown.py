@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mvlm.data.images.encoded import ChangedImage
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.location import ShardLocation, open_location
@@ -100,15 +102,21 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
 
 
 def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:
-    """The SHA-256 of each image of a shard, with its row."""
-    file = location.map(number, location.manifest.shards[number])
-    reader, first = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(file.data))), 0
-    for at in range(reader.num_record_batches):
-        batch = reader.get_batch(at)
-        for name in filter(batch.schema.names.__contains__, IMAGE_COLUMNS):
-            for row, image in enumerate(batch[name], first):
-                yield row, hashlib.sha256(resolved(image.as_buffer())).hexdigest()
-        first += len(batch)
+    """The SHA-256 of each image of a shard, with its row; raises `UserError` where the shard is damaged."""
+    first = 0
+    try:
+        file = location.map(number, location.manifest.shards[number])
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(file.data)))
+        for at in range(reader.num_record_batches):
+            batch = reader.get_batch(at)
+            batch.validate(full=True)
+            for name in filter(batch.schema.names.__contains__, IMAGE_COLUMNS):
+                for row, image in enumerate(batch[name], first):
+                    with suppress(ChangedImage):  # nobody can use it either
+                        yield row, hashlib.sha256(resolved(image.as_buffer())).hexdigest()
+            first += len(batch)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{location.name(number)} cannot be read ({error}): copy or shard it again.") from None
 
 
 def _stored(folder: str | Path) -> bytes | None:

@@ -142,6 +142,20 @@ def test_hashes_are_the_same_in_letters_of_either_case(tmp_path, capsys):
     assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [1, 2, 3, 4, 5]
 
 
+def test_a_damaged_shard_is_named_where_its_images_are_hashed(whole, tmp_path, capsys):
+    folder = tmp_path / "s"
+    shutil.copytree(whole, folder)
+    (tmp_path / "list").write_text("f" * 64)
+    key = Mixture([whole]).key(14).encode()
+    for name, bytes_there in (("000001.arrow", b"ARROW1"), ("000002.arrow", key)):
+        content = (folder / name).read_bytes()
+        place = content.rindex(bytes_there)
+        (folder / name).write_bytes(content[:place] + b"\xff" * 6 + content[place + 6 :])
+        assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 1
+        assert f"{name} cannot be read (" in capsys.readouterr().err
+        shutil.copy(whole / name, folder / name)
+
+
 def test_lists_that_are_taken_down_at_the_same_time_both_hold(whole, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
