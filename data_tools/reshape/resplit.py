@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from zlib_ng import zlib_ng
 
+from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.files import table_file
 from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.integrity import check_lengths
+from mvlm.data.shards.location import open_location
 from mvlm.data.shards.schema import IMAGE_COLUMNS, SCHEMAS, read_manifest
-from mvlm.data.shards.tables import named_in_conditions
+from mvlm.data.shards.tables import columns_of, named_in_conditions
 from mvlm.errors import UserError
 
 from ..corpora import kept_rows, shard_rows
 from ..meta import with_meta
 from ..record import Record
-from ..split import NoSplit, Split
+from ..split import MISSING, NoSplit, Split
 from ..store.destination import staged
 from ..writer import CorpusWriter
 
@@ -41,8 +44,7 @@ def resplit(
         UserError: there is no such column, a row names none of the splits, a split is left empty, the corpus is
             damaged, or `out` cannot be written.
     """
-    task = read_manifest(folder).task
-    columns = [name for name in SCHEMAS[task].names if name not in IMAGE_COLUMNS]
+    task, columns = read_manifest(folder).task, _columns(folder)
     if split.field not in columns:
         raise UserError(f"{folder} has no column {split.field!r} to split by: give one of {', '.join(columns)}.")
 
@@ -50,8 +52,13 @@ def resplit(
         for row in checked_rows(folder):
             on_row(len(row["image"]))
             try:
-                name = split.allot(Record(row["key"], b"", (), row["source"], row))
+                name = split.allot(Record(row["key"], b"", (), row["source"], row["meta"] | row))
             except NoSplit as none:
+                if none.reason == MISSING:
+                    raise UserError(
+                        f"{folder} has the row {row['key']}, which has no {split.field!r} to split by: give a column "
+                        "that every row has."
+                    ) from None
                 raise UserError(f"{folder} has the row {row['key']}, whose {none}: name all splits.") from None
             yield row, name
 
@@ -60,6 +67,14 @@ def resplit(
         if empty := [name for name, rows in counts.items() if not rows]:
             raise UserError(f"{out} was not made, because no row fell into the split {empty[0]!r}: {split.remedy}.")
     return counts
+
+
+def _columns(folder: Path) -> list[str]:
+    """Those of the shards and of their tables, without the images."""
+    location = open_location(folder, Cache())
+    of_tables = (columns_of(location, number, ())[1] for number in range(len(location.manifest.shards)))
+    names = dict.fromkeys(chain(SCHEMAS[location.manifest.task].names, *of_tables))
+    return [name for name in names if name not in IMAGE_COLUMNS]
 
 
 def checked_rows(folder: Path) -> Iterator[Columns]:

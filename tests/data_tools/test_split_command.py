@@ -14,15 +14,27 @@ from made_corpus import caption_rows, write_corpus
 
 
 def test_the_bytes_are_those_of_sharding_with_the_split(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", 40)
-    shard, split = ["shard", "folder", tmp_path / "in", "--workers", 1], ["--split", "train=0.7,eval=0.3"]
+    write_folder(tmp_path / "in", 40, group=lambda number: f"lane {number // 5}")
+    shard, shares = ["shard", "folder", tmp_path / "in", "--workers", 1], ["--split", "train=0.7,eval=0.3"]
     run(*shard, "--out", tmp_path / "whole")
-    run(*shard, *split, "--out", tmp_path / "apart")
-    run("split", tmp_path / "whole", *split, "--out", tmp_path / "later")
-    for name in ("train", "eval"):
-        later = tree(tmp_path / "later" / name)
-        assert {"000000.arrow", "000000.index", "000000.meta.parquet", "manifest.json"} == later.keys()
-        assert later == tree(tmp_path / "apart" / name)
+    for column in ("key", "group"):
+        split = [*shares, "--split-by", column]
+        run(*shard, *split, "--out", tmp_path / f"apart by {column}")
+        run("split", tmp_path / "whole", *split, "--out", tmp_path / f"later by {column}")
+        for name in ("train", "eval"):
+            later = tree(tmp_path / f"later by {column}" / name)
+            assert {"000000.arrow", "000000.index", "000000.meta.parquet", "manifest.json"} == later.keys()
+            assert later == tree(tmp_path / f"apart by {column}" / name)
+
+
+def test_a_row_without_what_is_split_by_is_named(fails: Callable[..., str], tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 4, group=lambda number: "lane" if number < 3 else None)
+    run("shard", "folder", tmp_path / "in", "--workers", 1, "--out", tmp_path / "c")
+    argv = ["split", tmp_path / "c", "--split", "a=0.5,b=0.5", "--out", tmp_path / "out", "--split-by"]
+    assert "has the row r3, which has no 'group' to split by: give a column that every row has." in fails(
+        *argv, "group"
+    )
+    assert "no column 'image' to split by: give one of key, captions, source," in fails(*argv, "image")
 
 
 def test_no_row_is_lost_and_the_order_kept(tmp_path: Path) -> None:
