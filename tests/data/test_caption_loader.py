@@ -61,6 +61,8 @@ def test_what_cannot_go_on_says_why(folder, rows, tmp_path):
     for state, said in (
         (other.state_dict(), "for other data"),
         (loader(folder, seed=4).state_dict(), "for another seed"),
+        (loader(folder, shuffle="blocks").state_dict(), "for another shuffle or epoch"),
+        (loader(folder, epoch="images").state_dict(), "for another shuffle or epoch"),
         (loader(folder).state_dict() | {"samples_seen": 24}, "24 samples, not a multiple of 16"),
     ):
         with pytest.raises(UserError, match=said):

@@ -59,7 +59,8 @@ class CaptionLoader:
         table = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
         self._data = config_from_dict({"data": {"train": as_paths(data), **table}}, "CaptionLoader").data
         self._mixture = training_mixture(self._data)
-        self._sampler = make_sampler(self._mixture, seed, [order_of(self._data)])
+        order = order_of(self._data)
+        self._sampler, self._order = make_sampler(self._mixture, seed, [order]), f"{order} of {self._data.epoch}"
         self._dataset = PlainDataset(self._mixture, self._data, image_size, seed)
         self._global, self._batch, self._rank, self._world = batch * world, batch, rank, world
         self._seed, self._collate = seed, collate
@@ -82,18 +83,22 @@ class CaptionLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream, on all ranks, after the batches that were handed out."""
-        return {"samples_seen": self._seen, "seed": self._seed, "fingerprint": self._mixture.fingerprint}
+        known = {"seed": self._seed, "fingerprint": self._mixture.fingerprint, "order": self._order}
+        return {"samples_seen": self._seen} | known
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a position.
 
         Raises:
-            UserError: the state belongs to other data, another seed or another global batch.
+            UserError: the state belongs to other data, another seed, another order or another global batch.
         """
         here = self.state_dict()
-        for name, what in (("fingerprint", "for other data"), ("seed", "for another seed")):
-            if state[name] != here[name]:
-                raise UserError(f"The loader's state is {what}: give the loader the arguments that it was saved with.")
+        differences = {"fingerprint": "other data", "seed": "another seed", "order": "another shuffle or epoch"}
+        for name, what in differences.items():
+            if state.get(name) != here[name]:
+                raise UserError(
+                    f"The loader's state is for {what}: give the loader the arguments that it was saved with."
+                )
         if state["samples_seen"] % self._global:
             raise UserError(
                 f"The loader has seen {state['samples_seen']} samples, not a multiple of {self._global}: choose batch "
