@@ -47,6 +47,7 @@ from mvlm.runtime.storage import write_durably
 
 EVALUATING = "evaluating"
 LOOK_S, DIGITS = 2.0, 16
+SO = "free some room and start again"
 PARTIAL = ".partial-0"  # of no attempt, as in mvlm/checkpoint/fetch.py
 
 
@@ -77,6 +78,7 @@ class EvaluationJob:
         self._evaluator: Evaluator | None = None
         self._asked: tuple[Any, ...] = ()
         self._selector: Selector | None = None
+        self._told: set[str] = set()
 
     def follow(self) -> None:
         """Return when every checkpoint of the finished run has been evaluated.
@@ -101,10 +103,21 @@ class EvaluationJob:
                 weights = fingerprint(folder)[:DIGITS] if (folder / INDEX).is_file() else ""
                 if weights and (step_of(folder), weights) not in known:
                     return Turn(self._hold(folder), step_of(folder), weights)
-            except (FileNotFoundError, UserError):
-                rank_log.warning(f"{folder.name} was deleted before it was evaluated: raise checkpoint.keep.")
+            except (FileNotFoundError, UserError) as error:
+                self._tell_why_not(folder, error)
+            except OSError as error:
+                raise cannot_write(str(self.run / EVALUATING), error, SO) from None
         self._restore_best()
         return Turn(done=done)
+
+    def _tell_why_not(self, folder: Path, error: Exception) -> None:
+        """Once, for what is damaged is met again at each look."""
+        sentence = f"{folder.name} was deleted before it was evaluated: raise checkpoint.keep."
+        if (folder / INDEX).is_file():
+            sentence = f"{folder.name} is damaged and is not evaluated: {error}"
+        if sentence not in self._told:
+            self._told.add(sentence)
+            rank_log.warning(sentence)
 
     def _hold(self, folder: Path) -> Path:
         """A copy of a checkpoint by hard links; raises `UserError` or `FileNotFoundError` where it is not whole."""
@@ -112,7 +125,7 @@ class EvaluationJob:
         shutil.rmtree(held, ignore_errors=True)
         _link(folder, held)
         if reason := find_damaged_file(held, hashes=False):
-            raise UserError(reason)
+            raise UserError(f"{reason}.")
         return held
 
     def _evaluate(self, turn: Turn, held: Path) -> None:
@@ -131,6 +144,8 @@ class EvaluationJob:
 
     def _record(self, turn: Turn, metrics: dict[str, float]) -> None:
         line = {"step": turn.step, **metrics, "weights": turn.weights}
+        if self._selector:
+            self._selector.judge(None, turn.step, metrics)
         try:
             append_durably(self.run / EVALUATIONS, json.dumps(line) + "\n")
             best = self._best()
@@ -138,7 +153,7 @@ class EvaluationJob:
                 write_durably(self.run / CHECKPOINTS / BEST, step_name(best.step))
             self._let_go(best)
         except OSError as error:
-            raise cannot_write(str(self.run / EVALUATIONS), error, "free some room and start again") from None
+            raise cannot_write(str(self.run / EVALUATIONS), error, SO) from None
         shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
         self._say(f"step {turn.step}  held out: {shown}{'  (the best)' if best and best.step == turn.step else ''}")
 
@@ -149,7 +164,8 @@ class EvaluationJob:
         best: BestEvaluation | None = None
         latest = {line["step"]: line for line in read_evaluations(self.run)}
         for step, metrics in sorted(latest.items()):
-            best = self._selector.judge(best, step, metrics)
+            if self._selector.metric in metrics:  # or eval.select, and what is measured, was another then
+                best = self._selector.judge(best, step, metrics)
         return best
 
     def _let_go(self, best: BestEvaluation | None) -> None:
@@ -212,7 +228,7 @@ def _alone(run: Path) -> Iterator[None]:
             except BlockingIOError:
                 raise UserError(f"Another `mvlm evaluate --follow` is at {run}: end that one first.") from None
             except OSError as error:
-                raise cannot_write(str(run / EVALUATING), error, "free some room and start again") from None
+                raise cannot_write(str(run / EVALUATING), error, SO) from None
 
         dist.as_rank_0(begin)
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main
 from mvlm.checkpoint.description import EVALUATIONS
-from mvlm.checkpoint.layout import CHECKPOINTS, find_checkpoint, step_name, step_of
+from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, find_checkpoint, step_name, step_of
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.tensors import fingerprint
 from mvlm.cli.train import evaluator
@@ -123,3 +124,36 @@ def test_a_step_that_was_evaluated_again_counts_as_it_was_last(tmp_path: Path) -
     job._selector = Selector(SELECT, lower=False, patience=0)
     best = job._best()
     assert best and (best.step, best.value) == (8, 0.5)
+
+
+def test_what_was_evaluated_before_eval_select_was_changed_is_no_best(tmp_path: Path) -> None:
+    lines = [{"step": 4, "eval/mean_recall": 0.9}, {"step": 8, SELECT: 0.5}]
+    (tmp_path / EVALUATIONS).write_text("".join(json.dumps(line | {"weights": "w"}) + "\n" for line in lines))
+    job = EvaluationJob(tmp_path, (), print)
+    job._selector = Selector(SELECT, lower=False, patience=0)
+    best = job._best()
+    assert best and (best.step, best.value) == (8, 0.5)
+
+
+def cut_weights(checkpoint: Path) -> None:
+    with open(next(checkpoint.glob("weights-*")), "rb+") as file:
+        file.truncate(100)
+
+
+def empty_index(checkpoint: Path) -> None:
+    (checkpoint / INDEX).write_text("")
+
+
+@pytest.mark.parametrize("damage", [cut_weights, empty_index])
+def test_a_damaged_checkpoint_is_told_once_as_what_it_is(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    checkpoint = find_checkpoint(run)
+    damage(checkpoint)
+    job = EvaluationJob(run, (), print)
+    for _ in range(2):
+        assert job._next().step != step_of(checkpoint)
+    [sentence] = [line for line in capsys.readouterr().err.splitlines() if checkpoint.name in line]
+    assert "is damaged and is not evaluated: " in sentence and "deleted" not in sentence
