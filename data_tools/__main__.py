@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import signal
 import sys
 import traceback
+from types import FrameType
+from typing import NoReturn
 
 from mvlm import __version__
 from mvlm.errors import ExitCode, UserError
@@ -59,9 +62,20 @@ def complete(arguments: argparse.Namespace) -> int:
     return 0
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which by itself would leave temporary folders behind."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    for worker in multiprocessing.active_children():
+        worker.terminate()  # or the end would wait for what they are at
+    raise Terminated
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts commands that ignore it
+    signal.signal(signal.SIGTERM, _terminate)
     words = sys.argv[1:] if argv is None else argv
     of_a_source = words[:1] in (["shard"], ["count"])
     described = of_a_source and not {"-h", "--help"}.isdisjoint(words)
@@ -88,9 +102,9 @@ def main(argv: list[str] | None = None) -> int:
             log.error(f"{error}: check that file and its disk.")
         let_go(sys.stdout)
         return ExitCode.MISTAKE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         log.error("Interrupted: the same command again resumes; nothing half-written looks complete.")
-        return ExitCode.INTERRUPTED
+        return ExitCode.REQUEUE if isinstance(stop, Terminated) else ExitCode.INTERRUPTED
     except Exception:
         traceback.print_exc()
         return ExitCode.BUG

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
@@ -23,24 +24,32 @@ def start_in_background(*words: str) -> subprocess.Popen[str]:
     )
 
 
-def test_sharding_stops_and_says_how_to_resume(tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "shards"
+@pytest.mark.parametrize(("number", "workers", "code"), [(signal.SIGINT, "1", 130), (signal.SIGTERM, "2", 75)])
+def test_sharding_stops_and_says_how_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, workers: str, code: int
+) -> None:
+    source, out, work = tmp_path / "source", tmp_path / "shards", tmp_path / "work"
     source.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("TMPDIR", str(work))
     Image.effect_noise((1200, 1200), 50).convert("RGB").save(source / "noise.jpg")
     records = ({"id": str(number), "image": "noise.jpg", "caption": "noise"} for number in range(5000))
     (source / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
-    process = start_in_background("data_tools", "shard", "folder", str(source), "--out", str(out), "--workers", "1")
+    process = start_in_background(
+        "data_tools", "shard", "folder", str(source), "--out", f"file://{out}", "--workers", workers
+    )
     try:
         deadline = time.monotonic() + 100
-        while list(tmp_path.iterdir()) == [source]:
+        while not any(path.is_file() for path in work.glob("mvlm-shards-*/**/*")):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130 and "the same command again" in errors and "Traceback" not in errors
+    assert process.returncode == code and "the same command again" in errors and "Traceback" not in errors
     assert not (out / "manifest.json").exists()
+    assert not any(work.iterdir())
 
 
 def test_a_watch_ends(tmp_path: Path) -> None:

@@ -19,16 +19,20 @@ REMEDY = "see that --out and what it needs to be written are right, and run the 
 
 
 @contextmanager
-def open_url(url: str, shared: bool = False) -> Iterator[Store]:
-    """Yield the store for a URL, whose shards are made in a temporary folder; `shared` as of a folder."""
+def open_url(url: str, shared: bool = False, above: Path | None = None) -> Iterator[Store]:
+    """Yield the store for a URL, whose shards are made in a temporary folder; `shared` as of a folder.
+
+    Args:
+        above: where that folder is made; None = in TMPDIR.
+    """
     storage = Storage(url, REMEDY)
-    with tempfile.TemporaryDirectory(prefix="mvlm-shards-") as work:
+    with tempfile.TemporaryDirectory(prefix="mvlm-shards-", dir=above) as work:
         try:
             yield RemoteStore(storage, Path(work), shared)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise UserError(
-                    f"No room for a shard of {url} in {Path(work).parent} ({error.strerror}): free space, "
+                    f"No room for a shard of {url} in {tempfile.gettempdir()} ({error.strerror}): free space, "
                     "set TMPDIR or give a smaller --shard-mb."
                 ) from None
             raise
@@ -52,7 +56,8 @@ class RemoteStore(Store):
 
     @contextmanager
     def for_task(self) -> Iterator[Store]:
-        with open_url(self._storage.url) as store:
+        above = self.work if self.work.is_dir() else None  # on this machine: it goes with that, also after a kill
+        with open_url(self._storage.url, above=above) as store:
             yield store
 
     def keep(self, name: str) -> None:
