@@ -69,7 +69,7 @@ class Supervisor:
                 echo.join(READER_PATIENCE)
 
     def _show_logs(self, ended: threading.Event) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the logs keep it
+        with contextlib.suppress(OSError):  # the logs keep it
             show(self.logs, lambda: not ended.is_set(), after=self._first - 1)
 
     def _count_signal(self, number: int, frame: FrameType | None) -> None:
@@ -116,7 +116,10 @@ class Supervisor:
                 raise
         attempt.ended, attempt.exit_code = time.time(), code
         attempt.step = newest_step(Path(self.record.run_folder))
-        self.record.save(self.logs)
+        try:
+            self.record.save(self.logs)
+        except OSError as error:  # what the ranks have done is done all the same
+            log.warning(f"{self.logs} cannot be told how attempt {number} ended ({error}): free some room there.")
         return code
 
     def _watch(self, launcher: subprocess.Popen[bytes], number: int) -> int:

@@ -225,3 +225,13 @@ def test_logs_of_ranks_are_merged_by_line_and_named(cluster, tmp_path):
     assert (b"".join(merged.new()), merged.unended()) == (b"", b"0: last\n")
     (folder / "rank-00011.log").unlink()
     assert b"".join(MergedLogs(tmp_path, 12).new()) == b"launching\nzero\n"
+
+
+def test_a_job_that_filled_the_disk_of_its_logs_ends_as_its_ranks_did(mount_disk):
+    disk = mount_disk("64k")
+    fills = f"open({str(disk / 'full')!r}, 'wb', 0).write(bytes(1 << 20)); raise SystemExit(75)"
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, str(disk), fills, "0"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 75 and "Traceback" not in done.stderr
+    assert f"cluster: {disk} cannot be told how attempt 1 ended ([Errno 28] No space left on device" in done.stderr
