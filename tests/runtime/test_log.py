@@ -51,14 +51,16 @@ def test_a_progress_bar_is_not_torn() -> None:
 
 
 DIRECT = {
+    "mvlm/__main__.py",  # lets go of what cannot be said any more
     "mvlm/check/nodes/rollcall.py",  # ends a process whose main thread is stuck
     "mvlm/cli/check.py",  # what libraries print when they are imported
     "mvlm/cli/evaluate.py",  # where a file that was asked for is
     "mvlm/cli/train.py",  # names its rank, be it 0
     "mvlm/runtime/launch.py",  # has what was said written before a rank ends
     "mvlm/runtime/log.py",
+    "mvlm/runtime/output.py",  # the same
     "mvlm/search/build.py",  # a progress bar
-    "mvlm/training/logging/monitor.py",  # the same
+    "mvlm/training/logging/monitor.py",  # another
 }
 """Who writes to standard error without `logging`, beside the watchdog, which writes to the descriptor itself."""
 
