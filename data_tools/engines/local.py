@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
@@ -17,6 +18,9 @@ from .chunks import HELD, RETRIES, apply, chunks, in_order
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+LONGEST_FOLDER = 75
+"""Bytes of a temporary folder in which the fork server's socket has room: Unix takes paths of 107."""
 
 
 def cores() -> int:
@@ -68,7 +72,8 @@ class _Pool(Generic[T, R]):
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
         # Forking this process while a progress bar's thread runs could deadlock the child.
-        return ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_begin)
+        fits = len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER
+        return ProcessPoolExecutor(workers, get_context("forkserver" if fits else "spawn"), initializer=_begin)
 
     def submit(self, chunk: list[T]) -> Future[list[R]]:
         try:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data_tools.engines.chunks import CHUNK_ITEMS
-from data_tools.engines.local import ordered_map
+from data_tools.engines.local import LONGEST_FOLDER, ordered_map
 from mvlm.errors import UserError
+from tests.conftest import ROOT
 
 
 def weightless(item: object) -> int:
@@ -74,3 +76,12 @@ def test_workers_end_with_a_parent_that_is_killed() -> None:
     assert parent.stdout and parent.stdout.readline() == "begun\n"
     parent.kill()
     parent.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("letters", [LONGEST_FOLDER, LONGEST_FOLDER + 1])
+def test_a_temporary_folder_may_have_a_long_name(letters: int) -> None:
+    mapped = "from data_tools.engines.local import ordered_map; print(*ordered_map(abs, [-3], lambda item: 0, 2))"
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="x" * 32, suffix="x" * (letters - len("/tmp/") - 40)) as folder:
+        environment = os.environ | {"TMPDIR": folder}
+        done = subprocess.run([sys.executable, "-c", mapped], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert len(folder) == letters and done.stdout == "(-3, 3)\n", done.stderr
