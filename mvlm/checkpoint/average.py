@@ -19,7 +19,7 @@ from torch import Tensor
 from mvlm.checkpoint.description import CONFIG, DESCRIPTION, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import INDEX, STATE, WEIGHTS, Entry, find_damaged_file
-from mvlm.checkpoint.tensors import open_weights, stream_tensors
+from mvlm.checkpoint.tensors import open_tensors, open_weights, stream_tensors
 from mvlm.config.load import load_stored_config
 from mvlm.config.parameters import FORMAT
 from mvlm.errors import UserError, cannot_write
@@ -81,7 +81,7 @@ def _meaning(checkpoint: Path) -> dict[str, Any]:
         for path in sorted((folder / kind).iterdir()):
             if DESCRIPTION.fullmatch(f"{kind}/{path.name}"):
                 meaning[f"{kind}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    with open_weights(checkpoint) as files:
+    with open_tensors(checkpoint, WEIGHTS) as files:
         return meaning | {f"the shape of {name}": tensor.shape for name, tensor in sorted(files.items())}
 
 

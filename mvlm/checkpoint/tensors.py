@@ -204,8 +204,11 @@ def is_averaged(checkpoint: Path) -> bool:
 
 def fingerprint(checkpoint: Path) -> str:
     """Equal exactly when the weights, and the average of them, are the same files; whether moments lie there or not."""
-    weights = [entry for entry in _index(checkpoint) if entry.file.startswith((f"{WEIGHTS}-", f"{EMA}-"))]
-    return hashlib.sha256("".join(sorted(entry.sha256 for entry in weights)).encode()).hexdigest()
+    return hashlib.sha256("".join(sorted(entry.sha256 for entry in _weights(checkpoint))).encode()).hexdigest()
+
+
+def _weights(checkpoint: Path) -> list[Entry]:
+    return [entry for entry in _index(checkpoint) if entry.file.startswith((f"{WEIGHTS}-", f"{EMA}-"))]
 
 
 @contextmanager
@@ -216,6 +219,9 @@ def open_weights(checkpoint: Path) -> Iterator[dict[str, StoredTensor]]:
         UserError: a file is missing, cut short or damaged.
     """
     with open_tensors(checkpoint, WEIGHTS) as weights, open_tensors(checkpoint, EMA) as averages:
+        for entry in _weights(checkpoint):
+            if damage := entry.damage(checkpoint):
+                raise UserError(f"{checkpoint} is damaged ({damage}): use another checkpoint.")
         yield weights | averages
 
 

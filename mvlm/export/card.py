@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import mvlm
 from mvlm.checkpoint.description import described_in
-from mvlm.checkpoint.layout import STATE, find_checkpoint
-from mvlm.checkpoint.tensors import is_averaged, open_weights
+from mvlm.checkpoint.layout import STATE, WEIGHTS, find_checkpoint
+from mvlm.checkpoint.tensors import is_averaged, open_tensors
 from mvlm.config.schema import Model
 from mvlm.export.configuration import NEEDED
 from mvlm.report.facts import RunFacts, read_facts, read_json
@@ -35,7 +35,7 @@ def model_card(run: Path, name: str) -> str:
     checkpoint = find_checkpoint(run)
     facts = read_facts(checkpoint.parent.parent, described_in(checkpoint))
     blueprint, task = facts.blueprint, facts.blueprint.task
-    with open_weights(checkpoint) as tensors:
+    with open_tensors(checkpoint, WEIGHTS) as tensors:
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     state = read_json(checkpoint / STATE) or {}
     pages = Environment(loader=PackageLoader("mvlm.export", "."), undefined=StrictUndefined, autoescape=False)

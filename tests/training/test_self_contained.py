@@ -118,6 +118,15 @@ def test_a_checkpoint_with_another_tokenizer_is_refused_and_the_one_before_is_re
     assert losses_by_step(run) == before
 
 
+def test_a_flipped_bit_of_the_weights_is_refused_by_who_asks_the_model(run: Path) -> None:
+    (weights, *_) = find_checkpoint(run).glob("weights-*")
+    content = bytearray(weights.read_bytes())
+    content[-4] ^= 1  # the last number's least bit
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"step_00000006 is damaged \(weights-.* has another SHA-256 .*: use another"):
+        load_run(run)
+
+
 def test_a_checkpoint_of_before_reads_its_runs_folder_and_says_what_is_missing(
     resume_kept: Resume, tmp_path: Path
 ) -> None:
