@@ -18,6 +18,7 @@ from mvlm.evaluate.training import Evaluator
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.compilation import is_compiled
 from mvlm.training.fit.stages import Standing, settle_stages
+from mvlm.training.logging.trackers import require_installed
 from mvlm.training.schedule import schedule_steps
 from mvlm.training.warnings import find_warnings
 from mvlm.training.zero.config import RunSide, resolve
@@ -68,6 +69,8 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
         checkpoints.check_room(report, config, parameters)
         checkpoints.check_memory(report, config, parameters, replicas * split or world)
     configuration.check_kernels(report, config)
+    with report.judged("log"):
+        require_installed(config.log)
     if given.json is None:
         report.unknown("deepspeed", "No DeepSpeed JSON was given: --deepspeed_config FILE compares it with the TOML.")
     elif content is not None:
@@ -112,6 +115,8 @@ def _check_coming(report: Report, standing: Standing, start: Start, world: int, 
     for number in range(standing.number + 1, len(standing.stages)):
         coming = standing.stages.config(number)
         configuration.check_layout(report, coming, world, split)
+        with report.judged("log"):
+            require_installed(coming.log)
         with report.judged("data"):
             models.check_model(report, coming, start, training_mixture(coming.data, coming.task.corpus), False)
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,18 @@ def test_check_and_train_say_the_same_of_what_is_evaluated(
     override: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = overrides(scenes, tmp_path / "run", f"data.eval={scenes}/eval", override)
+    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
+    assert problems(words) == [said]
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_check_and_train_say_the_same_of_a_tracker_that_is_not_installed(
+    tracker: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_spec(tracker):
+        pytest.skip(f"{tracker} is installed")
+    words = overrides(scenes, tmp_path / "run", f"log.{tracker}=project")
     assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
     assert problems(words) == [said]
