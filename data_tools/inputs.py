@@ -15,6 +15,7 @@ from glob import has_magic
 from pathlib import Path
 from urllib.parse import unquote
 
+from mvlm.config.shipped import find_example
 from mvlm.errors import UserError, no_shards
 from mvlm.runtime.patterns import is_pattern, matching
 from mvlm.runtime.storage import Storage
@@ -30,7 +31,7 @@ def as_place(text: str) -> PathOrUrl:
     """A URL as it is; a path, or a URL of file://, as a path."""
     if text.startswith("file://"):
         return Path(unquote(text.removeprefix("file://")))
-    return text if "://" in text else Path(text)
+    return text if "://" in text else find_example(text)
 
 
 def expanded(texts: Iterable[str]) -> list[PathOrUrl]:

@@ -169,6 +169,7 @@ WHOLE_CONFIG = (
 """Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""
 DATA_TOOLS_MAY = {
     "mvlm.__version__",
+    "mvlm.config.shipped",
     "mvlm.data.images",
     "mvlm.data.loading.neighbours",
     "mvlm.data.samples.answers",

@@ -421,7 +421,8 @@ def test_a_shipped_file_is_found_by_its_name_and_takes_no_mistyped_files_place(
     for name in ("zero1", "zero1.json", "ds_configs/zero1.json"):
         assert find_file(name, "ds_configs") == shipped_one
     assert find_file("mvlm/configs/ablation/itc.toml", "configs") == ROOT / "mvlm/configs/ablation/itc.toml"
-    for mistyped in ("mine/zero1.json", str(tmp_path / "zero1.json"), "zero9"):
+    assert find_file("examples/scenes.toml", "configs") == ROOT / "examples/scenes.toml"
+    for mistyped in ("mine/zero1.json", str(tmp_path / "zero1.json"), "zero9", "examples/zero1.json"):
         assert find_file(mistyped, "ds_configs") == Path(mistyped)
     Path("zero1.json").write_text("{}")
     assert find_file("zero1.json", "ds_configs") == Path("zero1.json")

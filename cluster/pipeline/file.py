@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mvlm.config.shipped import find_file
+from mvlm.config.shipped import find_example, find_file
 from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
@@ -239,7 +239,8 @@ def _complaints(step: PipelineStep) -> Iterator[str]:
 
 
 def _normal(step: PipelineStep) -> PipelineStep:
-    return replace(step, reads=tuple(map(normal, step.reads)), writes=tuple(map(normal, step.writes)))
+    reads = (path if "://" in path else str(find_example(path)) for path in map(normal, step.reads))
+    return replace(step, reads=tuple(reads), writes=tuple(map(normal, step.writes)))
 
 
 def _nearest(name: str, tables: dict[str, Any]) -> str:

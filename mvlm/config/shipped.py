@@ -18,6 +18,13 @@ def shipped(folder: str) -> Path:
     return next(path for path in (_HOME / folder, _HOME.parent / folder) if path.is_dir())
 
 
+def find_example(given: str | Path) -> Path:
+    """A user's file, or the shipped one that pages name where only a checkout has it: `examples/scenes.toml`."""
+    path = Path(given)
+    shipped_as = [home / path for home in (_HOME, _HOME.parent) if path.parts[:1] == ("examples",)]
+    return next((file for file in (path, *shipped_as) if file.exists()), path)
+
+
 def find_file(given: str | Path, folder: str) -> Path:
     """A user's file, or the shipped one that pages name: `ds_configs/zero1.json`, `zero1.json` or `zero1`.
 
@@ -26,7 +33,7 @@ def find_file(given: str | Path, folder: str) -> Path:
     Args:
         folder: of the shipped ones.
     """
-    path, home = Path(given), shipped(folder)
+    path, home = find_example(given), shipped(folder)
     if path.is_file():
         return path
     for file in sorted(home.rglob("*")):

@@ -50,6 +50,11 @@ def test_a_shipped_pipeline_can_be_submitted(graph: Graph) -> None:
     assert graph.needs[last.name], "the steps hang together"
 
 
+def test_the_emoji_are_found_away_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Graph(load_pipeline("emoji.toml")).from_outside("shards") == [str(ROOT / "examples/emoji.tar")]
+
+
 def test_the_commands_of_shipped_pipelines_are_read_by_their_programs() -> None:
     words = {"wrong": ["mvlm", "export", "run", "--into", "x"]}
     for path in SHIPPED:
