@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import importlib.util
+import itertools
 import json
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -94,6 +97,19 @@ def test_the_commands_that_a_page_names_exist(page: Path, capsys: pytest.Capture
         if words[:2] in (["mvlm", "train"], ["mvlm", "check"], ["mvlm", "plan"]) and words[2] != "data":
             recipe = ROOT / words[2]
             load_config(recipe if recipe.exists() else ROOT / "mvlm/configs/tiny.toml", rest)
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "mvlm/cli").glob("*.py")), ids=lambda path: path.stem)
+def test_the_examples_of_help_have_all_that_their_commands_need(module: Path) -> None:
+    examples = (
+        (ast.get_docstring(ast.parse(module.read_text())) or "").replace("\\\n", "").partition("\nexamples:\n")[2]
+    )
+    for line in examples.partition("\n\n")[0].splitlines():
+        words = list(itertools.takewhile(lambda word: word != ">", shlex.split(line, comments=True)))
+        if "mvlm" in words:  # and not mvlm-cluster
+            given = words[words.index("mvlm") + 1 :]
+            _, settings = command_line(given).parse_known_args(given)
+            assert all("=" in setting for setting in settings), line
 
 
 def test_what_was_measured_is_kept_and_every_kept_result_has_its_page() -> None:

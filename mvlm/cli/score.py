@@ -15,7 +15,8 @@ examples:
   mvlm score s3://bucket/noisy --checkpoint runs/scorer --part $SLURM_ARRAY_TASK_ID/16
   mvlm score shards/noisy --checkpoint runs/scorer --clusters 1000
   torchrun --nproc-per-node 8 -m mvlm score shards/noisy --checkpoint runs/scorer
-  mvlm train run.toml data.train=shards/noisy "data.where=itm_probability > 0.5 and duplicate_similarity < 0.95"
+  mvlm train run.toml --deepspeed_config ds_configs/zero1.json data.train=shards/noisy \\
+      "data.where=itm_probability > 0.5 and duplicate_similarity < 0.95"
 """
 
 from __future__ import annotations
