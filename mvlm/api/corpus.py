@@ -66,8 +66,9 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
 def _unrecognised(path: Path) -> UserError:
     if path.suffix.lower() in (".zip", ".7z", ".rar"):
         return UserError(f"{path} is an archive of a kind that is not read: unpack it, and give the folder.")
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
-    if corpora := [str(folder) for folder in folders if recognise(folder)]:
+    entries = path.iterdir() if path.is_dir() else ()
+    inside = sorted(each for each in entries if each.is_dir() or each.suffix.lower() in (".csv", ".tsv"))
+    if corpora := [str(each) for each in inside if recognise(each)]:
         return UserError(f"{path} is not a corpus, but contains {' and '.join(corpora[:SHOWN])}: give one of them.")
     return UserError(
         f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "

@@ -140,6 +140,12 @@ def test_what_is_no_corpus_is_told_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "set/words.zip").write_bytes(b"PK")
     both = f"is not a corpus, but contains {tmp_path}/set/test and {tmp_path}/set/train: give one of them"
     assert both in said(tmp_path / "set")
+    (tmp_path / "fotos/dcim").mkdir(parents=True)
+    (tmp_path / "fotos/fotos.csv").write_text("Datei;Beschreibung\ndcim/1.jpg;ein Bus\n")
+    assert f"is not a corpus, but contains {tmp_path}/fotos/fotos.csv: give" in said(tmp_path / "fotos")
+    assert "has the columns Datei, Beschreibung: say which with --image-column. To give it options, run" in said(
+        tmp_path / "fotos/fotos.csv"
+    )
     assert "unpack it, and give the folder" in said(tmp_path / "set/words.zip")
     assert "not recognised as a corpus: give a folder with captions.jsonl" in said(tmp_path / "set/train/images")
 
