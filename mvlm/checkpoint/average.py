@@ -26,6 +26,8 @@ from mvlm.errors import UserError, cannot_write
 from mvlm.runtime.storage import sync, write_durably
 
 FILE = f"{WEIGHTS}-00000-of-00001.safetensors"
+PARTS = "averaged.json"
+"""Of a soup alone: the checkpoints that it is the mean of."""
 STARTS = ("vision_weights", "text_weights", "cross_init_std", "temperature", "classifier_init", "text")
 """Keys of [model] that say what a run began with, or, of the text encoder, what its folder describes."""
 SO = "free some room, or give --out another place"
@@ -107,7 +109,7 @@ def _write(checkpoints: Sequence[Path], out: Path) -> None:
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in described}
     newest = max((read_state(checkpoint) for checkpoint in checkpoints), key=lambda state: state.step)
     contents[STATE] = json.dumps(dataclasses.replace(newest, best=None).to_json()).encode()
-    contents["averaged.json"] = json.dumps([str(checkpoint) for checkpoint in checkpoints], indent=1).encode()
+    contents[PARTS] = json.dumps([str(checkpoint) for checkpoint in checkpoints], indent=1).encode()
     for name, content in contents.items():
         write_durably(partial / name, content)
         entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import mvlm
+from mvlm.checkpoint.average import PARTS
 from mvlm.checkpoint.description import described_in
 from mvlm.checkpoint.layout import STATE, WEIGHTS, find_checkpoint
 from mvlm.checkpoint.tensors import is_averaged, open_tensors
@@ -33,7 +35,9 @@ def model_card(run: Path, name: str) -> str:
         UserError: there is no such run, or a file of it is damaged.
     """
     checkpoint = find_checkpoint(run)
-    facts = read_facts(checkpoint.parent.parent, described_in(checkpoint))
+    parts = json.loads((checkpoint / PARTS).read_text(encoding="utf-8")) if (checkpoint / PARTS).exists() else []
+    # A soup may lie in a run's folder, whose numbers are of other weights.
+    facts = read_facts(checkpoint if parts else checkpoint.parent.parent, described_in(checkpoint))
     blueprint, task = facts.blueprint, facts.blueprint.task
     with open_tensors(checkpoint, WEIGHTS) as tensors:
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
@@ -52,6 +56,7 @@ def model_card(run: Path, name: str) -> str:
         step=f"{state.get('step', 0):,}",
         steps=f"{facts.described['steps']:,}",
         averaged=is_averaged(checkpoint),
+        parts=len(parts),
         data=_data(facts),
         text_length=blueprint.text_length,
         image_size=blueprint.model.image_size,

@@ -33,7 +33,7 @@ def write_run(folder, config, files=1, ema=False):
     checkpoint = folder / "checkpoints" / "step_00000007"
     checkpoint.mkdir(parents=True)
     (checkpoint.parent / "latest").write_text(checkpoint.name)
-    (checkpoint / "state.json").write_text('{"step": 7}')
+    (checkpoint / "state.json").write_text('{"step": 7, "samples_seen": 28, "seed": 0, "manifest_fingerprint": ""}')
     weights = {name: weight.data.clone() for name, weight in model.named_parameters()}
     kinds = {"weights": weights} | (
         {"ema": {n: w + 1 for n, w in weights.items() if n.startswith("head")}} if ema else {}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
 from mvlm.__main__ import main
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
 from mvlm.export.auto import register
@@ -253,6 +254,18 @@ def test_the_card_tells_no_numbers_of_other_weights_of_the_run(run, tmp_path):
         (copy / "retrieval.json").write_text(json.dumps(found | {"step": step}))
         card = model_card(copy, "small")
         assert "| eval/image_to_text_r1 | 0.25 |" in card and ("50.0, 50.0, 50.0" in card) == told
+
+
+def test_the_card_of_a_soup_tells_no_numbers_of_the_run_that_it_lies_in(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    soup, step = copy / "soups" / "both", find_checkpoint(copy)
+    assert main(["average", str(step), str(step), "--out", str(soup)]) == 0
+    card = model_card(soup, "small")
+    assert "the mean of 2 checkpoints, the newest of step 7 of 9" in card and "None were measured" in card
+    found = {"image_to_text": {"itc": {"r1": 0.5, "r5": 0.5, "r10": 0.5}}, "step": 7}
+    (soup / "retrieval.json").write_text(json.dumps(found))
+    card = model_card(soup, "small")
+    assert "50.0, 50.0, 50.0" in card and "eval/image_to_text_r1" not in card
 
 
 def test_nothing_of_this_machine_is_told(run, exported):
