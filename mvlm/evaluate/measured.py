@@ -58,7 +58,8 @@ def evaluate_checkpoint(
     settings = _settings(places, asked, loaded.eval)
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
     if settings.where:
-        result["where"] = settings.where
+        told = f"{result['protocol']} Only the rows where {settings.where} are used."
+        result |= {"where": settings.where, "protocol": told}
     if loaded.ema:
         result["weights"] = f"averaged, train.ema = {loaded.ema}"
     return result

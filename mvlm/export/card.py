@@ -13,6 +13,7 @@ import mvlm
 from mvlm.checkpoint.average import PARTS
 from mvlm.checkpoint.description import described_in
 from mvlm.checkpoint.layout import STATE, WEIGHTS, find_checkpoint
+from mvlm.checkpoint.selection import PUT_OFF
 from mvlm.checkpoint.tensors import is_averaged, open_tensors
 from mvlm.config.schema import Model
 from mvlm.export.configuration import NEEDED
@@ -62,15 +63,15 @@ def model_card(run: Path, name: str) -> str:
         image_size=blueprint.model.image_size,
         recipe=_recipe(facts),
         numbers=_numbers(facts, state.get("step", 0)),
+        protocol=_protocol(facts, state.get("step", 0)),
         started=_started(blueprint.model, facts.settings["checkpoint.init"]),
     )
 
 
 def _data(facts: RunFacts) -> list[str]:
-    """The corpora by the last parts of their places, which alone mean something elsewhere."""
     data = facts.data
-    names = [f"trained on `{'/'.join(Path(place).parts[-2:])}`" for place in data.train]
-    names += [f"held out: `{'/'.join(Path(place).parts[-2:])}`" for place in data.eval]
+    names = [f"trained on {_place(place)}" for place in data.train]
+    names += [f"held out: {_place(place)}" for place in data.eval]
     return [*names, f"{facts.described['rows']:,} rows an epoch"]
 
 
@@ -94,16 +95,32 @@ def _recipe(facts: RunFacts) -> dict[str, Any]:
 def _numbers(facts: RunFacts, step: int) -> dict[str, str]:
     """What the run evaluated of the weights of this step, and retrieval as `mvlm evaluate` wrote it into its folder."""
     line = facts.metrics.get(step, {})
-    numbers = {key: f"{value:.4g}" for key, value in line.items() if key.startswith("eval/")}
-    retrieval = read_json(facts.folder / "retrieval.json") or {}
-    if retrieval.get("step") != step:
-        retrieval = {}
+    numbers = {key: f"{value:.4g}" for key, value in line.items() if key.startswith("eval/") and key != PUT_OFF}
     for direction in ("image_to_text", "text_to_image"):
-        for ranked, found in (retrieval.get(direction) or {}).items():
+        for ranked, found in (_retrieval(facts, step).get(direction) or {}).items():
             if found:
                 recalls = ", ".join(f"{100 * found[key]:.1f}" for key in ("r1", "r5", "r10"))
                 numbers[f"{direction.replace('_', ' ')} by {ranked}: R@1, R@5, R@10, %"] = recalls
     return numbers
+
+
+def _retrieval(facts: RunFacts, step: int) -> dict[str, Any]:
+    """What `mvlm evaluate` wrote into the run's folder, of the weights of this step."""
+    found = read_json(facts.folder / "retrieval.json") or {}
+    return found if found.get("step") == step else {}
+
+
+def _protocol(facts: RunFacts, step: int) -> str:
+    """On what retrieval was measured, and how: a recall depends on it, and it need not be the run's held-out data."""
+    found = _retrieval(facts, step)
+    if "protocol" not in found:
+        return ""
+    return f"Retrieval, R@1, R@5, R@10, on {', '.join(map(_place, found['data']))}: {found['protocol']}"
+
+
+def _place(place: str) -> str:
+    """The last parts of it, which alone mean something elsewhere."""
+    return f"`{'/'.join(Path(place).parts[-2:])}`"
 
 
 def _started(model: Model, init: str) -> str:

@@ -256,6 +256,17 @@ def test_the_card_tells_no_numbers_of_other_weights_of_the_run(run, tmp_path):
         assert "| eval/image_to_text_r1 | 0.25 |" in card and ("50.0, 50.0, 50.0" in card) == told
 
 
+def test_the_card_says_on_what_retrieval_was_measured_and_no_time_for_a_number(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    with (copy / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 7, "eval/put_off": 45.3}\n')
+    found = {"step": 7, "data": ["/data/shards/other"], "protocol": "5 images. Only the rows where width > 9 are used."}
+    (copy / "retrieval.json").write_text(json.dumps(found))
+    card = model_card(copy, "small")
+    assert "on `shards/other`: 5 images. Only the rows where width > 9 are used.\n" in card and "/data" not in card
+    assert "put_off" not in card
+
+
 def test_the_card_of_a_soup_tells_no_numbers_of_the_run_that_it_lies_in(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     soup, step = copy / "soups" / "both", find_checkpoint(copy)
