@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, described_in
-from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, has_checkpoints, step_folders, step_name, step_of
+from mvlm.checkpoint.layout import (
+    CHECKPOINTS,
+    INDEX,
+    STATE,
+    candidates,
+    has_checkpoints,
+    step_folders,
+    step_name,
+    step_of,
+)
 from mvlm.config.load import dump_config, load_stored_config
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
@@ -76,6 +85,11 @@ class Branch(ChainStep):
     def is_done(self) -> bool:
         return self.has_begun() and step_of(candidates(self.folder).first) >= self.at + self.steps
 
+    def pairs_seen(self) -> int:
+        """As its latest checkpoint has counted them, since the trunk's global batch may have been another."""
+        state = candidates(self.folder).first / STATE
+        return int(json.loads(state.read_text(encoding="utf-8"))["samples_seen"])
+
     def has_begun(self) -> bool:
         """Whether it needs the trunk's checkpoint no more."""
         return self.toml.exists() and has_checkpoints(self.folder)
@@ -113,7 +127,8 @@ class Branch(ChainStep):
             raise UserError(f"{self.out} cannot be written ({error}): give --out another place.") from None
 
     def _decaying(self) -> list[str]:
-        """Overrides of the trunk's configuration: a fall to zero at its end, and nothing that leads into its folder."""
+        """Overrides of the trunk's configuration: a fall to zero at its end, which nothing forestalls, and nothing that
+        leads into its folder."""
         settings = {
             "run.dir": str(self.folder),
             "train.steps": self.at + self.steps,
@@ -123,6 +138,7 @@ class Branch(ChainStep):
             "checkpoint.resume": str(self.checkpoint),
             "checkpoint.mirror": "",
             "checkpoint.peers": 0,
+            "eval.patience": 0,
         }
         return [f"{key}={as_toml(value)}" for key, value in settings.items()]
 
@@ -132,24 +148,23 @@ def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:
 
     Returns:
         `metric`, the name of what is compared beside the loss, None where nothing was evaluated; `trunk`, its curve
-        as [pairs, value]; `branches`, of each `at` and `end` in steps, `pairs` at its end, and `trunk` and `decayed`:
+        as [step, value]; `branches`, of each `at` and `end` in steps, `pairs` at its end, and `trunk` and `decayed`:
         the mean loss of the last log lines, and every number of the evaluation at that very step.
     """
     facts, ends = read_facts(trunk), [read_facts(branch.folder) for branch in branches]
-    batch, metric = facts.global_batch, _metric(ends)
+    metric = _metric(ends)
     found = [
         {
             "at": branch.at,
             "end": branch.at + branch.steps,
-            "pairs": (branch.at + branch.steps) * batch,
+            "pairs": branch.pairs_seen(),
             "trunk": standing(facts, branch.at),
             "decayed": standing(end, branch.at + branch.steps),
         }
         for branch, end in zip(branches, ends, strict=True)
     ]
-    steps, values = facts.curve(metric or "loss")
-    curve = [[step * batch, value] for step, value in zip(steps, values, strict=True)]
-    return {"run": str(trunk), "global_batch": batch, "metric": metric, "trunk": curve, "branches": found}
+    curve = [list(point) for point in zip(*facts.curve(metric or "loss"), strict=True)]
+    return {"run": str(trunk), "metric": metric, "trunk": curve, "branches": found}
 
 
 def standing(facts: RunFacts, step: int) -> dict[str, float]:
@@ -178,14 +193,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     if result["trunk"]:
         axes.plot(*zip(*result["trunk"], strict=True), color="0.55", linewidth=1.2, label="trunk")
-    batch = result["global_batch"]
     for branch in result["branches"]:
         before, after = branch["trunk"].get(name), branch["decayed"].get(name)
         if before is not None and after is not None:
-            axes.plot([branch["at"] * batch, branch["pairs"]], [before, after], "--", color="tab:blue", linewidth=0.9)
-    ends = [(b["pairs"], b["decayed"][name]) for b in result["branches"] if name in b["decayed"]]
+            axes.plot([branch["at"], branch["end"]], [before, after], "--", color="tab:blue", linewidth=0.9)
+    ends = [(b["end"], b["decayed"][name]) for b in result["branches"] if name in b["decayed"]]
     axes.plot(*zip(*ends, strict=True), "o-", color="tab:blue", label="decayed to zero") if ends else None
-    axes.set_xlabel("pairs seen")
+    axes.set_xlabel("updates")
     axes.set_ylabel(name)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)

@@ -50,6 +50,24 @@ def test_a_branch_has_neither_its_trunks_mirror_nor_copies_on_its_peers(train_he
     assert (checkpoint.mirror, checkpoint.peers) == ("", 0)
 
 
+def test_a_trunk_whose_batch_has_changed_and_that_has_ended_early_is_decayed_to_the_end(
+    train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]]
+) -> None:
+    """What nothing improves any more ends by eval.patience, a branch of it does not."""
+    trunk = tmp_path / "trunk"
+    evaluated = [f"data.eval={scenes}/eval", "eval.limit=4", "eval.every=1", "log.pictures=0"]
+    still = ["eval.select=eval/mean_recall", "eval.patience=1", "optim.lr=1e-20", "optim.encoder_lr=0"]
+    assert train_here(trunk, *TRUNK, "train.steps=2") == 0
+    larger = ["train.global_batch=32", "train.steps=4"]
+    assert (
+        train_here(trunk, *TRUNK, *larger, *evaluated, *still, evaluate=lambda *_: ({"eval/mean_recall": 0}, None)) == 0
+    )
+    assert main(["decay", str(trunk), "--at", "2,4", "--steps", "3", "--launch", LAUNCH]) == 0
+    result = json.loads((tmp_path / "trunk-decay/decay.json").read_text())
+    assert [branch["pairs"] for branch in result["branches"]] == [5 * 16, 2 * 16 + 5 * 32]
+    assert [step for step, _ in result["trunk"]] == [1, 2, 3, 4]
+
+
 @pytest.mark.campaign
 def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
     train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]], capfd: pytest.CaptureFixture[str]
