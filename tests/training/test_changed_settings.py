@@ -200,6 +200,23 @@ def test_an_end_that_has_been_passed_is_refused(resume_kept: Resume) -> None:
         resume_kept(1, "train.steps=2")
 
 
+@pytest.mark.parametrize(
+    ("key", "hiding"),
+    [
+        ("train.pairs", "train.steps = 0"),
+        ("train.epochs", "train.steps = 0"),
+        ("optim.warmup_epochs", "optim.warmup_steps = -1"),
+    ],
+)
+def test_a_change_that_a_kept_key_would_hide_is_refused(key: str, hiding: str) -> None:
+    start = Start(CHECKPOINT, resumes=True, own=True)
+    with pytest.raises(UserError, match=rf"^{key} = 99\S* would change nothing, .* or {hiding} too\.$"):
+        resume_config(load_config(TOML, [f"{key}=99"]), frozenset([key]), start)
+    name, _, default = hiding.partition(" = ")
+    both = load_config(TOML, [f"{key}=99", f"{name}={default}"])
+    assert flat(resume_config(both, frozenset([key, name]), start).config)[key] == 99
+
+
 def test_a_changed_stage_is_told(resume_kept: Resume, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = resume_kept(0)
     capfd.readouterr()

@@ -90,6 +90,13 @@ ON_RESUME: dict[str, OnResume] = {
 }
 """Every key of the configuration, as `table.key`."""
 
+HIDDEN_BY = {
+    "train.pairs": ("train.steps",),
+    "train.epochs": ("train.steps", "train.pairs"),
+    "optim.warmup_epochs": ("optim.warmup_steps",),
+}
+"""Keys that others, unless they have their defaults, leave without effect."""
+
 ALTERS_LOSS = ("data.", "model.", "objectives.", "train.global_batch")
 """How keys begin whose change may move the loss at once."""
 
@@ -128,6 +135,7 @@ def resume_config(config: Config, given: frozenset[str], start: Start) -> Resume
     stored = load_stored_config(described_in(start.checkpoint) / CONFIG)
     mistakes = Mistakes()
     resumed, changed, kept = merge_settings(stored, config, given, start.checkpoint, mistakes)
+    _require_effect(resumed, changed, given, mistakes)
     mistakes.settle()
     return Resumed(
         resumed, read_state(start.checkpoint), (*changes(changed), *kept_settings(kept)), alter_loss(changed)
@@ -177,6 +185,18 @@ def merge_settings(
     resumed = _config_of(settings)
     check_ranges(resumed, f"What is changed for {checkpoint}", mistakes)
     return resumed, changed, kept
+
+
+def _require_effect(resumed: Config, changed: Changed, given: frozenset[str], mistakes: Mistakes) -> None:
+    """Find changes without effect, for keys that are kept from the run."""
+    settings, defaults = flat(resumed), flat(Config())
+    for key in HIDDEN_BY.keys() & changed.keys():
+        hiding = [name for name in HIDDEN_BY[key] if settings[name] != defaults[name]]
+        if hiding and given.isdisjoint(hiding):
+            mistakes.add(
+                f"{key} = {_shown(settings[key])} would change nothing, since the run has {hiding[0]} = "
+                f"{_shown(settings[hiding[0]])}: set that, or {hiding[0]} = {_shown(defaults[hiding[0]])} too."
+            )
 
 
 def alter_loss(changed: Changed) -> bool:
