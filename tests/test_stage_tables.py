@@ -71,6 +71,8 @@ def test_schedules_begin_anew_with_a_stage_unless_they_are_continued(tmp_path: P
     [
         ("[[stage]]\nname = 'a'\n", r"run.toml, stage 1 has no length: give one of train.steps"),
         ("[[stage]]\ntrain.steps = 1\ntrain.epochs = 1\n", r"stage 1 has train.steps and train.epochs: give one of"),
+        ("[[stage]]\ntrain.steps = 0\n", r"stage 1 has train.steps = 0: give every stage"),
+        ("[[stage]]\ntrain.pairs = 1\ntrain.global_batch = [16, 32]\n", r"stage 1 has train.pairs = 0: .* of a ramp"),
         ("[[stage]]\ntrain.steps = 1\n[[stage]]\ntrain.steps = 1\noptim.lrr = 1\n", r"stage 2: unknown key optim.lrr"),
         ("[[stage]]\ntrain.steps = 1\nrun.seed = 3\n", r"stage 1 sets run.seed, which no stage can change"),
         ("[[stage]]\ntrain.steps = 1\nmodel.cross_depth = 2\n", r"sets model.cross_depth, which no stage can change"),

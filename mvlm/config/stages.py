@@ -97,11 +97,15 @@ class Stages:
             for key, (wanted, values) in OWN.items():
                 if key in table and not (table[key] in values if values else isinstance(table[key], str)):
                     raise UserError(f"{place}: {key} is {table[key]!r}: give {wanted}.")
-            length = [key for key in LENGTHS if key in table.get("train", {})]
-            if len(length) != 1 and (number or table):
+            lengths = {key: table["train"][key] for key in LENGTHS if key in table.get("train", {})}
+            if len(lengths) != 1 and (number or table):
                 raise UserError(
-                    f"{place} has {' and '.join(f'train.{key}' for key in length) or 'no length'}: give one of "
+                    f"{place} has {' and '.join(f'train.{key}' for key in lengths) or 'no length'}: give one of "
                     "train.steps, train.pairs and train.epochs."
+                )
+            if 0 in lengths.values():
+                raise UserError(
+                    f"{place} has train.{next(iter(lengths))} = 0: give every stage, and every batch of a ramp, more."
                 )
             self.config(number)
 
