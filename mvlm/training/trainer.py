@@ -261,13 +261,10 @@ class Trainer:
         self.saver.uploads.complete_folder()
         checkpoint = checkpoints.newest_whole(self.saver.run)
         self.stream.close()
-        state = checkpoints.restore(self.engine, checkpoint)
-        state = self.saver.settle_best(state) if self.validation.selector else dataclasses.replace(state, best=None)
+        state = checkpoints.restore(self.engine, checkpoint, begins_stage=bool(self._first.stages))
         if state.step == self._first.step:  # its losses may be no measure any more, and its stage may be another
-            first = self._first
-            state = dataclasses.replace(
-                state, recent_losses=first.recent_losses, stages=first.stages, streams=first.streams
-            )
+            state = self._first
+        state = self.saver.settle_best(state) if self.validation.selector else dataclasses.replace(state, best=None)
         self.stream.restart(state)
         self._start_from(state)
         skipped = (

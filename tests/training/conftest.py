@@ -16,7 +16,9 @@ import torch
 import torch.distributed as torch_dist
 from torch.utils.cpp_extension import _get_build_directory
 
+from mvlm.checkpoint.description import SKIPPED
 from mvlm.config.load import given_keys, load_config
+from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.training.fit.run import train
 from mvlm.training.health.signals import SIGNALS
@@ -90,6 +92,30 @@ def train_in(
     file.write_text(json.dumps(deepspeed or {}))
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
     return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words), lambda config: evaluate)
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """poison({position: factor}): losses of the batches that begin there come to the trainer multiplied."""
+    forward = MaskVLM.forward
+
+    def apply(factors: dict[int, float]) -> None:
+        def poisoned(self, batch, *beside):
+            losses = forward(self, batch, *beside)
+            if batch.position_B.is_meta:  # its operations are counted
+                return losses
+            factor = next((f for at, f in factors.items() if (batch.position_B == at).any()), 1.0)
+            return {name: loss * factor for name, loss in losses.items()}
+
+        monkeypatch.setattr(MaskVLM, "forward", poisoned)
+
+    return apply
+
+
+def leave_out(run: Path, *positions: int) -> None:
+    """As a run would that met a bad batch before."""
+    run.mkdir()
+    (run / SKIPPED).write_text("".join(json.dumps({"position": position}) + "\n" for position in positions))
 
 
 KEPT = Path(__file__).parent / "kept_runs"

@@ -17,29 +17,11 @@ from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.training.fit.run import train
 from tests.conftest import TINY
-from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics, signals_kept, train_in
+from tests.training.conftest import TOML, TrainHere, leave_out, losses_by_step, read_metrics, signals_kept, train_in
 
 STEPS = "train.steps=24"
 EVERY = "checkpoint.every=4"
 BATCH = 16
-
-
-@pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """poison({position: factor}): losses of the batches that begin there come to the trainer multiplied."""
-    forward = MaskVLM.forward
-
-    def apply(factors: dict[int, float]) -> None:
-        def poisoned(self, batch, *beside):
-            losses = forward(self, batch, *beside)
-            if batch.position_B.is_meta:  # its operations are counted
-                return losses
-            factor = next((f for at, f in factors.items() if (batch.position_B == at).any()), 1.0)
-            return {name: loss * factor for name, loss in losses.items()}
-
-        monkeypatch.setattr(MaskVLM, "forward", poisoned)
-
-    return apply
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +31,6 @@ def plain(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory
     with signals_kept():
         assert train_in(place, scenes, place / "run") == 0
     return place / "run"
-
-
-def leave_out(run: Path, *positions: int) -> None:
-    """As a run would that met a bad batch before."""
-    run.mkdir()
-    (run / SKIPPED).write_text("".join(json.dumps({"position": position}) + "\n" for position in positions))
 
 
 @pytest.mark.parametrize(

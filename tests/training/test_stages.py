@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,9 @@ import pytest
 import torch
 
 from mvlm.__main__ import main
+from mvlm.checkpoint.description import SKIPPED
 from mvlm.checkpoint.integrity import read_state
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
 from mvlm.config.schema import Config
@@ -28,7 +31,7 @@ from mvlm.training.health.signals import SIGNALS
 from mvlm.training.ledger import count_seen
 from mvlm.watch.status import Watcher
 from tests.conftest import TINY, mvlm_command
-from tests.training.conftest import TOML, losses_by_step, read_metrics
+from tests.training.conftest import TOML, leave_out, losses_by_step, read_metrics
 from tests.training.test_run import Launched
 
 Run = Callable[..., Path]
@@ -156,6 +159,32 @@ def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None
         assert all_losses(run) == whole and (run / "stages.jsonl").read_text() == ledger
 
 
+def test_the_best_at_a_border_stays_what_was_evaluated_and_a_bad_batch_after_it_is_left_out(
+    staged: Run, scenes: Path, tmp_path: Path, poison: Callable[..., None]
+) -> None:
+    """The second stage enlarges the images, freezes a part and keeps no average."""
+    second = stage("train.steps = 2", "model.image_size = 48", "train.freeze = ['text']")
+    text = stage("train.steps = 2", "train.ema = 0.5") + second
+    words = ["eval.select=eval/score", f"data.eval={scenes}/eval", *FLAT]
+
+    def evaluator(config: Config) -> Any:
+        return lambda model, run, step, last: ({"eval/score": float(step == 2)}, None)
+
+    leave_out(tmp_path / "clean", 32)
+    clean = staged("clean", text, *words, evaluator=evaluator)
+    poison({32: math.nan})
+    run = staged("run", text, *words, evaluator=evaluator)
+    assert losses_by_step(run) == losses_by_step(clean)
+    best = find_checkpoint(run / "best")
+    assert best.name == "step_00000002" and load_stored_config(best / "config.toml").train.ema == 0.5
+    with open_tensors(best, "ema") as averages:
+        assert averages["vision.vit.pos_embed"].shape == (1, 5, 32)
+    (line,) = map(json.loads, (run / SKIPPED).read_text().splitlines())
+    assert (line["step"], line["position"]) == (3, 32)
+    state = read_state(run / "checkpoints/step_00000004")
+    assert (state.frozen, state.skipped, [each.step for each in state.stages]) == (("text",), (32,), [0, 2])
+
+
 def test_a_batch_that_changes_within_a_stage_stands_in_the_ledger(staged: Run) -> None:
     """After 32 of 96 pairs it is twice as large; a batch that was left out counts as it was then."""
     words = ["checkpoint.keep=9", *FLAT]
@@ -274,9 +303,9 @@ def test_muons_moments_go_on_over_a_stage_that_freezes_and_enlarges(staged: Run,
                 name: weights[name].tensor() for name in weights if name.startswith("text.") or name == matrix
             }
             frozen = [name for name in moments if name.startswith("exp_avg/text.")]
-            assert not frozen, "the second stage saves anew what it begins with, and what is frozen has no moments"
+            assert bool(frozen) == (step == 2), "what is frozen has no moments"
             assert f"exp_avg/{matrix}" in moments and f"exp_avg_sq/{matrix}" not in moments
-            assert weights["vision.vit.pos_embed"].shape[1] == 10
+            assert weights["vision.vit.pos_embed"].shape[1] == (5 if step == 2 else 10)
     changed = [name for name in found[2] if not torch.equal(found[2][name], found[4][name])]
     assert changed == [matrix], "the text encoder stays as it was"
 

@@ -163,7 +163,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     health = Health(stop, watchdog, AnomalyDetector(config.train.spike, audits=audits))
     lr, is_last = plan.learning_rate, plan.steps[0] == layout["steps"]
     schedule = Schedule(plan.steps[0], lr, config.log.every, config.checkpoint.every, config.eval.every, is_last)
-    own = start.resumes and start.own and not plan.begins_stage  # whose first checkpoint bad steps go back to
+    own = start.resumes and start.own
     trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, Validation(evaluate, selector), own)
     if resumed and start.own:
         uploads.offer_start(resumed)
