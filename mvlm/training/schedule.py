@@ -89,13 +89,16 @@ def learning_rate(
     return LearningRate(optim.schedule, total, warmup, max(1.0, scale), decay, optim.floor, began)
 
 
-def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState | None = None) -> tuple[int, int]:
+def schedule_steps(
+    train: Train, optim: Optim, samples: int, state: TrainState | None = None, first: int = 0
+) -> tuple[int, int]:
     """Updates in all and updates of warm-up, of so many samples an epoch.
 
     Args:
         state: that a run is resumed from. Where updates before it took another global batch, epochs and pairs are
             still counted in samples: the learning rate continues from where it was, and its warm-up may have begun
             before update 0.
+        first: the run's step that counts as 0, where a stage is counted by itself.
 
     Raises:
         UserError: there are more than a checkpoint's name has room for, or fewer than have been made.
@@ -105,8 +108,8 @@ def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState |
     total = train.steps or math.ceil(wanted + _offset(train, state))
     if state and state.step > total:
         raise UserError(
-            f"The run is at step {state.step}, and train.{key} ends it at step "
-            f"{total}: give more, or resume an older checkpoint."
+            f"The run is at step {first + state.step}, and train.{key} ends {'its stage' if first else 'it'} at step "
+            f"{first + total}: give more, or resume an older checkpoint."
         )
     if total > LAST_STEP:
         raise UserError(

@@ -23,6 +23,7 @@ from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
 from mvlm.config.schema import Config
 from mvlm.config.stages import load_stored_stages
+from mvlm.errors import UserError
 from mvlm.evaluate.follow import is_done
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
@@ -185,6 +186,13 @@ def test_the_best_at_a_border_stays_what_was_evaluated_and_a_bad_batch_after_it_
     assert (state.frozen, state.skipped, [each.step for each in state.stages]) == (("text",), (32,), [0, 2])
 
 
+def test_an_end_of_a_stage_that_has_been_passed_is_told_in_steps_of_the_run(staged: Run) -> None:
+    first = stage("train.steps = 2")
+    staged("run", first + stage("train.steps = 3"), *FLAT)
+    with pytest.raises(UserError, match=r"^The run is at step 5, and train.steps ends its stage at step 4: "):
+        staged("run", first + stage("train.steps = 2"), *FLAT)
+
+
 def test_a_batch_that_changes_within_a_stage_stands_in_the_ledger(staged: Run) -> None:
     """After 32 of 96 pairs it is twice as large; a batch that was left out counts as it was then."""
     words = ["checkpoint.keep=9", *FLAT]
@@ -233,6 +241,8 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(
     assert staged("run", "", *words) == run
     assert losses_by_step(run) == losses_by_step(one)
     assert main(["stage", "add", str(run), "--steps", "3", "run.seed=4"]) == 1
+    with pytest.raises(UserError, match=r"^train.steps = 30 would change nothing, .* `mvlm stage add`\.$"):
+        staged("run", "", "train.steps=30", *FLAT)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,12 @@ def settle_stages(
     running = state.stages[-1].number if state.stages else 0
     mistakes = Mistakes()
     base, changed, left = merge_settings(stored.base, config, given, start.checkpoint, mistakes)
+    if not tables and (running or stored.tables[0]):
+        for key in [key for key in LENGTHS if f"train.{key}" in changed]:
+            mistakes.add(
+                f"train.{key} = {getattr(base.train, key)} would change nothing, since each stage of {folder} has a "
+                "length of its own: leave it as it was, and append a stage by `mvlm stage add`."
+            )
     mistakes.settle()
     stages = checked(replace(stored, base=base, tables=_merged(stored, tables, running, where)))
     before, end = None, _end(stages.config(running), kept, state)
@@ -218,7 +224,7 @@ def _end(config: Config, kept: Config, state: TrainState) -> int:
     if state.stages and all(getattr(config.train, key) == getattr(kept.train, key) for key in keys):
         return state.stages[-1].end  # its data may be gone by now
     first, own = state.stages[-1].step if state.stages else 0, _within_stage(state)
-    return first + schedule_steps(config.train, config.optim, _mixture(config).per_epoch, own)[0]
+    return first + schedule_steps(config.train, config.optim, _mixture(config).per_epoch, own, first)[0]
 
 
 def _within_stage(state: TrainState) -> TrainState:
