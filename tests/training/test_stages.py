@@ -193,6 +193,17 @@ def test_an_end_of_a_stage_that_has_been_passed_is_told_in_steps_of_the_run(stag
         staged("run", first + stage("train.steps = 2"), *FLAT)
 
 
+def test_patience_that_ends_at_a_border_ends_the_run(
+    staged: Run, scenes: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval.select=eval/score", "eval.every=2", "eval.patience=1", f"data.eval={scenes}/eval"]
+    text = stage("train.steps = 4") + stage("train.steps = 2")
+    run = staged("run", text, *words, evaluator=lambda config: lambda *_: ({"eval/score": 0.5}, None))
+    assert is_done(run) and Watcher(run).look().state == "done"
+    said = capfd.readouterr().err
+    assert said.count("Ended early at step 4") == 1 and "Stage 2 of 2" not in said
+
+
 def test_a_batch_that_changes_within_a_stage_stands_in_the_ledger(staged: Run) -> None:
     """After 32 of 96 pairs it is twice as large; a batch that was left out counts as it was then."""
     words = ["checkpoint.keep=9", *FLAT]

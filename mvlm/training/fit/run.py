@@ -80,9 +80,9 @@ def train(
     stop = stop or StopRequests()
     while True:
         plan = make_plan(config, names, given, stop, tables)
-        code, is_over = _train_stage(plan, evaluator, stop)
+        code, goes_on = _train_stage(plan, evaluator, stop)
         number = plan.standing.number if plan.standing else 0
-        if not is_over or not dist.as_rank_0(partial(comes_another, plan.folder, number)):
+        if not goes_on or not dist.as_rank_0(partial(comes_another, plan.folder, number)):
             return code
         gc.collect()  # the engine of a stage is full of circles, and the next needs its memory
 
@@ -90,13 +90,13 @@ def train(
 def _train_stage(
     plan: Plan, evaluator: Callable[[Config], Evaluate | None] | None, stop: StopRequests
 ) -> tuple[int, bool]:
-    """The exit code, and whether the last step of the plan was made."""
+    """The exit code, and whether another stage may begin: the last step was made, and patience does not end the run."""
     evaluate = evaluator(plan.config) if evaluator else None
     plan.rehearse()
     with ExitStack() as stack:
         trainer = build(plan, evaluate, stop, stack)
         try:
-            return trainer.run(), trainer.is_over
+            return trainer.run(), trainer.is_over and not trainer.validation.is_exhausted(trainer.state)
         except OSError as error:
             if error.errno in OUT_OF_SIGHT:
                 raise cannot_write(f"The run folder {plan.folder}", error, so="") from None
