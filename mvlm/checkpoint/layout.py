@@ -122,6 +122,13 @@ def best_checkpoint(run: Path) -> Path | None:
     return folder if (folder / INDEX).is_file() else None
 
 
+def run_of_best(path: Path) -> Path | None:
+    """The run whose best checkpoint a path means: `RUN/best`, or the file that names it; None where it means none."""
+    if path.name != BEST or path.is_dir():
+        return None
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
+
+
 def candidates(run: Path) -> Candidates:
     """What a run may be resumed from, by what `latest` names or, where that is no use, by the steps there are.
 
@@ -153,8 +160,7 @@ def find_checkpoint(path: str | Path, setting: str = "") -> Path:
     path = Path(path)
     if (path / INDEX).is_file():
         return path
-    if path.name == BEST and not path.is_dir():
-        run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
+    if run := run_of_best(path):
         if best := best_checkpoint(run):
             return best
         raise UserError(f"{run} has no best checkpoint: give the run folder, or train with eval.select.")

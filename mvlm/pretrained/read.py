@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mvlm.checkpoint.description import TEXT_ENCODER, described_in
-from mvlm.checkpoint.layout import INDEX, find_checkpoint, has_checkpoints
+from mvlm.checkpoint.layout import INDEX, find_checkpoint, has_checkpoints, run_of_best
 from mvlm.checkpoint.tensors import open_weights
 from mvlm.errors import UserError, first_line
 from mvlm.runtime import hub
@@ -45,7 +45,7 @@ SETTINGS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 def is_external(place: str) -> bool:
     """Whether it names a file, or a folder or repository that keeps a model's tensors as transformers and timm do."""
     path = Path(place)
-    return place.startswith(HUB) or path.is_file() or any(_present(path))
+    return place.startswith(HUB) or (path.is_file() and not _is_ours(path)) or any(_present(path))
 
 
 def read_tensors(place: str) -> dict[str, Tensor]:
@@ -81,7 +81,8 @@ def described_kind(place: str) -> str | None:
 
 
 def _is_ours(path: Path) -> bool:
-    return (path / INDEX).is_file() or has_checkpoints(path)
+    run = run_of_best(path) or path
+    return (path / INDEX).is_file() or has_checkpoints(run)
 
 
 def _local(place: str) -> Path:
