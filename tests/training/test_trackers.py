@@ -149,7 +149,7 @@ def attempt(begin: Callable[[], trackers.Tracker], done: bool, *steps: int, pict
     said: list[str] = []
     follower = Follower("It", begin, said.append)
     for step in steps:
-        follower.log(step, {"loss": 1.0 / step, "grad_norm": 2.0, "grad_norms/vision": 1.5})
+        follower.log(step, {"loss": 1.0 / step, "lr": 0.1, "grad_norm": 2.0, "grad_norms/vision": 1.5})
     if picture:
         follower.picture(steps[-1], picture)
     follower.close(done, patience=120)
@@ -202,7 +202,10 @@ def test_weights_and_biases_offline_goes_on_with_the_same_run(run: Path, monkeyp
 def test_tensorboard_forgets_steps_that_are_made_again(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert attempt(lambda: TensorBoard(run, 0), False, 1, 2, 3) == []
+    assert attempt(lambda: TensorBoard(run, 0), False, 1, 2, 3, 2, 3) == [], "a bad batch is left out on the way"
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert attempt(lambda: TensorBoard(run, 1), True, 2) == []
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()

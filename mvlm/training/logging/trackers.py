@@ -138,9 +138,14 @@ class TensorBoard:
         self._event, self._summary = Event, summary
         self._writer = RecordWriter(open(folder / name, "ab"))  # noqa: SIM115 - closed in `close`
         self._write(file_version="brain.Event:2")
-        self._write(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))  # what stood there goes
+        self._restarts, self._trained = SessionLog(status=SessionLog.START), first_step
+        self._write(step=first_step + 1, session_log=self._restarts)  # what stood there goes
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        if "lr" in metrics:  # a training line
+            if step <= self._trained:  # the run has gone back
+                self._write(step=step, session_log=self._restarts)
+            self._trained = step
         for name, value in metrics.items():
             self._write(step=step, summary=self._summary.scalar(name, value))
         self._writer.flush()
