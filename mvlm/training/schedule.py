@@ -85,7 +85,9 @@ def learning_rate(
     total, warmup = steps
     scale = optim.warmup_steps if optim.warmup_steps >= 0 else optim.warmup_epochs * samples / train.global_batch
     decay = optim.decay_steps if optim.decay_steps >= 0 else round(total * DECAY)
-    began = 0.0 if optim.warmup_steps >= 0 else _offset(train, state)
+    began = 0.0
+    if state and optim.warmup_steps < 0:
+        began = min(_offset(train, state), state.step)  # which counts batches left out, of whatever size they were
     return LearningRate(optim.schedule, total, warmup, max(1.0, scale), decay, optim.floor, began)
 
 

@@ -150,6 +150,14 @@ def test_a_warm_up_goes_on_in_samples_where_the_batch_changes(schedule: str, bat
     assert [after(100 + more) for more in range(1000 // batch)] == pytest.approx([samples / 2000 for samples in seen])
 
 
+def test_no_rate_is_below_zero_where_bad_batches_were_left_out_before_the_batch_grew() -> None:
+    grown = load_config(ROOT / "mvlm/configs/tiny.toml", ["train.global_batch=1000", "optim.warmup_epochs=2"])
+    rate = of(
+        grown, 4000, TrainState(step=10, samples_seen=150, seed=0, manifest_fingerprint="", skipped=(3, 4, 5, 6, 7))
+    )
+    assert 0 < rate(10) < rate(11) < 1
+
+
 @pytest.mark.parametrize("warmup", ["optim.warmup_steps=0", "optim.warmup_epochs=0"])
 def test_a_root_needs_a_warm_up(warmup: str) -> None:
     with pytest.raises(UserError, match=r"optim.schedule is 'inverse_sqrt': it must be another without a warm-up"):
