@@ -62,7 +62,7 @@ def _add(args: argparse.Namespace) -> int:
     from mvlm.checkpoint.description import CONFIG, STAGES, described_in
     from mvlm.checkpoint.integrity import read_state
     from mvlm.checkpoint.layout import find_checkpoint
-    from mvlm.config.load import load_stored_config, require_training_data
+    from mvlm.config.load import LENGTHS, load_stored_config, require_training_data
     from mvlm.config.stages import Stages, draws_alike, make_stages
     from mvlm.config.toml import apply_override
     from mvlm.data.loading.streams import check_drawable
@@ -79,6 +79,8 @@ def _add(args: argparse.Namespace) -> int:
     table |= {"schedule": "continue"} if args.continues else {}
     for override in args.overrides:
         apply_override(table, override)
+    if twice := [f"train.{key}" for key in LENGTHS if key in table.get("train", {})]:
+        raise UserError(f"{twice[0]} is the stage's length, as --{next(iter(lengths))} is: give the option alone.")
     table["train"] = table.get("train", {}) | lengths
     checkpoint = find_checkpoint(args.run_folder)
     stored = stored_stages(args.run_folder)
