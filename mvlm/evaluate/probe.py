@@ -104,7 +104,7 @@ class LinearProbeTask:
             _rank(train, (train_XD - mean) / std, (test_ND - mean) / std, test.label_N) if dist.rank() == 0 else None
         )
         result = scores(rank_N, test.label_N, len(test.names)) | {"names": test.names, "strength": strength}
-        return result | {"train_images": len(train.paths), "protocol": _protocol(result, len(train.paths))}
+        return result | {"train_images": len(train.paths), "protocol": _protocol(result, train.label_N)}
 
     def text(self, result: dict[str, Any]) -> str:
         return table(result, "Linear probe")
@@ -118,10 +118,15 @@ def _rank(train: ClassFolder, train_XD: Tensor, test_ND: Tensor, label_N: np.nda
     return (order_NC == label_N[:, None]).argmax(axis=1), strength
 
 
-def _protocol(result: dict[str, Any], train_images: int) -> str:
+def _protocol(result: dict[str, Any], label_X: np.ndarray) -> str:
+    chosen = (
+        "the one that is best on every fifth training picture"
+        if _held_out(torch.from_numpy(label_X)).any()
+        else "the strongest, for no class has a second picture to choose by"
+    )
     return (
-        f"A logistic regression on the frozen image encoder's CLS features, standardised, learned from {train_images} "
-        f"pictures and tried on {result['images']} others; of {len(STRENGTHS)} L2 penalties the one that is best on "
-        f"every fifth training picture, {result['strength']:g}, fitted again to all of them. "
+        f"A logistic regression on the frozen image encoder's CLS features, standardised, learned from {len(label_X)} "
+        f"pictures and tried on {result['images']} others; of {len(STRENGTHS)} L2 penalties {chosen}, "
+        f"{result['strength']:g}, fitted to all of them. "
         f"{intervals.explain('the pictures')}"
     )

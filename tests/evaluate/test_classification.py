@@ -1,5 +1,6 @@
 """Zero-shot classification, the probe and foils, against plain references."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from mvlm.evaluate.classification import evaluate_classification, read_templates
 from mvlm.evaluate.foils import evaluate_foils
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.evaluate.settings import Settings
+from mvlm.pretrained.runs import Loaded
 from tests.conftest import reading
 from tests.evaluate.tiny import CONFIG
 
@@ -88,6 +90,18 @@ def test_a_probe_needs_the_same_classes_to_learn_from(folder, tmp_path_factory):
         Image.new("RGB", (8, 8)).save(other / name / "0.png")
     with pytest.raises(UserError, match="differ in 'moon'"):
         probe.LinearProbeTask().run(None, replace(asked, data=(str(folder),), train=str(other)), CPU)
+
+
+def test_a_probe_of_one_picture_a_class_does_not_say_that_it_has_chosen(model, tokenizer, folder, tmp_path_factory):
+    one, saved = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(saved)
+    loaded = Loaded(model, saved, CONFIG.blueprint, CONFIG.data, CONFIG.eval, step=7, fingerprint="f00")
+    for picture in folder.rglob("0.PNG"):
+        (one / picture.parts[-3]).mkdir()
+        shutil.copy(picture, one / picture.parts[-3])
+    for train, told in ((folder, "best on every fifth training picture"), (one, "the strongest, for no class has a")):
+        asked = Settings((str(folder),), 0, SEARCH, train=str(train))
+        assert told in probe.LinearProbeTask().run(loaded, asked, CPU)["protocol"]
 
 
 def test_limit_takes_pictures_of_all_classes(folder, capsys):
