@@ -115,9 +115,10 @@ def submission(task: str, dataset: LabelledEvalDataset, predicted: Sequence[str]
 def as_text(result: dict[str, Any]) -> str:
     """The result as a table with its protocol, for a terminal."""
     table = Table("", "%", "rows", title=TITLES[result["task"]])
+    answered = sum(found["rows"] for found in result["by_kind"].values())
     for name in ("accuracy", "consistency"):
         if name in result:
-            table.add_row(name, f"{100 * result[name]:.2f}", str(result["rows"]))
+            table.add_row(name, f"{100 * result[name]:.2f}", str(answered))
     if "accuracy" not in result:
         table.add_row("accuracy", "unknown", str(result["rows"]))
     table.add_section()

@@ -8,6 +8,7 @@ import pytest
 
 from mvlm.data.samples.answers import frequent_answers, normalize_answer, soft_target
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
+from mvlm.evaluate.labelled import as_text, score
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,10 @@ def test_scores_are_averaged_by_kind() -> None:
     found = mean_by(["where", "count", "where"], [1.0, 0.3, 0.0])
     assert found == {"count": {"score": 0.3, "rows": 1}, "where": {"score": 0.5, "rows": 2}}
     assert list(found) == ["count", "where"]
+
+
+def test_the_table_counts_the_rows_that_the_accuracy_is_of() -> None:
+    rows = [{"answers": answers, "question_type": "what"} for answers in (["red"] * 10, [], [])]
+    result = {"task": "vqa", "rows": 3, "protocol": ""} | score("vqa", ["red", "blue", "red"], rows)
+    (accuracy,) = (line for line in as_text(result).splitlines() if "accuracy" in line)
+    assert accuracy.split("│")[1:4] == [" accuracy ", " 100.00 ", " 1    "]
