@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from mvlm.errors import ExitCode
+from mvlm.runtime.launch import LAUNCHER_DIED
 from mvlm.runtime.log import logger
 
 from . import processes
@@ -141,12 +142,20 @@ class Supervisor:
         code = shell_code(launcher.returncode)
         if stopper and launcher.returncode == -stopper.number:
             code = ExitCode.REQUEUE  # it was told in place of ranks, which it had not made yet
-        if processes.ranks(processes.members(self.logs)):
+        orphaned = bool(processes.ranks(processes.members(self.logs)))
+        if orphaned:
             log.info("the launcher has died; its ranks save and end")
-            code = code or ExitCode.BUG  # DeepSpeed's runner reports a launcher that was killed as success
         (stopper or Stopper(self.logs)).end(PATIENCE)
         name_rank_logs(self.logs, number)
-        return code
+        if not code and not orphaned and self._lost_launcher(number):
+            log.info("the launcher has died; its ranks have saved and ended")
+            orphaned = True
+        return code or (ExitCode.BUG if orphaned else 0)  # DeepSpeed's runner calls a launcher that was killed success
+
+    def _lost_launcher(self, number: int) -> bool:
+        """Whether ranks say so, which may have ended before anybody could see them without it."""
+        logs = attempt_folder(self.logs, number).glob("rank-*.log")
+        return any(LAUNCHER_DIED in line for path in logs for line in path.open(errors="replace"))
 
     def _stop(self, left: float) -> Stopper:
         """Tell the ranks, as a scheduler would."""

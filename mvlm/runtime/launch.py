@@ -15,6 +15,9 @@ LAUNCHERS = ("deepspeed", "torchrun")
 HELD = "MVLM_HELD"
 """Set where the rank is to wait, with all that it needs imported, until a byte comes on its standard input."""
 
+LAUNCHER_DIED = "because the launcher has died"
+"""Why a rank says that it has stopped, for whoever reads its log."""
+
 
 def environment() -> dict[str, int]:
     """Rank, local rank and world size as the launcher gave them: deepspeed and torchrun by name, srun by SLURM_*."""

@@ -8,6 +8,7 @@ import torch
 
 from mvlm.runtime import dist
 from mvlm.runtime.background import BackgroundSum
+from mvlm.runtime.launch import LAUNCHER_DIED
 
 READINGS = 4  # of `AnomalyDetector.report`
 
@@ -31,7 +32,7 @@ class StepFlags(NamedTuple):
         if self.signalled:
             return "by a signal"
         if self.orphaned:
-            return "because the launcher has died"
+            return LAUNCHER_DIED
         return "because the time is nearly up" if self.time_is_up else None
 
 

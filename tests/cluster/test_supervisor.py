@@ -32,6 +32,11 @@ import os, subprocess, sys
 rank = [sys.executable, "-c", "import time; time.sleep(30)"]
 print(subprocess.Popen(rank, env=os.environ | {"RANK": "0"}).pid)
 """
+RANK_HAS_ENDED = """
+from pathlib import Path
+(log,) = Path(%r).glob("attempt-*")
+(log / "rank-00000.log").write_text("Stopped because the launcher has died at step 6, saved in 0.2 s; the same ...\\n")
+"""
 
 
 @pytest.fixture
@@ -170,6 +175,11 @@ def test_ranks_outlive_no_attempt(watch, tmp_path):
     assert process.wait(60) == 70  # the launcher's 0 was no success
     pid = int((tmp_path / "attempt-001/launcher.log").read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_rank_that_ended_for_its_dead_launcher_before_anybody_looked_is_no_success(watch, tmp_path):
+    process = watch(RANK_HAS_ENDED % str(tmp_path))
+    assert process.wait(60) == 70 and exit_codes(tmp_path) == [70]
 
 
 def test_cancel_stops_a_watched_job_for_good(watch, cluster, tmp_path):
