@@ -94,11 +94,8 @@ class Evaluator:
         kinds = ("", "_reranked") if self.settings.rerank and self.objectives.itm else ("",)
         names = ["eval/mean_recall"]
         names += [f"eval/{direction}{kind}_r{k}" for direction in DIRECTIONS for kind in kinds for k in RECALLS]
-        return (
-            names
-            + self._foil_shares()
-            + ([f"eval/classification_{share}" for share in SHARES] if self._classes else [])
-        )
+        names += [f"eval/classification_{share}" for share in SHARES] if self._classes else []
+        return names if self.settings.select in names else names + self._foil_shares()
 
     def _foil_shares(self) -> list[str]:
         if self._foil_shards is None:

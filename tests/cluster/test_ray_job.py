@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,6 +23,23 @@ from data_tools.engines.ray import connected
 from mvlm.errors import UserError
 from tests.cluster.conftest import rendered
 from tests.conftest import free_port
+
+
+@contextmanager
+def serving(answer):
+    """The address of an HTTP server that does so for each GET."""
+
+    class Server(BaseHTTPRequestHandler):
+        do_GET = answer
+
+        def log_message(self, *said):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
 
 NOWHERE = "job.ray_address=http://127.0.0.1:1"
 
@@ -129,36 +147,21 @@ def test_no_cluster_is_one_sentence(job, cluster, monkeypatch, tmp_path):
 def test_the_address_of_a_job_goes_before_that_of_the_environment(monkeypatch):
     asked = []
 
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_error(503)
+    def refuse(request):
+        asked.append(request.path)
+        request.send_error(503)
 
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", elsewhere := f"http://127.0.0.1:{free_port()}")
-    here = f"http://127.0.0.1:{server.server_port}"
-    with pytest.raises(UserError, match=f"answers at {here}"):
+    with serving(refuse) as here, pytest.raises(UserError, match=f"answers at {here}"):
         connect(here)
-    server.shutdown()
     assert asked and os.environ["RAY_API_SERVER_ADDRESS"] == elsewhere
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_cluster_that_wants_a_token_is_one_sentence(job, cluster, monkeypatch, status):
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_error(status)
-
-        def log_message(self, *said):
-            pass
-
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"job.ray_address=http://127.0.0.1:{server.server_port}"
-    code, _, err = cluster("submit", job, "--on", "ray", address)
-    server.shutdown()
+    with serving(lambda request: request.send_error(status)) as address:
+        code, _, err = cluster("submit", job, "--on", "ray", f"job.ray_address={address}")
     assert code == 1 and "RAY_AUTH_TOKEN_PATH where the cluster wants a token" in err and err.count("\n") == 1
 
 
@@ -170,29 +173,22 @@ def test_a_cluster_that_is_gone_with_what_it_had_is_told_with_the_way_out(tmp_pa
 
 @pytest.mark.parametrize("status", [404, 500])
 def test_a_head_that_cannot_say_how_a_job_stands_is_not_taken_for_one_that_knows_none(tmp_path, monkeypatch, status):
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self):
-            if "version" not in self.path:
-                self.send_error(status)
-                return
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"version": "4", "ray_version": ray.__version__}).encode())
-
-        def log_message(self, *said):
-            pass
+    def answer(request):
+        if "version" not in request.path:
+            request.send_error(status)
+            return
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(json.dumps({"version": "4", "ray_version": ray.__version__}).encode())
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    JobRecord("small", "ray", str(tmp_path / "run"), address, job_id="small-1").save(tmp_path)
-    if status == 404:
-        assert earlier_attempts(tmp_path) == []
-    else:
-        with pytest.raises(UserError, match="status code 500"):
-            earlier_attempts(tmp_path)
-    server.shutdown()
+    with serving(answer) as address:
+        JobRecord("small", "ray", str(tmp_path / "run"), address, job_id="small-1").save(tmp_path)
+        if status == 404:
+            assert earlier_attempts(tmp_path) == []
+        else:
+            with pytest.raises(UserError, match="status code 500"):
+                earlier_attempts(tmp_path)
 
 
 def test_a_sweep_over_the_run_folder_is_refused(job, cluster):
