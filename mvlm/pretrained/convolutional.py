@@ -13,10 +13,9 @@ from mvlm.errors import UserError
 from mvlm.model import dictionary
 from mvlm.model.convolutional import Convolutional, folded
 from mvlm.pretrained.encoders import create_trunk
-from mvlm.pretrained.key_maps import ExternalCheckpoint, as_timm_has_it
+from mvlm.pretrained.key_maps import ExternalCheckpoint, find_own_image_encoder
 from mvlm.pretrained.read import read_tensors
 
-OURS = "vision.vit."
 TRUNK = "trunk."
 
 OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -43,16 +42,12 @@ def find_convolutional(encoder: Convolutional, config: Model) -> ExternalCheckpo
     """
     if config.vision_weights == "pretrained":
         arguments = {key: value for key, value in config.vision_args.items() if key != "embed_dim"}
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the weights that a model starts from do not depend on how it is filled
+        with torch.random.fork_rng(devices=[]):  # else a model's other weights would depend on how it is filled
             trunk = create_trunk(config.vision, arguments, pretrained=True)
         return _of_trunk(encoder, "timm", dict(trunk.state_dict()))
     tensors = read_tensors(config.vision_weights)
-    if own := {name.removeprefix(OURS): tensor for name, tensor in tensors.items() if name.startswith(OURS)}:
-        own = {as_timm_has_it(name): tensor for name, tensor in own.items()}
-        token = own.pop("patch_embed.mask_token", None)
-        return ExternalCheckpoint("mvlm", own, len(tensors) - len(own) - (token is not None), mask_token=token)
+    if ours := find_own_image_encoder(tensors):
+        return ours
     if config.vision == dictionary.NAME and "filters" in tensors:
         return _of_trunk(encoder, "patch dictionary", tensors)
     if "_conv_stem.weight" in tensors:

@@ -46,10 +46,8 @@ class ExternalCheckpoint:
 
 def find_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
     """The image encoder under timm's names, if there is one."""
-    if own := _below(tensors, "vision.vit."):
-        own = {as_timm_has_it(name): tensor for name, tensor in own.items()}
-        token = own.pop("patch_embed.mask_token", None)
-        return ExternalCheckpoint("mvlm", own, len(tensors) - len(own) - (token is not None), mask_token=token)
+    if ours := find_own_image_encoder(tensors):
+        return ours
     if "visual_encoder.patch_embed.proj.weight" in tensors:
         own = _below(tensors, "visual_encoder.")
         return ExternalCheckpoint(_fusion_family(tensors), own, len(tensors) - len(own), CLIP)
@@ -70,6 +68,15 @@ def find_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
             count = sum(name.startswith((f"{prefix}embeddings.", f"{prefix}encoder.")) for name in tensors)
             return ExternalCheckpoint("transformers", own, len(tensors) - count, IMAGENET if is_mae else None)
     return None
+
+
+def find_own_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
+    """That of a run of ours, of whatever kind."""
+    if not (own := _below(tensors, "vision.vit.")):
+        return None
+    own = {as_timm_has_it(name): tensor for name, tensor in own.items()}
+    token = own.pop("patch_embed.mask_token", None)
+    return ExternalCheckpoint("mvlm", own, len(tensors) - len(own) - (token is not None), mask_token=token)
 
 
 def as_timm_has_it(name: str) -> str:

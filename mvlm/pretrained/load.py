@@ -33,7 +33,7 @@ from mvlm.pretrained.key_maps import (
 )
 from mvlm.pretrained.positions import Fit, fit_image_positions, fit_text_positions
 from mvlm.pretrained.read import described_kind, read_tensors
-from mvlm.pretrained.report import InitReport, LoadReport, Shape
+from mvlm.pretrained.report import InitReport, LoadReport, shown
 from mvlm.runtime import hub
 
 MASK_TOKEN = "patch_embed.mask_token"
@@ -92,7 +92,7 @@ def fill_image_encoder(vision: VisionEncoder, config: Model, give: Give = copy_i
     parameters = {as_timm_has_it(name): parameter for name, parameter in vision.vit.named_parameters()}
     mask_token = parameters.pop(MASK_TOKEN, None)
     if isinstance(vision.vit, Convolutional):
-        return _fill_convolutional(vision.vit, mask_token, config, give)
+        return _fill_convolutional(vision.vit, parameters, mask_token, config, give)
     if config.vision_weights == "pretrained":
         return _fill_from_timm(parameters, vision, config, give)
     where = config.vision_weights
@@ -113,11 +113,11 @@ def fill_image_encoder(vision: VisionEncoder, config: Model, give: Give = copy_i
     return report
 
 
-def _fill_convolutional(encoder: Convolutional, mask_token: Parameter | None, config: Model, give: Give) -> LoadReport:
+def _fill_convolutional(
+    encoder: Convolutional, parameters: Parameters, mask_token: Parameter | None, config: Model, give: Give
+) -> LoadReport:
     """Give it a network's weights; what makes tokens of the feature map is new, but where a run of ours has it."""
     external = find_convolutional(encoder, config)
-    parameters = {as_timm_has_it(name): parameter for name, parameter in encoder.named_parameters()}
-    parameters.pop(MASK_TOKEN, None)
     where = f"timm's {config.vision}" if config.vision_weights == "pretrained" else config.vision_weights
     report = LoadReport("image encoder", f"{where} ({external.family})")
     new = tuple(name for name in parameters if name.startswith(EMBED))
@@ -140,8 +140,7 @@ def fill_text_encoder(text: TextEncoder, config: Model, give: Give = copy_into) 
     """Give it the weights of `model.text` itself, or those of an external checkpoint."""
     settings = text.settings
     if config.text_weights == "pretrained":
-        external = _of_transformers(config)
-        where = config.text
+        external, where = _of_transformers(config), config.text
     else:
         where = config.text_weights
         kind = described_kind(where)
@@ -218,7 +217,7 @@ def _fill(
             if there is None and name in optional:
                 report.fresh.append(name)
                 continue
-            wrong.append(f"{name} is {_shape(here)} here and {'missing' if there is None else _shape(there)} there")
+            wrong.append(f"{name} is {shown(here)} here and {'missing' if there is None else shown(there)} there")
             continue
         require_finite(name, tensor, report.source)
         give(parameter, tensor)
@@ -233,10 +232,6 @@ def _fill(
         )
     report.left = sorted(external.tensors.keys() - parameters.keys())
     report.others = external.others
-
-
-def _shape(shape: Shape) -> str:
-    return " x ".join(map(str, shape)) or "a number"
 
 
 def _fill_from_timm(parameters: Parameters, vision: VisionEncoder, config: Model, give: Give) -> LoadReport:
@@ -281,8 +276,7 @@ def _check_nothing_is_left_out(parameters: Parameters, depth: int, external: Ext
 
 def _remedy(name: str) -> str:
     if "relative_position" in name:
-        shared = "false" if name.startswith("blocks.") else "true"
-        own = "true" if name.startswith("blocks.") else "false"
+        own, shared = ("true", "false") if name.startswith("blocks.") else ("false", "true")
         return (
             "set model.vision = 'beit_base_patch16_224' and model.vision_args = {use_abs_pos_emb = false, "
             f"use_rel_pos_bias = {own}, use_shared_rel_pos_bias = {shared}, init_values = 0.1}}"

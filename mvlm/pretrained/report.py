@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass, field
 Shape = tuple[int, ...]
 
 
+def shown(shape: Shape) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
 @dataclass
 class LoadReport:
     """What became of the tensors of one part of the model.
@@ -34,7 +38,7 @@ class LoadReport:
         total = len(self.matched) + len(self.resized) + len(self.fresh)
         parts = [f"{len(self.matched) + len(self.resized)} of {total} tensors from {self.source}"]
         for name, (there, here) in self.resized.items():
-            parts.append(f"{name} resized from {' x '.join(map(str, there))} to {' x '.join(map(str, here))}")
+            parts.append(f"{name} resized from {shown(there)} to {shown(here)}")
         if self.fresh:
             parts.append(f"{len(self.fresh)} new ({', '.join(self.fresh[:3])}{', …' * (len(self.fresh) > 3)})")
         if unused := len(self.left) + self.others:

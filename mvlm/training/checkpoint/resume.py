@@ -29,7 +29,7 @@ from mvlm.checkpoint.integrity import (
     refusal,
 )
 from mvlm.checkpoint.layout import EMA, LATEST, MOMENTS, WEIGHTS, candidates, find_checkpoint, has_checkpoints
-from mvlm.checkpoint.state import OrderSpec, TrainState
+from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import StoredTensor, open_tensors, require_finite
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Checkpoint
@@ -297,11 +297,7 @@ def with_stored_order(state: TrainState, checkpoint: Path) -> TrainState:
     """A state of before orders were recorded has the one of the configuration stored with its run, if that is there."""
     if state.order:
         return state
-    return replace(state, order=_stored_order(checkpoint))
-
-
-def _stored_order(checkpoint: Path) -> tuple[OrderSpec, ...]:
     try:
-        return (order_of(load_stored_config(described_in(checkpoint) / CONFIG).data),)
+        return replace(state, order=(order_of(load_stored_config(described_in(checkpoint) / CONFIG).data),))
     except UserError:
-        return ()
+        return state
