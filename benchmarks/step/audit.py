@@ -31,8 +31,10 @@ from benchmarks.step.engine import engine_of, output
 from benchmarks.step.ladder import RESULTS
 from benchmarks.step.sizes import ROOT, SIZES, Size
 from mvlm.batch import GlobalBatch, Losses
+from mvlm.model.randomness import seed_dropout
 from mvlm.training.audit import Audit, Recording
 from mvlm.training.engine import Engine
+from mvlm.training.global_batches import with_global_batches
 
 FILE = RESULTS / "audit.json"
 BITS = {"low mantissa": range(12), "high mantissa": range(12, 23), "exponent and sign": range(23, 32)}
@@ -58,17 +60,7 @@ def main() -> int:
 
 
 def audited(size: Size, folder: str) -> tuple[Engine, Any]:
-    return engine_of(
-        0,
-        replace(
-            size,
-            overrides=(
-                *size.overrides,
-                "train.audit=1",
-            ),
-        ),
-        folder,
-    )
+    return engine_of(0, replace(size, overrides=(*size.overrides, "train.audit=1")), folder)
 
 
 def cost(made: tuple[Engine, Any], rounds: int) -> dict[str, Any]:
@@ -101,7 +93,7 @@ def seen(made: tuple[Engine, Any], flips: int) -> dict[str, dict[str, int]]:
     model, draws = engine.model, np.random.default_rng(0)
     audit = Watched(1.0, model, list(model.named_parameters()), engine.objectives, 0)
     leaves = [module for module in model.modules() if not list(module.children()) and list(module.parameters())]
-    (_, given), *_ = engine._with_global_batches([batch], [0], 0)
+    (_, given), *_ = with_global_batches(model, [batch], lambda _: seed_dropout(0, 0, 0), engine.objectives.itm)
     step = 0
 
     def once(hook: Callable[..., Any] | None, module: nn.Module | None) -> bool:

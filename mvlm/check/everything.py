@@ -22,6 +22,7 @@ from mvlm.training.logging.trackers import require_installed
 from mvlm.training.schedule import schedule_steps
 from mvlm.training.warnings import find_warnings
 from mvlm.training.zero.config import RunSide, resolve
+from mvlm.training.zero.fill import low_precision
 from mvlm.training.zero.json_file import tensor_ranks, unused
 from mvlm.training.zero.json_keys import check_keys
 
@@ -164,7 +165,5 @@ def _check_deepspeed(
 
 
 def _precision(resolved: dict[str, Any]) -> str:
-    names = [name for name in ("fp16", "bf16") if (resolved.get(name) or {}).get("enabled")]
-    if (resolved.get("torch_autocast") or {}).get("enabled"):
-        names.append("torch_autocast")
-    return names[0] if names else "fp32"
+    autocast = (resolved.get("torch_autocast") or {}).get("enabled")
+    return low_precision(resolved) or ("torch_autocast" if autocast else "fp32")

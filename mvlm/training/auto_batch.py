@@ -35,6 +35,7 @@ from mvlm.training.contrast import ranks_at_once
 from mvlm.training.optim import count_parameters, muon_shapes
 from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import micro_batches
+from mvlm.training.zero.divide import precision
 from mvlm.training.zero.memory import States, Zero, states
 
 MARGIN = 0.06
@@ -97,8 +98,7 @@ class Trial:
         self.global_batch, self.ema = train.global_batch, train.ema > 0
         self.objectives, self.model, self.dataset = objectives, model, dataset
         self.zero = Zero.of(ds_config)
-        fp16 = (ds_config.get("fp16") or {}).get("enabled")
-        self.precision = torch.float32 if self.zero.element == 4 else torch.float16 if fp16 else torch.bfloat16
+        self.precision = precision(ds_config)
         self.parameters, self.matrices = count_parameters(model), muon_shapes(model, optim)
 
     def run(self, pairs: int) -> None:

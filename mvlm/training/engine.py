@@ -8,8 +8,9 @@ bf16 at stage 0 reads each group's norm. fp32 at stage 0 and bf16 at stage 1 hav
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,15 +28,14 @@ from mvlm.training.audit import Audit
 from mvlm.training.global_batches import with_global_batches
 from mvlm.training.gradient_norms import GradientParts
 from mvlm.training.tensor_parallel import Mpu, clip_grad_norm
-from mvlm.training.zero.buckets import Buckets
 from mvlm.training.zero.checksums import checksums_of
 from mvlm.training.zero.disk import disk_state_of, without_disk
 from mvlm.training.zero.divide import kept_divided
+from mvlm.training.zero.fill import low_precision
 from mvlm.training.zero.frozen import Frozen
 from mvlm.training.zero.loss_scale import LossScale
 from mvlm.training.zero.offload import build_optimizer
-from mvlm.training.zero.reduction import Reduction
-from mvlm.training.zero.share_reduction import ShareReduction, reduces_shares, without_own
+from mvlm.training.zero.share_reduction import reduction_of, without_own
 from mvlm.training.zero.shares import Read, gathered, own_read
 from mvlm.training.zero.stages import state_of
 from mvlm.training.zero.start import import_deepspeed, without_inductor
@@ -83,58 +83,44 @@ class Engine:
         self.objectives, self.ds_config, self._ema, self._seed = objectives, ds_config, ema, seed
         self.device = dist.device()
         self.stage: int = ds_config["zero_optimization"]["stage"]
-        low_precision = [name for name in ("bf16", "fp16") if (ds_config.get(name) or {}).get("enabled")]
-        for name in low_precision:
-            if not getattr(deepspeed.accelerator.get_accelerator(), f"is_{name}_supported")():
-                raise UserError(f"The DeepSpeed JSON enables {name}, which {self.device} cannot compute: delete it.")
-        self._plain = self.stage == 0 and not low_precision  # DeepSpeed keeps the optimiser as it is
-        self._clip = optim.clip if self._plain else 0.0
+        low = low_precision(ds_config)
+        if low and not getattr(deepspeed.accelerator.get_accelerator(), f"is_{low}_supported")():
+            raise UserError(f"The DeepSpeed JSON enables {low}, which {self.device} cannot compute: delete it.")
+        self._plain = self.stage == 0 and not low  # DeepSpeed keeps the optimiser as it is
+        self._clip = optim.clip or float("inf")
         if self._plain:  # clipped here, where the norm can be had
             ds_config = ds_config | {"gradient_clipping": 0.0}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        kept = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        self._frozen = Frozen(kept, bool(low_precision), self.stage == 3)
+        self._frozen = Frozen([p for p in model.parameters() if not p.requires_grad], bool(low), self.stage == 3)
         optimizer, ds_config = build_optimizer(model, optim, ds_config, self.device)
         matrices = frozenset(id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"])
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
         self.disk = disk_state_of(ds_config)
-        with ExitStack() as stack:
-            stack.enter_context(without_inductor())
-            if self.stage == 3:
-                stack.enter_context(kept_divided())
-            if self.disk:
-                stack.enter_context(self.disk.holding_optimizer())
-            mpu, config = Mpu() if replicas.size() > 1 else None, without_disk(without_own(ds_config))
+        divided = kept_divided() if self.stage == 3 else nullcontext()
+        on_disk = self.disk.holding_optimizer() if self.disk else nullcontext()
+        mpu, config = Mpu() if replicas.size() > 1 else None, without_disk(without_own(ds_config))
+        with without_inductor(), divided, on_disk:
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=mpu)
         self.model: Encoders = self.engine.module
         self._state = state_of(self.engine.optimizer, self.stage, self._trained, self.has_ema, matrices)
         self._state.bind_matrices(self._trained)
-        self._reduction = self._find_reduction()
+        slices = list(self._state.slices(self._trained))
+        named = [(self._names[id(parameter)], parameter) for parameter in self._trained]
+        self._reduction = reduction_of(self.engine, named, self.ds_config, slices)
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
-        slices = self._state.slices(self._trained)
         self._gradients = GradientParts([optimizer, *([second] if second else [])], slices, self._names)
         if self.disk:
             self.disk.follow(self.engine.optimizer)
-        self._loss_scale = LossScale(self.engine.optimizer.loss_scaler) if "fp16" in low_precision else None
+        self._loss_scale = LossScale(self.engine.optimizer.loss_scaler) if low == "fp16" else None
         self.updates, self.overflowed = 0, False
         self.grad_norm: Tensor | float | None = None
         self._checksums = checksums_of(self.model, self._state, ds_config) if checksums else None
         if self.has_ema or self.disk or (self.stage == 0 and not self._plain):
             self.prepare_state(0)  # in bf16 at stage 0 that update is counted
         self.corrupted: Tensor | None = None
-        named = [(self._names[id(parameter)], parameter) for parameter in self._trained]
         self.audit = Audit(audit, self.model, named, objectives, seed) if audit else None
-
-    def _find_reduction(self) -> Buckets | None:
-        """None where DeepSpeed reduces gradients by itself."""
-        named = [(self._names[id(parameter)], parameter) for parameter in self._trained]
-        if self.stage == 0:
-            return Reduction(self.engine, named, int(self.ds_config["zero_optimization"]["reduce_bucket_size"]))
-        if reduces_shares(self.ds_config):
-            return ShareReduction(self.engine, named, self.ds_config, self._state.slices(self._trained))
-        return None
 
     def is_intact(self) -> bool:
         """Whether memory has what the last update left, on every rank; all must call. Without checksums, yes."""
@@ -173,21 +159,26 @@ class Engine:
         cannot_halve = self._loss_scale is not None and self._loss_scale.is_smallest
         self._gradients.wanted = metrics is not None
         parts: list[Losses] = []
-        batches = self._with_global_batches(micro_batches, starts, step)
-        for number, (start, (batch, global_batch)) in enumerate(zip(starts, batches, strict=True)):
-            seed_dropout(self._seed, step, start)
+
+        def seed_part(part: int) -> None:
+            seed_dropout(self._seed, step, starts[part])
+
+        scale = self.objectives.itm * (self._loss_scale.now if self._loss_scale else 1.0)
+        batches = with_global_batches(self.model, micro_batches, seed_part, scale)
+        for number, (batch, global_batch) in enumerate(batches):
+            seed_part(number)
             passes = partial(self._passes, batch, metrics)
             if self.audit and self.audit.is_due(step, number):
-                losses = self.audit.watch(passes, batch, global_batch, step, start)
+                losses = self.audit.watch(passes, batch, global_batch, step, starts[number])
             else:
                 losses = passes(global_batch)
             if self._reduction:
                 self._reduction.finish()
-            if self._checksums and self.engine.is_gradient_accumulation_boundary():
-                self.corrupted = self._checksums.changed()
-            if self._plain and self.engine.is_gradient_accumulation_boundary():
-                limit = self._clip or float("inf")
-                self.grad_norm = clip_grad_norm(self._trained, limit)
+            if self.engine.is_gradient_accumulation_boundary():
+                if self._checksums:
+                    self.corrupted = self._checksums.changed()
+                if self._plain:
+                    self.grad_norm = clip_grad_norm(self._trained, self._clip)
             self.engine.step()
             parts.append({name: loss.detach() for name, loss in losses.items()})
         if self._reduction and self._reduction.grad_norm is not None:
@@ -226,15 +217,6 @@ class Engine:
         self.engine.backward(total)
         return losses
 
-    def _with_global_batches(
-        self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
-    ) -> Iterator[tuple[Batch | LabelledBatch, GlobalBatch | None]]:
-        def seed_part(part: int) -> None:
-            seed_dropout(self._seed, step, starts[part])
-
-        scale = self._loss_scale.now if self._loss_scale else 1.0
-        return with_global_batches(self.model, micro_batches, seed_part, scale * self.objectives.itm)
-
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Every parameter by name, in one order on every rank."""
         return ((self._names[id(parameter)], parameter) for parameter in self.model.parameters())
@@ -244,9 +226,7 @@ class Engine:
 
         Every element is one rank's. They are views; nothing is exchanged.
         """
-        for parameter, parts in self._state.parts(self._trained, self.updates > 0):
-            yield self._names[id(parameter)], parts
-        for parameter, parts in self._frozen.parts():
+        for parameter, parts in chain(self._state.parts(self._trained, self.updates > 0), self._frozen.parts()):
             yield self._names[id(parameter)], parts
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
@@ -290,12 +270,9 @@ class Engine:
         self._swap_ema()
 
     def _swap_ema(self) -> None:
-        if not self.has_ema:
-            return
-        for _, parameter in self.parameters():
-            if parameter.requires_grad:
-                whole = {key: tensor.clone() for key, tensor in self._state.read(parameter).items()}
-                self._state.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
+        for parameter in self._trained if self.has_ema else ():
+            whole = {key: tensor.clone() for key, tensor in self._state.read(parameter).items()}
+            self._state.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
 
     def prepare_state(self, updates: int) -> None:
         """Zero the optimiser's moments and set the count of updates it is resumed from, so that `write` can fill them.

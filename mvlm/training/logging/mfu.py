@@ -18,6 +18,7 @@ from mvlm.model.encoders import Encoders
 from mvlm.model.flops import count_flops, on_meta, without_values
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
+from mvlm.training.zero.fill import low_precision
 
 PEAKS = (
     # by words of the name: bf16 or fp16, TF32, fp32; dense, in 1e12 a second, from the makers' data sheets
@@ -67,11 +68,10 @@ class Arithmetic:
     @classmethod
     def of(cls, model: Encoders, ds_config: dict[str, Any]) -> Arithmetic:
         """To be called before DeepSpeed has the model, which may take its weights apart."""
-        low_precision = any((ds_config.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
         peak = None
         if dist.uses_cuda():
             tf32 = torch.get_float32_matmul_precision() != "highest"
-            peak = peak_flops(torch.cuda.get_device_name(dist.device()), low_precision, tf32)
+            peak = peak_flops(torch.cuda.get_device_name(dist.device()), bool(low_precision(ds_config)), tf32)
         return cls(FlopsOfBatches(model) if isinstance(model, MaskVLM) else None, peak)
 
     def metrics(self, micro_batches: Sequence[Batch | LabelledBatch], pairs_per_s: float) -> dict[str, float]:

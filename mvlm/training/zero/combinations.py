@@ -6,7 +6,7 @@ from typing import Any
 
 from mvlm.config.schema import Optim, Train
 from mvlm.errors import Mistakes
-from mvlm.training.zero.fill import OFFLOADS
+from mvlm.training.zero.fill import OFFLOADS, low_precision
 from mvlm.training.zero.json_file import TENSOR_PARALLEL
 
 
@@ -16,8 +16,7 @@ def refuse_with_tensor_parallel(resolved: dict[str, Any], train: Train, optim: O
     Args:
         resolved: a DeepSpeed configuration that has the section, filled in.
     """
-    zero = resolved["zero_optimization"]
-    rounded = any((resolved.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
+    zero, rounded = resolved["zero_optimization"], bool(low_precision(resolved))
     unfit = [
         (zero["stage"] == 3, "ZeRO stage 3, which splits every parameter by itself: use stage 2"),
         (zero["stage"] == 0 and rounded, "bf16 at stage 0, where DeepSpeed clips by one rank's norm: use stage 1"),

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from mvlm.model.encoders import Encoders
 from mvlm.model.initialization import InitialWeights
 from mvlm.runtime import dist
+from mvlm.training.zero.fill import low_precision
 from mvlm.training.zero.start import import_deepspeed, replaced
 
 
@@ -33,10 +34,7 @@ def can_divide(model: Encoders, ds_config: dict[str, Any]) -> bool:
 
 def precision(ds_config: dict[str, Any]) -> torch.dtype:
     """That the model computes in."""
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        if (ds_config.get(name) or {}).get("enabled"):
-            return dtype
-    return torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(low_precision(ds_config), torch.float32)
 
 
 def divide(model: Encoders, weights: InitialWeights, ds_config: dict[str, Any]) -> None:

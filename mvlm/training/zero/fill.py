@@ -51,6 +51,11 @@ def fill_precision(resolved: dict[str, Any], json_name: str) -> bool:
     return bool(fp16.get("enabled") or bf16.get("enabled"))
 
 
+def low_precision(resolved: dict[str, Any]) -> str:
+    """Which of bf16 and fp16 a filled-in configuration enables; "" where neither."""
+    return next((name for name in ("bf16", "fp16") if (resolved.get(name) or {}).get("enabled")), "")
+
+
 def _has_bf16() -> bool:
     """Whether this rank's device multiplies faster in bf16."""
     if dist.uses_cuda():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mvlm.training.zero.fill import OFFLOADS
+from mvlm.training.zero.fill import OFFLOADS, low_precision
 from mvlm.training.zero.muon import AT_ONCE
 from mvlm.training.zero.share_reduction import reduces_shares
 
@@ -51,14 +51,11 @@ class Zero:
     def of(cls, resolved: dict[str, Any]) -> Zero:
         """From what `ds_config.resolve` gives."""
         zero = resolved["zero_optimization"]
-        low = any((resolved.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
         stage = zero["stage"]
-
         places = {name: (zero.get(name) or {}).get("device", "none") for name in OFFLOADS}
-
         return cls(
             stage=stage,
-            element=2 if low else FP32,
+            element=2 if low_precision(resolved) else FP32,
             overlap=stage == 0 or zero.get("overlap_comm", stage == 3),
             all_reduces=zero.get("use_multi_rank_bucket_allreduce", True),
             reduce_bucket=int(zero["reduce_bucket_size"]),

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from mvlm.runtime import dist
 from mvlm.training.zero.buckets import Buckets
+from mvlm.training.zero.reduction import Reduction
 from mvlm.training.zero.shares import ParamSlice
 
 NORMED = 2**24
@@ -81,6 +82,16 @@ class Share(list[Tensor]):
         pieces = max(1, min(parameters, -(-flat.numel() // NORMED)))
         super().__init__(flat.split(-(-flat.numel() // pieces)))
         self.flat_partition = flat
+
+
+def reduction_of(
+    engine: Any, named: Iterable[tuple[str, Parameter]], resolved: dict[str, Any], slices: Iterable[ParamSlice]
+) -> Buckets | None:
+    """What reduces the gradients of DeepSpeed's engine; None where that does so by itself."""
+    zero = resolved["zero_optimization"]
+    if zero["stage"] == 0:
+        return Reduction(engine, named, int(zero["reduce_bucket_size"]))
+    return ShareReduction(engine, named, resolved, slices) if reduces_shares(resolved) else None
 
 
 class ShareReduction(Buckets):
