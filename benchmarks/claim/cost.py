@@ -29,7 +29,7 @@ from mvlm.runtime import dist
 from mvlm.training.fit.run import train
 from mvlm.training.health.signals import StopRequests
 from mvlm.training.logging.mfu import FlopsOfBatches
-from mvlm.training.trainer import Evaluate
+from mvlm.training.validation import Evaluate
 
 
 def flops_a_pair(toml: str, overrides: Sequence[str]) -> float:

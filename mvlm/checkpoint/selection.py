@@ -49,11 +49,9 @@ class Selector:
             return BestEvaluation(self.metric, step, value)
         return replace(known, since=known.since + 1)
 
-    def ends(self, best: BestEvaluation | None) -> bool:
-        """Whether the run is to end for want of a better evaluation."""
-        return self.patience > 0 and best is not None and best.metric == self.metric and best.since >= self.patience
-
-    def reason(self, best: BestEvaluation) -> str:
-        """Why it ends."""
+    def why_over(self, best: BestEvaluation | None) -> str:
+        """Why the run is to end for want of a better evaluation; "" where it is not."""
+        if not self.patience or best is None or best.metric != self.metric or best.since < self.patience:
+            return ""
         times = f"{best.since} evaluations" if best.since > 1 else "1 evaluation"
         return f"{self.metric} has not been better than the {best.value:.6g} of step {best.step} for {times}"

@@ -149,6 +149,11 @@ class TrainState:
     streams: tuple[DataStream, ...] = ()  # that these have drawn from, in the order in which they first did
     selection: str = ""  # a hash of the rows that data.where keeps; "" without it
 
+    @property
+    def is_best(self) -> bool:
+        """Whether its own evaluation is the best so far."""
+        return self.best is not None and self.best.step == self.step
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

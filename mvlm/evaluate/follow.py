@@ -195,7 +195,7 @@ def is_done(run: Path) -> bool:
     except (*UNREADABLE, UserError):
         return False
     selector = Selector.of(settings)
-    return bool(state.step >= steps and not goes_on) or (selector is not None and selector.ends(state.best))
+    return bool((state.step >= steps and not goes_on) or (selector and selector.why_over(state.best)))
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:

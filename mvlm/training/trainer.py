@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from mvlm.batch import MetricAccumulator
-from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
 from mvlm.errors import ExitCode, MemoryCorrupted
 from mvlm.runtime import dist
@@ -25,12 +21,10 @@ from mvlm.training.health.watchdog import Watchdog
 from mvlm.training.logging.metrics import Reporter
 from mvlm.training.schedule import Schedule
 from mvlm.training.stream import TrainingStream
+from mvlm.training.validation import Evaluate, Validation
 
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, rolling back, files
-
 CORRUPTIONS = 3  # roll-backs for memory's sake that an attempt makes before it ends
-Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
-"""(model, run folder, step, whether it is the last) -> flat metrics, and pictures; called on every rank at once."""
 
 
 @dataclasses.dataclass
@@ -40,23 +34,6 @@ class Health:
     stop: StopRequests
     watchdog: Watchdog
     detector: AnomalyDetector
-
-
-@dataclasses.dataclass
-class Validation:
-    """What is measured of held-out data as a run trains.
-
-    Attributes:
-        evaluate: None = nothing is evaluated.
-        selector: keeps the best checkpoint; None = nothing does.
-    """
-
-    evaluate: Evaluate | None
-    selector: Selector | None
-
-    def is_exhausted(self, state: TrainState) -> bool:
-        """Whether evaluations have found nothing better for so long that the run ends."""
-        return self.selector is not None and self.selector.ends(state.best)
 
 
 @dataclasses.dataclass
@@ -93,7 +70,7 @@ class Trainer:
         if not self.has_checkpoint:  # and a disk that cannot hold a checkpoint is better met now than in an hour
             self._save()
             self.saver.finish()
-        while not self.is_over and not self.validation.is_exhausted(self.state):
+        while not self.is_over and not self.validation.why_over(self.state):
             began = time.perf_counter()
             flags, anomaly = self._sync()
             if self.saver.pending and flags.written == dist.world():
@@ -144,11 +121,9 @@ class Trainer:
         if (saves or evaluate) and (anomaly := self._drain()):
             self._roll_back(anomaly)
             return
-        best = self.state.best
         if evaluate:
             self._evaluate(evaluate)
-        improved = self.state.best != best and self.state.best is not None and self.state.best.step == step
-        if saves or improved or self.validation.is_exhausted(self.state):
+        if saves or self.state.is_best or self.validation.why_over(self.state):
             self._save()  # after the evaluation, whose outcome is part of the state
         self.reporter.leave_out(time.perf_counter() - aside)  # neither is training
 
@@ -267,10 +242,8 @@ class Trainer:
         state = self.saver.settle_best(state) if self.validation.selector else dataclasses.replace(state, best=None)
         self.stream.restart(state)
         self._start_from(state)
-        skipped = (
-            f", without that batch (its samples stand in {self.stream.skipped.path})" if anomaly.is_of_data else ""
-        )
-        self.reporter.monitor.say(f"At step {anomaly.step} {anomaly.reason}: back to {checkpoint.name}{skipped}.")
+        apart = f", without that batch (its samples stand in {self.stream.skipped.path})" if anomaly.is_of_data else ""
+        self.reporter.monitor.say(f"At step {anomaly.step} {anomaly.reason}: back to {checkpoint.name}{apart}.")
 
     def _set_aside(self, anomaly: Anomaly) -> None:
         """Have a batch left out; where memory is to blame, count it."""
@@ -303,8 +276,7 @@ class Trainer:
         self._await_files()
         self.saver.uploads.finish()
         self.saver.require_own_folder(self.state.step)
-        if (selector := self.validation.selector) and self.state.best and selector.ends(self.state.best):
-            reason = selector.reason(self.state.best)
+        if reason := self.validation.why_over(self.state):
             self.reporter.monitor.say(f"Ended early at step {self.state.step}: {reason} (eval.patience).")
         return self._leave(ExitCode.DONE)
 

@@ -152,7 +152,7 @@ class Watcher:
             best = BestEvaluation(**_object(candidates(self.run).first / STATE)["best"])
         except (*UNREADABLE, UserError):
             return ""
-        return selector.reason(best) if selector.ends(best) else ""
+        return selector.why_over(best)
 
     def _checkpoint(self) -> tuple[int | None, float | None]:
         """The latest checkpoint's step, and how many seconds old it is."""

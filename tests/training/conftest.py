@@ -22,7 +22,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.training.fit.run import train
 from mvlm.training.health.signals import SIGNALS
-from mvlm.training.trainer import Evaluate
+from mvlm.training.validation import Evaluate
 from tests.conftest import ROOT, TINY
 
 TOML = str(ROOT / "mvlm/configs/tiny.toml")

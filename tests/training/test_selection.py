@@ -134,7 +134,7 @@ def test_what_is_better() -> None:
     assert lower.judge(first, 2, {"eval/x": 0.4}) == BestEvaluation("eval/x", 2, 0.4, 0)
     assert higher.judge(first, 2, {"eval/put_off": 60.0}) == first
     assert Selector("eval/y", False, 1).judge(first, 2, {"eval/y": 0.1}) == BestEvaluation("eval/y", 2, 0.1, 0)
-    assert [higher.ends(BestEvaluation("eval/x", 1, 0.5, since)) for since in (1, 2)] == [False, True]
-    assert not lower.ends(BestEvaluation("eval/x", 1, 0.5, 99))
+    assert [bool(higher.why_over(BestEvaluation("eval/x", 1, 0.5, since))) for since in (1, 2)] == [False, True]
+    assert not lower.why_over(BestEvaluation("eval/x", 1, 0.5, 99))
     with pytest.raises(UserError, match=r"eval.select is 'eval/x', which is not among eval/a, eval/b: name one"):
         higher.judge(None, 1, {"eval/a": 1.0, "eval/b": 2.0})

@@ -184,11 +184,6 @@ def restore_start(
     return replace(start, checkpoint=checkpoint), with_stored_order(state, checkpoint)
 
 
-def is_gone(checkpoint: Path) -> bool:
-    """As rank 0 sees it; all ranks must call."""
-    return dist.as_rank_0(lambda: not checkpoint.is_dir())
-
-
 def restore(engine: Engine, checkpoint: Path, begins_stage: bool = False) -> TrainState:
     """Fill the engine, new or live, from a checkpoint of any layout; all ranks must call.
 

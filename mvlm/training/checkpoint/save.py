@@ -48,11 +48,6 @@ class _Pending:
     share: ShareWriter
     since: float
 
-    @property
-    def is_best(self) -> bool:
-        """Whether its own evaluation is the best so far."""
-        return self.state.best is not None and self.state.best.step == self.state.step
-
 
 class Saver:
     """Starts checkpoints and publishes them; `start`, `publish` and `finish` are for all ranks at once.
@@ -192,7 +187,7 @@ class Saver:
             prune(self.run, pending.folder, self._config, self.attempt.writer, self.uploads.held)
         if self.copies and not any(copying for _, _, copying in gathered):  # else the next checkpoint is copied
             self.copies.offer(pending.folder, [entries for entries, _, _ in gathered])
-        self.uploads.offer(pending.folder, pending.is_best)
+        self.uploads.offer(pending.folder, pending.state.is_best)
         self.seconds = time.monotonic() - pending.since
 
 
@@ -220,7 +215,7 @@ def _publish(
         replaced = make_way(folder, writer)  # of a repeated step, after resuming from an older checkpoint
         os.rename(partial, folder)
         write_durably(folder.parent / LATEST, folder.name)
-        if pending.is_best:  # a kill before it is made good by `settle_best`
+        if pending.state.is_best:  # a kill before it is made good by `settle_best`
             write_durably(folder.parent / BEST, folder.name)
         if replaced:
             shutil.rmtree(replaced, ignore_errors=True)

@@ -47,7 +47,8 @@ from mvlm.training.parallelize import parallelize
 from mvlm.training.run_folder import prepare_tokenizer, read_description
 from mvlm.training.schedule import Schedule
 from mvlm.training.stream import TrainingStream
-from mvlm.training.trainer import Evaluate, Health, Trainer, Validation
+from mvlm.training.trainer import Health, Trainer
+from mvlm.training.validation import Evaluate, Validation
 from mvlm.training.warnings import find_warnings, groups_warning
 from mvlm.training.zero.json_file import unused
 
@@ -96,7 +97,7 @@ def _train_stage(
     with ExitStack() as stack:
         trainer = build(plan, evaluate, stop, stack)
         try:
-            return trainer.run(), trainer.is_over and not trainer.validation.is_exhausted(trainer.state)
+            return trainer.run(), trainer.is_over and not trainer.validation.why_over(trainer.state)
         except OSError as error:
             if error.errno in OUT_OF_SIGHT:
                 raise cannot_write(f"The run folder {plan.folder}", error, so="") from None
@@ -216,7 +217,7 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
         start, state = restore(start)
     attempt = FencingToken(plan.folder, plan.mirror, start.resumes and start.own, plan.group)
     if resumed and start.checkpoint and start.own:
-        if checkpoints.is_gone(start.checkpoint):  # until now the attempt before might still be alive
+        if not dist.as_rank_0(start.checkpoint.is_dir):  # until now the attempt before might still be alive
             start, state = restore(start)
         assert start.checkpoint
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
