@@ -33,11 +33,12 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.shares.__main__ import commit, on_ranks  # noqa: E402
 from benchmarks.shares.build import memory  # noqa: E402
+from mvlm.checkpoint.cut import TensorPart  # noqa: E402
 from mvlm.checkpoint.fencing import FencingToken  # noqa: E402
 from mvlm.checkpoint.integrity import find_damage  # noqa: E402
 from mvlm.checkpoint.layout import INDEX, STATE, Entry  # noqa: E402
 from mvlm.checkpoint.state import TrainState  # noqa: E402
-from mvlm.checkpoint.tensors import TensorPart, write_tensors  # noqa: E402
+from mvlm.checkpoint.tensors import write_tensors  # noqa: E402
 from mvlm.config.schema import Checkpoint  # noqa: E402
 from mvlm.export.folder import PREFIX, write_weights  # noqa: E402
 from mvlm.runtime import dist  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,20 @@ class Cut(NamedTuple):
 
 
 WHOLE = Cut()
+
+
+class TensorPart(NamedTuple):
+    """Elements of a tensor laid flat, or of a cut of it, which begin with its element number `start`."""
+
+    elements: Tensor
+    start: int
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    cut: Cut = WHOLE
+
+    @property
+    def is_whole(self) -> bool:
+        return self.elements.numel() == math.prod(self.shape)
 
 
 def cut_of(parameter: Any) -> Cut:

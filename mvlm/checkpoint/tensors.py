@@ -19,27 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mvlm.checkpoint.cut import WHOLE, Cut
+from mvlm.checkpoint.cut import WHOLE, Cut, TensorPart
 from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, read_format, read_index
 from mvlm.config.parameters import present_name
 from mvlm.errors import UserError
 
 METADATA = "__metadata__"
 """What else may stand in the header of a safetensors file."""
-
-
-class TensorPart(NamedTuple):
-    """Elements of a tensor laid flat, or of a cut of it, which begin with its element number `start`."""
-
-    elements: Tensor
-    start: int
-    shape: tuple[int, ...]
-    """Of the whole tensor."""
-    cut: Cut = WHOLE
-
-    @property
-    def is_whole(self) -> bool:
-        return self.elements.numel() == math.prod(self.shape)
 
 
 class _Piece(NamedTuple):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mvlm.batch import Batch, GlobalBatch, LabelledBatch, Losses, MetricAccumulator
+from mvlm.checkpoint.cut import TensorPart
 from mvlm.checkpoint.layout import EMA
-from mvlm.checkpoint.tensors import TensorPart
 from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mvlm.checkpoint.cut import TensorPart
 from mvlm.checkpoint.layout import MOMENTS, WEIGHTS, find_checkpoint
-from mvlm.checkpoint.tensors import TensorPart, open_tensors, write_tensors
+from mvlm.checkpoint.tensors import open_tensors, write_tensors
 from mvlm.errors import UserError
 from mvlm.export.folder import PREFIX, write_weights
 from mvlm.training.checkpoint.resume import Shares

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from mvlm.checkpoint.cut import TensorPart
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.state import TrainState
-from mvlm.checkpoint.tensors import TensorPart
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime import dist

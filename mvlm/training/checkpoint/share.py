@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mvlm.checkpoint.cut import TensorPart
 from mvlm.checkpoint.layout import EMA, MOMENTS, WEIGHTS, Entry
-from mvlm.checkpoint.tensors import TensorPart, write_tensors
+from mvlm.checkpoint.tensors import write_tensors
 from mvlm.runtime import dist
 from mvlm.training.engine import Engine
 from mvlm.training.zero.state import MOMENTS as KEYS

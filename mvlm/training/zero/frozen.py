@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
-from mvlm.checkpoint.cut import cut_of, whole_shape
-from mvlm.checkpoint.tensors import TensorPart
+from mvlm.checkpoint.cut import TensorPart, cut_of, whole_shape
 from mvlm.runtime import dist, replicas
 from mvlm.training.zero.shares import is_saved_here
 

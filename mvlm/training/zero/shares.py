@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from mvlm.checkpoint.cut import cut_of, whole_shape
-from mvlm.checkpoint.tensors import TensorPart
+from mvlm.checkpoint.cut import TensorPart, cut_of, whole_shape
 from mvlm.runtime import dist, replicas
 
 Read = Callable[[str, int, int], Tensor]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from mvlm.checkpoint.cut import TensorPart
 from mvlm.checkpoint.layout import EMA
-from mvlm.checkpoint.tensors import TensorPart
 from mvlm.runtime import replicas
 from mvlm.training.zero.muon import MatrixPiece
 from mvlm.training.zero.shares import ParamSlice, Read, gathered

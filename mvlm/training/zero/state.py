@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from mvlm.checkpoint.cut import cut_of, whole_shape
+from mvlm.checkpoint.cut import TensorPart, cut_of, whole_shape
 from mvlm.checkpoint.layout import EMA
-from mvlm.checkpoint.tensors import TensorPart
 from mvlm.training.zero.muon import MatrixPiece, Muon
 from mvlm.training.zero.shares import ParamSlice, Read, gathered, is_saved_here
 
