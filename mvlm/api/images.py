@@ -66,6 +66,20 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.squeeze(2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
+def as_mask(masked: np.ndarray | Tensor, images: int, grid: tuple[int, int]) -> Tensor:
+    """Which patches of images to mask, bool BN; raises `UserError` where that is not said of each image."""
+    try:
+        mask_BN, (rows, columns) = torch.as_tensor(masked).bool(), grid
+    except (TypeError, ValueError) as error:
+        raise UserError(f"`masked` cannot be read ({first_line(error)}): give an array of bool.") from None
+    if mask_BN.shape != (images, rows * columns) or bool((mask_BN.all(1) | ~mask_BN.any(1)).any()):
+        raise UserError(
+            f"A mask of shape {tuple(mask_BN.shape)} does not fit {images} images of {rows} x {columns} patches: "
+            f"give [{images}, {rows * columns}], True = masked, at least one of each image and not all."
+        )
+    return mask_BN
+
+
 def stacked(images: Sequence[AnyImage], size: int) -> Tensor:
     """uint8 [B, 3, size, size]."""
     return torch.from_numpy(np.stack([view(image, size) for image in images]))

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
-from mvlm.api.images import AnyImage, listed, stacked
+from mvlm.api.images import AnyImage, as_mask, listed, stacked
 from mvlm.api.texts import Texts, listed_texts, require_text
 from mvlm.config.places import as_paths
 from mvlm.data.samples.padding import BatchTokenizer
@@ -162,7 +162,8 @@ class TrainedModel:
         self._warn_untrained("image")
         shown, captions = pair_up(listed(images), listed_texts(texts, self._tokens))
         count, image_BCHW = len(captions), self._pixels(shown)
-        mask_BN = patch_masks(self.network, np.arange(count)) if masked is None else self._mask(masked, count)
+        grid = self.network.grid
+        mask_BN = patch_masks(self.network, np.arange(count)) if masked is None else as_mask(masked, count, grid)
         with shares.inference(self.network):
             return image_examples(self.network, captions, self._tokens, image_BCHW, mask_BN.to(self.device))
 
@@ -258,18 +259,6 @@ class TrainedModel:
     def _text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         text_BL, valid_BL = self._tokens.batch(texts)
         return text_BL.to(self.device), valid_BL.to(self.device)
-
-    def _mask(self, masked: np.ndarray | Tensor, images: int) -> Tensor:
-        try:
-            mask_BN, (rows, columns) = torch.as_tensor(masked).bool(), self.network.grid
-        except (TypeError, ValueError) as error:
-            raise UserError(f"`masked` cannot be read ({first_line(error)}): give an array of bool.") from None
-        if mask_BN.shape != (images, rows * columns) or bool((mask_BN.all(1) | ~mask_BN.any(1)).any()):
-            raise UserError(
-                f"A mask of shape {tuple(mask_BN.shape)} does not fit {images} images of {rows} x {columns} patches: "
-                f"give [{images}, {rows * columns}], True = masked, at least one of each image and not all."
-            )
-        return mask_BN
 
 
 def load(model: str | os.PathLike[str], device: torch.device | str | None = None) -> TrainedModel:
