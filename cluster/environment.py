@@ -1,4 +1,4 @@
-"""What a rank is started with on every back-end: an interpreter, variables, and a port for its rendezvous.
+"""What a rank is started with on every back-end: an interpreter, and variables.
 
 Where `job.network` is "auto", NCCL finds InfiniBand, RoCE and the plugin for EFA by itself and falls back on sockets.
 Naming the network means that a run which would crawl over the wrong one ends at its start instead. What depends on the
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,10 +87,3 @@ def python(job: Job) -> Path:
     if job.container:
         return Path("python")
     return Path(job.venv).absolute() / "bin/python" if job.venv else Path(sys.executable)
-
-
-def free_port() -> int:
-    """One that nobody listens on, on any interface of this node."""
-    with socket.socket() as server:
-        server.bind(("", 0))
-        return server.getsockname()[1]

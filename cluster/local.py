@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.errors import UserError
+from mvlm.runtime.network import free_port
 
 from . import processes
 from .attempt import describe_exit
-from .environment import LAUNCHER_VARIABLES, added, for_process, free_port, inherited
+from .environment import LAUNCHER_VARIABLES, added, for_process, inherited
 from .job import Job, check_files, refuse, run_folder
 from .logs import attempt_folder, next_attempt, show
 from .processes import PATIENCE, POLL_SECONDS, Stopper

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 from mvlm.__main__ import main
+from mvlm.runtime.network import free_port
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -99,12 +99,6 @@ def mvlm(*words: str) -> int:
     """What `python -m mvlm WORDS` does, as a target."""
     sys.argv = ["mvlm", *words]
     return main()
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def _call(

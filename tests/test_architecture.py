@@ -158,6 +158,7 @@ CLUSTER_MAY = {
     "mvlm.runtime.completion",
     "mvlm.runtime.launch",
     "mvlm.runtime.log",
+    "mvlm.runtime.network",
     "mvlm.runtime.storage",
 }
 WHOLE_CONFIG = (

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ import psutil
 
 from benchmarks.gpu.record import Line, Record, seconds_left
 from mvlm.checkpoint.layout import read_index
+from mvlm.runtime.network import free_port
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("loss", "image", "text", "itc", "itm", "grad_norm")
@@ -89,7 +89,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "deepspeed.json").write_text(json.dumps(content))
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "1"]
-        launcher += ["--master_port", str(_free_port()), "--module", "mvlm"]
+        launcher += ["--master_port", str(free_port()), "--module", "mvlm"]
         words = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", str(folder / "deepspeed.json")]
         words += [*(TINIER if self.rehearse else []), f"data.train={self.work / 'shards'}", f"run.dir={folder / 'run'}"]
         words += ["eval.every=0", "log.every=1", "log.tensorboard=false", *overrides]
@@ -180,12 +180,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             continue
     process.wait()
     psutil.wait_procs(everybody, timeout=10)
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def main() -> int:

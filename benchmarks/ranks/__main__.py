@@ -34,8 +34,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 import torch  # noqa: E402
 
-from benchmarks.ranks.counting import about, counted_stores, free_port, keep  # noqa: E402
+from benchmarks.ranks.counting import about, counted_stores, keep  # noqa: E402
 from mvlm.runtime import background, dist  # noqa: E402
+from mvlm.runtime.network import free_port  # noqa: E402
 
 LAZY = "TORCH_GLOO_LAZY_INIT"
 TIMES = 30  # exchanges of a measurement

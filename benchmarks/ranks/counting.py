@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -72,12 +71,6 @@ class CountingStore(torch_dist.Store):
 
     def clone(self) -> CountingStore:
         return self
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def counted_stores() -> list[CountingStore]:

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "folder.jsonl"
 sys.path[0] = str(ROOT)
 
+from mvlm.runtime.network import free_port  # noqa: E402
 from mvlm.training.health.heartbeat import period_s  # noqa: E402
 
 CALLS = "%file,write,writev,pwrite64,ftruncate,fsync,fstat,flock,getdents64,close"
@@ -75,13 +75,10 @@ def counted(folder: Path, shards: Path, ranks: int) -> dict[str, Any]:
 
 
 def trace(folder: Path, run: Path, shards: Path, ranks: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     strace = shutil.which("strace") or sys.exit("Install strace, as Debian's package of that name.")
     command = [sys.executable, "-m", "mvlm", "train", str(ROOT / "mvlm/configs/tiny.toml")]
     command += ["--deepspeed_config", str(ROOT / "ds_configs/cpu.json"), f"data.train={shards}", f"run.dir={run}"]
-    always = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    always = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     always |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(

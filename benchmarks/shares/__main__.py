@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from mvlm.checkpoint.state import TrainState  # noqa: E402
 from mvlm.config.load import load_config  # noqa: E402
 from mvlm.pretrained.encoders import Vocabulary, build_recorded  # noqa: E402
 from mvlm.runtime import dist  # noqa: E402
+from mvlm.runtime.network import free_port  # noqa: E402
 from mvlm.training.checkpoint.resume import restore  # noqa: E402
 from mvlm.training.checkpoint.save import Saver  # noqa: E402
 from mvlm.training.engine import Engine  # noqa: E402
@@ -124,9 +124,7 @@ def commit() -> str:
 
 def on_ranks(count: int, act: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
     """What each of so many forked ranks finds."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(count):
         reading, writing = os.pipe()

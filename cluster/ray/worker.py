@@ -24,9 +24,10 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
 
 from mvlm.runtime.launch import HELD
+from mvlm.runtime.network import free_port
 
 from ..attempt import describe_exit, shell_code
-from ..environment import for_process, free_port
+from ..environment import for_process
 from ..logs import attempt_folder, attempt_numbers, rank_log
 from ..processes import MARK, PATIENCE, Stopper, members, send
 from ..record import last_training_line, newest_step

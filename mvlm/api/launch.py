@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 
 from mvlm.runtime.commands import run_command
+from mvlm.runtime.network import free_port
 
 
 def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
@@ -16,11 +16,5 @@ def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks
     launcher = [sys.executable, "-m", "mvlm"]
     if ranks > 1:
         runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
-        launcher = [*runner, "--master_port", str(_free_port()), "--module", "mvlm"]
+        launcher = [*runner, "--master_port", str(free_port()), "--module", "mvlm"]
     run_command([*launcher, "train", recipe, "--deepspeed_config", deepspeed, *overrides], stop=signal.SIGTERM)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from cluster.pipeline.proof import is_proven
 from cluster.pipeline.step import STOP_SIGNALS, StepRun
 from cluster.pipeline.submission import RECORD, Submission, draft, prepare
 from mvlm.runtime import storage
+from mvlm.runtime.network import free_port
 
 moto = pytest.importorskip("moto.moto_server.werkzeug_app")
 serving = pytest.importorskip("werkzeug.serving")
@@ -45,9 +45,7 @@ class S3:
     """A server that goes away and comes back with what it had."""
 
     def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:

@@ -1,9 +1,10 @@
 """A real HTTP server of shards on the loopback, that goes away and comes back."""
 
-import socket
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+from mvlm.runtime.network import free_port
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -23,9 +24,7 @@ class Store:
 
     def __init__(self, folder):
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = None
 

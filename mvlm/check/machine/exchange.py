@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +15,7 @@ from mvlm.check.machine.devices import gpus_of_machine
 from mvlm.check.machine.patience import patience
 from mvlm.check.report import Finding, absent, broken, works
 from mvlm.errors import first_line
+from mvlm.runtime.network import free_port
 
 PATIENCE_SECONDS = 20.0
 
@@ -68,10 +68,7 @@ def _unknown_interface(backend: str) -> Finding | None:
 
 def _two_ranks(environment: dict[str, str]) -> str | None:
     """Why two of them did not exchange, or None."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     with get_context("spawn").Pool(2) as pool:  # which ends both when it is left
         try:
             list(pool.imap_unordered(partial(_add_up, environment | place), range(2)))
