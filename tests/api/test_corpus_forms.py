@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +19,14 @@ from mvlm.api.corpus import find_shards, prepare, shard_words
 from mvlm.api.results import RECIPE
 from mvlm.data.shards.forms import recognise
 from mvlm.errors import UserError
+from tests.pictures import encoded
 
 CAPTIONS = {f"{number:02d}.jpg": f"a picture, number {number}" for number in range(90)}
 
 
 def photograph(name: str) -> bytes:
     noise = np.random.default_rng(int(name[:2])).integers(0, 256, (20, 20, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "jpeg")
-    return file.getvalue()
+    return encoded(Image.fromarray(noise))
 
 
 def pictures(folder: Path) -> None:

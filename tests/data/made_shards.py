@@ -1,6 +1,5 @@
 """Shards written with pyarrow alone, so that the reader is held against the format and not against our writer."""
 
-import io
 import zlib
 from pathlib import Path
 
@@ -12,15 +11,14 @@ from PIL import Image
 
 from mvlm.data.shards.files import Shard, Shards
 from mvlm.data.shards.schema import MANIFEST, SCHEMA, Manifest
+from tests import pictures
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "near", "above", "on", "left", "right", "dog", "cat"]
 
 
 def encoded(rng, width=40, height=30, kind="PNG"):
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+    return pictures.encoded(Image.fromarray(pixels), kind)
 
 
 def make_rows(count, seed=0):

@@ -24,6 +24,7 @@ from mvlm.data.images.decode import (
     shrink,
 )
 from mvlm.errors import UserError
+from tests.pictures import encoded
 
 HERE = [name for name, why_not in DECODERS.items() if why_not() is None]
 OPENERS = {"native": NativeJpeg.open, "simplejpeg": SimpleJpeg.open, "pillow": Decoded.open}
@@ -43,9 +44,7 @@ def scene(width, height, seed=0):
 
 
 def jpeg(image, **options):
-    file = io.BytesIO()
-    image.save(file, "JPEG", **{"quality": 90, **options})
-    return file.getvalue()
+    return encoded(image, **{"quality": 90, **options})
 
 
 def shown(picture, box, size, flip=False):
@@ -190,9 +189,7 @@ def test_an_odd_but_harmless_header_is_no_damage(name):
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
 def test_other_formats_go_through_pillow(kind):
-    file = io.BytesIO()
-    scene(64, 48).save(file, kind)
-    assert isinstance(open_picture(memoryview(file.getvalue())), Decoded)
+    assert isinstance(open_picture(memoryview(encoded(scene(64, 48), kind))), Decoded)
 
 
 @pytest.mark.parametrize("name", [name for name in HERE if name != "pillow"])

@@ -1,11 +1,9 @@
 """What is taken for an image, and how much it may ask for: the same with every decoder and where shards are made."""
 
-import io
 import os
 import resource
 import struct
 import time
-import zlib
 
 import numpy as np
 import pytest
@@ -17,18 +15,13 @@ from data_tools.record import Dropped, Record
 from mvlm.data.images.decode import DECODERS, FORCE, load_image, open_picture
 from mvlm.data.images.encoded import BYTE_LIMIT, PIXEL_LIMIT, SCAN_LIMIT, BadImage, check_scans, check_size
 from mvlm.data.images.upright import eight_bits
+from tests.pictures import encoded, png
 
 HERE = [name for name, why_not in DECODERS.items() if why_not() is None]
 DOWN, ACROSS = np.mgrid[:20, :30]
 PIXELS = np.stack([DOWN * 12, ACROSS * 8, 255 - DOWN * 5 - ACROSS * 3], 2).astype(np.uint8)
 PHOTO = Image.fromarray(PIXELS)
 GREY = PIXELS[:, :, 0]
-
-
-def encoded(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def three_scans(more=0):
@@ -60,14 +53,6 @@ def webp_canvas(side):
     data = bytearray(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
     data[24:30] = 2 * (side - 1).to_bytes(3, "little")
     return bytes(data)
-
-
-def png(width, height, depth, colours):
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
 def resized_tiff(side, *args):

@@ -26,6 +26,7 @@ from mvlm.data.shards.indexed import located
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from tests.conftest import ROOT, of_pairs
+from tests.pictures import encoded
 
 ROWS = 60
 
@@ -136,12 +137,11 @@ def with_plain_bytes(folder, rows):
 )
 def test_images_that_stay_are_those_that_were_saved(pictures, tmp_path, write):
     """One comes twice, as images do, and one can be shortened."""
-    drawn = io.BytesIO()
-    Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1))).save(drawn, "bmp")
+    drawn = encoded(Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1))), "bmp")
     rows = [
         *pictures[:5],
         pictures[2],
-        pictures[3] | {"key": "drawn", "image": drawn.getvalue()},
+        pictures[3] | {"key": "drawn", "image": drawn},
         *pictures[5:],
         pictures[9],
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from data_tools.__main__ import main
+from tests.pictures import encoded
 
 Corpus = list[dict[str, Any]]
 
@@ -20,9 +20,7 @@ Corpus = list[dict[str, Any]]
 def photo(seed: int, kind: str = "JPEG", size: tuple[int, int] = (24, 18)) -> bytes:
     """An encoded image of noise, width x height."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(pixels), kind)
 
 
 def write_folder(folder: Path, count: int, **fields: Callable[[int], Any]) -> Corpus:
@@ -62,3 +60,9 @@ def quarantine(out: Path) -> dict[str, str]:
 def run(*argv: Any) -> None:
     """Run a command that must succeed."""
     assert main([str(argument) for argument in argv]) == 0
+
+
+def sharded(source: Path, *options: object) -> dict[str, dict]:
+    out = source.with_name(f"out{len(list(source.parent.glob('out*')))}")
+    run("shard", "folder", source, "--out", out, "--workers", 1, *options)
+    return {row["key"]: row for row in read_rows(out)} | {"": quarantine(out)}

@@ -11,19 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made import read_rows, run, tree, write_folder
+from made import read_rows, run, tree
 from made_corpus import write_corpus
 
 from data_tools.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_folder(tmp_path / "in", 12)
-    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--shard-mb", 0.005, "--workers", 1)
-    return tmp_path / "out"
 
 
 def problems(corpus: Path, capsys: pytest.CaptureFixture[str]) -> str:

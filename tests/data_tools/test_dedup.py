@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made import photo, quarantine, read_rows, run, write_captions
+from made import photo, read_rows, run, sharded
 from PIL import Image, ImageDraw
 
 from benchmarks.data.corpus import photo as lifelike
@@ -20,18 +19,7 @@ from data_tools.perceptual_hash_file import PerceptualHashFile
 from data_tools.pipeline import Options
 from data_tools.record import Record
 from data_tools.sharding import shard
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def opened(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
+from tests.pictures import encoded, opened
 
 
 def drawing(
@@ -143,28 +131,6 @@ def test_lightly_cropped_copies_are_found(folder: Callable[[dict[str, bytes]], P
         images |= {f"{seed} one": both[0], f"{seed} other": both[1]}
     dropped = sharded(folder(images), "--dedup", "perceptual")[""]
     assert dropped == {f"{seed} other": "image is a near duplicate" for seed in range(24)}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Callable[[dict[str, bytes]], Path]]:
-    """Write images by id as a source folder."""
-
-    def write(images: dict[str, bytes]) -> Path:
-        target = tmp_path / f"in{len(list(tmp_path.glob('in*')))}"
-        (target / "images").mkdir(parents=True)
-        for name, data in images.items():
-            (target / "images" / name).write_bytes(data)
-        lines = [{"id": name, "image": f"images/{name}", "caption": "some words here"} for name in images]
-        write_captions(target, lines)
-        return target
-
-    yield write
-
-
-def sharded(source: Path, *options: object) -> dict[str, dict]:
-    out = source.with_name(f"out{len(list(source.parent.glob('out*')))}")
-    run("shard", "folder", source, "--out", out, "--workers", 1, *options)
-    return {row["key"]: row for row in read_rows(out)} | {"": quarantine(out)}
 
 
 def details(out: Path) -> dict[str, str]:

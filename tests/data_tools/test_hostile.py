@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +20,7 @@ from data_tools.filters import MAX_TEXT
 from data_tools.image import decode, decoded_size
 from data_tools.readers.tar_records import CUT
 from mvlm.data.images.encoded import BadImage
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims that size, with a few bytes for its pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
-    )
+from tests.pictures import encoded, png
 
 
 def huge_jpeg() -> bytes:
@@ -87,13 +69,13 @@ SOUND = {
 ROOT = Path(__file__).parents[2]
 JPEG = photo(3, size=(64, 48))
 UNSOUND = {
-    "png bomb": (png_header(30_000, 30_000), "image is too large"),
+    "png bomb": (png(30_000, 30_000), "image is too large"),
     "jpeg bomb": (huge_jpeg(), "image is too large"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], "image is damaged"),
     "jpeg without its last two bytes": (JPEG[:-2], "image is damaged"),
     "jpeg with garbage inside": (JPEG[:-300] + bytes(90) + JPEG[-210:], "image is damaged"),
     "half a png": (photo(3, "PNG")[:600], "image is damaged"),
-    "png of few pixels": (png_header(30, 20), "image is damaged"),
+    "png of few pixels": (png(30, 20), "image is damaged"),
     "html": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not an image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not an image"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import struct
-import zlib
 from collections import Counter
 
 import numpy as np
@@ -17,22 +15,12 @@ from data_tools.image import decode, decoded_size, shrunk
 from mvlm.data.images.decode import load_image
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.images.upright import upright
-
-
-def bomb(side: int) -> bytes:
-    """A small PNG of `side` x `side` one-bit black pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes(side * (side // 8 + 1)), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+from tests.pictures import encoded, png
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int) -> None:
-    data = bomb(side)
+    data = png(side, side, depth=1, colours=0, pixels=bytes(side * (side // 8 + 1)))
     assert len(data) < 100_000
     with pytest.raises(BadImage, match="image is too large"):
         decoded_size(data)
@@ -48,16 +36,12 @@ def test_a_truncated_image_is_refused(kind: str) -> None:
 
 def test_the_first_frame_of_an_animation_is_enough() -> None:
     frames = [Image.new("RGB", (9, 5), colour) for colour in ("red", "blue")]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    assert decoded_size(buffer.getvalue()) == (9, 5)
+    assert decoded_size(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (9, 5)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
 def test_every_usual_pixel_type_is_taken(mode: str) -> None:
-    buffer = io.BytesIO()
-    Image.new(mode, (6, 4)).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-    assert decoded_size(buffer.getvalue()) == (6, 4)
+    assert decoded_size(encoded(Image.new(mode, (6, 4)), "JPEG" if mode == "CMYK" else "PNG")) == (6, 4)
 
 
 @pytest.mark.parametrize(
@@ -68,16 +52,14 @@ def test_what_is_no_raster_image_is_refused(data: bytes) -> None:
         decoded_size(data)
 
 
-def encoded(**how: object) -> bytes:
+def jpeg(**how: object) -> bytes:
     rows = np.random.default_rng(7).normal(0, 20, (61, 83, 3)).cumsum(0) % 256
-    buffer = io.BytesIO()
-    Image.fromarray(rows.astype(np.uint8)).save(buffer, "JPEG", quality=88, **how)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(rows.astype(np.uint8)), quality=88, **how)
 
 
 @pytest.mark.parametrize("how", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}], ids=str)
 def test_a_jpeg_is_damaged_by_its_small_picture_exactly_where_it_is_by_the_whole(how: dict[str, object]) -> None:
-    data, random = encoded(**how), np.random.default_rng(11)
+    data, random = jpeg(**how), np.random.default_rng(11)
     first = data.index(b"\xff\xda")  # of what the pixels are in; tables before it may make another sound image
     counts = Counter[bool]()
     for place in random.integers(first, len(data), 250).tolist():
@@ -125,9 +107,7 @@ FLOAT_FOR_TEXT = (0x010E, 11, struct.pack("<f", 1.5))  # which Pillow reads and 
     ],
 )
 def test_exif_that_cannot_be_read_harms_no_picture(kind: str, exif: bytes, size: tuple[int, int]) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (30, 20), "red").save(buffer, kind, exif=exif, dpi=(72, 72))
-    data = buffer.getvalue()
+    data = encoded(Image.new("RGB", (30, 20), "red"), kind, exif=exif, dpi=(72, 72))
     assert decoded_size(data) == (30, 20)
     assert load_image(data).size == size
     colour = decode(data, 8).colour
@@ -138,8 +118,5 @@ def test_exif_that_cannot_be_read_harms_no_picture(kind: str, exif: bytes, size:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_picture_that_was_turned_is_not_turned_again(kind: str) -> None:
-    buffer, again = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (30, 20), "red").save(buffer, kind, exif=exif_of(ON_ITS_SIDE))
-    shown = upright(load_image(buffer.getvalue()))
-    shown.save(again, "PNG")
-    assert shown.size == load_image(again.getvalue()).size == (20, 30)
+    shown = upright(load_image(encoded(Image.new("RGB", (30, 20), "red"), kind, exif=exif_of(ON_ITS_SIDE))))
+    assert shown.size == load_image(encoded(shown, "PNG")).size == (20, 30)

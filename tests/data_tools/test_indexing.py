@@ -17,13 +17,6 @@ from data_tools.__main__ import main
 from mvlm.data.shards.schema import read_manifest
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_folder(tmp_path / "in", 12)
-    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--shard-mb", 0.005, "--workers", 1)
-    return tmp_path / "out"
-
-
 def told(corpus: Path, code: int, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert main(["verify", str(corpus), "--workers", "1"]) == code

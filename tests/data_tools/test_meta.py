@@ -17,6 +17,7 @@ from data_tools.__main__ import main
 from data_tools.meta import MetaColumns, column, joined
 from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import read_manifest
+from tests.pictures import encoded
 
 SAID = [
     {"similarity": 0.4, "nsfw": "UNLIKELY", "license": None, "rank": 1},
@@ -32,9 +33,8 @@ def source(tmp_path_factory):
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as tar:
         for number, said in enumerate(SAID):
-            file = BytesIO()
-            Image.fromarray(rng.integers(0, 256, (12, 20 + number, 3), np.uint8)).save(file, "PNG")
-            content = {"png": file.getvalue(), "json": json.dumps({"caption": f"text {number}"} | said).encode()}
+            image = Image.fromarray(rng.integers(0, 256, (12, 20 + number, 3), np.uint8))
+            content = {"png": encoded(image, "PNG"), "json": json.dumps({"caption": f"text {number}"} | said).encode()}
             for extension, data in content.items():
                 member = tarfile.TarInfo(f"k{number}.{extension}")
                 member.size = len(data)

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made import photo, quarantine, read_rows, run, write_captions, write_folder
+from made import photo, quarantine, read_rows, run, sharded, write_captions, write_folder
 from PIL import Image
 
 from benchmarks.data.corpus import photo as lifelike
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Callable[[dict[str, bytes]], Path]]:
-    """Write images by id as a source folder."""
-
-    def write(images: dict[str, bytes]) -> Path:
-        target = tmp_path / f"in{len(list(tmp_path.glob('in*')))}"
-        (target / "images").mkdir(parents=True)
-        for name, data in images.items():
-            (target / "images" / name).write_bytes(data)
-        lines = [{"id": name, "image": f"images/{name}", "caption": "some words here"} for name in images]
-        write_captions(target, lines)
-        return target
-
-    yield write
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def opened(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
-
-
-def sharded(source: Path, *options: object) -> dict[str, dict]:
-    out = source.with_name(f"out{len(list(source.parent.glob('out*')))}")
-    run("shard", "folder", source, "--out", out, "--workers", 1, *options)
-    return {row["key"]: row for row in read_rows(out)} | {"": quarantine(out)}
+from tests.pictures import encoded, opened
 
 
 def test_only_what_shrinks_is_encoded_anew(folder: Callable[[dict[str, bytes]], Path]) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from data_tools.__main__ import main
 from data_tools.inspect.preview import SIDE
+from tests.pictures import encoded
 
 
 class Page(HTMLParser):
@@ -66,9 +67,7 @@ def test_images_are_encoded_anew_and_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 900, 3), dtype=np.uint8)
     files = []
     for mode, kind in [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("RGB", "WEBP")]:
-        out = io.BytesIO()
-        Image.fromarray(noise).convert(mode).save(out, kind)
-        files.append(out.getvalue())
+        files.append(encoded(Image.fromarray(noise).convert(mode), kind))
     files.append(photo(1, "PNG", (60, 40)))
     rows = [row | {"image": file, "crc32": zlib.crc32(file)} for row, file in zip(caption_rows(7), files, strict=True)]
     page = sheet(tmp_path, write_corpus(tmp_path / "c", rows))

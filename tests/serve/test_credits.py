@@ -1,13 +1,13 @@
 """Whose each found picture is, as the tables beside the shards have it, and its drawing to copy."""
 
 import base64
-import io
 
 import pytest
 from PIL import Image
 
 from mvlm.errors import UserError
 from mvlm.serve.asked import AskedDrawings, AskedPicture, AskedSearch
+from tests.pictures import encoded
 from tests.serve import icons
 
 
@@ -39,8 +39,6 @@ def test_a_drawing_is_that_of_its_picture(told):
 
 def test_a_picture_drawn_like_one_of_the_corpus_finds_it(told):
     picture = told.index.picture(5).resize((256, 256), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    drawn = AskedPicture(upload=base64.b64encode(buffer.getvalue()).decode())
+    drawn = AskedPicture(upload=base64.b64encode(encoded(picture, "PNG")).decode())
     best = told.search(AskedSearch(picture=drawn, top=1))["found"][0]
     assert best["image"] == 5 and best["similarity"] > 0.999

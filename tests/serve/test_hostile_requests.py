@@ -3,15 +3,12 @@
 import asyncio
 import base64
 import contextlib
-import io
 import json
 import os
 import signal
 import socket
-import struct
 import threading
 import time
-import zlib
 from urllib.parse import urlsplit
 
 import httpx
@@ -22,6 +19,7 @@ from PIL import Image
 from mvlm.__main__ import main
 from mvlm.serve import guard
 from mvlm.serve.gate import WAITING, Gate
+from tests import pictures
 from tests.serve.process import start
 
 
@@ -29,22 +27,13 @@ def encode(data):
     return {"upload": base64.b64encode(data).decode()}
 
 
-def png(width=40, height=30):
-    buffer = io.BytesIO()
-    Image.effect_noise((width, height), 90).save(buffer, "PNG")
-    return buffer.getvalue()
+def noise():
+    return pictures.encoded(Image.effect_noise((40, 30), 90), "PNG")
 
 
 def bomb(side):
     """A PNG of a few hundred bytes that says it has side x side pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9999))) + chunk(b"IEND", b"")
-    )
+    return pictures.png(side, side, colours=6, pixels=bytes(9999))
 
 
 def refused(response, status):
@@ -58,7 +47,7 @@ def refused(response, status):
 HOSTILE = {
     "text": b"<html><script>alert(1)</script></html>",
     "nothing": b"",
-    "cut": png()[:-60],
+    "cut": noise()[:-60],
     "bomb": bomb(60_000),
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
     "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) show",
@@ -76,7 +65,7 @@ def test_what_is_no_picture_is_refused_at_once(served, client, kind):
 
 
 def test_a_good_upload_is_shown(client):
-    answer = client.post("/api/view", json={"picture": encode(png())})
+    answer = client.post("/api/view", json={"picture": encode(noise())})
     assert answer.status_code == 200 and answer.json()["picture"].startswith("data:image/png;base64,")
 
 
