@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from mvlm.config.schema import Config, Data, Objectives
 from mvlm.runtime.imports import uncollected
+from mvlm.training.health.signals import SIGNALS
 from tests.ranks import ROOT, free_port, mvlm, run_ranks
 
 # A background shell and nohup have these ignored, which every child would inherit.
@@ -88,6 +90,21 @@ def surroundings() -> Iterator[None]:
     assert found == folder, "a test has left the folder that others begin in"
     astray = sorted(name for name in changed if name.startswith(STEERING))
     assert not astray, f"a test has left {', '.join(astray)} to those behind it"
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Training listens to some; afterwards they mean again what they did."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    with signals_kept():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from mvlm.cli import evaluate as cli_evaluate
 from mvlm.evaluate import task
 from mvlm.model.losses import extra
 from tests.conftest import ROOT, TINY
-from tests.training.conftest import one_rank, own_signals  # noqa: F401
+from tests.training.conftest import one_rank  # noqa: F401
 
 EXAMPLES = ROOT / "examples/extending"
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
@@ -69,7 +69,7 @@ def test_an_objective_and_a_task(
     tmp_path: Path,
     scenes: Path,
     one_rank: None,  # noqa: F811
-    own_signals: None,  # noqa: F811
+    own_signals: None,
 ) -> None:
     monkeypatch.setitem(extra.EXTRA, "distance", example("distance_objective").distance_loss)
     run = tmp_path / "run"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.observed import ATTEMPT, FOLDER
+from cluster.processes import send
 from tests.conftest import ROOT, TINY, free_port
 
 TOML = str(ROOT / "mvlm/configs/tiny.toml")
@@ -183,12 +183,6 @@ class Attempt:
         for pid in self.processes():
             send(pid, signal.SIGKILL)
         self.process.wait()
-
-
-def send(pid: int, number: int) -> None:
-    """A signal to a process that may be gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def made(folder: Path, records: int = 300) -> Path:

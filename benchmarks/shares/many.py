@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.shares.__main__ import commit, on_ranks  # noqa: E402
+from benchmarks.shares.__main__ import bytes_read, commit, on_ranks  # noqa: E402
 from benchmarks.shares.build import memory  # noqa: E402
 from mvlm.checkpoint.cut import TensorPart  # noqa: E402
 from mvlm.checkpoint.fencing import FencingToken  # noqa: E402
@@ -179,10 +179,10 @@ def verified(checkpoint: Path) -> dict[str, Any]:
         RuntimeError: it is called damaged, or is not when a bit of one share is flipped.
     """
     dist.barrier()
-    before, timer = read_bytes(), Timer()
+    before, timer = bytes_read(), Timer()
     if reason := find_damage(checkpoint):
         raise RuntimeError(reason)
-    found = timer.told("verified") | {"read": read_bytes() - before}
+    found = timer.told("verified") | {"read": bytes_read() - before}
     share = sorted(checkpoint.glob("weights-*"))[-3]
     flip(share)
     if not (reason := find_damage(checkpoint)) or share.name not in reason:
@@ -201,11 +201,6 @@ def flip(path: Path) -> None:
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last ^ 1]))
     dist.barrier()
-
-
-def read_bytes() -> int:
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
 
 
 def merge(checkpoint: Path, out: Path) -> dict[str, Any]:

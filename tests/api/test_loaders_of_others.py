@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ import pytest
 
 import mvlm
 from tests.conftest import ROOT
+from tests.tars import add_file
 
 pytestmark = pytest.mark.campaign
 
@@ -26,9 +26,7 @@ def tars(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
             for row in rows[number * 48 : number * 48 + 48]:
                 for ending, content in (("png", row.encoded), ("txt", row.captions[0].encode())):
-                    member = tarfile.TarInfo(f"{row.key}.{ending}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                    add_file(tar, f"{row.key}.{ending}", content)
     return str(tmp_path / "?.tar")
 
 

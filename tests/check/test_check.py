@@ -6,9 +6,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from mvlm.check.shards import check_corpus
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.load import given_keys, load_config
 from mvlm.training.fit.run import train
-from mvlm.training.health.signals import SIGNALS
 from tests.check.checked import check_run
 from tests.conftest import ROOT, TINY, run_command
 from tests.training.conftest import one_rank  # noqa: F401
@@ -29,12 +26,7 @@ from tests.training.conftest import one_rank  # noqa: F401
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
 
 
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 
 @pytest.fixture(scope="module")

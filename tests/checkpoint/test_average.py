@@ -14,7 +14,7 @@ from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import WEIGHTS, open_tensors
 from mvlm.pretrained.runs import load_run
 from tests.conftest import ROOT
-from tests.training.conftest import TrainHere, one_rank, own_signals, train_here  # noqa: F401 - fixtures
+from tests.training.conftest import TrainHere, one_rank, train_here  # noqa: F401 - fixtures
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import tarfile
@@ -18,6 +17,7 @@ from cluster.pipeline.file import BY_RUN, TRAINING, load_pipeline
 from data_tools.synth.miniature import write_miniature
 from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from tests.conftest import ROOT
+from tests.tars import add_file
 
 SETS, THINGS, OF_A_SET = 55, 60, 3
 """Of icons. A designer or a concept with more than a fiftieth of all rows would not be held out."""
@@ -42,7 +42,7 @@ def write_icons(data: Path) -> None:
             licence = {"title": "MIT", "spdx": "MIT", "url": "https://example.org/licence"}
             info = {"name": f"Set {number}", "author": {"name": f"Author {number}"}, "license": licence}
             content = {"prefix": f"set{number}", "info": info, "icons": icons, "width": 16, "height": 16}
-            _add(tar, f"package/json/set{number}.json", json.dumps(content).encode())
+            add_file(tar, f"package/json/set{number}.json", json.dumps(content).encode())
 
 
 def _icon(number: int, thing: int, style: int) -> dict[str, str]:
@@ -110,9 +110,3 @@ def overrides(path: Path) -> list[str]:
             words += [f"{name}.deepspeed=ds_configs/cpu.json"]
             words += [f"{name}.settings.{word}" for word in (*recipe, "train.epochs=1", "train.global_batch=16")]
     return words
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))

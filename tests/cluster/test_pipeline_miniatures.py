@@ -24,6 +24,7 @@ from data_tools.__main__ import main
 from mvlm.config.load import load_config
 from mvlm.config.shipped import find_file
 from tests.cluster.miniatures import LINKS, MISSING, OF_A_SET, PORT, SETS, STYLES, overrides, shipped, write_links
+from tests.cluster.pipeline_fixture import states
 from tests.cluster.ray_fixture import RayCluster, cannot_run_here, command_on_ray, ray_cluster  # noqa: F401 - fixtures
 from tests.cluster.slurm_fixture import SlurmCluster
 from tests.conftest import ROOT
@@ -101,20 +102,16 @@ def course(cluster: Cluster, path: Path, backend: str) -> None:
     name, folder, words = path.stem, path.parent, overrides(path)
     cluster("submit", path, "--on", backend, *words)
     deadline, names = time.monotonic() + PATIENCE, list(load_pipeline(path).steps)
-    while (states := states_of(cluster, path)) != dict.fromkeys(names, "done"):
+    while (found := states(cluster, path)) != dict.fromkeys(names, "done"):
         logs = {str(log): log.read_text()[-1500:] for log in (folder / "logs").rglob("*.log")}
-        assert not set(states.values()) & {"failed", "stopped", "blocked"}, (states, logs)
-        assert time.monotonic() < deadline, (states, logs)
+        assert not set(found.values()) & {"failed", "stopped", "blocked"}, (found, logs)
+        assert time.monotonic() < deadline, (found, logs)
         time.sleep(10)
     for result in RESULTS[name]:
         assert json.loads((folder / result).read_text())["step"] > 0
     assert list((folder / EXPORTED[name]).glob("*.safetensors"))
     assert rows(folder / SHARDS[name]) == EXPECTED[name]
     assert "nothing to do" in cluster("submit", path, "--on", backend, *words)
-
-
-def states_of(cluster: Cluster, path: Path) -> dict[str, str]:
-    return {step["name"]: step["state"] for step in json.loads(cluster("status", "--json", path))["steps"]}
 
 
 @contextmanager

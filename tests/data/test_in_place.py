@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -27,6 +26,7 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from tests.conftest import ROOT, of_pairs
 from tests.pictures import encoded
+from tests.tars import add_file
 
 ROWS = 60
 
@@ -42,9 +42,7 @@ def write_tar(path, rows, mode="w"):
         for row in rows:
             about = json.dumps({"captions": row["captions"]}).encode()
             for ending, content in (("jpg", row["image"]), ("json", about)):
-                member = tarfile.TarInfo(f"{row['key']}.{ending}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+                add_file(tar, f"{row['key']}.{ending}", content)
 
 
 def table_of(rows):

@@ -21,6 +21,7 @@ from data_tools.image import decode, decoded_size
 from data_tools.readers.tar_records import CUT
 from mvlm.data.images.encoded import BadImage
 from tests.pictures import encoded, png
+from tests.tars import add_file
 
 
 def huge_jpeg() -> bytes:
@@ -222,9 +223,7 @@ def good_tar() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, data in (("a.jpg", photo(1)), ("a.txt", b"a caption"), ("b.txt", b"another")):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+            add_file(tar, name, data)
         return buffer.getvalue()[: tar.offset]
 
 

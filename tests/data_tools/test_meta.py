@@ -4,7 +4,6 @@ import json
 import tarfile
 from datetime import date
 from decimal import Decimal
-from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from data_tools.meta import MetaColumns, column, joined
 from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import read_manifest
 from tests.pictures import encoded
+from tests.tars import add_file
 
 SAID = [
     {"similarity": 0.4, "nsfw": "UNLIKELY", "license": None, "rank": 1},
@@ -36,9 +36,7 @@ def source(tmp_path_factory):
             image = Image.fromarray(rng.integers(0, 256, (12, 20 + number, 3), np.uint8))
             content = {"png": encoded(image, "PNG"), "json": json.dumps({"caption": f"text {number}"} | said).encode()}
             for extension, data in content.items():
-                member = tarfile.TarInfo(f"k{number}.{extension}")
-                member.size = len(data)
-                tar.addfile(member, BytesIO(data))
+                add_file(tar, f"k{number}.{extension}", data)
     return path
 
 

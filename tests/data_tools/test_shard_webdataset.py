@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -12,11 +11,7 @@ import pytest
 import webdataset
 from made import photo, quarantine, read_rows, run
 
-
-def member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+from tests.tars import add_file
 
 
 def link(tar: tarfile.TarFile, name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> None:
@@ -53,22 +48,22 @@ def test_hostile_members_are_dropped_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(photo(66))
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         for name in ("../up", "/abs", "a/../../b"):
-            member(tar, f"{name}.jpg", photo(1))
-            member(tar, f"{name}.txt", b"climbs")
+            add_file(tar, f"{name}.jpg", photo(1))
+            add_file(tar, f"{name}.txt", b"climbs")
         link(tar, "soft.jpg", str(tmp_path / "secret.jpg"))
-        member(tar, "soft.txt", b"follows a link")
-        member(tar, "ok.jpg", photo(2))
-        member(tar, "ok.txt", b"fine")
+        add_file(tar, "soft.txt", b"follows a link")
+        add_file(tar, "ok.jpg", photo(2))
+        add_file(tar, "ok.txt", b"fine")
         link(tar, "hard.jpg", "ok.jpg", tarfile.LNKTYPE)
         link(tar, "device.jpg", "", tarfile.FIFOTYPE)
-        member(tar, "twice.jpg", photo(3))
-        member(tar, "twice.png", photo(4, "PNG"))
-        member(tar, "words.txt", b"no picture")
-        member(tar, "deep.jpg", photo(5))
-        member(tar, "deep.json", b"[" * 200_000)
-        member(tar, "wordless.jpg", photo(7))
-        member(tar, "latin.jpg", photo(6))
-        member(tar, "latin.txt", "caf\xe9".encode("latin-1"))
+        add_file(tar, "twice.jpg", photo(3))
+        add_file(tar, "twice.png", photo(4, "PNG"))
+        add_file(tar, "words.txt", b"no picture")
+        add_file(tar, "deep.jpg", photo(5))
+        add_file(tar, "deep.json", b"[" * 200_000)
+        add_file(tar, "wordless.jpg", photo(7))
+        add_file(tar, "latin.jpg", photo(6))
+        add_file(tar, "latin.txt", "caf\xe9".encode("latin-1"))
     before = sorted(path.name for path in tmp_path.iterdir())
     run("shard", "webdataset", tmp_path / "evil.tar", "--out", tmp_path / "out", "--tolerate", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["ok"]
@@ -93,10 +88,10 @@ def test_a_hostile_tar_of_a_folder_is_read_no_further_than_itself(tmp_path: Path
     names = {"up": "../secret.jpg", "abs": str(tmp_path / "secret.jpg"), "link": "link.jpg", "ok": "ok.jpg"}
     lines = [json.dumps({"id": key, "image": image, "captions": ["x"]}) for key, image in names.items()]
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
-        member(tar, "captions.jsonl", "\n".join(lines).encode())
+        add_file(tar, "captions.jsonl", "\n".join(lines).encode())
         link(tar, "link.jpg", str(tmp_path / "secret.jpg"))
-        member(tar, "../secret.jpg", photo(1))
-        member(tar, "ok.jpg", photo(2))
+        add_file(tar, "../secret.jpg", photo(1))
+        add_file(tar, "ok.jpg", photo(2))
     run("shard", "folder", tmp_path / "evil.tar", "--out", tmp_path / "out", "--tolerate", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["ok"]
     assert set(quarantine(tmp_path / "out")) == {"up", "abs", "link"}

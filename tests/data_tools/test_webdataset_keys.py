@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import tarfile
@@ -17,21 +16,13 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 from data_tools.readers.webdataset import WebdatasetSource, up_to_first_dot
 from data_tools.record import Record
 from mvlm.data.images.encoded import EXTENSIONS
+from tests.tars import add_file, write_tar
 
 Members = Sequence[tuple[str, bytes]]
 
 WORDS = ("a", "b", "v1", "3", "X", "0001", "", "é", "a b")
 FOLDERS = ("", "", "x/", "./", "d.1/", "d.1/e.f/", ".h/")
 DRAWN = ("jpg", "PNG", "txt", "json", "cls", "seg.png", "alt.txt", "")
-
-
-def write_tar(path: Path, members: Members) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def pairs(*stems: str) -> Members:
@@ -173,9 +164,7 @@ def test_tars_joined_by_cat_are_read_whole(tmp_path: Path, kind: str) -> None:
         with tarfile.open(tmp_path / "one", "w:gz" if kind == "gz" else "w") as tar:
             tar.add(write_tar(tmp_path / "x", pairs(stem)).with_name("x"), "inner.tar")
             for name, content in pairs(stem):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+                add_file(tar, name, content)
         data += (tmp_path / "one").read_bytes()
     (tmp_path / "all.tar").write_bytes(data)
     assert read(WebdatasetSource([tmp_path / "all.tar"])) == [(stem, [stem.encode()]) for stem in "abc"]

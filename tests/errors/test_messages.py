@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import UserError
-from mvlm.training.health.signals import SIGNALS
 from mvlm.training.logging import trackers
 from tests import ranks
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
@@ -27,12 +25,7 @@ Fails = Callable[..., str]
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
 
 
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 
 def sentence(error: str) -> str:

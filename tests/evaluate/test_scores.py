@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import io
 import shutil
 import tarfile
 
@@ -31,6 +30,7 @@ from mvlm.evaluate.scores import NUMBERS, Scorer
 from mvlm.evaluate.settings import Settings, captions_of
 from mvlm.pretrained.runs import Loaded
 from tests.evaluate.tiny import CONFIG, make_model, make_tokenizer
+from tests.tars import add_file
 
 CPU = torch.device("cpu")
 
@@ -140,9 +140,7 @@ def test_tars_that_are_read_in_place_are_scored_where_their_index_lies(corpus, l
     with tarfile.open(tmp_path / "tars/a.tar", "w") as tar:
         for row in map(Mixture([corpus]).row, range(6)):
             for extension, content in (("png", bytes(row.image)), ("txt", row.captions[0].encode())):
-                member = tarfile.TarInfo(f"{row.key}.{extension}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+                add_file(tar, f"{row.key}.{extension}", content)
     for place in (tmp_path / "tars/a.tar", f"{tmp_path}/tars/*.tar"):
         assert score_part(Scorer(loaded, 3, CPU), place) == (0, 1)
         assert len(Mixture([place], where=["caption_words > 0"])) == 6

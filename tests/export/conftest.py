@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mvlm.__main__ import main
 from mvlm.config.load import dump_config
 from mvlm.config.schema import Task
 from mvlm.data.samples.labelled import ANSWERS, class_names
@@ -64,3 +65,14 @@ def made_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(made_run):
     return made_run()
+
+
+def export(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "small"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return export(run, tmp_path_factory)

@@ -12,18 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mvlm.__main__ import main
 from mvlm.export.clip_benchmark import load_exported
 from tests.conftest import ROOT
 
 CAPTIONS = [["a red dog", "the dog is red"], ["a blue circle"], ["a green star"], ["a cat", "one cat"]]
-
-
-@pytest.fixture(scope="module")
-def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "model"
-    assert main(["export", str(run), "--out", str(out)]) == 0
-    return out
 
 
 def pictures() -> list[Image.Image]:

@@ -46,13 +46,6 @@ def pictures(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exported") / "small"
-    assert main(["export", str(run), "--out", str(out)]) == 0
-    return out
-
-
 def equal(found, wanted):
     return torch.equal(found, wanted) and found.dtype == wanted.dtype
 

@@ -22,10 +22,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
-from mvlm.__main__ import main
 from mvlm.export.auto import register
 from tests.conftest import ROOT
-from tests.export.conftest import GIVEN
+from tests.export.conftest import GIVEN, export
 
 pytest.importorskip("lmms_eval.models", reason="lmms-eval is not installed: pip install lmms-eval")
 
@@ -72,20 +71,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "rows.jsonl"
 
 
-def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "model"
-    assert main(["export", str(run), "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def pretrained(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(run, tmp_path_factory)
-
-
 @pytest.fixture(scope="module")
 def answering(made_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(made_run("vqa"), tmp_path_factory)
+    return export(made_run("vqa"), tmp_path_factory)
 
 
 def entry_points() -> str:
@@ -159,10 +147,10 @@ def by_words(model: Any, processor: Any, image: Image.Image, choice: str) -> flo
 @pytest.mark.campaign
 @pytest.mark.parametrize(("by", "score"), [("itm", by_itm), ("itc", by_itc), ("words", by_words)])
 def test_its_multiple_choice_is_that_of_the_scores(
-    by: str, score: Callable[..., float], pretrained: Path, rows: Path, tmp_path: Path
+    by: str, score: Callable[..., float], exported: Path, rows: Path, tmp_path: Path
 ) -> None:
-    found = run_lmms_eval(pretrained, rows, tmp_path, by, "multiple_choice", "acc", QUESTION)
-    model, processor = loaded(pretrained)
+    found = run_lmms_eval(exported, rows, tmp_path, by, "multiple_choice", "acc", QUESTION)
+    model, processor = loaded(exported)
     right = []
     with torch.no_grad():
         for line in map(json.loads, rows.read_text().splitlines()):
@@ -199,10 +187,10 @@ def requests(rows: Path, *answers: str, question: str = QUESTION, images: int = 
     return asked, {"seen": {"test": [row]}}
 
 
-def test_what_it_cannot_do_is_said(pretrained: Path, answering: Path, rows: Path) -> None:
+def test_what_it_cannot_do_is_said(exported: Path, answering: Path, rows: Path) -> None:
     from mvlm.export.lmms_eval import AnswerScorer
 
-    model = AnswerScorer(str(pretrained), device="cpu")
+    model = AnswerScorer(str(exported), device="cpu")
     assert model.by == "itm"
     asked, model.task_dict = requests(rows, "red dog")
     with pytest.raises(NotImplementedError, match="writes no text"):
@@ -210,7 +198,7 @@ def test_what_it_cannot_do_is_said(pretrained: Path, answering: Path, rows: Path
     with pytest.raises(ValueError, match="2 images, and this model reads 1"):
         model.loglikelihood(requests(rows, "red dog", images=2)[0])
     with pytest.raises(ValueError, match="by=probability: this model was trained for itm, itc, words"):
-        AnswerScorer(str(pretrained), by="probability", device="cpu")
+        AnswerScorer(str(exported), by="probability", device="cpu")
     chooser = AnswerScorer(str(answering), device="cpu")
     asked, chooser.task_dict = requests(rows, *GIVEN, "a word that is no class")
     scores = [result.text for result in chooser.loglikelihood(asked)]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mvlm.kernels.negatives import NEGATIVES
+from tests.model.oracle import gumbel
 
-WORD = 2**64 - 1
 TIE = 1e-4  # scores closer than this may change places by rounding
 
 
@@ -22,25 +22,13 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     return request.param
 
 
-def splitmix64(x: int) -> int:
-    x = (x + 0x9E3779B97F4A7C15) & WORD
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & WORD
-    return x ^ (x >> 31)
-
-
-def noise(seed: int, row: int, column: int) -> float:
-    mixed = splitmix64(splitmix64(splitmix64(seed) ^ row) ^ column)
-    return -math.log(-math.log(((mixed >> 40) + 0.5) / 2**24))
-
-
 def noisy_scores(draw: dict[str, Any]) -> np.ndarray:
     """B x B in float64, -inf for a pair itself and for those of other groups."""
     own, others, ids = (None if x is None else x.cpu() for x in (draw["own"], draw["others"], draw["ids"]))
     scores = (own.double() @ others.double().T / draw["temperature"].cpu().double()).numpy()
     for i, row in enumerate(draw["position"].tolist()):
         for j, column in enumerate(draw["position"].tolist()):
-            scores[i, j] = (0.0 if draw["uniform"] else scores[i, j]) + noise(draw["seed"], row, column)
+            scores[i, j] = (0.0 if draw["uniform"] else scores[i, j]) + gumbel(draw["seed"], row, column)
             duplicate = ids is not None and bool((ids[i] == ids[j]).any())
             if duplicate or i == j or i // draw["group"] != j // draw["group"]:
                 scores[i, j] = -math.inf

@@ -28,7 +28,7 @@ from tests.conftest import ROOT, MadeOnce
 from tests.pages.shown import NEEDS, PAGES, Command, Script, blocks_to_run, languages, shell_commands
 from tests.pages.world import make_world, reduced
 from tests.serve.process import start
-from tests.training.conftest import one_rank, own_signals  # noqa: F401
+from tests.training.conftest import one_rank  # noqa: F401
 
 ELSEWHERE = {
     "docs/extending.md": "tests/test_extending.py::test_the_page_shows_each_example_as_it_is",
@@ -143,7 +143,7 @@ def test_the_commands_of_a_page_run(
     page: Path,
     world: Path,
     one_rank: None,  # noqa: F811
-    own_signals: None,  # noqa: F811
+    own_signals: None,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from mvlm.config.load import given_keys, load_config
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.training.fit.run import train
-from mvlm.training.health.signals import SIGNALS
 from mvlm.training.validation import Evaluate
 from tests.conftest import ROOT, TINY
 
@@ -56,21 +53,6 @@ def rank_variables(surroundings: None) -> None:
     """Those of `one_rank`, which each file of tests takes back and the next needs again."""
     if torch_dist.is_initialized():
         dist.init()
-
-
-@contextmanager
-def signals_kept() -> Iterator[None]:
-    """Training listens to some; afterwards they mean again what they did."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    with signals_kept():
-        yield
 
 
 @pytest.fixture

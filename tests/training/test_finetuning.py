@@ -28,8 +28,8 @@ from mvlm.evaluate.training import Evaluator
 from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.training.fit.run import train
 from mvlm.training.run_folder import find_answers
-from tests.conftest import ROOT, TINY, mvlm_command, run_command
-from tests.training.conftest import TrainHere, read_metrics, signals_kept, train_in
+from tests.conftest import ROOT, TINY, mvlm_command, run_command, signals_kept
+from tests.training.conftest import TrainHere, read_metrics, train_in
 
 WORLDS = {"vqa": "vqa", "nlvr2": "pairs", "entailment": "entailment"}
 STEPS = 4

@@ -16,8 +16,8 @@ from mvlm.config.load import given_keys, load_config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.training.fit.run import train
-from tests.conftest import TINY
-from tests.training.conftest import TOML, TrainHere, leave_out, losses_by_step, read_metrics, signals_kept, train_in
+from tests.conftest import TINY, signals_kept
+from tests.training.conftest import TOML, TrainHere, leave_out, losses_by_step, read_metrics, train_in
 
 STEPS = "train.steps=24"
 EVERY = "checkpoint.every=4"

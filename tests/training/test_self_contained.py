@@ -14,7 +14,8 @@ from mvlm.checkpoint.description import TOKENIZER, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run
-from tests.training.conftest import KEPT, Resume, losses_by_step, resume_in, signals_kept
+from tests.conftest import signals_kept
+from tests.training.conftest import KEPT, Resume, losses_by_step, resume_in
 
 EVERY = "checkpoint.every=1"
 MORE = [EVERY, "train.steps=8"]

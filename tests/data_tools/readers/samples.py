@@ -6,7 +6,6 @@ Nothing here uses the readers: file names, fields and their order are those of t
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 import zlib
@@ -18,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from made import photo
+
+from tests.tars import add_file
 
 
 @dataclass
@@ -343,9 +344,7 @@ def write_img2dataset_tar(path: Path, rows: list[dict[str, Any]]) -> None:
                     ("json", json.dumps(row).encode()),
                     ("txt", row["caption"].encode()),
                 ):
-                    info = tarfile.TarInfo(f"{row['key']}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+                    add_file(tar, f"{row['key']}.{suffix}", data)
 
 
 def img2dataset_rows() -> list[dict[str, Any]]:

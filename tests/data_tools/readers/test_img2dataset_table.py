@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,13 @@ from made import photo
 
 from data_tools.readers.img2dataset import NO_TABLE, Img2datasetSource
 from data_tools.record import Dropped, Record
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+from tests.tars import write_tar
 
 
 def test_its_columns_and_captions_are_joined_by_key(tmp_path: Path) -> None:
     members = {f"{key}.jpg": photo(1, size=(20, 16)) for key in ("000000000", "000000001", "000000002")}
     members["000000001.json"] = json.dumps({"caption": "of the tar", "similarity": 0.9}).encode()
-    write_tar(tmp_path / "00000.tar", dict(sorted(members.items())))
+    write_tar(tmp_path / "00000.tar", sorted(members.items()))
     columns: dict[str, list[Any]] = {
         "key": ["000000002", "000000000", "000000001", "000000003"],
         "caption": ["two", "zero", "one", "three"],
@@ -51,7 +42,7 @@ def test_its_columns_and_captions_are_joined_by_key(tmp_path: Path) -> None:
 
 
 def test_without_it_the_images_are_there_and_its_absence_is_told(tmp_path: Path) -> None:
-    write_tar(tmp_path / "00000.tar", {"000000000.jpg": photo(1, size=(20, 16)), "000000000.txt": b"words"})
+    write_tar(tmp_path / "00000.tar", [("000000000.jpg", photo(1, size=(20, 16))), ("000000000.txt", b"words")])
     record, missing = Img2datasetSource([tmp_path])
     assert isinstance(record, Record) and record.captions == [b"words"]
     assert isinstance(missing, Dropped) and missing.reason == NO_TABLE

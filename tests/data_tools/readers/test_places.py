@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from made import photo, quarantine, read_rows, run, write_folder
 
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+from tests.tars import write_tar
 
 
 def members(number: int) -> dict[str, bytes]:
@@ -38,8 +30,8 @@ def write_sources(folder: Path) -> dict[str, tuple[Any, ...]]:
     write_folder(folder / "photos", 3)
     (folder / "laion").mkdir()
     for number in range(3):
-        write_tar(folder / f"{number}.tar", members(number))
-    write_tar(folder / "laion/00000.tar", members(7))
+        write_tar(folder / f"{number}.tar", members(number).items())
+    write_tar(folder / "laion/00000.tar", members(7).items())
     rows = {"key": ["0021", "0022", "0023", "0024"], "url": list("abcd"), "caption": list("abcd")}
     status = {"status": ["success"] * 3 + ["failed_to_download"], "error_message": [None] * 3 + ["HTTP Error 404: x"]}
     pq.write_table(pa.table(rows | status), folder / "laion/00000.parquet")
@@ -82,7 +74,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path, fails: Callable[..., 
 def test_members_are_chosen_by_their_keys(tmp_path: Path, keys: tuple[str, str]) -> None:
     images = {"orig.jpg": photo(1), "small.jpg": photo(2)}
     texts = {"alt.txt": b"alt", "txt": b"plain", "text": b"text", "json": json.dumps({"caption": "json"}).encode()}
-    write_tar(tmp_path / "a.tar", {f"one.{key}": content for key, content in (images | texts).items()})
+    write_tar(tmp_path / "a.tar", [(f"one.{key}", content) for key, content in (images | texts).items()])
     out = ("--image-key", keys[0], "--caption-key", keys[1], "--out", tmp_path / "out", "--workers", 1)
     run("shard", "webdataset", tmp_path / "a.tar", *out)
     (row,) = read_rows(tmp_path / "out")
