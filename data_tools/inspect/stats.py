@@ -45,11 +45,11 @@ SHOWN = 10
 """Values shown of a counted column."""
 
 
-def corpus_stats(folder: Path, where: str = "") -> dict[str, Any]:
+def corpus_stats(folder: Path, where: str) -> dict[str, Any]:
     """Rows, captions, bytes, the values of each of `COUNTED`, and mean, quantiles and histogram of each of `MEASURES`.
 
     Args:
-        where: a condition on the rows' metadata, for the statistics of those rows alone.
+        where: a condition on the rows' metadata, for the statistics of those rows alone; "" = all.
 
     Raises:
         UserError: the corpus is missing or damaged, the condition is none, or no row meets it.

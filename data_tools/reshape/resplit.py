@@ -30,11 +30,7 @@ Columns = dict[str, Any]
 
 
 def resplit(
-    folder: Path,
-    out: Path | str,
-    split: Split,
-    shard_bytes: int,
-    on_row: Callable[[int], None] = lambda image_bytes: None,
+    folder: Path, out: Path | str, split: Split, shard_bytes: int, on_row: Callable[[int], None]
 ) -> dict[str, int]:
     """Write each row of the corpus in `folder` to one of the corpora `out`/<split>; return their numbers of rows.
 

@@ -97,9 +97,7 @@ def only_retry(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def retry(
-    source: Source, out: Path, options: Options, on_record: Callable[[int], None] = lambda image_bytes: None
-) -> Outcome:
+def retry(source: Source, out: Path, options: Options, on_record: Callable[[int], None]) -> Outcome:
     """Read the records again that `out` lists as dropped; add the good ones as further shards, and list the others.
 
     The rows that were there stay, and stay first; what is read again is one part more. A listed record that the source

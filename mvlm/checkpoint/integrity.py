@@ -74,7 +74,7 @@ def compare_shapes(
     checkpoint: Path,
     weights: Mapping[str, StoredTensor],
     parameters: Mapping[str, Parameter],
-    is_fitted: Callable[[str], bool] = lambda name: False,
+    is_fitted: Callable[[str], bool],
 ) -> None:
     """Raise `UserError` where a checkpoint's weights are not those of a model, which may be on the meta device.
 

@@ -36,9 +36,8 @@ def explain(units: str) -> str:
     return f"Intervals hold {LEVEL:.0%} of {RESAMPLES} bootstrap resamples of {units}."
 
 
-def nested(numbers: dict[str, Any], tree: dict[str, Any] | None = None) -> dict[str, Any]:
-    """{"a/b/c": x} -> {"a": {"b": {"c": x}}}, in `tree` where one is given."""
-    tree = {} if tree is None else tree
+def nested(numbers: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """{"a/b/c": x} -> {"a": {"b": {"c": x}}}, in `tree`."""
     for path, number in numbers.items():
         *folders, name = path.split("/")
         branch = tree

@@ -141,7 +141,7 @@ def recalls(rank_A: np.ndarray, weight_A: np.ndarray | None = None) -> dict[str,
     return {f"r{k}": float(np.average(rank_A < k, weights=weight_A)) for k in RECALLS}
 
 
-def median_rank(rank_A: np.ndarray, weight_A: np.ndarray | None = None) -> float:
+def median_rank(rank_A: np.ndarray, weight_A: np.ndarray | None) -> float:
     """The median over the queries, each counted `weight_A` times, of the rank from 1 of the best right item."""
     passed = np.cumsum(np.bincount(rank_A, weights=weight_A))
     middle = np.searchsorted(passed, passed[-1] / 2 + np.array([0, 1e-9]))  # two of an even number

@@ -84,7 +84,7 @@ def accuracy(run: str, task: Literal["nlvr2", "entailment"], data: str) -> Cell:
     return Cell(Evaluation(run, task, data), "accuracy")
 
 
-def _of_ablation(name: str, paper: tuple[float | None, ...] = ()) -> TableRow:
+def _of_ablation(name: str, paper: tuple[float | None, ...]) -> TableRow:
     has_zero_shot = name != "masked_only"  # without ITC and ITM nothing is aligned before fine-tuning
     zero_shot = on_flickr30k(name, itm=name != "itc") if has_zero_shot else (None, None)
     return TableRow(name, (*on_flickr30k(f"{name}_flickr30k"), *zero_shot), paper)

@@ -153,7 +153,7 @@ def search_whole(run: Path, hashes: bool = True) -> Search:
 
 
 def restore_start(
-    engine: Engine, run: Path, start: Start, data: tuple[str, str], begins_stage: bool = False
+    engine: Engine, run: Path, start: Start, data: tuple[str, str], begins_stage: bool
 ) -> tuple[Start, TrainState]:
     """Fill the engine from where training begins, or from what is the latest by now; all ranks must call.
 

@@ -39,7 +39,7 @@ def describe_run(
     group: FolderGroup,
     beginning: InitReport | None,
     attempt: int,
-    stages: Stages | None = None,
+    stages: Stages | None,
 ) -> None:
     """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.
 

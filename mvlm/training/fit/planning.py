@@ -99,7 +99,7 @@ def rehearse(config: Config, mixture: Mixture, start: Start) -> Encoders:
 
 
 def make_plan(
-    config: Config, names: tuple[str, str], given: frozenset[str], stop: StopRequests, tables: Sequence[Table] = ()
+    config: Config, names: tuple[str, str], given: frozenset[str], stop: StopRequests, tables: Sequence[Table]
 ) -> Plan:
     """Where the run begins, with which settings, on which data; all ranks must call."""
     folder = Path(config.run.dir)
