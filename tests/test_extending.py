@@ -101,9 +101,7 @@ def test_an_objective_is_the_same_in_any_micro_batches() -> None:
     torch.testing.assert_close(parts.mean(), loss(slice(None)))
 
 
-def test_an_objective_that_is_not_there(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenes: Path
-) -> None:
+def test_an_objective_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes: Path) -> None:
     words = ["train", TOML, "--deepspeed_config", JSON, *TINY, f"data.train={scenes}/train", f"run.dir={tmp_path}/run"]
     assert mvlm([*words, "objectives.extra.distance=0.5"]) == 1
     said = capsys.readouterr().err

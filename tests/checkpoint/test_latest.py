@@ -90,7 +90,7 @@ def test_a_latest_that_names_a_whole_step_is_obeyed(run: Path, ending: str, caps
     assert len(list((run / "checkpoints").glob("step_????????"))) == 3
 
 
-def test_a_copy_of_a_mirror_is_read_by_its_own_names(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_of_a_mirror_is_read_by_its_own_names(run: Path) -> None:
     home = run / "checkpoints"
     for step, attempt in ((2, 1), (4, 2), (6, 10)):
         (home / f"step_0000000{step}").rename(home / f"step_0000000{step}.attempt-{attempt}")

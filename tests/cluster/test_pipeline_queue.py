@@ -76,7 +76,7 @@ def test_what_joins_parts_leaves_the_queue_before_they_are_told_to_end(submitted
 
 
 def test_a_step_with_a_dependency_of_its_own_waits_for_its_inputs_too(
-    submitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    submitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for override, waits in {
         "shards": ["singleton", "singleton,afterany:ARRAY", "afterok:shards"],

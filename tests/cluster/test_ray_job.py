@@ -75,7 +75,7 @@ def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, t
         refuse_other_values(load_job(job), tmp_path)
 
 
-def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job, tmp_path, monkeypatch):
+def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job):
     logs = "; touch $(id) 'x'"
     given = RayJobSpec.of(load_job(job, [f"job.logs={logs}"]), ["run.dir=a b"])
     words = shlex.split(entrypoint(given, Path(given.logs) / FILE))

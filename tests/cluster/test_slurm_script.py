@@ -116,7 +116,7 @@ def test_the_script_is_its_owners_alone(job, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_secret_by_reference_is_read_on_the_node(job, tmp_path, launcher, monkeypatch):
+def test_a_secret_by_reference_is_read_on_the_node(job, launcher, monkeypatch):
     script = render(job, f"job.launcher={launcher}", "job.environment.GREETING=env:MVLM_TEST_WORD")
     monkeypatch.setenv("MVLM_TEST_WORD", "two words")
     if launcher == "pdsh":

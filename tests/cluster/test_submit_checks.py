@@ -80,7 +80,7 @@ def answering(folder, text):
     return folder
 
 
-def test_the_jobs_own_interpreter_is_asked_in_its_environment(job, tmp_path, capsys):
+def test_the_jobs_own_interpreter_is_asked_in_its_environment(job, tmp_path):
     finding = (
         '{"findings": [{"topic": "data", "verdict": "wrong", "sentence": "No shards at \'$TOKEN\' $*: make it."}]}'
     )

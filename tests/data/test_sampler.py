@@ -96,7 +96,7 @@ def test_a_run_of_before_there_was_a_global_shuffle_keeps_its_blocks():
     assert orders == (OrderSpec("blocks", {"block": 64, "window": 64}),) and change == ""
 
 
-def test_auto_is_settled_once_by_the_slowest_rank(tmp_path, mixture):
+def test_auto_is_settled_once_by_the_slowest_rank(mixture):
     here = Data(train=("/dev/shm",))
     assert settle_shuffle(here, [reasons_for_blocks(here)] * 2) == (
         replace(here, shuffle="global"),

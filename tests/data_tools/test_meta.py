@@ -89,7 +89,7 @@ def test_statistics_are_of_the_rows_that_meet_a_condition(shards, capsys):
     assert main(["stats", str(shards), "--where", "similarty < 0.5"]) == 1
 
 
-def test_a_changed_table_is_a_problem(shards, tmp_path, caplog):
+def test_a_changed_table_is_a_problem(shards, tmp_path):
     assert main(["merge", str(shards), "--out", str(tmp_path / "s")]) == 0
     path = tmp_path / "s" / "000000.meta.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"x")

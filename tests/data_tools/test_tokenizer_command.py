@@ -63,7 +63,7 @@ def test_a_saved_tokenizer_loads_as_an_equal_one(tmp_path: Path) -> None:
     assert load_tokenizer(str(tmp_path / "bare")).mask_token_id == tokenizer.mask_token_id
 
 
-def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "not.json").write_text("{")
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "not.json", tmp_path / "empty", tmp_path / "gone/there.json"):

@@ -107,7 +107,7 @@ def test_nobody_waits_for_the_lock_of_an_extension_that_is_there(tmp_path: Path)
     assert (tmp_path / "compiled").is_dir() or list(tmp_path.glob("*/compiled"))
 
 
-def test_a_torch_whose_locks_the_system_frees_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_whose_locks_the_system_frees_is_known(tmp_path: Path) -> None:
     for name, source, waits in (("old", "baton = FileBaton(path)", True), ("new", "with FileLock(path):", False)):
         (tmp_path / name / "torch/utils").mkdir(parents=True)
         (tmp_path / name / "torch/__init__.py").touch()

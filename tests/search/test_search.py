@@ -110,7 +110,7 @@ def test_equal_images_are_found_in_the_order_of_the_index_however_many_are_asked
         assert found == [*range(3, rows), 0, 1, 2][:count]
 
 
-def test_more_answers_than_images(index, trained, found, scenes, tmp_path):
+def test_more_answers_than_images(index, trained, found):
     answers = found(index, "--checkpoint", trained, "--text", SENTENCE, "--top", 1000)
     assert sorted(each["image"] for each in answers) == list(range(300))
 

@@ -148,9 +148,7 @@ def test_the_run_itself_goes_before_what_it_began_with(sound: Path, tmp_path: Pa
     assert [line["step"] for line in read_metrics(run)] == [5, 6]
 
 
-def test_optimizer_state_may_be_deleted(
-    sound: Path, copy: Path, tmp_path: Path, train_here: TrainHere, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_optimizer_state_may_be_deleted(sound: Path, copy: Path, tmp_path: Path, train_here: TrainHere) -> None:
     """The weights still evaluate and initialise; going on is refused, though an older whole checkpoint lies there."""
     newest = copy / "checkpoints/step_00000006"
     (copy / "checkpoints/latest").write_text(newest.name)

@@ -153,7 +153,7 @@ def test_a_damaged_local_checkpoint_is_mended_from_the_mirror(
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_mirror_that_is_no_url_is_refused(scenes: Path, tmp_path: Path) -> None:
+def test_a_mirror_that_is_no_url_is_refused() -> None:
     with pytest.raises(UserError, match=r"checkpoint.mirror is 'runs/mine': it must be a URL"):
         load_config(TOML, ["checkpoint.mirror=runs/mine"])
     with pytest.raises(UserError, match="nonsense://runs cannot be used"):

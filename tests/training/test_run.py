@@ -105,7 +105,7 @@ def test_a_run_stopped_twice_has_the_losses_of_one_that_was_not(scenes: Path, wh
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_another_layout_goes_on_from_its_checkpoint(
-    whole: Path, scenes: Path, tmp_path: Path, train_here: TrainHere, stage: int
+    whole: Path, tmp_path: Path, train_here: TrainHere, stage: int
 ) -> None:
     at = STEPS - EVERY
     resume = f"checkpoint.resume={whole}/checkpoints/step_{at:08d}"

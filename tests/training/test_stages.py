@@ -81,7 +81,7 @@ def test_two_stages_of_the_same_settings_are_one_run(staged: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_sets(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Data sets of 40 and 24 rows."""
     from data_tools.__main__ import main
 
@@ -240,9 +240,7 @@ def test_a_warm_up_spans_the_stages_that_its_schedule_does(staged: Run) -> None:
 
 
 @pytest.mark.campaign
-def test_a_stage_is_appended_to_a_run_that_has_ended(
-    staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stage_is_appended_to_a_run_that_has_ended(staged: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """It goes on in the order of a run of that length, and only the command that trained it is needed."""
     one = staged("one", "", "train.steps=6", *FLAT)
     words = ["train.steps=3", *FLAT]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from mvlm.watch.history import History, sparkline
 from mvlm.watch.jsonl import JsonLinesTail
 
@@ -24,7 +22,7 @@ def test_every_line_is_given_once_and_when_it_is_whole(tmp_path: Path) -> None:
     assert not lines.replaced
 
 
-def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_new_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' * 1000)
     lines = JsonLinesTail(path)
