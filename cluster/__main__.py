@@ -202,6 +202,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 a user's mistake, 2 wrong usage, 70 a bug, or the run's own."""
     top = parser()
     args, overrides = top.parse_known_args(argv)  # argparse gives up on positionals that follow an option
+    if args.run is _logs:  # of a pipeline: the steps may follow -f
+        args.steps += [word for word in overrides if not word.startswith("-")]
+        overrides = [word for word in overrides if word.startswith("-")]
     args.overrides = overrides
     strangers = [word for word in overrides if word.startswith("-") or "=" not in word or not args.takes_overrides]
     if strangers:

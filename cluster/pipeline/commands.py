@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Collection
 from pathlib import Path
 
 from mvlm.errors import UserError
 
 from ..job import check_venv
-from ..logs import show
+from ..logs import attempt_numbers, show
 from ..record import claim
 from . import local, plan, ray, slurm
 from .check import check as check_steps
@@ -19,7 +20,7 @@ from .graph import Graph
 from .page import write_page
 from .proof import keys, proof_path, read_proof
 from .submission import FILE, Submission, draft, prepare
-from .view import StepView, as_facts, as_table, log_place, views
+from .view import ENDED, StepView, as_facts, as_table, log_place, views
 
 BACKENDS = {"local": local, "slurm": slurm, "ray": ray}
 FOLLOW_SECONDS = 2.0
@@ -149,11 +150,13 @@ def show_logs(logs: Path, follow: bool, names: list[str]) -> int:
         if name not in submission.order:
             raise UserError(f"{submission.path} has no step {name}: it has {', '.join(submission.order)}.")
 
-        def running(name: str = name) -> bool:
-            return follow and any(view.name == name and view.state == "running" for view in _views(submission))
+        def unfinished(name: str = name) -> bool:
+            return follow and any(view.name == name and view.state not in ENDED for view in _views(submission))
 
+        while unfinished() and not attempt_numbers(log_place(submission, name)):  # which is known when it begins
+            time.sleep(FOLLOW_SECONDS)
         for place in (log_place(submission, name), *sorted(folder.glob("part-*"))):
-            show(place, running, FOLLOW_SECONDS)
+            show(place, unfinished, FOLLOW_SECONDS)
     return 0
 
 

@@ -371,6 +371,19 @@ def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
     assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
 
 
+def test_the_logs_of_a_step_are_followed_before_it_begins(write: Write, tmp_path: Path) -> None:
+    path = write(SLOW + step("behind", command=["sh", "-c", "cat out; echo and more"], reads=["out"]))
+    submitted = driver(path)
+    wait_for((tmp_path / "began").exists)
+    words = [sys.executable, "-m", "cluster", "logs", str(path), "-f", "behind"]  # the step may follow the option
+    followed = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        followed.wait(5)
+    (tmp_path / "go").touch()
+    assert submitted.wait() == 0
+    assert followed.communicate()[0].endswith(b"x\nand more\n") and followed.returncode == 0
+
+
 def test_a_hangup_that_nohup_has_the_driver_ignore_stops_nothing(write: Write, tmp_path: Path) -> None:
     process = driver(write(SLOW), "nohup")
     wait_for((tmp_path / "began").exists)
