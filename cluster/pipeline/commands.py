@@ -136,6 +136,8 @@ def status(logs: Path, as_json: bool) -> int:
     page = write_page(logs, found)
     if not as_json:
         print(f"\n{page} shows the same as a picture")
+        if submission.backend == "local" and local.is_elsewhere(submission):
+            print(f"it was submitted on {submission.host}; ask there whether it is alive")
     return 0
 
 
@@ -181,4 +183,5 @@ def _views(submission: Submission) -> list[StepView]:
         return views(graph, submission, slurm.answers(submission), active=False)  # what is not in the queue has ended
     if submission.backend == "ray":
         return views(graph, submission, active=ray.is_active(submission))
-    return views(graph, submission, active=submission.is_driven or bool(local.live(submission)))
+    active = submission.is_driven or bool(local.live(submission)) or local.is_elsewhere(submission)
+    return views(graph, submission, active=active)

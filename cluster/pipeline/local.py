@@ -153,6 +153,11 @@ def live(submission: Submission) -> list[str]:
     return found
 
 
+def is_elsewhere(submission: Submission) -> bool:
+    """Whether another machine drives it, which alone knows whether it is alive; it has not said that it ended."""
+    return submission.host != socket.gethostname() and submission.pid_started is not None
+
+
 def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
     """Raises: UserError: the pipeline is driven, or a step that has changed since is still running."""
     if submission.is_driven:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main
+from cluster.attempt import JobAttempt
 from cluster.logs import next_attempt
 from cluster.pipeline import local
 from cluster.pipeline.file import load_pipeline
@@ -23,7 +24,7 @@ from cluster.pipeline.graph import Graph
 from cluster.pipeline.proof import Proof, is_proven, keys, read_proof, write_proof
 from cluster.pipeline.submission import Submission, draft, is_made, prepare
 from cluster.pipeline.view import QueueAnswer, log_place, views
-from cluster.record import claim
+from cluster.record import JobRecord, claim
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from tests.conftest import ROOT
@@ -128,6 +129,18 @@ def test_what_can_never_run_is_blocked_however_far_behind(chain: Path) -> None:
     waits = QueueAnswer("waiting", "Dependency")
     answers = {"first": QueueAnswer("running"), "left": QueueAnswer("failed"), "right": waits, "last": waits}
     assert [view.state for view in views(found, submission, answers)] == ["running", "failed", "waiting", "blocked"]
+
+
+def test_what_runs_on_another_machine_is_not_taken_for_failed(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = replace(draft(graph(chain), [], "local"), host="elsewhere", pid=os.getpid(), pid_started="0")
+    there.folder("first").mkdir(parents=True)
+    there.save()
+    begun = [JobAttempt(1, time.time())]
+    record = JobRecord("first", "local", "", "elsewhere", job_id=there.queued["first"].key, attempts=begun)
+    record.save(there.folder("first"))
+    assert main(["status", str(chain)]) == 0
+    said = capsys.readouterr().out
+    assert "running" in said and "failed" not in said and "it was submitted on elsewhere" in said
 
 
 def test_the_log_of_a_step_is_that_of_its_ranks_unless_it_has_failed_since(chain: Path) -> None:
