@@ -230,6 +230,8 @@ def _complaints(step: PipelineStep) -> Iterator[str]:
     for key, is_foreign in foreign.items():
         if is_foreign and getattr(step, key) != _DEFAULTS[key]:
             yield f"{name}.{key} is {getattr(step, key)!r}, which a step of kind {kind} does not have: remove it."
+    if step.gpus and step.processes > 1:
+        yield f"{name}.gpus and {name}.processes are both given: a GPU has one process; keep one of them."
     if kind not in ("command", "preflight") and not step.writes:
         yield f"{name}.writes is missing: say what a step of kind {kind} makes."
     if kind in TRAINING and len(step.writes) > 1:

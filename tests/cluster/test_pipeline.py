@@ -206,6 +206,7 @@ MOVED_WITH_MORE = {
             step("a", kind="index", command=["x"], writes=["y"], processes=2, time="0:30"),
             "a.time is '0:30', and its last",
         ),
+        (step("a", kind="index", command=["x"], writes=["y"], gpus=8, processes=2), "a.gpus and a.processes are both"),
         (step("a", kind="train"), "a.run is missing"),
         (
             step("a", kind="preflight", command=[], run="r", deepspeed="d", image="x"),
