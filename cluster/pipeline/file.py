@@ -81,7 +81,7 @@ class PipelineStep:
     memory: str = ""  # of a node, as SLURM writes it: 64G
     time: str = ""  # limit as SLURM writes it
     partition: str = ""  # SLURM's
-    image: str = ""  # of training: an image with mvlm installed
+    image: str = ""  # of training on SLURM: an image with mvlm installed
     environment: dict[str, str] = field(default_factory=dict)
     sbatch: tuple[str, ...] = ()  # additional sbatch options
     pairs: int = 0  # of training, of an epoch: to plan by while the shards are still to be made

@@ -24,6 +24,8 @@ def check(graph: Graph) -> list[str]:
     """What this back-end cannot do, as sentences."""
     found = []
     for name, step in graph.pipeline.steps.items():
+        if step.image:  # what has ranks is driven from within the job of the pipeline, whose environment they have
+            found.append(f"{name}.image is {step.image!r}, which a pipeline on Ray cannot honour: remove it.")
         if step.is_job:
             try:
                 job = as_job(graph.pipeline, step, "ray")

@@ -50,6 +50,15 @@ def test_a_shipped_pipeline_can_be_submitted(graph: Graph) -> None:
     assert graph.needs[last.name], "the steps hang together"
 
 
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_an_image_that_a_back_end_would_not_enter_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["check", "cluster/pipelines/emoji.toml", "--on", backend, "train.image=mvlm.sqsh"]) == 1
+    assert "train.image is 'mvlm.sqsh'" in capsys.readouterr().err
+
+
 def test_the_emoji_are_found_away_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Graph(load_pipeline("emoji.toml")).from_outside("shards") == [str(ROOT / "examples/emoji.tar")]
