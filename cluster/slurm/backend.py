@@ -121,9 +121,10 @@ def logs(folder: Path, follow: bool) -> None:
 
 def _show_slurms_own(folder: Path, job_id: str) -> None:
     """Print what stands in none of the attempts: that a module is missing, or a node was lost."""
-    path = folder / f"slurm-{job_id}.log"
-    if path.exists() and (text := path.read_text(encoding="utf-8", errors="replace")):
-        print(f"==> {path} <==\n{text}", end="")
+    for place in (folder, folder.parent):  # the folder of a sweep has those of its runs
+        path = place / f"slurm-{job_id}.log"
+        if path.exists() and (text := path.read_text(encoding="utf-8", errors="replace")):
+            print(f"==> {path} <==\n{text}", end="")
 
 
 def cancel(folder: Path) -> str:

@@ -131,6 +131,10 @@ def test_the_logs_show_what_slurm_says_of_a_job_that_could_not_begin(cluster, tm
     JobRecord("small", "slurm", str(tmp_path / "run"), "host", job_id="17").save(tmp_path)
     (tmp_path / "slurm-17.log").write_text("module: command not found\n")
     assert cluster("logs", tmp_path) == (0, f"==> {tmp_path}/slurm-17.log <==\nmodule: command not found\n", "")
+    (tmp_path / "003").mkdir()
+    JobRecord("small", "slurm", str(tmp_path / "run/003"), "host", job_id="18_3").save(tmp_path / "003")
+    (tmp_path / "slurm-18_3.log").write_text("no such partition\n")
+    assert cluster("logs", tmp_path / "003")[1] == f"==> {tmp_path}/slurm-18_3.log <==\nno such partition\n"
 
 
 def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
