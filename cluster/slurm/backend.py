@@ -187,6 +187,9 @@ def refuse_second(job: Job) -> None:
 
 def _condition(record: JobRecord, queue: list[QueueEntry]) -> str:
     job = f"job {record.job_id} is "
+    running = [entry for entry in queue if entry.runs]
+    if running and record.makes_shards:  # what joins the parts waits all the while, and comes first in the queue
+        return f"{job}RUNNING, {len(running)} of {len(queue)} tasks in the queue"
     if queue and queue[0].waits:
         return f"{job}{queue[0].state} ({queue[0].reason})"
     if queue:

@@ -55,6 +55,10 @@ def test_an_array_makes_the_parts_and_a_job_behind_it_joins_them(
     capsys.readouterr()
     assert main(["status", str(job)]) == 0
     assert capsys.readouterr().out == "photos: job 1,2 is PENDING (Dependency)\n"
+    tasks = "2|PENDING||Dependency|0:00|1:00:00\\n1_3|PENDING||Priority|0:00|1:00:00\\n1_2|RUNNING|n1||0:09|1:00:00"
+    (tmp_path / "venv/bin/squeue").write_text(f"#!/bin/sh\nprintf '{tasks}\\n'\n")
+    assert main(["status", str(job)]) == 0
+    assert capsys.readouterr().out == "photos: job 1,2 is RUNNING, 1 of 3 tasks in the queue\n"
     assert main(["submit", str(job), "--on", "slurm"]) == 1
     assert "photos is in the queue already, as job 1,2" in capsys.readouterr().err
     parts, join = ((tmp_path / "runs/photos/logs" / name).read_text() for name in ("parts.sbatch", "join.sbatch"))
