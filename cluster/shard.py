@@ -25,7 +25,7 @@ from mvlm.errors import Mistakes, UserError
 from .attempt import shell_code
 from .command_lines import require_works
 from .environment import check_references, inherited, read_references, referred
-from .job import Job, check_environment, check_venv, refuse
+from .job import Job, check_environment, check_venv, quoted, refuse
 from .processes import end_with_parent
 from .ray import backend as ray
 from .ray import client
@@ -151,7 +151,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
             raise UserError(
                 f"{path} is a job of [{table}], of which {override!r} is not a setting: begin it with {table}."
             )
-        apply_override(tables, override)
+        apply_override(tables, f"{table}.{quoted(JOBS[table], override.removeprefix(f'{table}.'))}")
     if set(tables) != {table}:
         raise UserError(f"{path}: [{table}] stands alone in a job file, beside no other table.")
     mistakes = Mistakes()

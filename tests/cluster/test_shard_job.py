@@ -103,7 +103,6 @@ def test_what_joins_parts_waits_for_them_and_for_what_the_job_waits_for(
         ("shard.tasks=0", "must be 1 or more"),
         ('shard.command=["folder"]', "--out"),
         ('shard.name="a b"', "use letters"),
-        ("shard.environment.A=1", "shard.environment.A is 1: give a string"),
         ('shard.command=["folder", "in", "--out", "o", "--workers", "9"]', "--workers, which the job sets itself"),
         ('shard.command=["folder", "in", "--out", "o", "--part=1/2"]', "--part, which the job sets itself"),
         ("shard.venv=nowhere", "shard.venv names nowhere, where there is no bin/python to run"),
@@ -114,6 +113,11 @@ def test_a_wrong_job_is_one_sentence(job: Path, capsys: pytest.CaptureFixture[st
     assert main(["render", str(job), "--on", "slurm", override]) == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_an_override_that_takes_text_needs_no_quotes(job: Path) -> None:
+    given = load(job, ["shard.time=90", "shard.account=2024", "shard.environment.A=1", "shard.tasks=4"])
+    assert (given.time, given.account, given.environment["A"], given.tasks) == ("90", "2024", "1", 4)
 
 
 def test_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
