@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import socket
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from mvlm.errors import UserError
 
 from ..attempt import JobAttempt, describe_exit
-from ..job import Job, check_files, refuse, run_folder
+from ..job import Job, Sweep, check_files, refuse, run_folder
 from ..logs import attempt_folder, attempt_numbers, next_attempt, show
 from ..record import RECORD, JobRecord, claim, keep_files, read_record, write_private
 from ..status import JobStatus, describe_end
@@ -25,6 +26,7 @@ CANNOT = ("ray_address",)
 OF_EARLY_STOPPING = ("metric", "mode", "grace_steps", "reduction")
 """Nobody watches over an array's runs, to end one in favour of another."""
 SCRIPT = "job.sbatch"
+VALUES = "sweep.json"  # beside it, of the runs in their order
 POLL_SECONDS = 2.0  # between questions to the controller, which has other users
 AGAIN_SECONDS = 60.0  # until a job is told again to stop: its ranks may not have been there yet
 PATIENCE = 600.0  # seconds that ranks get to save
@@ -38,6 +40,7 @@ def render(job: Job, overrides: list[str]) -> str:
     """
     check_files(job)
     refuse(job, "slurm", CANNOT)
+    _refuse_other_values(job)
     runs = _script_runs(job, overrides)
     return script(job, runs, max(next_attempt(job.log_folder / run.label) for run in runs))
 
@@ -64,6 +67,8 @@ def submit(job: Job, overrides: list[str]) -> int:
         path = job.log_folder / SCRIPT
         write_private(path, text)
         job_id = slurm_queue.submit(path)
+        if job.sweep:
+            (job.log_folder / VALUES).write_text(json.dumps(_values(job.sweep)), encoding="utf-8")
         folder = str(run_folder(job, overrides).resolve())
         record = JobRecord(job.name, "slurm", folder, socket.gethostname(), job_id=job_id)
         record.save(job.log_folder)
@@ -162,6 +167,24 @@ def _script_runs(job: Job, overrides: list[str]) -> list[ScriptRun]:
         words = [override(name, value) for name, value in (picked | {"run.dir": own}).items()]
         runs.append(ScriptRun(_label(number), [*overrides, *words], own))
     return runs
+
+
+def _values(sweep: Sweep) -> list[list[str]]:
+    """Of each run what it tries."""
+    return [[override(name, value) for name, value in picked.items()] for picked in combinations(sweep)]
+
+
+def _refuse_other_values(job: Job) -> None:
+    """Raises: UserError: a run that has begun would go on, or count as done, as one of other values."""
+    path = job.log_folder / VALUES
+    if job.sweep and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for number, (first, now) in enumerate(zip(before, _values(job.sweep), strict=False)):
+            if first != now and attempt_numbers(job.log_folder / _label(number)):
+                raise UserError(
+                    f"Run {_label(number)} of {job.name} has begun with {' '.join(first)}, and would be that of "
+                    f"{' '.join(now)}: give the sweep another job.name and run.dir."
+                )
 
 
 def _label(number: int) -> str:

@@ -13,6 +13,7 @@ from cluster.job import Sweep, load_job
 from cluster.record import JobRecord
 from cluster.slurm import backend as slurm
 from cluster.sweep import combinations, override
+from mvlm.errors import UserError
 from tests.cluster.conftest import rendered
 from tests.conftest import ROOT
 
@@ -99,13 +100,18 @@ def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, overrid
     assert not (job.parent / "logs").exists()
 
 
-def test_the_script_is_its_owners_alone(job, tmp_path, monkeypatch):
-    """It holds job.environment, where tokens are."""
+@pytest.fixture
+def queue_of_one(tmp_path, monkeypatch):
+    """Whatever is submitted is job 17."""
     (tmp_path / "bin").mkdir()
     sbatch = tmp_path / "bin/sbatch"
     sbatch.write_text("#!/bin/sh\necho 17\n")
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+
+
+def test_the_script_is_its_owners_alone(job, tmp_path, queue_of_one):
+    """It holds job.environment, where tokens are."""
     (tmp_path / "logs").mkdir()
     script = tmp_path / "logs/job.sbatch"
     script.write_text("left by an earlier version")
@@ -113,6 +119,20 @@ def test_the_script_is_its_owners_alone(job, tmp_path, monkeypatch):
     assert "secret" in script.read_text() and script.stat().st_mode & 0o777 == 0o600
     others = [path for path in script.parent.rglob("*") if path.is_file() and path != script]
     assert not any(b"secret" in path.read_bytes() for path in others)
+
+
+def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, tmp_path, queue_of_one):
+    """A run that is done would count as done with values that nobody has tried."""
+    text = job.read_text() + '[sweep]\nvalues = {{ "optim.lr" = [1e-4, 3e-4], "run.seed" = [1, 2{}] }}\n'
+    job.write_text(text.format(""))
+    assert slurm.submit(load_job(job), []) == 0
+    job.write_text(text.format(", 3"))
+    render(job)  # none has begun
+    (tmp_path / "logs/001/attempt-001").mkdir()
+    render(job)  # the first two are the same
+    (tmp_path / "logs/002/attempt-001").mkdir()
+    with pytest.raises(UserError, match=r"Run 002 of small has begun with optim.lr=0.0003 run.seed=1, and would"):
+        render(job)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
