@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,22 @@ def newest_step(run_folder: Path) -> int:
     return max((*reported, *saved), default=0)
 
 
+def newest_measures(run_folder: Path) -> dict[str, Any] | None:
+    """The newest training line, and what the newest line of an evaluation beside it says of held-out data."""
+    line = last_training_line(run_folder)
+    held_out: dict[str, Any] = next((one for one in _lines(run_folder) if "loss" not in one), {})
+    return line and held_out | line
+
+
 def _training_lines(run_folder: Path) -> Iterator[dict[str, Any]]:
     """Those at the end of metrics.jsonl that hold a step and a loss, the newest first."""
+    for metrics in _lines(run_folder):
+        if all(isinstance(metrics.get(key), int | float) for key in ("step", "loss")):
+            yield metrics
+
+
+def _lines(run_folder: Path) -> Iterator[dict[str, Any]]:
+    """Those at the end of metrics.jsonl, the newest first."""
     try:
         with open(run_folder / METRICS, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -134,9 +148,6 @@ def _training_lines(run_folder: Path) -> Iterator[dict[str, Any]]:
     except OSError:
         return
     for line in reversed(lines):
-        try:
-            metrics = json.loads(line)
-        except ValueError:  # cut off by the tail, or still being written
-            continue
-        if isinstance(metrics, dict) and all(isinstance(metrics.get(key), int | float) for key in ("step", "loss")):
-            yield metrics
+        with suppress(ValueError):  # cut off by the tail, or still being written
+            if isinstance(metrics := json.loads(line), dict):
+                yield metrics

@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from mvlm.errors import ExitCode
 
 from ..job import Sweep
-from ..record import RECORD, last_training_line, read_record
+from ..record import RECORD, newest_measures, read_record
 from ..sweep import combinations, override
 from .spec import TUNE, RayJobSpec
 from .train import train
@@ -67,8 +67,12 @@ def run_sweep(spec: RayJobSpec) -> int:
 def _tuner(spec: RayJobSpec, sweep: Sweep, trials: list[RayJobSpec]) -> tune.Tuner:
     """A new one, or the one whose state is found beside the logs."""
 
+    def report(measures: dict[str, Any]) -> None:
+        if isinstance(measures.get(sweep.metric), int | float):  # those of held-out data come with the first evaluation
+            tune.report(measures)
+
     def run_trial(config: dict[str, Any]) -> None:
-        code = train(trials[config["index"]], tune.report)
+        code = train(trials[config["index"]], report)
         if code != ExitCode.DONE:
             raise TrialFailed(f"{trials[config['index']].job.name} ended with exit code {code}.")
 
@@ -108,7 +112,7 @@ def _row(trial: RayJobSpec, values: dict[str, Any], metric: str, failed: bool) -
     logs = Path(trial.logs)
     attempts = read_record(logs).attempts if (logs / RECORD).exists() else []
     code = attempts[-1].exit_code if attempts else None
-    line = last_training_line(Path(trial.run_folder)) or {}
+    line = newest_measures(Path(trial.run_folder)) or {}
     state = "failed" if failed else "done" if code == ExitCode.DONE else "given up" if attempts else "not begun"
     facts = {"trial": Path(trial.run_folder).name, "state": state, "exit_code": code, "attempts": len(attempts)}
     return facts | {"step": line.get("step"), metric: line.get(metric), "values": values}

@@ -30,7 +30,7 @@ from ..attempt import describe_exit, shell_code
 from ..environment import for_process
 from ..logs import attempt_folder, attempt_numbers, rank_log
 from ..processes import MARK, PATIENCE, Stopper, members, send
-from ..record import last_training_line, newest_step
+from ..record import newest_measures, newest_step
 from .coordinator import AttemptOutcome
 from .meetings import Meetings
 from .spec import RayJobSpec
@@ -130,7 +130,7 @@ class RankWatch:
         self._gauges = [(name, Gauge(f"mvlm_{name}", f"{name} of a run", ("job",))) for name in SHOWN if rank == 0]
         for _, gauge in self._gauges:
             gauge.set_default_tags({"job": spec.job.name})
-        self._seen = last_training_line(self._run)
+        self._seen = newest_measures(self._run)
 
     def run(self) -> AttemptOutcome:
         process, stop_by, ended = self._process, math.inf, False
@@ -155,8 +155,8 @@ class RankWatch:
         return _answer(self._coordinator.rank_ended.remote(self._attempt, self._rank, code, step)) is not OUT_OF_REACH
 
     def _new_metrics(self) -> dict[str, Any] | None:
-        """The run's newest line, of rank 0, where it has not been seen; among Ray's own metrics, too."""
-        if self._rank or (line := last_training_line(self._run)) == self._seen:
+        """The run's newest, of rank 0, where they have not been seen; among Ray's own metrics, too."""
+        if self._rank or (line := newest_measures(self._run)) == self._seen:
             return None
         self._seen = line
         for name, gauge in self._gauges:

@@ -18,7 +18,7 @@ from cluster.ray import driver as ray_driver
 from cluster.ray.backend import earlier_attempts, entrypoint, refuse_other_values, runtime_env
 from cluster.ray.client import connect
 from cluster.ray.spec import FILE, TUNE, RayJobSpec
-from cluster.record import JobRecord
+from cluster.record import JobRecord, newest_measures, newest_step
 from data_tools.engines.ray import connected
 from mvlm.errors import UserError
 from tests.cluster.conftest import rendered
@@ -73,6 +73,15 @@ def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, t
     refuse_other_values(first, tmp_path)
     with pytest.raises(UserError, match=r"small has begun as a sweep of other values, .* give it another job.name and"):
         refuse_other_values(load_job(job), tmp_path)
+
+
+def test_what_held_out_data_says_goes_with_the_steps_after_it(tmp_path):
+    """A sweep by "eval/mean_recall" ended with its first report, which had none."""
+    lines = [{"step": 10, "loss": 2.0}, {"step": 10, "eval/mean_recall": 0.25}, {"step": 20, "loss": 1.5}]
+    assert newest_measures(tmp_path) is None
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 3')
+    assert newest_measures(tmp_path) == {"step": 20, "loss": 1.5, "eval/mean_recall": 0.25}
+    assert newest_step(tmp_path) == 20
 
 
 def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job):
