@@ -165,6 +165,36 @@ def test_a_cache_that_others_may_write_is_refused(shards, tmp_path, store):
     assert Mixture([f"slow://{shards}"], cache=Cache(str(folder))).row(5).key == "k00005"
 
 
+def test_a_cache_that_is_swept_away_is_made_again(shards, tmp_path, capfd):
+    remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c")))
+    assert remote.row(5).key == "k00005"
+    shutil.rmtree(tmp_path / "c")
+    prefetcher = start_prefetcher(remote, make_sampler(remote, 0, [order_of(Data())]), 0)
+    assert [remote.row(row).key for row in (5, 99)] == ["k00005", "k00099"]
+    prefetcher.close()
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700 and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_full_disk_under_the_cache_is_told_from_a_shard_that_is_gone(shards, mount_disk, largest):
+    remote = Mixture([f"slow://{shards}"], cache=Cache(f"{mount_disk(str(largest))}/c"))
+    with pytest.raises(UserError, match=r"The cache \S+/c cannot be written .*No space left.* lower data\.cache_gb"):
+        for row in range(ROWS):
+            remote.row(row)
+
+
+def test_a_cache_that_can_only_be_read_serves_what_it_holds(shards, mount_disk, capfd):
+    disk = mount_disk("3m")
+    remote = Mixture([f"slow://{shards}"], cache=Cache(f"{disk}/c"))
+    assert remote.row(5).key == "k00005"
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    prefetcher = start_prefetcher(remote, make_sampler(remote, 0, [order_of(Data())]), 0)
+    assert remote.row(6).key == "k00006"
+    with pytest.raises(UserError, match=r"The cache \S+ cannot be written .*Read-only file system.* another folder"):
+        remote.row(99)
+    prefetcher.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_every_user_of_a_node_has_a_cache_and_trusts_no_others(shards, monkeypatch):
     if os.getuid() != 0:
         pytest.skip("becoming another user needs root")

@@ -15,13 +15,13 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mvlm.data.shards.files import Shard
 from mvlm.data.shards.integrity import has_its_hash
 from mvlm.errors import UserError
-from mvlm.runtime.storage import Attempts, Outages
+from mvlm.runtime.storage import NO_ROOM, Attempts, Outages
 
 WAIT_S = 0.05  # for another process to finish a shard
 
@@ -79,16 +79,14 @@ class Cache:
     def touch(self, shards: Collection[Shard]) -> None:
         """Have the last of these dropped last, those that are there."""
         for shard in shards:
-            try:
+            with suppress(OSError):  # it was dropped, or the folder can only be read and nothing will be
                 os.utime(self.path(shard))
-            except FileNotFoundError:
-                continue
 
     def get(self, shard: Shard, name: str, fetch: Fetch) -> Path:
         """The shard's file, fetched if need be, again where that fails; it may be dropped at any time.
 
         Raises:
-            UserError: it cannot be fetched; says `name`.
+            UserError: it cannot be fetched; says `name`, or what is wrong with the folder.
             DataLost: its store is gone, and has been waited for.
         """
         with Attempts(name, self.outages) as attempts:
@@ -99,13 +97,16 @@ class Cache:
         return self.path(shard)
 
     def _fetch_in_turn(self, shard: Shard, fetch: Fetch) -> Exception | None:
-        """One attempt, once no other process makes one; what has gone wrong."""
-        with self._locked(shard, wait=True) as mine:
-            if not mine or self.holds(shard):
-                return None
-            while (part := self._make_room(shard, keep=())) is None:
-                time.sleep(WAIT_S)
-            return self._fill(part, shard, fetch)
+        """One attempt, once no other process makes one; what has gone wrong. Raises as `_locked`."""
+        try:
+            with self._locked(shard, wait=True) as mine:
+                if not mine or self.holds(shard):
+                    return None
+                while (part := self._make_room(shard, keep=())) is None:
+                    time.sleep(WAIT_S)
+                return self._fill(part, shard, fetch)
+        except FileNotFoundError as error:  # the folder is being swept
+            return error
 
     def prefetch(self, shard: Shard, fetch: Fetch, sooner: Collection[Shard]) -> Exception | None:
         """Try once to fetch a shard, unless another process does or it would cost one of those needed sooner.
@@ -113,26 +114,41 @@ class Cache:
         Returns:
             What has gone wrong, if anything.
         """
-        with self._locked(shard, wait=False) as mine:
-            if mine and not self.holds(shard) and (part := self._make_room(shard, keep=sooner)):
-                return self._fill(part, shard, fetch)
+        try:
+            with self._locked(shard, wait=False) as mine:
+                if mine and not self.holds(shard) and (part := self._make_room(shard, keep=sooner)):
+                    return self._fill(part, shard, fetch)
+        except (UserError, FileNotFoundError) as error:
+            return error
         return None
 
     @contextmanager
     def _locked(self, shard: Shard, wait: bool) -> Iterator[bool]:
-        """Whether fetching this shard is ours; it is not where another process does or did a moment ago."""
+        """Whether fetching this shard is ours; it is not where another process does or did a moment ago.
+
+        Raises `UserError` where the folder cannot be written, and FileNotFoundError where it goes meanwhile.
+        """
+        self.make()  # once more: folders of temporary files are swept
         path = self.folder / f"{shard.hash}.lock"
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        mine = _lock(file, wait) and _is_at(path, file)
         try:
-            yield mine
-        finally:
-            if mine:
-                path.unlink()
-            os.close(file)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            mine = _lock(file, wait) and _is_at(path, file)
+            try:
+                yield mine
+            finally:
+                if mine:
+                    path.unlink(missing_ok=True)
+                os.close(file)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"The cache {self.folder} cannot be written ({error}): free room on its disk, lower data.cache_gb, or "
+                "set data.cache to another folder."
+            ) from None
 
     def _fill(self, part: Path, shard: Shard, fetch: Fetch) -> Exception | None:
-        """Fetch a shard into its part and give it its name; what has gone wrong, if anything."""
+        """Fetch a shard into its part and give it its name; what has gone wrong. Raises OSError without room."""
         try:
             fetch(part)
             with open(part, "rb") as file:
@@ -140,6 +156,8 @@ class Cache:
                     return UserError("its hash is not the manifest's")
             part.rename(self.path(shard))
         except Exception as error:  # each store raises its own
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
             return error
         finally:
             part.unlink(missing_ok=True)
