@@ -102,6 +102,11 @@ def test_evaluation_and_the_tools_do_not_see_them(whole, lessened, tokenizer, tm
     assert left[0] in page and Mixture([whole]).key(3) not in page
 
 
+def test_a_run_that_begins_makes_its_tokenizer_and_its_answers_without_them(lessened):
+    read = [row.key for row in Mixture([lessened], trains=True).sound(range(ROWS))]
+    assert read == [Mixture([lessened]).key(row) for row in range(ROWS - len(GONE))]
+
+
 def test_a_condition_counts_them_and_they_are_replaced_by_rows_that_meet_it(lessened):
     mixture = Mixture([lessened], where=["url != 'http://x/4'"], trains=True)
     assert (
@@ -179,8 +184,9 @@ def test_a_corpus_of_which_all_is_taken_down_is_said_to_be_so(whole, tmp_path, c
     shutil.copytree(whole, folder)
     (tmp_path / "list").write_text("\n".join(map(Mixture([whole]).key, range(ROWS))))
     assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 0
-    with pytest.raises(UserError, match=f"^All rows of {folder} were taken down: "):
-        Mixture([folder])
+    for trains in (False, True):
+        with pytest.raises(UserError, match=f"^All rows of {folder} were taken down: "):
+            Mixture([folder], trains=trains)
     assert main(["stats", str(folder)]) == 1
     assert f"All rows of {folder} were taken down: " in capsys.readouterr().err
 

@@ -58,6 +58,8 @@ class Mixture:
         self._starts = list(accumulate(map(len, self.corpora), initial=0))
         if not len(self):
             raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")
+        if all(map(self.is_taken_down, range(len(self)))):
+            raise _nothing_left(", ".join(map(str, folders)))
         self.task = task
         self.weights = list(weights) or [1.0] * len(self.corpora)
         self.numbers = Numbers(self.corpora, pairs)
@@ -106,8 +108,10 @@ class Mixture:
     def sound(
         self, rows: Iterable[int], report: Callable[[UnreadableRow], object] = lambda error: None
     ) -> Iterator[Row]:
-        """Those of these rows that are what was written; `report` hears of the others."""
+        """Those of these rows that may be used and are what was written; `report` hears of those that are not."""
         for row in rows:
+            if self.is_taken_down(row):
+                continue
             try:
                 yield self.row(row)
             except UnreadableRow as error:
@@ -134,11 +138,13 @@ def _keep(corpus: Corpus, where: str, pairs: bool, trains: bool) -> None:
     of_pairs = pairs and corpus.manifest.captions != corpus.manifest.rows
     corpus.keep(select(corpus.location, where, of_pairs, without))
     if not len(corpus):
-        raise UserError(
-            f"{where!r} keeps no row of {corpus.folder}: ask for less."
-            if where
-            else f"All rows of {corpus.folder} were taken down: give other shards."
-        )
+        if not where:
+            raise _nothing_left(corpus.folder)
+        raise UserError(f"{where!r} keeps no row of {corpus.folder}: ask for less.")
+
+
+def _nothing_left(folders: str | Path) -> UserError:
+    return UserError(f"All rows of {folders} were taken down: give other shards.")
 
 
 def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
