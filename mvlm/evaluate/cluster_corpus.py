@@ -36,7 +36,7 @@ NO_CLUSTER = -1
 
 
 class EmbeddedRows:
-    """The rows of corpora that have embeddings, one after another.
+    """The rows of corpora that have embeddings and were not taken down since, one after another.
 
     Raises:
         UserError: one has none.
@@ -45,26 +45,32 @@ class EmbeddedRows:
     def __init__(self, folders: Sequence[str | Path], clusters: int, seed: int, cache: Cache) -> None:
         self.seed = seed
         opened = [open_location(folder, cache) for folder in folders]
-        tables = [(location, shard.table(EMBEDDINGS)) for location in opened for shard in location.manifest.shards]
-        for location, table in tables:
-            if table is None:
-                raise UserError(f"{location.folder} has shards without embeddings: score it first.")
-        self._tables = [(location, table) for location, table in tables if table]
-        decisive = "".join(table.hash for _, table in self._tables) + f" {clusters} {seed}"
+        self._tables = []  # each with the first row of its shard in its corpus
+        for location in opened:
+            shards = location.manifest.shards
+            for shard, first in zip(shards, accumulate(shards.rows, initial=0), strict=False):
+                if (table := shard.table(EMBEDDINGS)) is None:
+                    raise UserError(f"{location.folder} has shards without embeddings: score it first.")
+                self._tables.append((location, table, first))
+        decisive = "".join(table.hash for _, table, _ in self._tables) + f" {clusters} {seed}"
+        decisive += "".join(f" {list(location.taken_down)}" for location in opened if location.taken_down)
         self.made_by = hashlib.sha256(decisive.encode()).hexdigest()
         self.staged = [StagedTables(folder, (CLUSTERS,), self.made_by, cache) for folder in folders]
-        self.starts = list(accumulate((table.rows for _, table in self._tables), initial=0))
+        self.starts = list(accumulate((table.rows for _, table, _ in self._tables), initial=0))
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Which of a shard's rows have an embedding, int64, and these embeddings, fp32."""
-        location, table = self._tables[number]
+        location, table, first = self._tables[number]
         column = read_columns(location, table, [EMBEDDING])[0][EMBEDDING].combine_chunks()
-        kept = column.is_valid().to_numpy(zero_copy_only=False).nonzero()[0]
-        values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
-        return kept, values.reshape(len(kept), column.type.list_size).astype(np.float32)
+        known = column.is_valid().to_numpy(zero_copy_only=False).nonzero()[0]
+        kept = np.setdiff1d(known, np.array(location.taken_down, np.int64) - first)
+        values = column.take(pa.array(kept)).flatten().to_numpy(zero_copy_only=False)
+        value_RE = torch.from_numpy(values.reshape(-1, column.type.list_size).astype(np.float32))
+        # Rounded to 16 bits they are longer or shorter than 1, and so would be the cosine of two that are the same.
+        return kept, torch.nn.functional.normalize(value_RE, dim=1).numpy()
 
     def shards(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """The same of all, each with its first row."""
