@@ -18,7 +18,7 @@ from mvlm.data.shards.schema import CAPTION, MANIFEST, Manifest, read_manifest
 from mvlm.errors import Mistakes, UserError
 from mvlm.runtime.storage import write_durably
 
-from .store.disk import writing
+from .store.disk import ELSEWHERE, writing
 
 
 def add_index(folder: Path, shard: Shard, task: str) -> Shard:
@@ -51,7 +51,7 @@ def add_indexes(folder: Path, on_row: Callable[[int], None] = lambda image_bytes
     """
     manifest, mistakes, written = read_manifest(folder), Mistakes(), 0
     shards = list(manifest.shards)
-    with writing(folder):
+    with writing(folder, ELSEWHERE):
         try:
             for number, shard in enumerate(manifest.shards):
                 with mistakes.gathered():

@@ -35,7 +35,7 @@ from ..part import PartManifest
 from ..pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
 from ..readers import Source
 from ..report import OTHERS, ShardReport, SourceReport
-from ..store.disk import writing
+from ..store.disk import ELSEWHERE, writing
 from ..store.folder import FolderStore
 from ..store.store import STATE
 from ..task import Item, PartJob, make_part, prune_part
@@ -111,7 +111,7 @@ def retry(source: Source, out: Path, options: Options, on_record: Callable[[int]
     source.only = wanted
     stage = out / PARTIAL
     try:
-        with writing(out), engine(options.engine, options.workers, options.ray_address) as run:
+        with writing(out, ELSEWHERE), engine(options.engine, options.workers, options.ray_address) as run:
             stage.mkdir()
             outcome = _Retry(out, stage, options, wanted, run).run(source, listed, on_record)
             shutil.rmtree(stage / STATE)

@@ -10,17 +10,20 @@ from pathlib import Path
 from mvlm.errors import UserError
 from mvlm.runtime.storage import NO_ROOM, write_durably
 
+ELSEWHERE = "work on a copy of it elsewhere"
+"""What else can be done where a corpus is changed in place."""
+
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn the disk's refusals into a sentence."""
+def writing(out: Path, otherwise: str = "give another --out") -> Iterator[None]:
+    """Turn the disk's refusals into a sentence, which says what else can be done."""
     try:
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise UserError(f"No room to write {out} ({error.strerror}): free space or give another --out.") from None
+            raise UserError(f"No room to write {out} ({error.strerror}): free space or {otherwise}.") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            raise UserError(f"{out} cannot be written ({error.strerror}): give another --out.") from None
+            raise UserError(f"{out} cannot be written ({error.strerror}): {otherwise}.") from None
         raise
 
 

@@ -247,7 +247,9 @@ class Storage:
                     if may_pass(error) and self._outages.patience:
                         raise attempts.failure(error) from None
                     kind = DataLost if may_pass(error) else UserError
-                    raise kind(f"{where} cannot be {done} ({describe(error)}): {self._remedy}.") from None
+                    is_full = isinstance(error, OSError) and error.errno in NO_ROOM  # which is a disk of ours
+                    so = "free some room there" if is_full else self._remedy
+                    raise kind(f"{where} cannot be {done} ({describe(error)}): {so}.") from None
 
     def _connect(self) -> tuple[Any, str]:
         """What speaks to the store, and the prefix's path in it."""

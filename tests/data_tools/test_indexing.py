@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,13 @@ def test_what_is_unchecked_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "not checked" not in told(folder, 0, capsys)
     table, without = stats()
     assert "not checked" not in table and without == 0
+
+
+def test_a_folder_that_cannot_be_written_has_no_other_out(
+    mount_disk: Callable[[str], Path], fails: Callable[..., str]
+) -> None:
+    disk = mount_disk("3m")
+    write_corpus(disk / "old", caption_rows(12))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    said = fails("row-index", disk / "old")
+    assert said.endswith("/old cannot be written (Read-only file system): work on a copy of it elsewhere.\n")

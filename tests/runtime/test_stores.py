@@ -130,6 +130,15 @@ def test_what_will_not_pass_is_said_at_once(flaky: Callable[..., Storage], error
     assert Flaky.calls["pipe_file"] == 1
 
 
+def test_a_full_disk_here_is_not_blamed_on_the_store(tmp_path: Path, mount_disk: Callable[[str], Path]) -> None:
+    (tmp_path / "big").write_bytes(bytes(200_000))
+    here = mount_disk("100k")
+    with pytest.raises(
+        UserError, match=rf"/big cannot be fetched into {here} .*No space left.*\): free some room there\.$"
+    ):
+        Storage(f"local://{tmp_path}", "check the URL").download("big", here / "big")
+
+
 def test_pauses_are_never_shorter_and_not_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the ranks of a run do not come back to a store all at the same moment."""
     waited: list[float] = []
