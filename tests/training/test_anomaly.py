@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from mvlm.checkpoint.description import SKIPPED
+from mvlm.checkpoint.state import GLOBAL, OrderSpec
 from mvlm.data.loading.order import MixtureSampler
+from mvlm.data.loading.sampler import make_sampler
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.training.health.anomaly import ENOUGH, HISTORY, LAG, Anomaly, AnomalyDetector
 from mvlm.training.health.quarantine import Skipped
+from tests.data.made_shards import make_rows, write_shards
 
 
 def judged(detector: AnomalyDetector, losses: list[float], norms: list[float] | None = None) -> list[Anomaly]:
@@ -104,6 +108,15 @@ def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: 
     assert skipped.positions_before(48) == (32,)
     again.add(Anomaly(5, 64, "the loss is nan"), 16, draws, mixture)
     assert Skipped(tmp_path, (), 10).positions == {32, 64}, "what is listed next is not lost with it"
+
+
+def test_left_out_pairs_of_images_with_several_captions_are_listed_by_their_rows(tmp_path: Path) -> None:
+    rows = make_rows(6)
+    mixture = Mixture([write_shards(tmp_path / "shards", rows)], pairs=True)
+    draws = make_sampler(mixture, 0, [OrderSpec(GLOBAL)])
+    Skipped(tmp_path, (), 10).add(Anomaly(1, 0, "the loss is nan"), mixture.per_epoch, draws, mixture)
+    listed = [sample["key"] for sample in json.loads((tmp_path / SKIPPED).read_text())["samples"]]
+    assert Counter(listed) == {row["key"]: len(row["captions"]) for row in rows}
 
 
 def test_a_list_that_cannot_be_written_is_an_error(scenes: Path, tmp_path: Path) -> None:

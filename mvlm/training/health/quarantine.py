@@ -15,6 +15,7 @@ import numpy as np
 from mvlm.checkpoint.description import SKIPPED
 from mvlm.data.loading.sampler import Sampler
 from mvlm.data.samples.dataset import TAKEN_DOWN, Fault
+from mvlm.data.shards.corpus import UnreadableRow
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
@@ -92,10 +93,8 @@ class Skipped:
             UserError: on every rank, where the list cannot be written or has become longer than the limit.
         """
         self.positions.add(anomaly.position)
-        rows = (
-            draws(np.arange(anomaly.position, anomaly.position + global_batch))[0].tolist() if dist.rank() == 0 else ()
-        )
-        samples = [{"where": mixture.where(row), "key": mixture.key(row)} for row in rows]
+        drawn = np.arange(anomaly.position, anomaly.position + global_batch)
+        samples = dist.as_rank_0(lambda: [_described(mixture, number) for number in draws(drawn)[0].tolist()])
         found = {"step": anomaly.step, "position": anomaly.position, "reason": anomaly.reason}
         _append(self.path, [found | {"at": time.time(), "samples": samples}])
         if len(self.positions) > self._limit:
@@ -104,6 +103,15 @@ class Skipped:
                 f"left out already: look at the samples listed in {self.path}, or lower optim.lr, or raise "
                 "train.max_skipped."
             )
+
+
+def _described(mixture: Mixture, number: int) -> dict[str, str]:
+    """The row of a number that was drawn, which may be one of a pair."""
+    try:
+        row, _ = mixture.numbers.visit(number)
+    except UnreadableRow as error:
+        return {"where": error.where, "key": error.key}
+    return {"where": mixture.where(row), "key": mixture.key(row)}
 
 
 def _place(fault: Fault) -> tuple[int, int]:
