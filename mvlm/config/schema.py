@@ -73,7 +73,7 @@ class Model:
     temperature_min: float = 0.001  # lower bound of the temperature (R)
     temperature_max: float = 0.5  # upper bound of the temperature (R)
     tie_classifier: bool = False  # the MLM head's weight is the text encoder's embedding (D)
-    classifier_init: Literal["auto", "embedding", "random"] = "auto"  # auto: embedding if that is pretrained (D)
+    classifier_init: Literal["auto", "embedding", "random"] = "auto"  # auto: embedding if pretrained and as wide (D)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mvlm.config.schema import Model
+from mvlm.errors import UserError
 from mvlm.kernels.fusion import FUSION, Stream
 from mvlm.model.fusion import CrossEncoder, init_linear
 from mvlm.model.vision import visible_places
@@ -97,16 +98,27 @@ class MatchHead(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """One fully connected classifier over the vocabulary; its weight starts as, or is, the text encoder's embedding."""
+    """One fully connected classifier over the vocabulary; its weight starts as, or is, the text encoder's embedding.
 
-    def __init__(self, embedding: nn.Embedding, pretrained: bool, config: Model) -> None:
+    Raises:
+        UserError: that is asked for, and the encoder's tokens have another width than its embedding, as ALBERT's.
+    """
+
+    def __init__(self, width: int, embedding: nn.Embedding, pretrained: bool, config: Model) -> None:
         super().__init__()
-        vocabulary, width = embedding.weight.shape
+        vocabulary, own = embedding.weight.shape
+        fits = own == width
+        if not fits and (config.tie_classifier or config.classifier_init == "embedding"):
+            asked = "tie_classifier = true" if config.tie_classifier else "classifier_init = 'embedding'"
+            raise UserError(
+                f"model.{asked} makes the MLM head of {config.text!r}'s embeddings, which have {own} values, and its "
+                f"tokens have {width}: leave it out."
+            )
         self.classifier = nn.Linear(width, vocabulary)
         init_linear(self.classifier, config.cross_init_std)
         if config.tie_classifier:
             self.classifier.weight = embedding.weight
-        elif config.classifier_init == "embedding" or (config.classifier_init == "auto" and pretrained):
+        elif config.classifier_init == "embedding" or (config.classifier_init == "auto" and pretrained and fits):
             self.classifier.weight.data.copy_(embedding.weight.data)
 
     def forward(self, tokens_MD: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class MaskVLM(Encoders):
         self.objectives, self.seed, self.text_length = objectives, seed, text_length
         self.extra = chosen(objectives.extra)
         self.image_decoder = ImageDecoder(vision.width, text.width, vision.patch, vision.grid, config, vision.drops)
-        self.mlm_head = MlmHead(text.embedding, config.text_weights != "random", config)
+        self.mlm_head = MlmHead(text.width, text.embedding, config.text_weights != "random", config)
         self.match_head = MatchHead(vision.width, text.width, config)
         self.image_projection = Projection(vision.width, config)
         self.text_projection = Projection(text.width, config)

@@ -319,10 +319,10 @@ def test_the_temperature_is_clamped_and_its_gradient_leads_back_alone(value: flo
 
 def test_the_token_classifier_starts_from_or_is_the_embedding() -> None:
     embedding = torch.nn.Embedding(20, 8)
-    tied = MlmHead(embedding, False, tiny("model.tie_classifier=true").model)
+    tied = MlmHead(embedding.embedding_dim, embedding, False, tiny("model.tie_classifier=true").model)
     assert tied.classifier.weight is embedding.weight
     for pretrained, same in ((True, True), (False, False)):
-        head = MlmHead(embedding, pretrained, tiny().model)
+        head = MlmHead(embedding.embedding_dim, embedding, pretrained, tiny().model)
         assert torch.equal(head.classifier.weight, embedding.weight) is same
         assert head.classifier.weight is not embedding.weight
 
@@ -349,11 +349,24 @@ def test_a_model_that_cannot_be_built_is_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("override", "what"),
+    [("tie_classifier=true", "tie_classifier = true"), ("classifier_init=embedding", "classifier_init = 'embedding'")],
+)
+def test_embeddings_of_another_width_than_the_tokens_make_no_classifier(
+    tokenizer: PreTrainedTokenizerBase, override: str, what: str
+) -> None:
+    sizes = "model.text_args={hidden_size=24, num_hidden_layers=1, num_attention_heads=3, embedding_size=16}"
+    with pytest.raises(UserError, match=rf"^model.{what} .* have 16 values, and its tokens have 24: leave it out"):
+        build(tokenizer, "model.text=electra", sizes, f"model.{override}")
+
+
+@pytest.mark.parametrize(
     ("vision", "text"),
     [
         ("deit_tiny_distilled_patch16_224", "bert"),
         ("vit_small_patch14_reg4_dinov2", "distilbert"),
         ("eva02_tiny_patch14_224", "electra"),
+        ("deit_tiny_patch16_224", "albert"),
     ],
 )
 def test_other_encoders_serve(tokenizer: PreTrainedTokenizerBase, vision: str, text: str) -> None:
@@ -361,7 +374,7 @@ def test_other_encoders_serve(tokenizer: PreTrainedTokenizerBase, vision: str, t
         ("{dim=24, n_layers=1, n_heads=3, hidden_dim=48}", 3)
         if text == "distilbert"
         else (
-            "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48, embedding_size=24}",
+            "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48, embedding_size=16}",
             3,
         )
     )
