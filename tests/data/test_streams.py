@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from tests.conftest import of_pairs
+from tests.data.made_shards import make_rows, write_shards
 
 BATCH = 12
 
@@ -123,6 +125,18 @@ def test_over_a_hundred_kills_with_other_ranks_change_no_sample(sets: dict[str, 
         kills = {step: int(generator.choice([1, 2, 3, 4, 6])) for step in steps}
         assert stream(sets, tokenizer, kills) == undisturbed
         killed += len(kills)
+
+
+def test_a_stage_may_draw_pairs_where_another_drew_images(tmp_path: Path) -> None:
+    rows, state = make_rows(6), TrainState(0, 0, 5, "")
+    shards = write_shards(tmp_path / "shards", rows)
+    for number, pairs in enumerate([False, True, False]):
+        mixture = Mixture([shards], pairs=pairs)
+        state = begin_stage(state, stage(number), mixture, OrderSpec(GLOBAL), together=False)
+        state = replace(state, samples_seen=state.samples_seen + 4)
+    captions = sum(len(row["captions"]) for row in rows)
+    assert [(stream.pairs, stream.per_epoch) for stream in state.streams] == [(False, 6), (True, captions)]
+    assert [each.begins for each in state.stages] == [(0,), (0,), (4,)]
 
 
 def test_a_data_set_that_was_drawn_together_with_others_is_not_torn_from_them(sets: dict[str, str]) -> None:
