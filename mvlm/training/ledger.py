@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from mvlm.checkpoint.description import CONFIG, LEDGER, described_in
+from mvlm.checkpoint.description import CONFIG, LEDGER, STAGES, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.state import DataStream, TrainState
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Data
+from mvlm.config.stages import load_stored_stages
 from mvlm.data.loading.sampler import make_sampler
-from mvlm.data.loading.streams import positions_of, remembered, taken
+from mvlm.data.loading.streams import positions_of, remembered, taken, takes_turns
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
@@ -94,24 +95,33 @@ def count_seen(run: str | Path) -> list[list[tuple[tuple[str, ...], np.ndarray]]
         UserError: it is no run with stages, or its shards are gone or changed.
     """
     checkpoint = find_checkpoint(run)
-    state, config = read_state(checkpoint), load_stored_config(described_in(checkpoint) / CONFIG)
+    state = read_state(checkpoint)
     if not state.stages:
         raise UserError(f"{run} is a run without stages: how often it has seen its rows is its epochs.")
     return [
-        [
-            (tuple(drawn["data"]), _count(state, config.data, config.task.corpus, number, part))
-            for part, drawn in enumerate(line["drawn"])
-        ]
-        for number, line in enumerate(ledger(state))
+        [(tuple(drawn["data"]), _count(state, data, task, number, part)) for part, drawn in enumerate(line["drawn"])]
+        for number, (line, (data, task)) in enumerate(zip(ledger(state), _settings(checkpoint, state), strict=True))
     ]
 
 
+def _settings(checkpoint: Path, state: TrainState) -> list[tuple[Data, str]]:
+    """Data and task of the stages that have begun; of a run that has resumed another's, those of the running one alone
+    are known."""
+    described = described_in(checkpoint)
+    if (described / STAGES).is_file():
+        stages = load_stored_stages(described / STAGES)
+        configs = [stages.config(number) for number in range(len(state.stages))]
+    else:
+        configs = [load_stored_config(described / CONFIG)] * len(state.stages)
+    return [(config.data, config.task.corpus) for config in configs]
+
+
 def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> np.ndarray:
-    """int64 [numbers]: how often a stage has drawn each number of one of its streams."""
+    """int64 [numbers]: how often a stage, of these settings, has drawn each number of one of its streams."""
     stage, line = state.stages[number], ledger(state)[number]
     which = stage.streams[part]
     stream, drawn = remembered(state)[which], line["drawn"][part]
-    weights = () if len(stage.streams) > 1 else _weights(stream, data)
+    weights = () if takes_turns(stage, state.streams) else data.weights
     cache = Cache(data.cache, data.cache_gb)
     mixture = Mixture(stream.data, weights, cache, task, stream.pairs, stream.where, trains=True)
     if mixture.fingerprint != stream.fingerprint:
@@ -124,11 +134,6 @@ def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> 
         ends = taken(stage.shares, left_out - stage.samples)[part] + stage.begins[part]
         _add(counts, sampler, int(ends[0]), int(ends[1]), -1)
     return counts
-
-
-def _weights(stream: DataStream, data: Data) -> tuple[float, ...]:
-    """Of data sets drawn in one order, which are the same in all stages."""
-    return data.weights if len(stream.data) == len(data.train) else ()
 
 
 def _add(counts: np.ndarray, sampler: Any, begin: int, end: int, sign: int) -> None:

@@ -127,6 +127,20 @@ def test_over_a_hundred_kills_with_other_ranks_change_no_sample(sets: dict[str, 
         killed += len(kills)
 
 
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_the_weight_of_a_stages_only_data_set_repeats_no_row_too_early(sets: dict[str, str], weight: float) -> None:
+    state, rows = TrainState(0, 0, 5, ""), []
+    for number, weights in enumerate([(weight,), (), (weight,)]):
+        mixture = Mixture([sets["b"]], weights)
+        state = begin_stage(state, stage(number), mixture, OrderSpec(GLOBAL), together=False)
+        drawing = Drawing.of(state, mixture, 5)
+        assert drawing
+        drawn = np.arange(state.samples_seen, state.samples_seen + 16)
+        rows += drawing.sampler(state.order)(drawn)[0].tolist()
+        state = replace(state, samples_seen=state.samples_seen + 16)
+    assert sorted(rows[:24]) == sorted(rows[24:]) == list(range(24))
+
+
 def test_a_stage_may_draw_pairs_where_another_drew_images(tmp_path: Path) -> None:
     rows, state = make_rows(6), TrainState(0, 0, 5, "")
     shards = write_shards(tmp_path / "shards", rows)

@@ -110,7 +110,7 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
         "train.global_batch = 32",
         "train.freeze = ['text']",
     )
-    third = stage("train.steps = 1", f'data.train = ["{b}"]', "schedule = 'continue'")
+    third = stage("train.steps = 1", f'data.train = ["{b}"]', "data.weights = [2.0]", "schedule = 'continue'")
     run = staged("run", first + second + third, "objectives.image_mask_ratio=0.5")
     lines = read_metrics(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
@@ -129,7 +129,8 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     assert counts[0][0][1].sum() == 32 and counts[0][0][1].max() == 1
     together = counts[0][0][1] + counts[1][0][1]  # 72 draws of 40 rows
     assert together.min() == 1 and together.max() == 2 and together.sum() == 72
-    assert counts[1][1][1].tolist() == [1] * 24 and counts[2][0][1].sum() == 16
+    assert counts[1][1][1].tolist() == [1] * 24
+    assert counts[2][0][1].sum() == 16 and counts[2][0][1].max() == 1  # whatever its weight
     with open_tensors(run / "checkpoints/step_00000005", "weights") as files:
         assert files["vision.vit.pos_embed"].shape == (1, 5, 32)
     assert load_stored_config(run / "config.toml").model.image_size == 32

@@ -88,6 +88,14 @@ class ContinuedSampler:
         return numbers, occurrences + own // self.per_epoch * self._most
 
 
+def takes_turns(stage: StageState, streams: Sequence[DataStream]) -> bool:
+    """Whether a stage draws each of its data sets in its own order, and not all in one.
+
+    A single one too, where its weight makes an epoch of the stage longer or shorter than one of the data set.
+    """
+    return stage.shares != (streams[stage.streams[0]].per_epoch,)
+
+
 @dataclass(frozen=True)
 class Drawing:
     """How a stage draws."""
@@ -103,23 +111,28 @@ class Drawing:
         return cls(state.stages[-1], state.streams, mixture, seed) if state.stages else None
 
     @property
+    def takes_turns(self) -> bool:
+        """As the function of this name says."""
+        return takes_turns(self.stage, self.streams)
+
+    @property
     def shift(self) -> int:
         """What is added to the run's positions so that the stage's epochs begin at multiples of their draws."""
-        return (self.stage.begins[0] if len(self.stage.streams) == 1 else 0) - self.stage.samples
+        return (0 if self.takes_turns else self.stage.begins[0]) - self.stage.samples
 
     @property
     def is_continued(self) -> bool:
         """Whether it is not the one stream that a run without stages would draw."""
-        return self.stage.streams != (0,) or self.shift != 0
+        return self.takes_turns or self.stage.streams != (0,) or self.shift != 0
 
     def sampler(self, orders: Sequence[OrderSpec]) -> Sampler:
         """Of the run's positions.
 
         Args:
-            orders: of the one stream of a stage that has but one.
+            orders: of the one stream of a stage that takes no turns.
         """
         stage, mixture = self.stage, self.mixture
-        if len(stage.streams) == 1:
+        if not self.takes_turns:
             sampler = make_sampler(mixture, self.seed + stage.streams[0], orders)
             most = math.ceil(max(mixture.weights))
             return ContinuedSampler(sampler, self.shift, most) if self.is_continued else sampler
@@ -156,7 +169,7 @@ def begin_stage(
         UserError: a data set that was drawn together with others would now be drawn without them.
     """
     state = end_stage(state)
-    streams, numbers = list(state.streams), []
+    streams, numbers, orders = list(state.streams), [], []
     parts = _parts(mixture, together)
     for part in parts:
         number = _number_of(part, streams)
@@ -166,6 +179,7 @@ def begin_stage(
         order, _ = resumed(known.order, wanted, known.position, known.per_epoch)
         streams[number] = with_order(known, order)
         numbers.append(number)
+        orders.append(order)
     is_one = len(parts) == 1 and parts[0] is mixture
     begun = replace(
         stage,
@@ -179,7 +193,7 @@ def begin_stage(
         state,
         stages=(*state.stages, begun),
         streams=tuple(streams),
-        order=resumed(streams[numbers[0]].order, wanted, streams[numbers[0]].position, mixture.per_epoch)[0],
+        order=orders[0],
         manifest_fingerprint=mixture.fingerprint,
         selection=mixture.selection,
         recent_losses=(),
@@ -206,9 +220,9 @@ def end_stage(state: TrainState) -> TrainState:
 
 def remembered(state: TrainState) -> tuple[DataStream, ...]:
     """The streams with the order that the running stage has come to, of which the state knows beside them."""
-    streams, numbers = list(state.streams), state.stages[-1].streams
-    if len(numbers) == 1:
-        streams[numbers[0]] = with_order(streams[numbers[0]], state.order)
+    streams, stage = list(state.streams), state.stages[-1]
+    if not takes_turns(stage, streams):
+        streams[stage.streams[0]] = with_order(streams[stage.streams[0]], state.order)
     return tuple(streams)
 
 
