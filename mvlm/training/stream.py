@@ -63,7 +63,7 @@ class TrainingStream:
     def restart(self, state: TrainState) -> None:
         """Begin at the position of a state, after `close`."""
         position, data, drawing = state.samples_seen, self._data, self._drawing
-        if drawing and drawing.takes_turns:  # whose orders change where a stage begins
+        if drawing and drawing.takes_turns:  # whose orders its streams have
             self.order, change = state.order, ""
         else:
             orders = state.order or self.order

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mvlm.checkpoint.state import GLOBAL, OrderSpec, StageState, TrainState
+from mvlm.checkpoint.state import BLOCKS, GLOBAL, OrderSpec, StageState, TrainState
 from mvlm.config.schema import Config
 from mvlm.data.loading.loader import Loader
-from mvlm.data.loading.streams import Drawing, begin_stage, end_stage, taken
+from mvlm.data.loading.streams import Drawing, begin_stage, end_stage, remembered, reordered, taken
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
@@ -139,6 +139,27 @@ def test_the_weight_of_a_stages_only_data_set_repeats_no_row_too_early(sets: dic
         rows += drawing.sampler(state.order)(drawn)[0].tolist()
         state = replace(state, samples_seen=state.samples_seen + 16)
     assert sorted(rows[:24]) == sorted(rows[24:]) == list(range(24))
+
+
+def test_an_order_that_was_to_come_and_is_no_longer_wanted_does_not_come(sets: dict[str, str]) -> None:
+    alone, blocks = Mixture([sets["a"]]), OrderSpec(BLOCKS, {"block": 2, "window": 2})
+    state = TrainState(0, 0, 5, "")
+    for number, wanted in enumerate([OrderSpec(GLOBAL), blocks, OrderSpec(GLOBAL)]):
+        state = begin_stage(state, stage(number), alone, wanted, together=False)
+        state = replace(state, samples_seen=state.samples_seen + 8)
+    assert remembered(state)[0].order == state.order == (OrderSpec(GLOBAL),)
+
+
+def test_a_stage_of_several_data_sets_takes_another_order_with_the_next_epoch_of_each(sets: dict[str, str]) -> None:
+    both, blocks = Mixture([sets["a"], sets["b"]]), OrderSpec(BLOCKS, {"block": 2, "window": 2})
+    state = begin_stage(TrainState(0, 0, 5, ""), stage(0), both, OrderSpec(GLOBAL), together=False)
+    state = replace(state, samples_seen=64)
+    state = replace(state, samples_seen=72, streams=reordered(state, OrderSpec(GLOBAL)))
+    state = replace(state, streams=reordered(state, blocks))
+    assert [[order.from_epoch for order in stream.order] for stream in state.streams] == [[0, 2], [0, 2]]
+    assert [stream.order[-1].kind for stream in state.streams] == [BLOCKS, BLOCKS] and remembered(
+        state
+    ) == state.streams
 
 
 def test_a_stage_may_draw_pairs_where_another_drew_images(tmp_path: Path) -> None:

@@ -226,9 +226,21 @@ def remembered(state: TrainState) -> tuple[DataStream, ...]:
     return tuple(streams)
 
 
+def reordered(state: TrainState, wanted: OrderSpec) -> tuple[DataStream, ...]:
+    """The streams where a run is resumed in a stage: of one that takes turns each in the wanted order from the next of
+    its epochs on, which where there is but one order is settled as the state's own."""
+    streams, stage = list(remembered(state)), state.stages[-1]
+    if takes_turns(stage, streams):
+        for number, position in zip(stage.streams, positions_of(state), strict=True):
+            known = streams[number]
+            streams[number] = with_order(known, resumed(known.order, wanted, position, known.per_epoch)[0])
+    return tuple(streams)
+
+
 def with_order(stream: DataStream, order: Sequence[OrderSpec]) -> DataStream:
-    """A stream that remembers these orders, too, from their epochs on."""
-    return replace(stream, order=(*stream.order, *(each for each in order if each not in stream.order)))
+    """A stream that has these orders from their epochs on, whatever it was to have from there."""
+    before = (each for each in stream.order if not order or each.from_epoch < order[0].from_epoch)
+    return replace(stream, order=(*before, *order))
 
 
 def positions_of(state: TrainState) -> tuple[int, ...]:

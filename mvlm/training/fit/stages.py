@@ -17,7 +17,7 @@ from mvlm.config.load import LENGTHS, flat, load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.stages import Stages, Table, draws_alike, keys_of, load_stored_stages, make_stages
 from mvlm.data.loading.sampler import order_of
-from mvlm.data.loading.streams import begin_stage, first_stage, remembered
+from mvlm.data.loading.streams import begin_stage, first_stage, reordered
 from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.checkpoint.resume import Start
@@ -95,7 +95,7 @@ class Standing:
         batch = self.config.train.global_batch
         if not self.begins:
             *before, running = state.stages
-            state = replace(state, streams=remembered(state))
+            state = replace(state, streams=reordered(state, order_of(self.config.data)))
             if running.global_batch != batch and state.samples_seen > running.samples:
                 earlier = (*running.earlier, (state.samples_seen, running.global_batch))
                 running = replace(running, earlier=earlier)
