@@ -240,6 +240,17 @@ def test_a_warm_up_spans_the_stages_that_its_schedule_does(staged: Run) -> None:
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
 
 
+def test_a_coming_stage_that_could_not_be_drawn_is_refused_when_the_run_is_resumed(
+    staged: Run, two_sets: tuple[str, str]
+) -> None:
+    a, b = two_sets
+    words = [f'data.train=["{a}", "{b}"]', *FLAT]
+    run = staged("run", "", *words, "train.steps=1")
+    with pytest.raises(UserError, match=r"The run has drawn .*/a as a part of"):
+        staged("run", stage("train.steps = 2") + stage("train.steps = 1", f'data.train = ["{a}"]'), *words)
+    assert find_checkpoint(run).name == "step_00000001"
+
+
 @pytest.mark.campaign
 def test_a_stage_is_appended_to_a_run_that_has_ended(staged: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """It goes on in the order of a run of that length, and only the command that trained it is needed."""

@@ -17,7 +17,7 @@ from mvlm.config.load import LENGTHS, flat, load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.stages import Stages, Table, draws_alike, keys_of, load_stored_stages, make_stages
 from mvlm.data.loading.sampler import order_of
-from mvlm.data.loading.streams import begin_stage, first_stage, reordered
+from mvlm.data.loading.streams import begin_stage, check_drawable, first_stage, reordered
 from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.checkpoint.resume import Start
@@ -147,6 +147,8 @@ def settle_stages(
         known = _first(stages, kept, state, end)
         before, state = (known.stages, known.streams), known
     number = running + (state.step >= end and running + 1 < len(stages))
+    for coming in range(running + 1, len(stages)):  # now, and not when hours have led there
+        check_drawable(state, _mixture(stages.config(coming)), kept.data, draws_alike(stages))
     now = stages.config(number)
     allowed = AT_BORDER if number > running else frozenset()
     settled, moved, _ = merge_settings(kept, now, frozenset(flat(now)), start.checkpoint, mistakes, allowed)
