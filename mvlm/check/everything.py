@@ -112,7 +112,7 @@ def _settle_stages(report: Report, given: Given, start: Start) -> Standing | Non
 
 
 def _check_coming(report: Report, standing: Standing, start: Start, world: int, split: int) -> None:
-    """The layout and the model of the stages after the one that a run resumes in."""
+    """The layout, the model and the evaluations of the stages after the one that a run resumes in."""
     for number in range(standing.number + 1, len(standing.stages)):
         coming = standing.stages.config(number)
         configuration.check_layout(report, coming, world, split)
@@ -120,6 +120,7 @@ def _check_coming(report: Report, standing: Standing, start: Start, world: int, 
             require_installed(coming.log)
         with report.judged("data"):
             models.check_model(report, coming, start, training_mixture(coming.data, coming.task.corpus), False)
+        _check_measured(report, coming)
 
 
 def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_name: str, mixture: Mixture) -> None:

@@ -62,6 +62,7 @@ def _add(args: argparse.Namespace) -> int:
     from mvlm.checkpoint.description import CONFIG, STAGES, described_in
     from mvlm.checkpoint.integrity import read_state
     from mvlm.checkpoint.layout import find_checkpoint
+    from mvlm.cli.train import evaluator
     from mvlm.config.load import LENGTHS, load_stored_config, require_training_data
     from mvlm.config.stages import Stages, draws_alike, make_stages
     from mvlm.config.toml import apply_override
@@ -93,6 +94,7 @@ def _add(args: argparse.Namespace) -> int:
     mixture = training_mixture(last.data, last.task.corpus)
     check_drawable(read_state(checkpoint), mixture, base.data, draws_alike(stages))
     rehearse(last, mixture, Start(checkpoint, resumes=True, own=True))
+    evaluator(last)
     section = outline(replace(stages, tables=added))[-1]
     try:
         write_durably(args.run_folder / STAGES, stages.dump())

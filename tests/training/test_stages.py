@@ -20,6 +20,7 @@ from mvlm.checkpoint.description import SKIPPED
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_tensors
+from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
 from mvlm.config.schema import Config
 from mvlm.config.stages import load_stored_stages
@@ -251,6 +252,18 @@ def test_a_coming_stage_that_could_not_be_drawn_is_refused_when_the_run_is_resum
     assert find_checkpoint(run).name == "step_00000001"
 
 
+def test_a_stage_that_does_not_measure_what_selects_is_refused_before_the_run_begins(
+    staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = stage("train.steps = 1") + stage("train.steps = 1", "objectives.itm = 0")
+    words = [f"data.eval={scenes}/eval", "eval.select=eval/text_to_image_reranked_r1", *FLAT]
+    with pytest.raises(UserError, match=r"^eval.select is 'eval/text_to_image_reranked_r1', which is not among"):
+        staged("run", stages, *words, evaluator=evaluator)
+    assert not (tmp_path / "run").exists()
+    assert main(["check", f"{tmp_path}/run.toml", *words_of(tmp_path / "run", scenes, *words)]) == 1
+    assert "eval.select is 'eval/text_to_image_reranked_r1'" in capsys.readouterr().out
+
+
 @pytest.mark.campaign
 def test_a_stage_is_appended_to_a_run_that_has_ended(staged: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """It goes on in the order of a run of that length, and only the command that trained it is needed."""
@@ -273,6 +286,7 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(staged: Run, capsys: pytest
         (["--steps", "3", "train.steps=9"], "train.steps is the stage's length, as --steps is: give the option alone"),
         (["--steps", "3", "train.freeze=['visoin']"], "train.freeze names 'visoin'"),
         (["--steps", "3", "model.image_size=24"], "24"),
+        (["--steps", "3", "eval.select=eval/nothing"], "eval.select is 'eval/nothing'"),
     ],
 )
 def test_a_stage_that_cannot_be_is_not_appended(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,8 +76,12 @@ class Plan:
         side = RunSide(self.names, config.run.dir, train, config.optim, replicas.world(), self.steps, parameters)
         return resolve(self.content, side)
 
-    def rehearse(self) -> None:
-        """Raise `UserError` where training would later find that it cannot begin: the models are of shapes alone."""
+    def rehearse(self, evaluator: Callable[[Config], object] | None) -> None:
+        """Raise `UserError` where training would later find that it cannot begin: the models are of shapes alone.
+
+        Args:
+            evaluator: of a stage to come, which says what could not be measured there; None = nothing is.
+        """
         model = rehearse(self.config, self.mixture, self.start)
         is_compiled(self.config.train, self.resolve(count_parameters(model)))
         if self.standing and self.standing.begins:
@@ -85,6 +89,8 @@ class Plan:
                 config = self.standing.stages.config(number)
                 rehearse(config, training_mixture(config.data, config.task.corpus, config.data.patience), self.start)
                 accumulation_steps(config.train, replicas.world())
+                if evaluator:
+                    evaluator(config)
 
 
 def rehearse(config: Config, mixture: Mixture, start: Start) -> Encoders:

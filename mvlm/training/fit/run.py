@@ -93,7 +93,7 @@ def _train_stage(
 ) -> tuple[int, bool]:
     """The exit code, and whether another stage may begin: the last step was made, and patience does not end the run."""
     evaluate = evaluator(plan.config) if evaluator else None
-    plan.rehearse()
+    plan.rehearse(evaluator)
     with ExitStack() as stack:
         trainer = build(plan, evaluate, stop, stack)
         try:
