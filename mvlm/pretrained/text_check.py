@@ -20,7 +20,8 @@ LONGEST = 4096
 
 
 def check_text_encoder(settings: PretrainedConfig, name: str, length: int) -> None:
-    """Raise `UserError` where an encoder does not give each token a feature of the whole text, or not of so long a one.
+    """Raise `UserError` where an encoder does not give each token a feature of the whole text and of that alone, or not
+    of so long a one.
 
     Args:
         settings: of the encoder; its padding token counts, since positions may begin behind that.
@@ -38,6 +39,7 @@ def check_text_encoder(settings: PretrainedConfig, name: str, length: int) -> No
         return
     try:
         one, other = _features(block, SHORTEST)
+        padded, _ = _features(block, SHORTEST, padding=SHORTEST)
     except Exception as error:  # whatever a model raises that lacks images, sounds or a decoder's tokens
         raise UserError(
             f"model.text {name!r} ({kind}) gives no features of token ids alone ({first_line(error)}): {INSTEAD}."
@@ -46,6 +48,11 @@ def check_text_encoder(settings: PretrainedConfig, name: str, length: int) -> No
         raise UserError(
             f"model.text {name!r} ({kind}) is causal: its first token knows nothing of the others, so that all texts "
             f"would look the same to ITC and ITM; {INSTEAD}."
+        )
+    if not torch.allclose(one, padded, atol=1e-4):
+        raise UserError(
+            f"model.text {name!r} ({kind}) gives other features to a text that is padded, so that losses and "
+            f"evaluations would depend on the texts that are read with it; {INSTEAD}."
         )
     if (longest := _longest(block, settings, length)) < length:
         raise UserError(
@@ -62,20 +69,24 @@ def _one_block(settings: PretrainedConfig) -> Any:
         small.num_hidden_layers = 1
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        return AutoModel.from_config(small, dtype=torch.float32).eval()
+        block = AutoModel.from_config(small, dtype=torch.float32).eval()
+    if getattr(block, "pooler", None) is not None:
+        block.pooler = None  # as in the encoder that is trained
+    return block
 
 
 @torch.no_grad()
-def _features(block: Any, length: int) -> Tensor:
-    """Of two texts of random length that differ in their second token alone -> 2LD."""
-    last = block.config.vocab_size - 1
-    text_2L = torch.full((2, length), last, device="cpu")
+def _features(block: Any, length: int, padding: int = 0) -> Tensor:
+    """Of two texts of this length, and so much padding, that differ in their second token alone -> 2LD."""
+    last, whole = block.config.vocab_size - 1, length + padding
+    text_2L = torch.full((2, whole), last, device="cpu")
     text_2L[1, 1] = last - 1
-    mask_2L = torch.ones_like(text_2L)
+    text_2L[:, length:] = max(getattr(block.config, "pad_token_id", None) or 0, 0)
+    mask_2L = (torch.arange(whole, device="cpu") < length).long().repeat(2, 1)
     features_2LD: Tensor = block(input_ids=text_2L, attention_mask=mask_2L).last_hidden_state
-    if features_2LD.shape != (2, length, block.config.hidden_size):
+    if features_2LD.shape != (2, whole, block.config.hidden_size):
         raise ValueError(f"its features have the shape {tuple(features_2LD.shape)}")
-    return features_2LD
+    return features_2LD[:, :length]
 
 
 def _longest(block: Any, settings: PretrainedConfig, wanted: int) -> int:

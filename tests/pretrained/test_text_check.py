@@ -15,6 +15,8 @@ OTHERS = {
     "gpt2": {"n_embd": 24, "n_layer": 2, "n_head": 3},
     "t5": {"d_model": 24, "num_layers": 1},
     "vit": {"hidden_size": 24},
+    "squeezebert": SIZES | {"hidden_size": 48, "embedding_size": 48, "num_attention_heads": 12},
+    "convbert": SIZES | {"num_attention_heads": 4, "embedding_size": 24},
 }
 
 
@@ -53,6 +55,8 @@ def test_an_encoder_without_a_table_of_positions_has_no_bound() -> None:
         ("opt", "(opt) is causal"),
         ("t5", "an encoder with a decoder (t5)"),
         ("vit", "(vit) gives no features of token ids alone"),
+        ("squeezebert", "(squeezebert) gives no features of token ids alone"),
+        ("convbert", "(convbert) gives other features to a text that is padded"),
     ],
 )
 def test_what_cannot_read_a_text_is_refused_by_name(kind: str, what: str) -> None:
