@@ -50,7 +50,7 @@ class TrainingStream:
     ) -> None:
         self.global_batch, self.per_epoch = train.global_batch, len(dataset)
         self.quarantine = Quarantine(run, data.tolerance, len(dataset.mixture))
-        self.skipped = Skipped(run, state.skipped, train.max_skipped)
+        self.skipped = Skipped(run, state.skipped, train.max_skipped, state.samples_seen, train.global_batch)
         self.order: tuple[OrderSpec, ...] = ()
         self._drawing = Drawing.of(state, dataset.mixture, seed)
         self._shift = self._drawing.shift if self._drawing else 0

@@ -97,7 +97,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def leave_out(run: Path, *positions: int) -> None:
     """As a run would that met a bad batch before."""
     run.mkdir()
-    (run / SKIPPED).write_text("".join(json.dumps({"position": position}) + "\n" for position in positions))
+    (run / SKIPPED).write_text(
+        "".join(json.dumps({"position": position, "samples": [{}]}) + "\n" for position in positions)
+    )
 
 
 KEPT = Path(__file__).parent / "kept_runs"

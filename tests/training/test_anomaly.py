@@ -93,7 +93,7 @@ def test_an_overflow_of_fp16_is_no_bad_step() -> None:
 def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: Path) -> None:
     mixture = Mixture([scenes / "train"])
     draws = MixtureSampler([len(mixture)], [1.0], 0, 64, 64)
-    skipped = Skipped(tmp_path, (48,), 10)
+    skipped = Skipped(tmp_path, (48,), 10, 0, 16)
     skipped.add(Anomaly(3, 32, "the loss is nan"), 16, draws, mixture)
     line = json.loads((tmp_path / SKIPPED).read_text())
     assert (line["step"], line["position"], line["reason"]) == (3, 32, "the loss is nan")
@@ -102,26 +102,39 @@ def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: 
     assert line["samples"][0]["where"] == mixture.where(rows[0])
     with open(tmp_path / SKIPPED, "a") as file:
         file.write('{"position": 6')  # a kill cut it off
-    again = Skipped(tmp_path, (), 10)
+    again = Skipped(tmp_path, (), 10, 0, 16)
     assert again.positions == {32}
     assert skipped.positions == {32, 48}
     assert skipped.positions_before(48) == (32,)
     again.add(Anomaly(5, 64, "the loss is nan"), 16, draws, mixture)
-    assert Skipped(tmp_path, (), 10).positions == {32, 64}, "what is listed next is not lost with it"
+    assert Skipped(tmp_path, (), 10, 0, 16).positions == {32, 64}, "what is listed next is not lost with it"
+
+
+def test_samples_that_were_left_out_stay_so_in_batches_of_another_size(scenes: Path, tmp_path: Path) -> None:
+    mixture = Mixture([scenes / "train"])
+    skipped = Skipped(tmp_path, (), 10, 0, 16)
+    skipped.add(Anomaly(4, 48, "the loss is nan"), 16, MixtureSampler([len(mixture)], [1.0], 0), mixture)
+    assert [sorted(Skipped(tmp_path, (), 10, 32, batch).positions) for batch in (16, 32, 8, 10)] == [
+        [48],
+        [32],
+        [48, 56],
+        [42, 52, 62],
+    ]
+    assert Skipped(tmp_path, (32,), 10, 64, 32).positions == {32}, "the checkpoint knows what lies before it"
 
 
 def test_left_out_pairs_of_images_with_several_captions_are_listed_by_their_rows(tmp_path: Path) -> None:
     rows = make_rows(6)
     mixture = Mixture([write_shards(tmp_path / "shards", rows)], pairs=True)
     draws = make_sampler(mixture, 0, [OrderSpec(GLOBAL)])
-    Skipped(tmp_path, (), 10).add(Anomaly(1, 0, "the loss is nan"), mixture.per_epoch, draws, mixture)
+    Skipped(tmp_path, (), 10, 0, 16).add(Anomaly(1, 0, "the loss is nan"), mixture.per_epoch, draws, mixture)
     listed = [sample["key"] for sample in json.loads((tmp_path / SKIPPED).read_text())["samples"]]
     assert Counter(listed) == {row["key"]: len(row["captions"]) for row in rows}
 
 
 def test_a_list_that_cannot_be_written_is_an_error(scenes: Path, tmp_path: Path) -> None:
     mixture = Mixture([scenes / "train"])
-    skipped = Skipped(tmp_path, (), 10)
+    skipped = Skipped(tmp_path, (), 10, 0, 16)
     (tmp_path / SKIPPED).mkdir()
     with pytest.raises(UserError, match=SKIPPED):
         skipped.add(Anomaly(3, 32, "the loss is nan"), 16, MixtureSampler([len(mixture)], [1.0], 0, 64, 64), mixture)

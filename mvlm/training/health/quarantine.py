@@ -75,13 +75,18 @@ class Skipped:
     same.
 
     Args:
-        positions: known from the checkpoint.
+        positions: known from the checkpoint, of the batches before it.
         limit: batches that may be left out.
+        begin, batch: samples seen by that checkpoint, and the global batch from there on: where it has changed, the
+            batches that hold samples of those to come that are listed are left out in their place.
     """
 
-    def __init__(self, run: Path, positions: tuple[int, ...], limit: int) -> None:
+    def __init__(self, run: Path, positions: tuple[int, ...], limit: int, begin: int, batch: int) -> None:
         self.path, self._limit = run / SKIPPED, limit
-        self.positions = {*positions, *_read(self.path, lambda line: int(line["position"]))}
+        self.positions = set(positions)
+        for first, count in _read(self.path, lambda line: (int(line["position"]), len(line["samples"]))):
+            if first >= begin:
+                self.positions |= set(range(first - (first - begin) % batch, first + count, batch))
 
     def positions_before(self, position: int) -> tuple[int, ...]:
         return tuple(sorted(p for p in self.positions if p < position))
