@@ -4,10 +4,10 @@ examples:
   mvlm decay runs/trunk --at 1000,2000,4000 --steps 200
   mvlm decay runs/trunk --at 4000 --steps 400 --launch "torchrun --nproc-per-node 8 -m mvlm" eval.every=100
 
-The run, the trunk, is one that stays at its peak: optim.schedule = "constant", or "wsd" with optim.decay_steps = 0, and
-checkpoint.keep_every, so that the checkpoints are there. It is only read, and may be training. Each branch is a
-separate run in the folder of --out; only what is not done yet is done, so the same command resumes. Overrides
-(key=value) apply to every branch. Prints a table and writes decay.json and decay.png.
+The trunk is a run whose learning rate stays at its peak: optim.schedule = "constant", or "wsd" with
+optim.decay_steps = 0. It needs checkpoint.keep_every, so that the checkpoints are there. It is only read, and may be
+training. Each branch is a separate run in the folder of --out; only what is not done yet is done, so the same command
+resumes. Overrides (key=value) apply to every branch. Prints a table and writes decay.json and decay.png.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm decay RUN --at STEPS --steps N [options] [key=value ...]"
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="the trunk's run folder")
     parser.add_argument("--at", type=_steps, required=True, metavar="A,B", help="steps of the trunk's checkpoints")
-    parser.add_argument("--steps", type=positive, required=True, metavar="N", help="updates in which the rate falls")
+    parser.add_argument("--steps", type=positive, required=True, metavar="N", help="updates in which the rate decays")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the branches (default: RUN-decay)")
     parser.add_argument(
         "--launch",

@@ -98,24 +98,29 @@ class Branch(ChainStep):
         """Write the branch's TOML and DeepSpeed JSON, unless it has begun, with other settings maybe.
 
         Raises:
-            UserError: the trunk has no such checkpoint, or the folder cannot be written, or the branch that lies there
-                falls in another number of steps.
+            UserError: the trunk has no such checkpoint or is not at its peak there, or the folder cannot be written, or
+                the branch that lies there falls in another number of steps.
         """
         if self.has_begun():
             begun = load_stored_config(self.toml).optim.decay_steps
             if begun != self.steps:
                 raise UserError(
-                    f"{self.folder} falls in {begun} steps and not in {self.steps}: give --steps {begun}, or another "
+                    f"{self.folder} decays in {begun} steps and not in {self.steps}: give --steps {begun}, or another "
                     "--out."
                 )
             return
         if not (self.checkpoint / INDEX).is_file():
             there = ", ".join(str(step_of(folder)) for folder in reversed(step_folders(self.trunk))) or "none"
             raise UserError(
-                f"{self.trunk} has no checkpoint of step {self.at}, but of {there}: give --at those, and the next run "
-                "checkpoint.keep_every."
+                f"{self.trunk} has no checkpoint of step {self.at} (it has {there}): give those to --at, and set "
+                "checkpoint.keep_every in the next run."
             )
         described = described_in(self.checkpoint)
+        if (schedule := load_stored_config(described / CONFIG).optim.schedule) not in ("constant", "wsd"):
+            raise UserError(
+                f"{self.trunk} has optim.schedule = {schedule!r}, and its rate would jump back to the peak before it "
+                "decays: give a run with 'constant' or 'wsd'."
+            )
         config = load_stored_config(described / CONFIG, self._decaying())
         try:
             self.out.mkdir(parents=True, exist_ok=True)

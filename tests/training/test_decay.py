@@ -68,6 +68,16 @@ def test_a_trunk_whose_batch_has_changed_and_that_has_ended_early_is_decayed_to_
     assert [step for step, _ in result["trunk"]] == [1, 2, 3, 4]
 
 
+def test_a_run_whose_rate_has_left_its_peak_is_no_trunk(
+    train_here: TrainHere, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trunk = tmp_path / "trunk"
+    assert train_here(trunk, "optim.schedule=cosine", "train.steps=1") == 0
+    assert main(["decay", str(trunk), "--at", "1", "--steps", "3", "--launch", LAUNCH]) == 1
+    assert f"{trunk} has optim.schedule = 'cosine', and its rate would jump back" in capsys.readouterr().err
+    assert not (tmp_path / "trunk-decay").exists()
+
+
 @pytest.mark.campaign
 def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
     train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]], capfd: pytest.CaptureFixture[str]
@@ -103,9 +113,9 @@ def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
     launched.clear()
     assert main(command) == 0 and launched == [], "what is done is not done again"
     assert main([*command[:4], "--steps", "2", "--launch", LAUNCH]) == 1
-    assert "falls in 3 steps and not in 2: give --steps 3" in capfd.readouterr().err
+    assert "decays in 3 steps and not in 2: give --steps 3" in capfd.readouterr().err
     assert main(["decay", str(trunk), "--at", "3", "--steps", "2"]) == 1
-    assert f"{trunk} has no checkpoint of step 3, but of 0, 2, 4, 6" in capfd.readouterr().err
+    assert f"{trunk} has no checkpoint of step 3 (it has 0, 2, 4, 6)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "ds_configs").glob("*[!e].json")), ids=lambda path: path.stem)
