@@ -125,29 +125,38 @@ def add_source(command: argparse.ArgumentParser, described: bool) -> None:
         command.epilog = "sources:\n" + "\n".join(_about(name, source) for name, source in SOURCES.items())
     command.add_argument("source", choices=names, metavar="SOURCE", help="what the paths hold")
     command.add_argument("paths", nargs="+", metavar="PATH", help="files or folders, URLs, and patterns of them")
-    own = command.add_argument_group("of some sources, as the list below says")
-    own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
+    own = command.add_argument_group("options of some sources, which the list below names")
+    own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images are")
     own.add_argument("--annotations", nargs="+", metavar="FILE", help="VQA's answers to the questions of each PATH")
     own.add_argument("--names", metavar="NAMING", help="how the files of a download folder are named")
     own.add_argument("--subset", metavar="NAME,NAME", help="the source's own splits to take (default: all)")
-    own.add_argument("--phrases", type=count, metavar="N", help="region descriptions to keep of an image; 0: all")
-    own.add_argument("--image-column", metavar="NAME")
-    own.add_argument("--caption-column", metavar="NAME")
-    own.add_argument("--key-column", metavar="NAME")
+    own.add_argument(
+        "--phrases", type=count, metavar="N", help="region descriptions to keep per image; 0: all (default: 8)"
+    )
+    own.add_argument("--image-column", metavar="NAME", help="column of the images, their paths or their links")
+    own.add_argument("--caption-column", metavar="NAME", help="column of the captions")
+    own.add_argument("--key-column", metavar="NAME", help="column of the keys (default: the source's own rule)")
     own.add_argument("--key-up-to", choices=KEY_RULES, help="where in a tar member's name the key of its record ends")
     own.add_argument("--image-key", metavar="EXT", help="extension of the tar members that are images, such as jpg;png")
     own.add_argument("--caption-key", metavar="EXT", help="extension of the tar members that hold the captions")
     own.add_argument(
         "--in-place", action="store_true", default=None, help="leave images where they are; the shards refer to them"
     )
-    own.add_argument("--connections", type=positive, metavar="N", help="downloads at a time")
-    own.add_argument("--per-host", type=positive, metavar="N", help="downloads from one host at a time")
+    own.add_argument("--connections", type=positive, metavar="N", help="downloads at a time (default: 256)")
+    own.add_argument("--per-host", type=positive, metavar="N", help="downloads from one host at a time (default: 8)")
     own.add_argument(
-        "--timeout", type=below_million, metavar="SECONDS", help="limit of one request, from its connection to its end"
+        "--timeout",
+        type=below_million,
+        metavar="SECONDS",
+        help="limit of one request, from its connection to its end (default: 30)",
     )
-    own.add_argument("--retries", type=count, metavar="N", help="further attempts after a failure that may pass")
-    own.add_argument("--max-mb", type=below_million, metavar="MB", help="download no larger image")
-    own.add_argument("--allow-loopback", action="store_true", default=None, help="let links lead to this machine")
+    own.add_argument(
+        "--retries", type=count, metavar="N", help="further attempts after a failure that may pass (default: 2)"
+    )
+    own.add_argument("--max-mb", type=below_million, metavar="MB", help="download no larger image (default: 32)")
+    own.add_argument(
+        "--allow-loopback", action="store_true", default=None, help="allow links that lead to this machine"
+    )
 
 
 def _about(name: str, source: object) -> str:

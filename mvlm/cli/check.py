@@ -21,7 +21,7 @@ from mvlm.runtime.launch import environment
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm check RUN.toml [--deepspeed_config JSON] [--world N] [--deep] [--json] [key=value ...]"
-    parser.add_argument("config", metavar="RUN.toml")
+    parser.add_argument("config", metavar="RUN.toml", help="the run's configuration")
     parser.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON", help="to check against the TOML")
     parser.add_argument(
         "--world", type=_ranks, metavar="N", help="ranks the run will have (default: the launcher's, or 1)"

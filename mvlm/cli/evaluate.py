@@ -94,7 +94,7 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rerank", type=count, metavar="K", help="candidates that ITM re-ranks (default: the run's eval.rerank)"
     )
-    parser.add_argument("--equal-captions", action="store_true", help="a caption is right if an equal one is")
+    parser.add_argument("--equal-captions", action="store_true", help="count a caption as right if an identical one is")
 
 
 def _add_reconstruction(parser: argparse.ArgumentParser) -> None:

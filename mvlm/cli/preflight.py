@@ -18,7 +18,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm preflight RUN.toml [--json FILE] [--timeout SECONDS] [key=value ...]"
-    parser.add_argument("config", metavar="RUN.toml")
+    parser.add_argument("config", metavar="RUN.toml", help="the run's configuration")
     parser.add_argument("--json", type=Path, metavar="FILE", help="rank 0 writes everything to this file")
     parser.add_argument(
         "--timeout",

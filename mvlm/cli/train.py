@@ -42,8 +42,10 @@ first. SLURM and Ray wait for the codes of all."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm train RUN.toml --deepspeed_config JSON [key=value ...]"
-    parser.add_argument("config", metavar="RUN.toml")
-    parser.add_argument("--deepspeed_config", "--deepspeed-config", required=True, metavar="JSON")
+    parser.add_argument("config", metavar="RUN.toml", help="the run's configuration, such as mvlm/configs/base.toml")
+    parser.add_argument(
+        "--deepspeed_config", "--deepspeed-config", required=True, metavar="JSON", help="such as ds_configs/zero1.json"
+    )
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # habit of DeepSpeed's users
     parser.set_defaults(takes_overrides=True)
     parser.format_help = partial(_with_keys, parser.format_help)  # type: ignore[method-assign]
