@@ -35,7 +35,7 @@ def describe_stuck(step: int | str) -> str:
     """What then becomes of a job whose newest step this is."""
     return (
         f"{FRUITLESS} restarts in a row have made no step beyond {step}, so the job ends: see how its logs end, and "
-        "submit it again once that is mended"
+        "submit it again once that is fixed"
     )
 
 

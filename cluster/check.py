@@ -48,7 +48,7 @@ def check_run(job: Job, overrides: list[str], here: bool, missing: Collection[st
             if verdict == "wrong" and any(path in sentence for path in missing):
                 continue
             if verdict == "wrong" and not here and any(out_of_sight(path) for path in PATH.findall(sentence)):
-                warnings.append(f"not to be seen from this machine, and not checked: {sentence}")
+                warnings.append(f"not visible from this machine, so not checked: {sentence}")
             elif verdict == "wrong":
                 wrong.append(sentence)
             elif verdict == "warning":
@@ -78,7 +78,7 @@ def _interpreter(job: Job) -> tuple[str, str]:
     if not job.container and os.access(own, os.X_OK):
         return own, ""
     where = f"the image {job.container}" if job.container else own
-    return sys.executable, f"{where} is not to be seen from this machine: the run is checked by {sys.executable}."
+    return sys.executable, f"{where} is not visible from this machine: the run is checked by {sys.executable}."
 
 
 def _runs(job: Job, overrides: list[str]) -> Iterator[list[str]]:

@@ -37,7 +37,7 @@ for name, words in json.load(sys.stdin).items():
 def require_works(words: Sequence[str], where: str) -> None:
     """Raises: UserError: its program refuses a command line of ours; `where` names the key that holds it."""
     if why := refused({where: words}).get(where):
-        raise UserError(f"{where} is not a command line that works ({why.rpartition('error: ')[2]}): mend it.")
+        raise UserError(f"{where} is not a command line that works ({why.rpartition('error: ')[2]}): fix it.")
 
 
 def refused(words: Mapping[str, Sequence[str]]) -> dict[str, str]:

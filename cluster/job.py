@@ -191,7 +191,7 @@ def job_from_tables(tables: dict[str, Any], where: str) -> Job:
         raise UserError(f"{where}: sweep.values has run.dir, which every run of a sweep has of its own: remove it.")
     for name, choices in sweep.values.items():
         if not re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) or not isinstance(choices, list) or not choices:
-            raise UserError(f'{where}: sweep.values.{name} must be like "optim.lr" = [1e-4, 3e-4]; mend that line.')
+            raise UserError(f'{where}: sweep.values.{name} must be like "optim.lr" = [1e-4, 3e-4]; fix that line.')
     return dataclasses.replace(job, sweep=sweep)
 
 

@@ -89,7 +89,7 @@ def submit(job: Job, overrides: list[str]) -> int:
 
 def _refuse_second(job: Job) -> None:
     if processes.members(job.log_folder):
-        raise UserError(f"Processes of an earlier {job.name} still run on this machine: cancel it first.")
+        raise UserError(f"Processes of an earlier {job.name} are still running on this machine: cancel it first.")
 
 
 def preflight(job: Job, overrides: list[str]) -> int:
@@ -117,7 +117,7 @@ def _condition(record: JobRecord, folder: Path, watched: bool) -> str:
     if watched:
         return f"running, attempt {record.attempts[-1].number}, pid {record.pid} alive, ranks alive: {ranks}"
     if ranks:
-        return f"pid {record.pid}, which watched over it, is dead, ranks alive: {ranks}; cancel it"
+        return f"pid {record.pid}, which supervised it, is dead, ranks alive: {ranks}; cancel it"
     return f"not running, the last attempt {describe_exit(record.attempts[-1].exit_code)}"
 
 
@@ -153,7 +153,7 @@ def cancel(folder: Path) -> str:
 def _check_supported(job: Job) -> None:
     check_files(job)
     if job.nodes > 1:
-        raise UserError(f"job.nodes is {job.nodes}, and the local back-end has this machine alone: set job.nodes=1.")
+        raise UserError(f"job.nodes is {job.nodes}, and the local back-end has only this machine: set job.nodes=1.")
     refuse(job, "local", CANNOT)
     if not (processes.PROC / "self/environ").exists():
         raise UserError("The local back-end finds ranks in /proc, which this machine does not have: submit on Linux.")

@@ -153,7 +153,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
             )
         apply_override(tables, f"{table}.{quoted(JOBS[table], override.removeprefix(f'{table}.'))}")
     if set(tables) != {table}:
-        raise UserError(f"{path}: [{table}] stands alone in a job file, beside no other table.")
+        raise UserError(f"{path}: [{table}] must be the only table of its job file.")
     mistakes = Mistakes()
     kind = JOBS[table]
     job: ShardJob = build(kind, tables[table], str(path), f"{table}.", mistakes)

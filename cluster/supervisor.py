@@ -120,7 +120,7 @@ class Supervisor:
         try:
             self.record.save(self.logs)
         except OSError as error:  # what the ranks have done is done all the same
-            log.warning(f"{self.logs} cannot be told how attempt {number} ended ({error}): free some room there.")
+            log.warning(f"{self.logs} cannot record how attempt {number} ended ({error}): free some room there.")
         return code
 
     def _watch(self, launcher: subprocess.Popen[bytes], number: int) -> int:

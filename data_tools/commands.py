@@ -31,7 +31,7 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser], descri
         "--part",
         type=part_share,
         metavar="I/N",
-        help="make the I-th of N shares of the parts alone, as one task of an array; the command without it joins them",
+        help="make only the I-th of N shares of the parts, as one task of an array; the command without it joins them",
     )
     add_writing(shard)
     add_filters(shard)
@@ -60,7 +60,7 @@ def source_named_first(words: Sequence[str]) -> str:
     command, place = words[0], (*words, "")[1]
     form = recognise(place) if place and Path(place).exists() else None
     paths = shlex.join(map(str, form.paths)) if form else ""
-    return f"What {place} holds is named first: `mvlm-data {command} {form.source} {paths}`." if form else ""
+    return f"Name the kind of {place} first: `mvlm-data {command} {form.source} {paths}`." if form else ""
 
 
 def shard_source(arguments: argparse.Namespace) -> int:

@@ -43,8 +43,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], 
         "manifest. Every reader honours it; the shards, the numbers of all rows and the fingerprint stay.",
     )
     gone.add_argument("shards", metavar="SHARDS", help="a folder of shards, with its splits, or a URL")
-    gone.add_argument("--list", type=Path, nargs="+", required=True, metavar="FILE", help="one key, URL or hash a line")
-    gone.add_argument("--by", nargs="+", default=[], metavar="COLUMN", help="compare with these columns alone")
+    gone.add_argument(
+        "--list", type=Path, nargs="+", required=True, metavar="FILE", help="keys, URLs or hashes, one per line"
+    )
+    gone.add_argument("--by", nargs="+", default=[], metavar="COLUMN", help="compare only with these columns")
     gone.set_defaults(run=takedown)
 
     counted = subparsers.add_parser("stats", help="counts and distributions")
@@ -103,7 +105,7 @@ def _verify_corpus(place: PathOrUrl, folder: Path, arguments: argparse.Namespace
                 logger("data_tools").error(found[-1])
     sampled = arguments.images is not None and arguments.images < manifest.rows
     decoded = f" ({arguments.images:,} of the images decoded)" if sampled else ""
-    outcome = f"{len(found):,} problems" if found else "sound"
+    outcome = f"{len(found):,} problems" if found else "intact"
     if not arguments.json:
         print(f"{place}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}{decoded}")
         if manifest.shards.unindexed:

@@ -118,7 +118,7 @@ def open_shard(path: Path, task: str) -> pa.ipc.RecordBatchFileReader:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Arrow file ({error}): copy or shard it again.") from None
     if reader.schema != SCHEMAS[task]:
-        raise UserError(f"{path} has other columns than this version's {task} shards: shard the corpus again.")
+        raise UserError(f"{path} has different columns from this version's {task} shards: shard the corpus again.")
     return reader
 
 

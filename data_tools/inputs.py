@@ -51,7 +51,7 @@ def _expanded(text: str) -> Sequence[PathOrUrl]:
         sorted(map(Path, glob_files(str(place)))) if isinstance(place, Path) else matching(place, REMEDY)
     )
     if not found:
-        raise UserError(f"Nothing fits {text}: check the pattern.")
+        raise UserError(f"Nothing matches {text}: check the pattern.")
     return found
 
 

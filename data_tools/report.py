@@ -128,7 +128,7 @@ class ShardReport:
             return ""
         return (
             f"WARNING: {copies:,} of {self.read:,} records ({copies / self.read:.0%}) were left out as copies of other "
-            "images: look at some of them in quarantine.jsonl, which names the other of each."
+            "images: look at some of them in quarantine.jsonl, which names the image that each is a copy of."
         )
 
 

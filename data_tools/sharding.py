@@ -199,7 +199,7 @@ def _check_tolerance(store: Store, report: ShardReport, out: Path | str, tolerat
     remedy = f", or raise --tolerate above {tolerate:g}" if report.kept else ""
     raise UserError(
         f"{out} was not made, because {total or report.read} of {report.read} records were dropped, "
-        f"{count} of them for {reason!r}: mend those listed in {beside} beside it{remedy}."
+        f"{count} of them for {reason!r}: fix those listed in {beside} beside it{remedy}."
     )
 
 

@@ -39,7 +39,7 @@ class Split:
         """What to do about a split that nothing falls into."""
         if any(self.shares.values()):
             return "a hash of each decides, so raise its share, or add some"
-        return f"leave it out, or mend what {self.field} says"
+        return f"leave it out, or fix what {self.field} says"
 
     def allot(self, record: Record) -> str:
         """The split's name, a function of the field's value alone.

@@ -51,10 +51,10 @@ def read_list(paths: Sequence[Path]) -> set[str]:
         lines = {line.strip() for path in paths for line in path.read_text(encoding="utf-8-sig").splitlines()}
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The list cannot be read ({error}): give a text file with one key, URL or hash a line."
+            f"The list cannot be read ({error}): give a text file with one key, URL or hash per line."
         ) from None
     if not (lines := lines - {""}):
-        raise UserError(f"{', '.join(map(str, paths))} names nothing: give one key, URL or hash a line.")
+        raise UserError(f"{', '.join(map(str, paths))} names nothing: give one key, URL or hash per line.")
     return lines
 
 

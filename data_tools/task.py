@@ -133,7 +133,7 @@ class _Making:
 
     def _open(self, task: str) -> None:
         if self._options.dedup and task != CAPTION:
-            raise UserError(f"--dedup keeps one record an image, but {task} records share images: leave it out.")
+            raise UserError(f"--dedup keeps one record per image, but {task} records share images: leave it out.")
         self._task = task
         self._writers = _writers(self._store, self._options, self._number, task)
 

@@ -25,7 +25,7 @@ from mvlm.runtime.storage import NO_ROOM
 COMMANDS = {
     "train": "pretrain or fine-tune a model, or resume a run",
     "evaluate": "evaluate a trained model on held-out data",
-    "dictionary": "make the weights of an image encoder out of a corpus's own pictures",
+    "dictionary": "make the weights of an image encoder from a corpus's own pictures",
     "average": "average the weights of several checkpoints and measure the result",
     "predict": "try a trained model on your own images and sentences",
     "index": "embed the images of a corpus for search",

@@ -125,7 +125,5 @@ def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserErr
     reason = f"{where}{error}"
     if error.errno in OUT_OF_SIGHT:
         host = "" if where else f" from {socket.gethostname()}"
-        return StorageLost(
-            f"{what} is out of sight{host} ({reason}): start the same command again where that storage is seen."
-        )
+        return StorageLost(f"{what} cannot be reached{host} ({reason}): start the same command again where it can be.")
     return UserError(f"{what} could not be written ({reason}): {so}.")

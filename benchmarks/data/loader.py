@@ -105,7 +105,7 @@ class Served:
     def _answer(self) -> Any:
         while not (line := self._process.stdout.readline()).startswith(ANSWER):  # peers print things, too
             if not line:
-                raise RuntimeError("a loader's process has ended: what it said stands above")
+                raise RuntimeError("a loader's process has ended: what it printed is above")
         return json.loads(line.removeprefix(ANSWER))
 
 

@@ -189,7 +189,7 @@ def _by_name(tables: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(f"{where} has no [[step]]: it is not a pipeline file.")
     steps = tables["step"]
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise UserError(f"{where}: a step is written [[step]], in double brackets: mend that line.")
+        raise UserError(f"{where}: a step is written [[step]], in double brackets: fix that line.")
     found = {"pipeline": tables.get("pipeline", {})}
     for number, step in enumerate(steps, 1):
         name = step.get("name")

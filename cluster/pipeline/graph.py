@@ -100,7 +100,7 @@ class Graph:
         for name in self.pipeline.steps:
             for path in self.from_outside(name):
                 if "://" not in path and not out_of_sight(path) and not glob.glob(path) and not Path(path).exists():
-                    yield f"{name} reads {path}, which is not there and which no step writes: mend {name}.reads."
+                    yield f"{name} reads {path}, which is not there and which no step writes: fix {name}.reads."
 
 
 def _reads(step: PipelineStep, steps: dict[str, PipelineStep]) -> tuple[str, ...]:

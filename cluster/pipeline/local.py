@@ -38,7 +38,7 @@ def check(graph: Graph) -> list[str]:
                 f"{name}.cpus is {step.cpus}, and pipeline.cpus, or what this machine has, is {room}: ask for less."
             )
         if step.nodes > 1:
-            found.append(f"{name}.nodes is {step.nodes}, and the local back-end has this machine alone: set 1.")
+            found.append(f"{name}.nodes is {step.nodes}, and the local back-end has only this machine: set 1.")
         if step.image:
             found.append(f"{name}.image is {step.image!r}, which the local back-end cannot honour: remove it.")
     return found

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         log.error(error)
         return error.exit_code
     except OSError as error:  # of the notes that a step leaves: its command's own end its command
-        log.error(f"{args.step} cannot note how it stands ({error}): mend that, such as a full disk, and submit again.")
+        log.error(f"{args.step} cannot write its status ({error}): fix that, such as a full disk, and submit again.")
         return ExitCode.MISTAKE
 
 
@@ -182,9 +182,7 @@ class StepRun:
         try:
             self._child = _start(words, environment, out)
         except OSError as error:
-            raise UserError(
-                f"{self.name} cannot run {words[0]} ({error.strerror}): mend {self.name}.command."
-            ) from None
+            raise UserError(f"{self.name} cannot run {words[0]} ({error.strerror}): fix {self.name}.command.") from None
         if self._stopped:  # while it was being started
             self._pass_on()
         limit = parse_time(self.step.time) if self.submission.backend != "slurm" and not self._is_job else None

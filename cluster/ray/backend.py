@@ -39,7 +39,7 @@ IN_WORDS = {
     "SUCCEEDED": "done",
     "FAILED": "failed",
     client.LOST: "lost with the head: submit it again",
-    "": "unknown to this Ray cluster, which has been started anew",
+    "": "unknown to this Ray cluster, which has been restarted",
 }
 
 

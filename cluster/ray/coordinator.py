@@ -202,7 +202,7 @@ class Coordinator:
     def _count_restart(self) -> None:
         self._restarts_left -= 1
         if self._restarts_left < 0:
-            self._end(f"job.requeue allows {self._restarts} restarts, which have been made")
+            self._end(f"job.requeue allows {self._restarts} restarts, all of which have been used")
 
     def _end(self, reason: str) -> None:
         """There is to be no other attempt."""

@@ -171,7 +171,7 @@ def _container(job: Job, overrides: list[str]) -> list[str]:
     mounts = list(dict.fromkeys(_folders(job, overrides)))
     for path in mounts:
         if re.search("[,:]", path):
-            raise UserError(f"A container cannot be given {path}, for its comma or colon: use another folder.")
+            raise UserError(f"A container cannot be given {path}, because of its comma or colon: use another folder.")
     names = ["MASTER_ADDR", "MASTER_PORT", *exports(job)]
     return [
         f"--container-image={shlex.quote(job.container)}",

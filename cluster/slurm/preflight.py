@@ -50,7 +50,7 @@ def preflight(job: Job, overrides: list[str]) -> int:
     if step.returncode not in OF_MVLM:
         nodes = ",".join(sorted(lost))
         raise UserError(
-            f'SLURM does not reach {nodes}: have it seen to, or add "--exclude={nodes}" to job.sbatch.'
+            f'SLURM does not reach {nodes}: have it repaired, or add "--exclude={nodes}" to job.sbatch.'
             if lost
             else f"srun ended with exit code {step.returncode}: see what it says above."
         )

@@ -38,7 +38,7 @@ class QueueEntry:
 def require(command: str) -> None:
     """Raises: UserError: SLURM's command is not on this machine."""
     if shutil.which(command) is None:
-        raise UserError(f"There is no {command} on this machine: give the command where SLURM's are.")
+        raise UserError(f"There is no {command} on this machine: run this where SLURM's commands are installed.")
 
 
 def submit(script: Path) -> str:

@@ -44,7 +44,7 @@ def script(job: Job, runs: Sequence[ScriptRun], first_attempt: int) -> str:
     """
     directives = "\n".join(options.directives(_chosen(job, runs)))
     if "\\" in str(job.log_folder):
-        raise UserError(f"SLURM cannot write to {job.log_folder}, for its backslash: set another job.logs.")
+        raise UserError(f"SLURM cannot write to {job.log_folder}, because of its backslash: set another job.logs.")
     launchers.check(job)
     return launchers.BashTemplate(TEMPLATE.read_text(encoding="utf-8")).substitute(
         directives=directives,

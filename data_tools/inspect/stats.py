@@ -26,9 +26,9 @@ MEASURES = {
     "width": "width, pixels",
     "height": "height, pixels",
     "bytes": "image, bytes",
-    "captions": "captions an image",
-    "words": "words a text",
-    "characters": "characters a text",
+    "captions": "captions per image",
+    "words": "words per text",
+    "characters": "characters per text",
 }
 TEXTS = {"caption": "captions", "vqa": "question", "nlvr2": "sentence", "entailment": "sentence", "foils": "caption"}
 """By task: the column whose lengths are measured."""
@@ -57,7 +57,7 @@ def corpus_stats(folder: Path, where: str) -> dict[str, Any]:
     manifest, order, kept = read_manifest(folder), default_neighbours(folder), kept_rows(folder, where)
     if kept and not kept.count:
         raise UserError(
-            f"No row of {folder} meets {where!r}: ask for less."
+            f"No row of {folder} meets {where!r}: relax the condition."
             if where
             else f"All rows of {folder} were taken down: there is nothing to count."
         )

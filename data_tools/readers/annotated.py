@@ -205,10 +205,10 @@ def located_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Raises `ValueError` where the line is no JSON object in UTF-8."""
+    """Raises `ValueError` where the line is not a JSON object in UTF-8."""
     content = parse_json(line)
     if not isinstance(content, dict):
-        raise ValueError("the line is no JSON object")
+        raise ValueError("the line is not a JSON object")
     return content
 
 

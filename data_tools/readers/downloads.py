@@ -91,6 +91,6 @@ def _read_mapping(path: Path) -> dict[str, str]:
         for number, line in enumerate(lines, 1):
             url, tab, name = line.rstrip("\r\n").partition("\t")
             if not tab or not is_inside(name):
-                raise UserError(f"{path} line {number} is not URL<TAB>path within the image folder: mend it.")
+                raise UserError(f"{path} line {number} is not URL<TAB>path within the image folder: fix it.")
             mapping[url] = name
     return mapping

@@ -90,7 +90,7 @@ class Folder:
         self.name = self._root.name
         captions = path / CAPTIONS
         if not captions.is_file():
-            raise UserError(f"{path} holds no {CAPTIONS}: give a folder with one JSON object a line in that file.")
+            raise UserError(f"{path} holds no {CAPTIONS}: give a folder with one JSON object per line in that file.")
         try:
             captions.open("rb").close()
         except OSError as error:
@@ -174,7 +174,7 @@ def _record(folder: Opened, line: bytes, where: str) -> Record | Dropped:
     except (ValueError, RecursionError) as error:
         return Dropped("", "line is not JSON in UTF-8", where, str(error)[:200])
     if not isinstance(content, dict):
-        return Dropped("", "line is no JSON object", where)
+        return Dropped("", "line is not a JSON object", where)
     key = content.get("id")
     if not isinstance(key, str | int) or isinstance(key, bool):
         return Dropped("", "no id", where)

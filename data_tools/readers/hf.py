@@ -59,7 +59,9 @@ class HfSource:
             "/".join(str(file).split("/")[-2:]) if counts[name_of(file)] > 1 else name_of(file) for file in self._files
         ]
         if len(set(self._names)) < len(self._names):
-            raise UserError("Two of the paths hold files of the same name, and so of the same keys: shard each.")
+            raise UserError(
+                "Two of the paths hold files with the same name, and so the same keys: shard them separately."
+            )
         for file in self._files:
             if isinstance(file, Path):
                 self._columns(_schema(file), file)

@@ -99,7 +99,7 @@ def find_inside(root: Path, name: str) -> str | None:
             path = _resolved_inside(root, path)
             found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise Refused("image is no file")
+            raise Refused("image is not a file")
         if found.st_size > MAX_IMAGE_BYTES:
             raise Refused("image file is too large")
         return path

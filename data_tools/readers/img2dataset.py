@@ -44,7 +44,9 @@ class Img2datasetSource:
     def __init__(self, paths: list[PathOrUrl]) -> None:
         self._shards = [shard for path in paths for shard in _shards(path)]
         if len({name for _, name, _ in self._shards}) < len(self._shards):
-            raise UserError("Two of the folders have shards of the same number, and so of the same keys: shard each.")
+            raise UserError(
+                "Two of the folders have shards with equal numbers, and so equal keys: shard them separately."
+            )
         self.only: Container[str] | None = None
         self.size = sum(size for *_, size in self._shards)
         self.position = 0

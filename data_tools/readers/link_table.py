@@ -40,7 +40,9 @@ def table_files(paths: Sequence[Path]) -> list[Path]:
         if file.suffix not in ENDINGS:
             raise UserError(f"{file} is not a table of links: give files that end in {', '.join(ENDINGS)}.")
     if len({file.stem for file in files}) < len(files):
-        raise UserError("Two of the tables have the same name, and so the same keys: shard each, or rename one.")
+        raise UserError(
+            "Two of the tables have the same name, and so the same keys: shard them separately or rename one."
+        )
     return files
 
 

@@ -127,7 +127,7 @@ def open_tar(path: Path, mode: str, file: BinaryIO | None = None) -> StrictTar:
     except DAMAGE as error:
         packed = "" if file else _packed_by(path)
         if packed and (mode == "r:" or packed in ("zip", "zstd")):
-            raise UserError(f"{path} is packed by {packed}: unpack it, and give the plain tar or the folder.") from None
+            raise UserError(f"{path} is compressed with {packed}: unpack it and give the tar or folder.") from None
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(f"{path} cannot be read as a tar archive ({reason}): check that it is one.") from None
 

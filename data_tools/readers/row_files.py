@@ -70,7 +70,7 @@ def _json(path: Path) -> RowFile:
         file.seek(0)
         first = next(json_items(file, "item"), None)
     if not isinstance(first, dict):
-        raise UserError(f"{path} holds no list of objects: give one with an object an image or a caption.")
+        raise UserError(f"{path} holds no list of objects: give one with an object for each image or caption.")
     return RowFile(list(first), _json_list, seekable=False)
 
 
@@ -80,7 +80,7 @@ def first_names(path: Path) -> list[str]:
         try:
             return list(json_object(next(lines(file), b"")))
         except ValueError as error:
-            raise UserError(f"{path} does not begin with a JSON object ({error}): give one a line.") from None
+            raise UserError(f"{path} does not begin with a JSON object ({error}): give one per line.") from None
 
 
 def _json_lines(file: BinaryIO) -> LocatedRows:
@@ -146,7 +146,7 @@ def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: s
             offset = file.tell()
     except csv.Error as error:
         line = reader.line_num - len(of_row) + 1
-        raise UserError(f"{path} is not a table from line {line} on ({error}): write it anew.") from None
+        raise UserError(f"{path} is not a table from line {line} on ({error}): save it again.") from None
 
 
 def _kept(file: BinaryIO, texts: list[str]) -> Iterator[str]:

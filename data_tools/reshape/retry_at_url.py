@@ -18,7 +18,7 @@ from mvlm.runtime.storage import Storage
 from ..store.store import STATE
 
 READY = ".retry.json"
-REMEDY = "see that its store can be written, and run the same command again"
+REMEDY = "check that its store can be written, and run the same command again"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from mvlm.runtime.storage import NO_ROOM, Storage
 from ..part import PartManifest
 from .store import PLAN, STATE, Store
 
-REMEDY = "see that --out and what it needs to be written are right, and run the same command again"
+REMEDY = "check --out and what is needed to write to it, and run the same command again"
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
         raise
     found = find_shards(out)
     if not found:
-        raise UserError(f"{path} gave no shards in {out}: look at the sentences above, or shard it yourself.")
+        raise UserError(f"{path} gave no shards in {out}: look at the messages above, or shard it yourself.")
     return found
 
 
@@ -105,7 +105,7 @@ def _require_source(data: str | Path, shards: Path) -> None:
     if any(Path(path).absolute().match(first) or Path(first).absolute().match(path) for path in asked):
         return
     raise UserError(
-        f"{shards} was made of {first} and not of {data}: give another `out`, or delete this folder to begin again."
+        f"{shards} was made from {first}, not from {data}: give another `out`, or delete this folder to begin again."
     )
 
 

@@ -45,7 +45,7 @@ def finetune(
         UserError: the task is unknown, the data are for another task, a setting is wrong, or training failed.
     """
     if task not in TASKS:
-        raise UserError(f"mvlm.finetune knows no task {task!r}: choose one of {', '.join(TASKS)}.")
+        raise UserError(f"mvlm.finetune has no task {task!r}: choose one of {', '.join(TASKS)}.")
     run, corpus = run_folder(out), find_shards(Path(data), Task(task).corpus)
     if not corpus:
         raise UserError(f"No shards at {data}: make them from {task}'s files with `mvlm-data shard`.")

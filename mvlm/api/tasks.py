@@ -58,7 +58,7 @@ class FineTunedModel:
         shown, asked, top = listed(images), listed_texts(texts, self._tokens), whole("top", top)
         if not asked or len(shown) != self._per_text * len(asked):
             raise UserError(
-                f"{len(shown)} images do not go with {len(asked)} texts: give {self._per_text} for each text, in order."
+                f"{len(shown)} images do not match {len(asked)} texts: give {self._per_text} for each text, in order."
             )
         device = next(self.network.parameters()).device
         found: list[list[tuple[str, float]]] = []
@@ -88,5 +88,5 @@ def load_finetuned(run: str | os.PathLike[str], device: torch.device | str | Non
     """
     task = load_stored_config(described_in(find_checkpoint(Path(run))) / CONFIG).task
     if not task.is_labelled:
-        raise UserError(f"{run} is a run of {task.name}, which answers nothing: load it by mvlm.load.")
+        raise UserError(f"{run} is a run of {task.name}, which answers nothing: load it with mvlm.load.")
     return FineTunedModel(load_task_run(Path(run), task.name, dist.device_named(device)))

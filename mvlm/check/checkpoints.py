@@ -122,7 +122,7 @@ def check_memory(report: Report, config: Config, parameters: int, world: int) ->
     if not config.checkpoint.peers:
         return
     wanted, free = checkpoint_bytes(parameters, config) / world, shutil.disk_usage(nearest(SHARED)).free
-    sizes = f"a rank's copies take {wanted / 1e9:.3g} GB of {SHARED}, and of the {free / 1e9:.3g} GB free there half"
+    sizes = f"a rank's copies take {wanted / 1e9:.3g} GB of {SHARED}, where half of the {free / 1e9:.3g} GB free"
     if wanted > ROOM * free:
         report.warning(
             "checkpoint", f"checkpoint.peers has no room: {sizes} may be taken; enlarge it, or use more ranks."

@@ -159,7 +159,7 @@ def _check_deepspeed(
         stage = resolved["zero_optimization"]["stage"]
         is_compiled(train, resolved)
         report.right(
-            "deepspeed", f"{names[0]} goes with the TOML: ZeRO stage {stage}, {_precision(resolved)} on this machine."
+            "deepspeed", f"{names[0]} agrees with the TOML: ZeRO stage {stage}, {_precision(resolved)} on this machine."
         )
         if mixture is None:
             report.unknown("deepspeed", f"The steps of the scheduler that {names[0]} may name depend on the shards.")

@@ -138,4 +138,4 @@ def _check_remote(location: RemoteShards, task: str, deep: bool, mistakes: Mista
         for number in range(len(location.manifest.shards)):
             with mistakes.gathered():
                 location.fetch(number)
-    return location.manifest, "all fetched and their hashes right" if deep else "held against their hashes when fetched"
+    return location.manifest, "all fetched and their hashes right" if deep else "hashes are checked when fetched"

@@ -69,7 +69,7 @@ def require_alike(first: Path, other: Path) -> None:
         name = differs[0]
         raise UserError(
             f"{other} is not of the same model as {first}: {name} is {two.get(name)!r} and not {one.get(name)!r}; "
-            "average checkpoints of one model alone."
+            "average only checkpoints of one model."
         )
 
 

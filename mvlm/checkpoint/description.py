@@ -44,7 +44,7 @@ def described_in(checkpoint: Path) -> Path:
         return run
     for entry in entries:
         try:
-            how = f"has another SHA-256 than {INDEX} says" if entry.damage(checkpoint) else ""
+            how = f"does not have the SHA-256 that {INDEX} says" if entry.damage(checkpoint) else ""
         except OSError:
             how = "is missing"
         if how:

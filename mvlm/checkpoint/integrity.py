@@ -53,7 +53,7 @@ def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
     if not can_resume(checkpoint):
         raise UserError(
             f"{checkpoint} holds no optimizer moments, so the run cannot resume exactly: "
-            "start a new run with checkpoint.init to take its weights alone."
+            "start a new run with checkpoint.init to take only its weights."
         )
     return read_state(checkpoint)
 

@@ -55,7 +55,7 @@ class Entry:
             if (size := os.fstat(file.fileno()).st_size) != self.bytes:
                 return f"{self.file} has {size} bytes and not the {self.bytes} of {INDEX}"
             if hashes and hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
-                return f"{self.file} has another SHA-256 than {INDEX} says"
+                return f"{self.file} does not have the SHA-256 that {INDEX} says"
         return ""
 
 
@@ -142,7 +142,7 @@ def candidates(run: Path) -> Candidates:
     if not steps:
         raise UserError(
             f"{problem}, and no step folder lies beside it: bring the run's checkpoints back, or set another run.dir "
-            "to begin anew."
+            "to start over."
         )
     return Candidates(steps[0], tuple(steps[1:]), problem)
 
@@ -274,8 +274,8 @@ def _order(name: str) -> tuple[int, int]:
 
 def _cannot_read(path: Path, error: OSError) -> UserError:
     if error.errno in OUT_OF_SIGHT:
-        return StorageLost(f"{path} is out of sight ({error}): start the same command again where it is seen.")
-    return UserError(f"{path} cannot be read ({error}): give yourself the right to, or set another run.dir.")
+        return StorageLost(f"{path} cannot be reached ({error}): start the same command again where it can be.")
+    return UserError(f"{path} cannot be read ({error}): change its permissions, or set another run.dir.")
 
 
 @functools.cache  # a command may ask more than once

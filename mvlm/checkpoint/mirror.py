@@ -40,7 +40,7 @@ class Mirror(Storage):
     """The URL, with what it holds of a run. All methods raise UserError when it fails for good."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, "see that checkpoint.mirror and what it needs to be reached are right")
+        super().__init__(url, "check checkpoint.mirror and what is needed to reach it")
 
     def history(self) -> list[MirrorPath]:
         """The whole checkpoints, newest first, without those that a later attempt has gone back on."""

@@ -72,7 +72,7 @@ def make_way(folder: Path, writer: Writer) -> Path | None:
     if by and by.chain == writer.chain:
         return _rename(folder, f"deleted-{writer.attempt}")
     aside = _rename(folder, f"aside-{writer.attempt}")
-    rank_log.warning(f"{folder} was there and is none of this run's: it is kept as {aside.name}.")
+    rank_log.warning(f"{folder} does not belong to this run: it is kept as {aside.name}.")
     return None
 
 

@@ -210,7 +210,7 @@ class _Task(Thread):
     def __init__(self, action: Callable[[], None] | None) -> None:
         super().__init__(name="mirror", daemon=True)
         self._action = action
-        self.failure: str | None = f"rank {dist.rank()}: a bug, whose traceback stands above"
+        self.failure: str | None = f"rank {dist.rank()}: a bug, whose traceback is above"
         self.start()
 
     def run(self) -> None:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         loaded = load_run(args.checkpoint, device)
         count = build_index(loaded, args.shards, args.out, device, args.captions)
         if dist.rank() == 0:
-            print(f"{args.out}: {count:,} images by the weights of step {loaded.step}.")
+            print(f"{args.out}: {count:,} images, embedded with the weights of step {loaded.step}.")
     finally:
         dist.close()
     return 0

@@ -34,4 +34,4 @@ def require_files(places: Iterable[str | Path]) -> None:
     """Raises `UserError` for the first picture file or folder of pictures that is not there."""
     for place in places:
         if not Path(place).exists():
-            raise UserError(f"No picture at {place}: give files, or a folder of some.")
+            raise UserError(f"No picture at {place}: give image files, or a folder of them.")

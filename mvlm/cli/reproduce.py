@@ -141,7 +141,7 @@ def _print_chain(steps: list[ChainStep], prices: Prices | None) -> None:
             cost = prices.gpu_hours(*step.tables, step.pairs()) if prices else 0.0
             hours += cost
             about = f"; about {cost:,.0f} GPU-hours" if cost else ""
-            print(f"  {step.updates():,} updates, {step.pairs():,} pairs an epoch{where}{about}")
+            print(f"  {step.updates():,} updates, {step.pairs():,} pairs per epoch{where}{about}")
         print(f"  {step.command()}", flush=True)
     if prices:
         print(

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 else "data.where reads the scores"
             )
             if rank == 0:
-                print(f"{folder}: {shards:,} shards by the weights of step {loaded.step}; {rest}.")
+                print(f"{folder}: {shards:,} shards scored with the weights of step {loaded.step}; {rest}.")
     finally:
         dist.close()  # the others need not wait for clusters
     if args.clusters and parts == 1 and rank == 0:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: the index or what it was made of cannot be used, or something cannot be written.
     """
     if args.top < 1 or args.rerank < 0:
-        raise UserError(f"--top is {args.top} and --rerank {args.rerank}: give 1 or more, and 0 or more.")
+        raise UserError(f"--top is {args.top} and --rerank {args.rerank}: give --top 1 or more, --rerank 0 or more.")
     find_checkpoint(args.checkpoint)  # before imports that take seconds
     require_index(args.index)
     require_files([args.image] if args.image else [])

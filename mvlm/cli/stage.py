@@ -81,7 +81,7 @@ def _add(args: argparse.Namespace) -> int:
     for override in args.overrides:
         apply_override(table, override)
     if twice := [f"train.{key}" for key in LENGTHS if key in table.get("train", {})]:
-        raise UserError(f"{twice[0]} is the stage's length, as --{next(iter(lengths))} is: give the option alone.")
+        raise UserError(f"{twice[0]} is the stage's length, as --{next(iter(lengths))} is: give only the option.")
     table["train"] = table.get("train", {}) | lengths
     checkpoint = find_checkpoint(args.run_folder)
     stored = stored_stages(args.run_folder)

@@ -31,7 +31,7 @@ class Data:
     # your runs, that run's; otherwise a file or folder
     tokenizer: str = ""
     vocabulary: int = 8192  # number of tokens of a tokenizer trained by "auto" (D)
-    text_length: int = 30  # tokens of a text at most, special ones included (D)
+    text_length: int = 30  # maximum number of tokens in a text, special ones included (D)
     caption: Literal["draw", "cycle", "first"] = "draw"  # which caption an epoch of images uses (D)
     shared_view: bool = True  # the masked and the original image are the same augmented view (D)
     crop_scale: tuple[float, float] = (0.5, 1.0)  # area kept by the crop: as in ALBEF's fine-tuning (R); 1, 1 = no crop
@@ -121,7 +121,7 @@ class Objectives:
 @dataclass(frozen=True)
 class Task:
     name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"  # what it is trained for (P)
-    answer_minimum: int = 9  # vqa: an answer becomes a class if it is the majority answer to so many questions (D)
+    answer_minimum: int = 9  # vqa: an answer becomes a class if it is the majority answer to this many questions (D)
 
     @property
     def corpus(self) -> str:
@@ -154,9 +154,9 @@ class Optim:
     eps: float = 1e-8  # of AdamW (R)
     momentum: float = 0.95  # of Muon (D)
     clip: float = 1.0  # global gradient norm to clip to; 0 = off (D)
-    # after the warm-up: wsd stays at the peak and falls at the end, constant has no end, inverse_sqrt falls slowly (P)
+    # after the warm-up: wsd stays at the peak, then decays; constant has no end; inverse_sqrt decays slowly (P)
     schedule: Literal["cosine", "constant", "wsd", "inverse_sqrt"] = "cosine"
-    decay_steps: int = -1  # wsd: updates of the fall at the end; -1 = a tenth (D); 0 = none, for a trunk to branch from
+    decay_steps: int = -1  # wsd: updates of the decay at the end; -1 = a tenth (D); 0 = none, for a trunk
     warmup_epochs: float = 5.0  # linear warm-up (P); ignored if warmup_steps is given
     warmup_steps: int = -1  # -1 = warmup_epochs (P)
     floor: float = 0.1  # learning rate at the end of cosine and wsd, as a share of the peak (R)
@@ -232,9 +232,9 @@ class Eval:
     every: int = 0  # steps; 0 = only after the last; -1 = never here, but in a job of `mvlm evaluate --follow`
     select: str = ""  # metric, such as "eval/mean_recall", whose best checkpoint is kept too; "" = none
     select_lower: bool = False  # lower values of that metric are better
-    patience: int = 0  # the run ends after so many evaluations in a row without improvement; 0 = never
-    foils: tuple[str, ...] = ()  # shards of foils, evaluated beside data.eval
-    classes: str = ""  # folder with one folder of pictures per class, classified zero-shot beside data.eval
+    patience: int = 0  # the run ends after this many evaluations in a row without improvement; 0 = never
+    foils: tuple[str, ...] = ()  # shards of foils, evaluated alongside data.eval
+    classes: str = ""  # folder with one folder of pictures per class, classified zero-shot alongside data.eval
     batch: int = 64  # images or texts, or ITM pairs, per forward pass
     rerank: int = 128  # ITC candidates that ITM re-ranks: 256 for COCO, 128 for Flickr30k (R)
     limit: int = 0  # evaluate only the first rows; 0 = all

@@ -33,7 +33,7 @@ def read_tables(path: str | Path, what: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): give the path of a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
+        raise UserError(f"{path} is not valid TOML ({error}): fix that line.") from None
 
 
 def strings_in(value: Any) -> Iterator[str]:
@@ -79,7 +79,7 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         tables = tables.setdefault(key, {})
         if not isinstance(tables, dict):
-            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not: name a key alone.")
+            raise UserError(f"The override {override!r} treats {key!r} as a table, and it is not one: name the key.")
     tables[keys[-1]] = value
 
 

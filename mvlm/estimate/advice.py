@@ -23,7 +23,7 @@ def advice(planner: Planner) -> list[str]:
         *_groups(planner),
         *_buckets(planner),
     ]
-    return said or ["It fits, and nothing better is known."]
+    return said or ["It fits, and no better choice was found."]
 
 
 def _unused(planner: Planner) -> list[str]:
@@ -88,7 +88,7 @@ def _accumulation(planner: Planner) -> list[str]:
     if planner.accumulation == 1 or planner.largest <= planner.pairs:
         return []
     fewer = planner.train.global_batch // (planner.ranks * planner.largest)
-    instead = f"{fewer} a step instead of {planner.accumulation}"
+    instead = f"{fewer} per step instead of {planner.accumulation}"
     return [f"A micro-batch of {planner.largest} fits: {instead}, with larger products."]
 
 

@@ -98,8 +98,8 @@ def choice_text(choice: dict[str, Any]) -> str:
     width = max(len(option["name"]) for option in (best, *others)) + 2
     lines = [
         "",
-        f"choice         {best['name']}, micro-batch {best['micro_batch']}: {best['seconds'] * 1e3:,.1f} ms a step, "
-        f"{best['bytes'] / GB:.1f} GB a GPU; each other with its largest micro-batch",
+        f"choice         {best['name']}, micro-batch {best['micro_batch']}: {best['seconds'] * 1e3:,.1f} ms per step, "
+        f"{best['bytes'] / GB:.1f} GB per GPU; each other with its largest micro-batch",
         *(f"  {option['name']:{width}}{option['why']}" for option in others),
     ]
     return "\n".join(lines) + "\n"

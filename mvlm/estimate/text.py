@@ -97,19 +97,18 @@ def as_text(plan: dict[str, Any]) -> str:
         f"{plan['micro_batch']} pairs",
         "",
         f"parameters     {parameters['total'] / 1e6:,.1f} M   ({_parts(parameters, 1e6, 1)})",
-        f"GFLOP a pair   {flops['total'] / 1e9:,.1f}   ({_parts(flops, 1e9, 1)})",
+        f"GFLOP per pair {flops['total'] / 1e9:,.1f}   ({_parts(flops, 1e9, 1)})",
         "",
-        f"memory of a GPU at the peak of a step, which is in its {plan['peak_in']}, "
-        f"GB of {memory['usable'] / GB:.1f} that can be used",
+        f"memory of a GPU at the peak of a step (its {plan['peak_in']}), in GB, of {memory['usable'] / GB:.1f} usable",
         *(f"  {KIND_NAMES.get(kind, kind):19}{_gigabytes(memory[kind])}" for kind in KINDS),
         f"  {'all':19}{memory['total'] / GB:8.2f}   {'fits' if plan['fits'] else 'DOES NOT FIT'}; "
         f"the largest micro-batch is {plan['largest_micro_batch'] or 'none'} of this global batch, "
         f"{plan['held_micro_batch'] or 'none'} of any",
         *_offloaded(plan["offloaded_bytes"], plan["ranks_per_node"]),
         "",
-        f"a step         {step['total'] * 1e3:,.1f} ms: computing {step['compute'] * 1e3:,.1f} at "
+        f"step           {step['total'] * 1e3:,.1f} ms: computing {step['compute'] * 1e3:,.1f} at "
         f"{plan['mfu'] * 100:.0f} % MFU, update {step['update'] * 1e3:,.1f}, communication "
-        f"{step['communication'] * 1e3:,.1f} of which {step['exposed'] * 1e3:,.1f} shows",
+        f"{step['communication'] * 1e3:,.1f} of which {step['exposed'] * 1e3:,.1f} exposed",
         *_exchanges(step["exchanges"], plan["contrast"]),
         f"pairs/s        {plan['pairs_per_s']:,.0f}",
         f"the run        {plan['steps']:,} steps, {plan['epochs']:.3g} epochs: {plan['hours']:,.1f} hours, "
@@ -137,7 +136,7 @@ def _gigabytes(value: float) -> str:
 def _exchanges(exchanges: dict[str, dict[str, float]], contrast: dict[str, Any]) -> list[str]:
     """What is exchanged, in milliseconds, and how the features of all pairs are."""
     lines = [
-        f"  {name:13}{exchange['seconds'] * 1e3:8.2f} ms of which {exchange['exposed'] * 1e3:.2f} shows"
+        f"  {name:13}{exchange['seconds'] * 1e3:8.2f} ms of which {exchange['exposed'] * 1e3:.2f} exposed"
         for name, exchange in exchanges.items()
         if exchange["seconds"]
     ]

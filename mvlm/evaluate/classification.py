@@ -50,7 +50,7 @@ def read_templates(path: str) -> list[str]:
         if line.count("{}") != 1:
             raise UserError(f"{path}: the line {line!r} must have one {{}}, where the class's name goes.")
     if not templates:
-        raise UserError(f"{path} has no template: write one a line, such as: a photo of a {{}}")
+        raise UserError(f"{path} has no template: write one per line, such as: a photo of a {{}}")
     return templates
 
 

@@ -72,7 +72,7 @@ def _data(facts: RunFacts) -> list[str]:
     data = facts.data
     names = [f"trained on {_place(place)}" for place in data.train]
     names += [f"held out: {_place(place)}" for place in data.eval]
-    return [*names, f"{facts.described['rows']:,} rows an epoch"]
+    return [*names, f"{facts.described['rows']:,} rows per epoch"]
 
 
 def _recipe(facts: RunFacts) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def export_run(run: Path, out: Path, form: Format = "hf") -> None:
         UserError: there is no such form or run, packages are missing, or the folder cannot be written.
     """
     if form not in get_args(Format):
-        raise UserError(f"No model is exported in the form {form!r}: choose one of {', '.join(get_args(Format))}.")
+        raise UserError(f"There is no export format {form!r}: choose one of {', '.join(get_args(Format))}.")
     if form == "hf":
         export_folder(run, out, model_card(run, out.name))
     else:

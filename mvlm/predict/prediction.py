@@ -53,7 +53,8 @@ def pair_up(images: Sequence[T], sentences: Sequence[str]) -> tuple[list[T], lis
     count = max(len(images), len(sentences))
     if not count or {len(images), len(sentences)} - {1, count}:
         raise UserError(
-            f"{len(images)} images and {len(sentences)} sentences cannot be paired: give as many, or one of either."
+            f"{len(images)} images and {len(sentences)} sentences cannot be paired: "
+            "give as many of each, or one of either."
         )
     return (
         list(images) * (count if len(images) == 1 else 1),

@@ -55,5 +55,5 @@ def ask(words: list[str]) -> str:
     """Run a command; its errors go where ours do."""
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise UserError(f"Counting failed with exit code {done.returncode}, as said above: mend that file.")
+        raise UserError(f"Counting failed with exit code {done.returncode}, as said above: fix that file.")
     return done.stdout

@@ -118,7 +118,7 @@ ON_FLICKR30K = (
     f"{BEST_EPOCH}, by the mean of the six recalls.",
 )
 HALF_A_MILLION = (
-    "Pretrained on COCO and half of CC3M for 30 epochs from DeiT (ImageNet-1k) and RoBERTa; one seed a run."
+    "Pretrained on COCO and half of CC3M for 30 epochs from DeiT (ImageNet-1k) and RoBERTa; one seed per run."
 )
 FOUR_MILLION = "Pretrained on COCO, Visual Genome, CC3M and SBU for 50 epochs from DeiT (ImageNet-1k) and RoBERTa."
 
@@ -247,7 +247,7 @@ TABLES = {
             ),
         ),
         (FOUR_MILLION, f"{BEST_EPOCH}, by accuracy on val."),
-        ("No published number of SNLI-VE stands in our sources.",),
+        ("Our sources give no published number for SNLI-VE.",),
     ),
     "reconstruction": Table(
         "Reconstruction figure, and how much the other modality tells",

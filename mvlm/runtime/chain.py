@@ -57,7 +57,7 @@ def run_chain(
             return code
         if code:
             raise UserError(
-                f"The step '{step.title}' failed with exit code {code}, as said above; mend it and start again."
+                f"The step '{step.title}' failed with exit code {code}, as said above; fix it and start again."
             )
         if not step.is_done():
             raise UserError(

@@ -29,7 +29,7 @@ def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path 
     there, pages are read that are not in memory, which takes a fraction of a second at most.
     """
     if "://" in str(folder):
-        return f"{folder} is a store and no disk"
+        return f"{folder} is an object store, not a disk"
     try:
         mounts = (proc / "mountinfo").read_text(encoding="utf-8")
     except OSError:  # no Linux
@@ -38,7 +38,7 @@ def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path 
     if kind in IN_MEMORY:
         return ""
     if kind not in LOCAL:
-        return f"{folder} lies on {kind}, which may answer from afar"
+        return f"{folder} is on {kind}, which may be remote"
     if _rotational(devices / device) == "0":
         return ""
     milliseconds = 1e3 * seconds_a_read(sorted(islice(_files(Path(folder)), LOOKED_AT)))

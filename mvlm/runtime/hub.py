@@ -25,7 +25,7 @@ def ask() -> None:
 
 def why_offline() -> str:
     """Why nothing is fetched; "" where the hub may be asked."""
-    return _found_absent() or ("HF_HUB_OFFLINE forbids to fetch them" if constants.HF_HUB_OFFLINE else "")
+    return _found_absent() or ("HF_HUB_OFFLINE forbids fetching them" if constants.HF_HUB_OFFLINE else "")
 
 
 def reason(error: Exception) -> str:

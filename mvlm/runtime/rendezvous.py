@@ -37,8 +37,7 @@ def gather_ranks() -> torch_dist.Store:
                 f"{address} cannot be opened ({error}): give the launcher another port, as deepspeed --master_port."
             ) from None
         raise RanksApart(
-            f"Rank 0 is not to be reached at {address} ({error}): see how its log ends, and start the same command "
-            "again."
+            f"Rank 0 cannot be reached at {address} ({error}): see how its log ends, and start the same command again."
         ) from None
     try:
         absent = rendezvous.assemble(JOINING_S)
@@ -47,7 +46,7 @@ def gather_ranks() -> torch_dist.Store:
     if absent:
         named = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
         raise RanksApart(
-            f"Of {rendezvous.world} ranks these have not come to {address} within {JOINING_S:.0f} s: {named}; see how "
+            f"Of {rendezvous.world} ranks these have not reached {address} within {JOINING_S:.0f} s: {named}; see how "
             "their logs end, and start the same command again."
         )
     return rendezvous.store

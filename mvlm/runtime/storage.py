@@ -110,7 +110,7 @@ class Attempts:
 
     def failure(self, error: Exception) -> UserError:
         """What to raise once there is to be no other attempt; DataLost where another start may find the store back."""
-        failed = f"{self._name} cannot be had, after {self._made} attempts ({describe(error)})"
+        failed = f"{self._name} cannot be read, after {self._made} attempts ({describe(error)})"
         if not may_pass(error):
             return UserError(f"{failed}: is it still there?")
         waited = f" in {self._outages.patience:g} minutes, data.patience" if self._outages.patience else ""

@@ -73,7 +73,7 @@ class ImageIndex:
         self.contents = read_contents(folder)
         if self.contents.weights != loaded.fingerprint:
             raise UserError(
-                f"{folder} was made by other weights, of step {self.contents.step}, and this checkpoint is of step "
+                f"{folder} was made with other weights, of step {self.contents.step}, and this checkpoint is of step "
                 f"{loaded.step}: give the checkpoint that made it, or make it again with `mvlm index`."
             )
         self._vectors, self._table = open_vectors(folder, self.contents), open_table(folder, self.contents)

@@ -145,7 +145,7 @@ def read_contents(folder: Path) -> Contents:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
-            raise ValueError("it is of another version of mvlm")
+            raise ValueError("it was made by another version of mvlm")
         content["shards"] = tuple(Indexed(**shard) for shard in content["shards"])
         content["vectors"] = tuple(VectorFile(**file) for file in content["vectors"])
         contents = Contents(**content)

@@ -76,11 +76,11 @@ def make_app(answers: Answers, gate: Gate, names: Collection[str]) -> ASGIApp:
     async def misunderstood(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
-        return JSONResponse({"error": f"This cannot be answered ({where}: {first['msg']}): ask otherwise."}, 422)
+        return JSONResponse({"error": f"This cannot be answered ({where}: {first['msg']}): change the request."}, 422)
 
     @app.exception_handler(HTTPException)
     async def unanswerable(request: Request, error: HTTPException) -> Response:
-        sentence = f"This cannot be answered ({error.detail.rstrip('.')}): ask otherwise."
+        sentence = f"This cannot be answered ({error.detail.rstrip('.')}): change the request."
         return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
     @app.exception_handler(Exception)

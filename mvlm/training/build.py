@@ -54,8 +54,8 @@ def coming_tokenizer(data: Data, text: str, start: Start) -> PreTrainedTokenizer
         own = str(described_in(start.checkpoint) / TOKENIZER) if start.checkpoint else source
         if own != source and load_tokenizer(own).get_vocab() != given.get_vocab():
             raise UserError(
-                f"data.tokenizer = {source!r} has other tokens than {own}, which the weights of checkpoint.init know: "
-                "leave it out."
+                f"data.tokenizer = {source!r} has different tokens from {own}, which the weights of checkpoint.init "
+                "know: leave it out."
             )
         return given
     tokenizer: PreTrainedTokenizerBase = train_tokenizer((), data.vocabulary)

@@ -41,7 +41,7 @@ def is_compiled(train: Train, ds_config: dict[str, Any]) -> bool:
         check_stage(stage)
     if train.compile == "captured" and ds_config["gradient_accumulation_steps"] > 1:
         raise UserError(
-            'train.compile = "captured" does not go with accumulation: gradients that are waiting for more would be '
+            'train.compile = "captured" cannot be combined with accumulation: gradients that wait for more would be '
             "overwritten. Set it to true, or raise train.micro_batch."
         )
     return bool(train.compile)
@@ -51,8 +51,8 @@ def check_stage(stage: int) -> None:
     """Raise `UserError` where blocks cannot be compiled at this stage of ZeRO."""
     if stage == 3:
         raise UserError(
-            "train.compile does not go with ZeRO stage 3, which gathers parameters in the middle of every block: "
-            "set it to false, or use a stage below 3."
+            "train.compile cannot be combined with ZeRO stage 3, which gathers parameters in the middle of every "
+            "block: set it to false, or use a stage below 3."
         )
 
 

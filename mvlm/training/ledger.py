@@ -125,7 +125,7 @@ def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> 
     cache = Cache(data.cache, data.cache_gb)
     mixture = Mixture(stream.data, weights, cache, task, stream.pairs, stream.where, trains=True)
     if mixture.fingerprint != stream.fingerprint:
-        raise UserError(f"{', '.join(stream.data)} holds other rows than the run has seen: bring those shards back.")
+        raise UserError(f"{', '.join(stream.data)} holds rows other than those the run has seen: restore them.")
     sampler = make_sampler(mixture, state.seed + which, stream.order)
     counts = np.zeros(sum(mixture.numbers.sizes), dtype=np.int64)
     _add(counts, sampler, drawn["from"], drawn["to"], 1)

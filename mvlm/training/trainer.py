@@ -242,7 +242,8 @@ class Trainer:
         state = self.saver.settle_best(state) if self.validation.selector else dataclasses.replace(state, best=None)
         self.stream.restart(state)
         self._start_from(state)
-        apart = f", without that batch (its samples stand in {self.stream.skipped.path})" if anomaly.is_of_data else ""
+        file = self.stream.skipped.path
+        apart = f", without that batch (its samples are listed in {file})" if anomaly.is_of_data else ""
         self.reporter.monitor.say(f"At step {anomaly.step} {anomaly.reason}: back to {checkpoint.name}{apart}.")
 
     def _set_aside(self, anomaly: Anomaly) -> None:

@@ -34,7 +34,7 @@ def find_warnings(
         sentence = f"eval.every is {every:,} and no data.eval is named: nothing is evaluated; name held-out shards."
         found.append(("eval", sentence))
     elif every > steps:
-        sentence = f"eval.every is {every:,} and the run has {steps:,} steps: it is evaluated after the last alone;"
+        sentence = f"eval.every is {every:,} and the run has {steps:,} steps: it is evaluated only after the last;"
         found.append(("eval", f"{sentence} lower it."))
     return found
 
@@ -46,7 +46,7 @@ def _seen_rows(data: Data, task: Task, mixture: Mixture) -> list[str]:
     trained = {corpus.manifest.fingerprint: corpus.folder for corpus in mixture.corpora}
     return [
         f"data.eval's {corpus.folder} holds the rows of data.train's {trained[corpus.manifest.fingerprint]}: its "
-        "scores tell how well they are remembered and not what was learned; name shards that are held out."
+        "scores tell how well they are memorised, not what was learned; name shards that are held out."
         for corpus in held_out(data, task.corpus).corpora
         if corpus.manifest.fingerprint in trained
     ]

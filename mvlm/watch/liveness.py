@@ -36,7 +36,7 @@ class Liveness:
 
     @property
     def hang(self) -> str | None:
-        """Who holds the run up, as a sentence, when some rank is stuck or gives no sign of life and others do."""
+        """Who holds the run up, as a sentence, when some rank is stuck or sends no heartbeat and others do."""
         hang = Hang(dict(self.beats), self.quiet)
         troubled = self.quiet or any(beat.stuck for beat in self.beats.values())
         return hang.sentence() if troubled and not self.all_quiet and hang.at_fault else None

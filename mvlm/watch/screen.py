@@ -93,10 +93,10 @@ def _facts(status: Status) -> Table:
     table.add_column()
     speed = [f"{number(status.pairs_per_s)} pairs/s"]
     speed += [f"MFU {metrics['mfu']:.1%}"] if metrics.get("mfu") is not None else []
-    speed += [f"{metrics['tflops']:.3g} TFLOP/s a rank"] if metrics.get("tflops") is not None else []
+    speed += [f"{metrics['tflops']:.3g} TFLOP/s per rank"] if metrics.get("tflops") is not None else []
     table.add_row("speed", "  ·  ".join(speed))
     if metrics.get("data_wait") is not None:
-        table.add_row("data", f"{metrics['data_wait']:.1%} of the time waited for")
+        table.add_row("data", f"{metrics['data_wait']:.1%} of the time spent waiting")
     if metrics.get("memory_gb") is not None:
         table.add_row("memory", f"{metrics['memory_gb']:.1f} GB at the peak, rank 0")
     rates = [

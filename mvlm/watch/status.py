@@ -99,7 +99,7 @@ class Watcher:
             state, note = "done", ended
         best, score = self._best(config.get("eval", {}).get("select", ""))
         if not liveness.beats and state == "starting" and claimed > QUIET_AFTER * period_s(hang_minutes):
-            state, note = "dead", f"attempt {number} began {duration(claimed)} ago and has given no sign of life"
+            state, note = "dead", f"attempt {number} began {duration(claimed)} ago and has sent no heartbeat"
         speed, batch = self.history.pairs_per_s, config.get("train", {}).get("global_batch")
         left = (steps - step) * batch / speed if steps and batch and speed and state == "running" else None
         return Status(
@@ -168,13 +168,13 @@ def _judge(step: int, steps: int | None, checkpoint: int | None, liveness: Liven
     if steps and step >= steps and checkpoint == steps:
         return "done", ""
     if not liveness.beats:
-        return "starting", "no rank has given a sign of life yet"
+        return "starting", "no rank has sent a heartbeat yet"
     if liveness.all_quiet:
         still = duration(min(liveness.age_s.values()))
         if checkpoint is not None and checkpoint >= step:
             return "stopped", f"it ended {still} ago with everything saved; the same command resumes it"
-        again = f"{step - (checkpoint or 0)} steps will be made again" if step else "it had made no step"
-        return "dead", f"no rank has given a sign of life for {still}; {again} when the same command is given"
+        again = f"{step - (checkpoint or 0)} steps will be repeated" if step else "it had made no step"
+        return "dead", f"no rank has sent a heartbeat for {still}; {again} when the same command is given"
     if hang := liveness.hang:
         return "hanging", hang
     return "running", next(iter(liveness.beats.values())).doing

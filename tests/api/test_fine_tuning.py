@@ -63,7 +63,7 @@ def test_a_run_that_answers_nothing_is_told(made_run: MadeRun, scenes: Path, tmp
     run = made_run()
     with pytest.raises(UserError, match=r"is a run of pretrain, .*mvlm\.load\."):
         mvlm.load_finetuned(run)
-    with pytest.raises(UserError, match="knows no task 'captions': choose one of vqa, nlvr2, entailment"):
+    with pytest.raises(UserError, match="has no task 'captions': choose one of vqa, nlvr2, entailment"):
         mvlm.finetune(run, "captions", scenes, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="holds 'caption' rows: give shards of vqa"):
         mvlm.finetune(run, "vqa", scenes, tmp_path)

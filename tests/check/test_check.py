@@ -89,11 +89,11 @@ def test_the_order_is_settled_recorded_and_told_with_its_near_neighbours(scenes:
 
     def told(*words: str) -> list[str]:
         found = check_run(TOML, overrides(scenes, run, *words), JSON, 1, False).findings
-        return [f.sentence for f in found if "rows of another one in their source" in f.sentence]
+        return [f.sentence for f in found if "rows of them in the source" in f.sentence]
 
     (sentence,) = told()
     share, shuffled = re.fullmatch(
-        r".* is a global shuffle: ([\d.]+)%.*\(([\d.]+)% in a full shuffle\)\.", sentence
+        r".* is a global shuffle: in a batch of \d+, ([\d.]+)%.*\(([\d.]+)% in a full shuffle\)\.", sentence
     ).groups()
     assert 0 < float(share) < 2 * float(shuffled)
     now, then = told("data.shuffle=blocks", "data.shuffle_block=16", "data.shuffle_window=1")

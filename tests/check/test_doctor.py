@@ -153,7 +153,7 @@ def test_an_apex_that_is_another_project(library: Path) -> None:
     one(extensions.find_apex(Folders()), "broken", "apex 0.9.10.dev0", "not NVIDIA's", "pip uninstall apex")
     (library / "apex/optimizers").mkdir()
     (library / "apex/optimizers/fused_adam.py").touch()
-    one(extensions.find_apex(Folders()), "broken", "without its compiled parts", "build_apex.sh")
+    one(extensions.find_apex(Folders()), "broken", "lacks its compiled parts", "build_apex.sh")
     (library / "amp_C.py").write_text("raise ImportError('amp_C.so: undefined symbol: _ZN3c10')\n")
     one(extensions.find_apex(Folders()), "broken", "does not fit this torch (amp_C.so: undefined symbol")
 
@@ -181,14 +181,14 @@ def test_slurm(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     program("sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller (connect failure)' >&2; exit 1")
     one(schedulers.find_slurm(Folders()), "broken", "Unable to contact slurm controller", "scontrol ping")
     program("sinfo", "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1")
-    one(schedulers.find_slurm(Folders()), "absent", "belong to no cluster")
+    one(schedulers.find_slurm(Folders()), "absent", "configured for no cluster")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     one(schedulers.find_slurm(Folders()), "broken", "configuration source")
     monkeypatch.setattr(schedulers, "SINFO_SECONDS", 0.3)
     program("sinfo", "exec sleep 60")
     one(schedulers.find_slurm(Folders()), "broken", "no answer within")
     monkeypatch.setenv("PATH", "/nowhere")
-    one(schedulers.find_slurm(Folders()), "absent", "not here")
+    one(schedulers.find_slurm(Folders()), "absent", "not installed")
 
 
 def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,14 +67,14 @@ def test_a_slow_node_is_named_with_its_speed(found):
 def test_who_did_not_come_is_named_by_host_where_that_is_known(found):
     found.missing = {1: "", 2: "n2", 3: "n2", 5: ""}
     (sentence,) = findings(found)
-    assert sentence.startswith("n2 (ranks 2-3) and ranks 1, 5 did not come within 60 s, as n1, n2, n3 did")
+    assert sentence.startswith("n2 (ranks 2-3) and ranks 1, 5 did not join within 60 s, as n1, n2, n3 did")
 
 
 def test_the_gravest_comes_first(found):
     found.standings.silent = {1}
     change(found, 4, clock=0.0)
     sentences = findings(found)
-    assert sentences[0].startswith("n2 (ranks 2-3) came and then gave no answer") and "clock of n3" in sentences[1]
+    assert sentences[0].startswith("n2 (ranks 2-3) joined and then stopped") and "clock of n3" in sentences[1]
 
 
 def test_rank_0_that_hears_nobody_doubts_itself(found):
@@ -88,13 +88,13 @@ def test_links_and_lonely_nodes_are_told_apart(found):
     assert findings(found)[0].startswith("n2 (ranks 2-3), n3 (ranks 4-5) do not reach each other (timed out)")
     found.standings.failures[0, 2] = "refused"
     (sentence,) = findings(found)
-    assert sentence.startswith("n3 (ranks 4-5) live but exchange nothing with any other node")
+    assert sentence.startswith("n3 (ranks 4-5) respond but exchange nothing with any other node")
 
 
 def test_many_are_counted_instead_of_listed(found):
     found.nodes = nodes_of({rank: f"n{rank}" for rank in range(6, 30)})
     found.standings = Standings(24, silent=set(range(1, 20)))
-    assert "n14 (rank 14) and 11 more came and then" in findings(found)[0]
+    assert "n14 (rank 14) and 11 more joined and then" in findings(found)[0]
 
 
 def test_tables_and_json_hold_all_pairs(found, capsys):

@@ -59,5 +59,5 @@ def test_other_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.Ca
     (changed / "config.toml").write_text(toml.replace("cross_heads = 2", "cross_heads = 1"))
     assert main(["average", str(ours), str(changed), "--out", str(tmp_path / "soup")]) == 1
     (said,) = (line for line in capfd.readouterr().err.splitlines() if "is not of the same model" in line)
-    assert said.endswith("model.cross_heads is 1 and not 2; average checkpoints of one model alone.")
+    assert said.endswith("model.cross_heads is 1 and not 2; average only checkpoints of one model.")
     assert not (tmp_path / "soup").exists()

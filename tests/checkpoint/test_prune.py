@@ -79,7 +79,7 @@ def test_what_lies_where_a_step_is_saved_is_set_aside(
     assert weight_of(there) == 2 and not there.is_symlink()
     assert (tmp_path / "another/checkpoints/step_00000002/mine").exists()
     said = capfd.readouterr().err.splitlines()
-    assert said == [f"mvlm: {there} was there and is none of this run's: it is kept as step_00000002.aside-1."]
+    assert said == [f"mvlm: {there} does not belong to this run: it is kept as step_00000002.aside-1."]
 
 
 def test_what_a_later_attempt_has_gone_back_on_does_not_count() -> None:

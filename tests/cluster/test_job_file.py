@@ -39,7 +39,7 @@ MISTAKES = {
     "job.min_nodes=2": "must not be above job.nodes, 1",
     "job.warning_seconds=1": "must be 30 or more",
     "job.a.b=1": "unknown key job.a;",
-    "job.name.b=1": "treats 'name' as a table, which it is not",
+    "job.name.b=1": "treats 'name' as a table, and it is not one",
     "job.sweep={samples=1}": "[sweep] is a table of its own",
 }
 

@@ -51,9 +51,9 @@ def test_they_are_reported_stand_in_the_way_and_are_cancelled(orphan, job, clust
     folder = job.parent / "logs"
     write_record(folder)
     _, out, _ = cluster("status", job)
-    assert "pid 1, which watched over it, is dead, ranks alive: 1; cancel it" in out
+    assert "pid 1, which supervised it, is dead, ranks alive: 1; cancel it" in out
     code, _, err = cluster("submit", job, "--on", "local")
-    assert code == 1 and "still run on this machine: cancel it first" in err
+    assert code == 1 and "are still running on this machine: cancel it first" in err
     code, out, err = cluster("cancel", folder)
     assert (code, out) == (0, "small has ended before its first step.\n"), err
     assert orphan.poll() == 75 and (job.parent / "saved").exists()

@@ -97,7 +97,7 @@ def test_all_is_well_on_nodes_that_slurm_gives(nodes):
 def test_a_node_that_slurm_does_not_know_to_be_dead_is_named(nodes):
     nodes.script("nodes.sh", "kill", "n3")
     said = nodes.slurm()
-    assert "cluster: SLURM does not reach n3: have it seen to" in said and said.endswith("exit code 1\n"), said
+    assert "cluster: SLURM does not reach n3: have it repaired" in said and said.endswith("exit code 1\n"), said
     nodes.script("slurm_cluster.sh", "boot", "n3")
 
 
@@ -119,7 +119,7 @@ def test_a_node_behind_a_slow_link_is_named_and_so_is_a_run_folder_that_is_not_s
 def test_a_node_that_does_not_come_is_named_in_time(nodes):
     ranks = nodes.start("absent", 10, without="n3")
     assert codes(ranks) == [1, 1]
-    assert "mvlm: rank 2 did not come within 10 s, as n1, n2 did" in nodes.output("absent"), nodes.output("absent")
+    assert "mvlm: rank 2 did not join within 10 s, as n1, n2 did" in nodes.output("absent"), nodes.output("absent")
 
 
 def test_a_node_that_falls_silent_is_named_and_ends_itself(nodes):
@@ -132,7 +132,7 @@ def test_a_node_that_falls_silent_is_named_and_ends_itself(nodes):
     began = time.monotonic()
     assert codes(ranks[:2]) == [1, 1]
     assert time.monotonic() - began < 60
-    assert "mvlm: n3 (rank 2) came and then gave no answer" in nodes.output("cut"), nodes.output("cut")
+    assert "mvlm: n3 (rank 2) joined and then stopped" in nodes.output("cut"), nodes.output("cut")
     assert codes(ranks[2:]) == [1]
     assert "mvlm: rank 2 on n3 does not reach rank 0 at n1:29500" in nodes.output("cut", "n3")
     nodes.script("nodes.sh", "heal", "n3")

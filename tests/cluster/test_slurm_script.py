@@ -25,7 +25,7 @@ MISTAKES = {
     'job.sbatch=["--array=0-3"]': "which the job's script sets itself",
     "job.ray_address=http://127.0.0.1:8265": "which the slurm back-end cannot honour",
     "job.run=nowhere.toml": "job.run names nowhere.toml",
-    "job.logs='a\\b'": "cannot write to a\\b, for its backslash",
+    "job.logs='a\\b'": "cannot write to a\\b, because of its backslash",
     'job.launcher=pdsh job.logs="a b"': "pdsh cannot work with the path 'a b'",
     "job.launcher=pdsh job.container=image.sqsh": "which the launcher pdsh cannot enter",
     "job.launcher=deepspeed job.container=image.sqsh": "which the launcher deepspeed cannot enter",

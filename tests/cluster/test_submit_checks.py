@@ -60,7 +60,7 @@ def test_what_lies_on_a_disk_of_the_nodes_is_not_refused_but_told(job, cluster, 
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 2"))
     given = [*TINY, f"run.dir={tmp_path}/run", "train.steps=1", "eval.every=5"]
     shards = [f"data.train={scenes}/train", f"data.eval={scenes}/eval"]
-    told = "cluster: warning: not to be seen from this machine, and not checked: No shards at /no-such-disk/shards"
+    told = "cluster: warning: not visible from this machine, so not checked: No shards at /no-such-disk/shards"
     code, out, err = cluster("submit", job, "--on", "slurm", *given, *shards, "data.eval=/no-such-disk/shards")
     assert code == 0, err
     assert "small is job 17" in out and sbatch.exists()
@@ -68,7 +68,7 @@ def test_what_lies_on_a_disk_of_the_nodes_is_not_refused_but_told(job, cluster, 
     code, out, err = cluster("render", job, "--on", "local", *given, *shards)
     assert code == 0 and "deepspeed" in out
     assert err.splitlines() == [
-        "cluster: warning: eval.every is 5 and the run has 1 steps: it is evaluated after the last alone; lower it."
+        "cluster: warning: eval.every is 5 and the run has 1 steps: it is evaluated only after the last; lower it."
     ]
 
 
@@ -105,7 +105,7 @@ def test_an_interpreter_without_mvlm_is_named(job, tmp_path, capsys):
 def test_another_python_is_taken_for_what_is_out_of_sight_and_told(job):
     for word in ("job.container=image.sqsh", "job.venv=/no-such-disk/venv"):
         asked, doubt = check._interpreter(load_job(job, [word]))
-        assert asked == sys.executable and "is not to be seen from this machine: the run is checked by" in doubt
+        assert asked == sys.executable and "is not visible from this machine: the run is checked by" in doubt
 
 
 def test_of_a_sweep_each_value_is_checked_once(job):

@@ -244,4 +244,4 @@ def test_a_job_that_filled_the_disk_of_its_logs_ends_as_its_ranks_did(mount_disk
         [sys.executable, "-c", WATCH, str(disk), fills, "0"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 75 and "Traceback" not in done.stderr
-    assert f"cluster: {disk} cannot be told how attempt 1 ended ([Errno 28] No space left on device" in done.stderr
+    assert f"cluster: {disk} cannot record how attempt 1 ended ([Errno 28] No space left on device" in done.stderr

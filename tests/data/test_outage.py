@@ -49,10 +49,12 @@ def test_a_store_that_comes_back_is_waited_for(store, tmp_path, capfd):
 def test_a_store_that_stays_away_is_given_up(store, tmp_path):
     remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=0.005))
     store.stop()
-    with pytest.raises(DataLost, match=r"000000\.arrow cannot be had, after \d+ attempts .* in 0\.005 minutes") as lost:
+    with pytest.raises(
+        DataLost, match=r"000000\.arrow cannot be read, after \d+ attempts .* in 0\.005 minutes"
+    ) as lost:
         remote.row(5)
     assert lost.value.exit_code == 75 and not remote.cache.outages.reasons
-    with pytest.raises(DataLost, match=r"manifest\.json cannot be had, .* in 0\.005 minutes"):
+    with pytest.raises(DataLost, match=r"manifest\.json cannot be read, .* in 0\.005 minutes"):
         Mixture([store.url], cache=Cache(str(tmp_path / "d"), patience=0.005))
     with pytest.raises(DataLost, match=r"manifest\.json cannot be read .*: give "):  # nobody has said to wait
         Mixture([store.url], cache=Cache(str(tmp_path / "d")))
@@ -73,7 +75,7 @@ def test_what_nobody_needs_any_more_is_not_waited_for(store, tmp_path):
 def test_a_shard_that_the_store_lacks_is_not_waited_for(store, tmp_path):
     remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=60.0))
     (store.folder / "000000.arrow").unlink()
-    with pytest.raises(UserError, match=r"000000\.arrow cannot be had, after 4 attempts \(FileNotFound") as mistake:
+    with pytest.raises(UserError, match=r"000000\.arrow cannot be read, after 4 attempts \(FileNotFound") as mistake:
         remote.row(5)
     assert mistake.value.exit_code == 1
 

@@ -94,7 +94,7 @@ def test_an_s3_bucket(s3, shards, tmp_path):
     assert [remote.row(row).key for row in range(ROWS)] == [f"k{row:05d}" for row in range(ROWS)]
     s3.rm("bucket/corpus/000003.arrow")
     lost = Mixture(["s3://bucket/corpus"], cache=Cache(str(tmp_path / "d")))
-    with pytest.raises(UserError, match=r"s3://bucket/corpus/000003\.arrow cannot be had, after 4 attempts"):
+    with pytest.raises(UserError, match=r"s3://bucket/corpus/000003\.arrow cannot be read, after 4 attempts"):
         lost.row(35)
     with pytest.raises(UserError, match=r"s3://bucket/nothing/manifest\.json cannot be read"):
         Mixture(["s3://bucket/nothing"])
@@ -107,7 +107,7 @@ def test_what_fails_or_arrives_damaged_is_fetched_again(shards, tmp_path, store)
     assert store.fetched.count("000001.arrow") == 3
     store.failures["000002.arrow"], store.spoilt["000003.arrow"] = 4, 4
     for row, reason in ((25, "does not answer"), (35, "its hash is not the manifest's")):
-        with pytest.raises(UserError, match=rf"00000{row // 10}\.arrow cannot be had, after 4 attempts \(.*{reason}"):
+        with pytest.raises(UserError, match=rf"00000{row // 10}\.arrow cannot be read, after 4 attempts \(.*{reason}"):
             remote.row(row)
     assert len(cached(tmp_path / "c")) == 2  # nothing half or damaged is left
     assert remote.row(25).key == "k00025"

@@ -102,14 +102,14 @@ def test_auto_is_settled_once_by_the_slowest_rank(mixture):
         replace(here, shuffle="global"),
         "The order of the samples is a global shuffle (data.shuffle).",
     )
-    settled, sentence = settle_shuffle(here, ["", "/mnt/shards lies on nfs4, which may answer from afar"])
+    settled, sentence = settle_shuffle(here, ["", "/mnt/shards is on nfs4, which may be remote"])
     assert settled.shuffle == "blocks" and order_of(settled) == order_of(Data(shuffle="blocks"))
     assert sentence == (
-        "The order of the samples is blocks of 64 rows, 64 blocks together, since /mnt/shards lies on nfs4, which may "
-        "answer from afar (data.shuffle)."
+        "The order of the samples is blocks of 64 rows, 64 blocks together, since /mnt/shards is on nfs4, which may "
+        "be remote (data.shuffle)."
     )
     afar = Data(train=("/dev/shm", "s3://bucket/shards"))
-    assert "s3://bucket/shards is a store" in settle_shuffle(afar, [reasons_for_blocks(afar)])[1]
+    assert "s3://bucket/shards is an object store" in settle_shuffle(afar, [reasons_for_blocks(afar)])[1]
     whole = Data(train=("/dev/shm",), shuffle_shards=3)
     settled, _ = settle_shuffle(whole, [reasons_for_blocks(whole)])
     assert settled.shuffle == "blocks" and order_of(settled) == OrderSpec("shards", {"window": 3})

@@ -144,7 +144,7 @@ def test_the_rows_of_every_task_are_checked(
 def test_columns_of_another_task_are_refused(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = corpus / "manifest.json"
     path.write_text(path.read_text().replace('"task": "caption"', '"task": "vqa"'))
-    assert "other columns than this version's vqa shards" in problems(corpus, capsys)
+    assert "different columns from this version's vqa shards" in problems(corpus, capsys)
 
 
 LIMITED = """

@@ -122,7 +122,7 @@ def test_each_bad_record_is_named_and_the_good_ones_stay(tmp_path: Path) -> None
         "r4": "image is empty",
         "r5": "image path leaves the folder",
         "r6": "image path leaves the folder",
-        "r7": "image is no file",
+        "r7": "image is not a file",
         "r8": "no caption",
         "r10": "duplicate id",
         "r11": "no caption",
@@ -238,7 +238,7 @@ def test_a_corpus_without_its_source_is_told_it(
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 2
-    assert f"What my pictures holds is named first: `mvlm-data {command} folder 'my pictures'`." in caplog.text
+    assert f"Name the kind of my pictures first: `mvlm-data {command} folder 'my pictures'`." in caplog.text
 
 
 def test_an_unknown_source_is_told_the_known_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

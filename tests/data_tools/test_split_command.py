@@ -82,7 +82,7 @@ def test_splits_named_by_a_column_take_every_row_or_say_which_they_miss(
     said = fails(*argv, "a,b")
     assert "has the row k2, whose field names none of the splits: source is 'c': name all splits." in said
     assert "field names none of the splits" in fails(*argv[:-2], "captions", "--split", "a,b")
-    assert "into the split 'd': leave it out, or mend what source says." in fails(*argv, "a,b,c,d")
+    assert "into the split 'd': leave it out, or fix what source says." in fails(*argv, "a,b,c,d")
     run(*argv, "a,b,c")
     assert [row["key"] for row in read_rows(tmp_path / "out/c")] == ["k2", "k5"]
 

@@ -78,7 +78,14 @@ def test_text_names_tasks_and_splits(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert re.search(r"foils/eval: \d+ foils rows", text)
     assert re.search(r"foils/train: \d+ foils rows", text)
-    assert len(re.findall(r"of a batch of \d+ are within 5 rows of another one in their source \(\d", text)) == 2
+    assert (
+        len(
+            re.findall(
+                r"in a batch of \d+, [\d.]+% of the rows have another .* within 5 rows of them in the source \(\d", text
+            )
+        )
+        == 2
+    )
     assert "swapped" in text
 
 

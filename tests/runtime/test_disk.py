@@ -36,7 +36,7 @@ def machine(tmp_path: Path) -> dict[str, Path]:
     ("place", "slow"),
     [
         ("memory/shards", ""),
-        ("net/shards", "lies on nfs4, which may answer from afar"),
+        ("net/shards", "is on nfs4, which may be remote"),
         ("net/inside it/shards", ""),  # a disk that does not turn, mounted below the network's
         ("over/shards", ""),  # what was mounted last hides the one before
         ("shards", "takes 20 ms"),
@@ -54,7 +54,7 @@ def test_what_the_kernel_says_is_believed_unless_it_says_that_a_disk_turns(
 
 
 def test_a_url_is_no_disk() -> None:
-    assert why_slow("s3://bucket/shards") == "s3://bucket/shards is a store and no disk"
+    assert why_slow("s3://bucket/shards") == "s3://bucket/shards is an object store, not a disk"
 
 
 def test_the_mounts_are_those_that_the_system_names(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_numbers_that_ask_for_nothing(index, trained, said):
 
 def test_other_weights(index, trained, said):
     first = trained / "checkpoints/step_00000000"
-    assert "made by other weights, of step 12, and this checkpoint is of step 0" in said(*search(index, first))
+    assert "made with other weights, of step 12, and this checkpoint is of step 0" in said(*search(index, first))
 
 
 def test_moments_that_were_deleted_make_no_other_weights(index, trained, tmp_path):

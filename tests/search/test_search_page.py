@@ -24,7 +24,7 @@ def test_every_command_runs(trained, scenes, tmp_path, monkeypatch, capsys):
     for command in COMMANDS:
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
     said = capsys.readouterr().out
-    assert "corpus.index: 300 images by the weights of step 12." in said
+    assert "corpus.index: 300 images, embedded with the weights of step 12." in said
     assert said.count("red circle top left\n  similarity") == 2
     assert len(list((tmp_path / "found").iterdir())) == 10
     assert len(json.loads((tmp_path / "found.json").read_text())["found"]) == 5

@@ -133,7 +133,7 @@ def test_compiled_and_recomputed_blocks_train_alike() -> None:
 
 
 def test_stage_3_cannot_be_compiled() -> None:
-    with pytest.raises(UserError, match=r"train\.compile does not go with ZeRO stage 3"):
+    with pytest.raises(UserError, match=r"train\.compile cannot be combined with ZeRO stage 3"):
         compile_blocks(make_vit(1), stage=3)
 
 

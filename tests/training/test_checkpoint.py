@@ -194,7 +194,7 @@ def test_a_run_whose_checkpoints_are_all_lost_is_not_begun_anew(copy: Path, trai
     for step in (4, 6):
         shutil.rmtree(copy / f"checkpoints/step_{step:08d}")
     message = refused(train_here, copy)
-    assert "names" in message and "set another run.dir to begin anew" in message
+    assert "names" in message and "set another run.dir to start over" in message
 
 
 def test_another_seed_cannot_go_on(copy: Path, train_here: TrainHere) -> None:

@@ -170,7 +170,7 @@ def configured(stage: int, accumulation: int = 1) -> dict[str, Any]:
 
 
 def test_captured_steps_take_no_accumulation() -> None:
-    with pytest.raises(UserError, match=r'train\.compile = "captured" does not go with accumulation'):
+    with pytest.raises(UserError, match=r'train\.compile = "captured" cannot be combined with accumulation'):
         is_compiled(Train(compile="captured"), configured(1, accumulation=2))
 
 

@@ -79,7 +79,7 @@ def results(
     asked = {PLAIN, *(call.params["case"] for call in calls)}
     more = ["train.recompute=0.5", "train.ema=0.9", "train.freeze=['text']"]
     folder = tmp_path_factory.mktemp("engines")
-    # Where there is no compiler, torch's AdamW serves for offloaded state.
+    # Where there is no compiler, torch's AdamW is used for offloaded state.
     environment = {} if is_compiled("cpu_adam") else {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(folder)}
     cases = {case: CASES[case] for case in CASES if case in asked}
     return results_of(cases, 2, scenes, folder, *more, **environment)

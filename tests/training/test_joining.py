@@ -60,7 +60,7 @@ def test_all_name_the_rank_that_never_came(scenes: Path, tmp_path: Path) -> None
     said = {rank: process.communicate(timeout=240)[1] for rank, process in ranks.items()}
     assert [process.returncode for process in ranks.values()] == [ExitCode.REQUEUE, ExitCode.REQUEUE]
     for rank, words in said.items():
-        assert f"Of 3 ranks these have not come to 127.0.0.1:{port} within 20 s: 1; see how their logs end" in words
+        assert f"Of 3 ranks these have not reached 127.0.0.1:{port} within 20 s: 1; see how their logs end" in words
         assert "Traceback" not in words and ("mvlm: rank 2: " in words) == (rank == 2)
 
 
@@ -84,7 +84,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 def test_a_first_rank_that_is_not_there_is_named() -> None:
     port = free_port()
-    assert f"RanksApart: Rank 0 is not to be reached at 127.0.0.1:{port}" in joins(1, port)
+    assert f"RanksApart: Rank 0 cannot be reached at 127.0.0.1:{port}" in joins(1, port)
 
 
 def test_a_first_rank_that_gives_no_answer_is_named() -> None:

@@ -567,8 +567,8 @@ def test_a_disk_that_turns_read_only_ends_the_run_with_the_code_for_requeue(
         time.sleep(0.01)
     assert training.wait() == 75
     said = [line for line in training.stderr.splitlines() if line.startswith("mvlm: ")]
-    assert len(said) == 1 and "is out of sight" in said[0] and "Read-only file system" in said[0], said
-    assert "start the same command again where that storage is seen" in said[0]
+    assert len(said) == 1 and "cannot be reached" in said[0] and "Read-only file system" in said[0], said
+    assert "start the same command again where it can be" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_where_no_bar_is_drawn_lines_say_how_long_it_takes_and_why_an_evaluation
         monitor.log({"step": 3, "loss": 1.0})
     first, later, measured, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"step 1  loss 2\.000  \d+ (s|min|h) left", first)
-    assert later.startswith("step 2  held out: later, since an evaluation took 131 s")
+    assert later.startswith("step 2  held out: put off, as one took 131 s")
     assert (measured, last) == ("step 2  held out: mean_recall 0.250", "step 3  loss 1.000")
 
 

@@ -111,7 +111,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused_and_the_one_before_is_re
 ) -> None:
     before = losses_by_step(run)
     permute_ids(find_checkpoint(run) / TOKENIZER / "tokenizer.json")
-    with pytest.raises(UserError, match=r"tokenizer.json has another SHA-256 .*: use another checkpoint"):
+    with pytest.raises(UserError, match=r"tokenizer.json does not have the SHA-256 .*: use another checkpoint"):
         load_run(run)
     assert load_run(run / "checkpoints/step_00000005").step == 5
     resume_kept(0, EVERY)
@@ -124,7 +124,9 @@ def test_a_flipped_bit_of_the_weights_is_refused_by_who_asks_the_model(run: Path
     content = bytearray(weights.read_bytes())
     content[-4] ^= 1  # the last number's least bit
     weights.write_bytes(content)
-    with pytest.raises(UserError, match=r"step_00000006 is damaged \(weights-.* has another SHA-256 .*: use another"):
+    with pytest.raises(
+        UserError, match=r"step_00000006 is damaged \(weights-.* does not have the SHA-256 .*: use another"
+    ):
         load_run(run)
 
 

@@ -283,7 +283,7 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(staged: Run, capsys: pytest
     ("words", "sentence"),
     [
         (["--epochs", "1e9"], "lower it"),
-        (["--steps", "3", "train.steps=9"], "train.steps is the stage's length, as --steps is: give the option alone"),
+        (["--steps", "3", "train.steps=9"], "train.steps is the stage's length, as --steps is: give only the option"),
         (["--steps", "3", "train.freeze=['visoin']"], "train.freeze names 'visoin'"),
         (["--steps", "3", "model.image_size=24"], "24"),
         (["--steps", "3", "eval.select=eval/nothing"], "eval.select is 'eval/nothing'"),

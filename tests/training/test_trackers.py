@@ -83,7 +83,7 @@ def test_a_tracker_that_hangs_holds_up_nothing() -> None:
     follower.close(done=True, patience=0.2)
     assert time.monotonic() - began < 60
     assert said == [
-        "A tracker takes lines more slowly than they come, so some are left out there; metrics.jsonl has everything."
+        "A tracker accepts lines more slowly than they come, so some are missing there; metrics.jsonl has everything."
     ]
     held.set()
 
@@ -94,7 +94,7 @@ def test_a_tracker_that_is_slow_at_the_end_is_left_behind() -> None:
     follower.log(1, {})
     follower.log(2, {})
     follower.close(done=True, patience=0.1)
-    assert said == ["A tracker has not taken everything after 0 s and is left behind; metrics.jsonl has everything."]
+    assert said == ["A tracker has not accepted everything within 0 s and is abandoned; metrics.jsonl has everything."]
     held.set()
 
 

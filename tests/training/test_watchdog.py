@@ -137,7 +137,7 @@ def test_a_rank_without_a_sign_of_life_is_named_by_the_other(
     assert ranks.processes[rank].is_alive()
     said = ranks.said(1 - rank)
     assert f"The run hangs: rank {rank} on " in said
-    assert f"gives no sign of life (process {ranks.processes[rank].pid} is {state}) since it was in" in said
+    assert f"sends no heartbeat (process {ranks.processes[rank].pid} is {state}) since it was in" in said
     assert f'while others have been in "agreeing with the other ranks" at step {AT} for' in said
     assert f"rank {1 - rank} on" not in said
     assert [(hang["ranks"], hang["no_sign_of_life"]) for hang in ranks.hangs()] == [([rank], [rank])]
@@ -233,10 +233,10 @@ def test_sentences() -> None:
     assert sentence(beats({}, {})).startswith(together)
     assert sentence(beats({"still_s": 90.0})) == 'rank 0 on elsewhere has been in "agreeing" at step 7 for 90 s'
     now = {"time": time.time() - 240, "host": os.uname().nodename, "pid": 2**22 + 1}  # no such process
-    gone = f'rank 1 on {now["host"]} gives no sign of life (process {now["pid"]} is gone) since it was in "agreeing"'
+    gone = f'rank 1 on {now["host"]} sends no heartbeat (process {now["pid"]} is gone) since it was in "agreeing"'
     others = 'while others have been in "agreeing" at step 7 for 5 min'
     assert sentence(beats({}, now), 1) == f"{gone} at step 7, 4 min ago, {others}"
-    assert sentence(beats({}) | {1: None}, 1) == f"rank 1 has never given a sign of life, {others}"
+    assert sentence(beats({}) | {1: None}, 1) == f"rank 1 has never sent a heartbeat, {others}"
 
 
 def test_a_rank_is_quiet_when_nothing_new_comes_from_it_in_this_attempt(tmp_path: Path) -> None:

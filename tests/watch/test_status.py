@@ -119,7 +119,7 @@ def test_a_job_without_a_sign_of_life_is_dead_or_has_stopped_well(running: Job) 
     status = watcher(running).look()
     assert (status.state, status.quiet) == ("dead", (0, 1))
     assert status.note == (
-        "no rank has given a sign of life for 5 min; 5 steps will be made again when the same command is given"
+        "no rank has sent a heartbeat for 5 min; 5 steps will be repeated when the same command is given"
     )
     assert status.seconds_left is None
     running.save(20)
@@ -163,7 +163,7 @@ def test_the_next_attempt_is_another_life(running: Job) -> None:
     running.attempt(3)
     running.now += QUIET_AFTER * PERIOD_S + 1
     status = watch.look()
-    assert (status.state, status.note) == ("dead", "attempt 3 began 5 min ago and has given no sign of life")
+    assert (status.state, status.note) == ("dead", "attempt 3 began 5 min ago and has sent no heartbeat")
 
 
 def test_a_run_at_its_last_step_is_done_when_that_is_saved(running: Job) -> None:

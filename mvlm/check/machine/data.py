@@ -28,7 +28,7 @@ def find_decoder(folders: Folders) -> Iterator[Finding]:
         return
     facts = {"decoder": choice.name, "passed_over": choice.passed_over}
     if failure := _decodes_wrongly():
-        remedy = f"set MVLM_DECODER to another than {choice.name}"
+        remedy = f"set MVLM_DECODER to something other than {choice.name}"
         yield broken("jpeg", f"The decoder {choice.name} does not decode a JPEG correctly ({failure})", remedy, facts)
     elif choice.passed_over:
         reasons = "; ".join(f"not {name}: {reason}" for name, reason in choice.passed_over.items())

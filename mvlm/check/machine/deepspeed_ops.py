@@ -20,8 +20,8 @@ WANTED_BY = {
     "async_io": "offload to NVMe",
 }
 INSTEAD = {
-    "fused_adam": "torch's AdamW serves",
-    "cpu_adam": "torch's AdamW serves, more slowly",
+    "fused_adam": "torch's AdamW is used",
+    "cpu_adam": "torch's AdamW is used, which is slower",
     "async_io": "install g++ and libaio's headers (Debian: libaio-dev) to have it",
 }
 
@@ -88,7 +88,7 @@ def _toolkit() -> Finding:
         major, minor = builder.installed_cuda_version()
     except builder.MissingCUDAException as error:
         says = f"There is no CUDA toolkit ({first_line(error)}), so that DeepSpeed compiles nothing for the GPU"
-        return absent("cuda toolkit", says, "torch's AdamW serves")
+        return absent("cuda toolkit", says, "torch's AdamW is used")
     except builder.CUDAMismatchException:
         major, minor = builder.installed_cuda_version()
         return broken(
@@ -96,4 +96,4 @@ def _toolkit() -> Finding:
             f"The CUDA toolkit is {major}.{minor} and torch is built with {torch.version.cuda}",
             f"set CUDA_HOME to a toolkit {torch.version.cuda}",
         )
-    return works("cuda toolkit", f"The CUDA toolkit is {major}.{minor}, which goes with torch's")
+    return works("cuda toolkit", f"The CUDA toolkit is {major}.{minor}, which matches torch's")

@@ -28,7 +28,7 @@ def find(folders: Folders) -> Iterator[Finding]:
     try:
         import torch
     except Exception as error:  # a library that is missing or of another build raises more than ImportError
-        yield broken("torch", f"torch cannot be imported ({first_line(error)})", "install it anew")
+        yield broken("torch", f"torch cannot be imported ({first_line(error)})", "reinstall it")
         return
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
     yield works("torch", f"torch {torch.__version__} is built for {built_for}")
@@ -52,7 +52,7 @@ def _cuda() -> Finding:
     if not there:
         return absent("gpu", "There is no NVIDIA GPU, and training computes on the CPU", facts=facts)
     if torch.version.cuda is None:
-        says = f"This machine has {there} NVIDIA GPU{'s' * (there > 1)} and torch is built for CPUs alone"
+        says = f"This machine has {there} NVIDIA GPU{'s' * (there > 1)} and torch is built for CPUs only"
         return broken("gpu", says, "install a torch that is built for CUDA, see pytorch.org", facts)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden in ("", "-1"):
@@ -84,7 +84,7 @@ def _compute(device: torch.device, name: str) -> Iterator[Finding]:
         if failure := _wrong_product(device, dtype):
             failures.append(f"{str(dtype).removeprefix('torch.')}: {failure}")
     if failures:
-        remedy = "see nvidia-smi -q for errors of its memory, and leave it out" if on_gpu else "install torch anew"
+        remedy = "check its memory for errors with nvidia-smi -q, and do not use it" if on_gpu else "reinstall torch"
         yield broken("product", f"{name} multiplies wrongly ({'; '.join(failures)})", remedy)
     else:
         yield works("product", f"{name} multiplies correctly in fp32 and bf16")

@@ -44,7 +44,7 @@ def _reduce(backend: str, environment: dict[str, str]) -> Finding:
         return broken(
             backend,
             f"Two processes on this machine exchange nothing over {backend} ({failure})",
-            "see that its own name resolves (/etc/hosts) and no firewall bars the loopback",
+            "check that its own name resolves (/etc/hosts) and that no firewall blocks the loopback",
         )
     seconds = time.monotonic() - began
     return works(backend, f"Two processes have reduced a number over {backend}, in {seconds:.1f} s in all")

@@ -98,7 +98,7 @@ def find_apex(folders: Folders) -> Iterator[Finding]:
     try:
         importlib.import_module("amp_C")
     except Exception as error:  # what was built for another torch raises ImportError and more
-        yield broken("apex", f"NVIDIA's apex does not fit this torch ({first_line(error)})", build + " anew")
+        yield broken("apex", f"NVIDIA's apex does not fit this torch ({first_line(error)})", build + " again")
     else:
         yield works("apex", f"NVIDIA's apex {installed('apex')} is here with its compiled parts")
 
@@ -106,11 +106,11 @@ def find_apex(folders: Folders) -> Iterator[Finding]:
 def _without_amp(build: str) -> Finding:
     spec = importlib.util.find_spec("apex")
     if spec is None:
-        return absent("apex", "apex is not installed and not needed: torch's AdamW and LayerNorm serve")
+        return absent("apex", "apex is not installed and not needed: torch's AdamW and LayerNorm are used")
     places = [Path(place) for place in spec.submodule_search_locations or []]
     where = places[0] if places else spec.origin
     if any((place / "optimizers/fused_adam.py").is_file() for place in places):
-        return broken("apex", f"NVIDIA's apex at {where} is without its compiled parts", build)
+        return broken("apex", f"NVIDIA's apex at {where} lacks its compiled parts", build)
     version = installed("apex")
     return broken(
         "apex",

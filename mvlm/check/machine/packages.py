@@ -25,7 +25,7 @@ def find(folders: Folders) -> Iterator[Finding]:
     for name, (says, pip) in problems.items():
         yield broken("packages", says, f"python -m pip install {pip}", {"package": name})
     if not problems:
-        yield works("packages", f"{len(wanted)} packages are of the versions asked for", facts=versions)
+        yield works("packages", f"{len(wanted)} packages have the required versions", facts=versions)
 
 
 def requirements() -> list[Requirement]:

@@ -155,7 +155,7 @@ def _crash(name: str, code: int, said: str) -> Finding:
     lines = [line for line in said.splitlines() if line.strip()]
     if code < 0:
         how = f"died of {signal.Signals(-code).name}"
-        remedy = f"an extension built for other versions does so; see where in `{_again(name)}`, and install it anew"
+        remedy = f"an extension built for other versions does so; see where in `{_again(name)}`, and reinstall it"
     else:
         how = f"ended with {first_line(lines[-1]) if lines else f'exit code {code}'}"
         remedy = f"see all of it with `{_again(name)}`"

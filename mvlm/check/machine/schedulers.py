@@ -27,7 +27,7 @@ ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 def find_slurm(folders: Folders) -> Iterator[Finding]:
     path = shutil.which("sinfo")
     if path is None:
-        yield absent("slurm", "SLURM's commands are not here, which --on slurm alone needs")
+        yield absent("slurm", "SLURM's commands are not installed; only --on slurm needs them")
         return
     try:
         done = subprocess.run(
@@ -38,7 +38,7 @@ def find_slurm(folders: Folders) -> Iterator[Finding]:
         yield broken("slurm", says, "see whether SLURM's controller is up, with `scontrol ping`")
         return
     except OSError as error:
-        yield broken("slurm", f"{path} cannot be run ({first_line(error)})", "install SLURM's commands anew")
+        yield broken("slurm", f"{path} cannot be run ({first_line(error)})", "reinstall SLURM's commands")
         return
     if done.returncode == 0:
         yield _nodes(done.stdout)
@@ -47,7 +47,7 @@ def find_slurm(folders: Folders) -> Iterator[Finding]:
         first_line(done.stderr.strip().splitlines()[-1]) if done.stderr.strip() else f"exit code {done.returncode}"
     )
     if UNCONFIGURED in complaint and not any(name.startswith("SLURM_") for name in os.environ):
-        says = f"SLURM's commands are here and belong to no cluster ({complaint})"
+        says = f"SLURM's commands are here, but configured for no cluster ({complaint})"
         yield absent("slurm", says, "set SLURM_CONF to have one")
         return
     yield broken(
@@ -75,7 +75,7 @@ def find_ray(folders: Folders) -> Iterator[Finding]:
         return
     given = {name: os.environ[name] for name in ADDRESSES if os.environ.get(name)}
     if not given:
-        yield works("ray", f"Ray {version} is installed; no address of a cluster is set, nor needed but by --on ray")
+        yield works("ray", f"Ray {version} is installed; no address of a cluster is set, and only --on ray needs one")
     for name, address in given.items():
         yield _answers(name, address, version)
 

@@ -42,7 +42,7 @@ def _disk(subject: str, place: Path, otherwise: str) -> Finding:
         free, speed = shutil.disk_usage(place).free, _write(place)
     except OSError as error:
         says = f"Nothing can be written to {place} ({first_line(error)})"
-        return broken(subject, says, f"make room or see to its rights, or {otherwise}")
+        return broken(subject, says, f"free some room or check its permissions, or {otherwise}")
     facts = {"folder": str(place), "free_bytes": free, "bytes_per_s": speed}
     if free < LEAST_FREE_BYTES:
         return broken(subject, f"{place} has {free / 1e9:.2g} GB free", f"make room, or {otherwise}", facts)
@@ -73,7 +73,8 @@ def _shared_memory() -> Finding:
     facts = {"bytes": usage.total, "free_bytes": usage.free}
     if usage.free < LEAST_SHARED_BYTES:
         says = (
-            f"{shared} has {usage.free / 1e6:.0f} of {usage.total / 1e6:.0f} MB free, with which NCCL and Ray may fail"
+            f"{shared} has {usage.free / 1e6:.0f} of {usage.total / 1e6:.0f} MB free, which may be too little for "
+            "NCCL and Ray"
         )
         remedy = "delete what dead processes left there, or give the container --shm-size=8g or --ipc=host"
         return broken("shared memory", says, remedy, facts)
@@ -84,7 +85,7 @@ def _open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     facts = {"soft": soft, "hard": hard}
     if soft < LEAST_FILES and soft != resource.RLIM_INFINITY:
-        says = f"A process may open {soft} files, and loaders with many shards want {LEAST_FILES}"
+        says = f"A process may open {soft} files, and loaders with many shards need {LEAST_FILES}"
         remedy = (
             f"ulimit -n {max(LEAST_FILES, hard)}"
             if hard >= LEAST_FILES
@@ -99,7 +100,7 @@ def find_clock(folders: Folders) -> Iterator[Finding]:
     now, written = time.time(), Path(mvlm.__file__).stat().st_mtime
     if now < written - DAY:
         says = f"The clock says {time.strftime('%F', time.localtime(now))}, before this program was installed"
-        yield broken("clock", says, "have it set, with NTP or chrony")
+        yield broken("clock", says, "set it with NTP or chrony")
         return
     with suppress(OSError), tempfile.NamedTemporaryFile(dir=folders.disk, prefix=".mvlm-doctor-") as file:
         file.write(b"now")
@@ -107,6 +108,6 @@ def find_clock(folders: Folders) -> Iterator[Finding]:
         off = os.fstat(file.fileno()).st_mtime - time.time()
         if abs(off) > CLOCK_SECONDS:
             says = f"The disk of {folders.disk} is {off:+.0f} s off this machine's clock"
-            yield broken("clock", says, "have both clocks set, with NTP or chrony", {"off_s": off})
+            yield broken("clock", says, "set both clocks with NTP or chrony", {"off_s": off})
             return
-    yield works("clock", "The clock is plausible and goes with the disk's; preflight compares it across nodes")
+    yield works("clock", "The clock is plausible and agrees with the disk's; preflight compares it across nodes")

@@ -24,19 +24,19 @@ def find(folders: Folders) -> Iterator[Finding]:
 
     if reason := probes.triton():
         if reason.endswith("is not installed"):
-            instead = "torch's own operations serve"
+            instead = "torch's own operations are used"
             yield absent("triton", f"Triton is not installed, and {instead}", "pip install triton to have it")
         else:
-            yield broken("triton", f"Triton cannot be used ({reason})", "install it anew, as torch asks for it")
+            yield broken("triton", f"Triton cannot be used ({reason})", "install the version that torch asks for")
         return
     try:
         wrong = [name for name in KERNELS if not _agrees(name, "cuda" if on_gpu else "cpu")]
     except Exception as error:  # its compiler fails in many ways
         says = f"Triton {probes.triton_version()} runs no kernel ({first_line(error)})"
-        yield broken("triton", says, "see that a C compiler is there and ~/.triton can be written to")
+        yield broken("triton", says, "check that a C compiler is there and ~/.triton can be written to")
         return
     if wrong:
-        says = f"Triton {probes.triton_version()} computes {', '.join(wrong)} other than torch"
+        says = f"Triton {probes.triton_version()} computes {', '.join(wrong)} differently from torch"
         yield broken("triton", says, f"set kernels.{wrong[0]} = 'torch'")
         return
     how = "compiled for the GPU" if on_gpu else "in its interpreter, which is for tests: without a GPU none is needed"

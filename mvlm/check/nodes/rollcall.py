@@ -92,7 +92,7 @@ class RollCall:
         if task is None:
             raise self._lost("no answer")
         if task == LATE:
-            raise UserError(f"{self._who} came too late to {step}, and the others began: see what rank 0 says of it.")
+            raise UserError(f"{self._who} came too late to {step}, and the others began: see what rank 0 says.")
         return task
 
     def _assign(self, tasks: dict[int, Any]) -> None:
@@ -127,7 +127,7 @@ class RollCall:
 
     def _lost(self, reason: str) -> UserError:
         return UserError(
-            f"{self._who} does not reach {self._rank_0} ({reason}): see that its node is up and that port open."
+            f"{self._who} does not reach {self._rank_0} ({reason}): check that its node is up and that port open."
         )
 
     def allow(self, patience: float) -> None:

@@ -46,7 +46,7 @@ def _absent(found: Survey) -> str:
     named += [f"rank{'s' if len(unnamed) > 1 else ''} {_spans(unnamed)}"] if unnamed else []
     came = _listed([node.host for node in found.nodes])
     return (
-        f"{' and '.join(named)} did not come within {found.seconds:.0f} s, as {came} did: "
+        f"{' and '.join(named)} did not join within {found.seconds:.0f} s, as {came} did: "
         "see whether that node is up and reaches rank 0, or leave it out."
     )
 
@@ -60,7 +60,7 @@ def _dead(found: Survey) -> list[str]:
             f"No other node answers {found.nodes[0].host}, where rank 0 is, any more: its own link is likely the one "
             "that is broken; leave that node out."
         ]
-    return [f"{node_names(dead)} came and then gave no answer any more: see whether that node is up, or leave it out."]
+    return [f"{node_names(dead)} joined and then stopped answering: see whether that node is up, or leave it out."]
 
 
 def _unreachable(found: Survey) -> list[str]:
@@ -69,13 +69,13 @@ def _unreachable(found: Survey) -> list[str]:
     if lonely:
         reason = next(why for pair, why in found.standings.failures.items() if lonely & set(pair))
         sentences.append(
-            f"{node_names(found.nodes[number] for number in sorted(lonely))} live but exchange nothing with any other "
-            f"node ({reason}): see its link, its firewall and job.network."
+            f"{node_names(found.nodes[number] for number in sorted(lonely))} respond but exchange nothing with any "
+            f"other node ({reason}): check its link, its firewall and job.network."
         )
     pairs = {pair: why for pair, why in found.standings.failures.items() if not lonely & set(pair)}
     for (a, b), why in pairs.items():
         sentences.append(
-            f"{node_names([found.nodes[a], found.nodes[b]])} do not reach each other ({why}): see the link between "
+            f"{node_names([found.nodes[a], found.nodes[b]])} do not reach each other ({why}): check the link between "
             "them, or leave one out."
         )
     return sentences
@@ -116,7 +116,7 @@ def _slow_nodes(found: Survey) -> list[str]:
     speeds = _listed([f"{best[number] / 1e9:.3g}" for number in slow])
     return [
         f"{node_names(found.nodes[number] for number in slow)} is slow: {speeds} GB/s in its best pair, and the median "
-        f"node {statistics.median(best.values()) / 1e9:.3g}: see its link, or leave it out."
+        f"node {statistics.median(best.values()) / 1e9:.3g}: check its link, or leave it out."
     ]
 
 
@@ -164,7 +164,7 @@ def _slow_devices(found: Survey) -> list[str]:
     }
     return [
         f"{facts.host} (rank {rank}) computes at {facts.flops / 1e12:.3g} TFLOP/s, and the median rank at "
-        f"{median / 1e12:.3g}: see its clock, its temperature and what else runs there."
+        f"{median / 1e12:.3g}: check its clock, its temperature and what else runs there."
         for rank, facts in list(slow.items())[:NAMED]
     ]
 
@@ -176,7 +176,7 @@ def _clocks(found: Survey) -> list[str]:
         for node in found.nodes
     }
     return [
-        f"The clock of {host} is {seconds:+.0f} s off the others': have it set, with NTP or chrony."
+        f"The clock of {host} is {seconds:+.0f} s off the others': set it with NTP or chrony."
         for host, seconds in off.items()
         if abs(seconds) > CLOCK_SECONDS
     ]

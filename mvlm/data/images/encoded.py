@@ -132,7 +132,7 @@ def check_size(width: int, height: int, channels: int = 3, sample_bytes: int = 1
 def check_scans(data: bytes | memoryview) -> None:
     """Raises `BadImage` where a JPEG has more than `SCAN_LIMIT` scans."""
     if data[:3] == JPEG_START and _scans(bytes(data)) > SCAN_LIMIT:
-        raise BadImage("image has too many scans", f"more than {SCAN_LIMIT}: save it anew")
+        raise BadImage("image has too many scans", f"more than {SCAN_LIMIT}: save it again")
 
 
 def _scans(jpeg: bytes) -> int:

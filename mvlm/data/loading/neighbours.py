@@ -36,8 +36,9 @@ class Neighbours:
 
     def __str__(self) -> str:
         return (
-            f"The order of the samples is {self.order}: {self.share:.2%} of the rows of a batch of {self.batch:,} are "
-            f"within {NEAR} rows of another one in their source ({self.shuffled:.2%} in a full shuffle)."
+            f"The order of the samples is {self.order}: in a batch of {self.batch:,}, {self.share:.2%} of the rows "
+            f"have another row of the batch within {NEAR} rows of them in the source ({self.shuffled:.2%} in a full "
+            "shuffle)."
         )
 
 

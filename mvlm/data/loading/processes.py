@@ -115,7 +115,7 @@ class Processes:
 
 def _death(code: int) -> UserError:
     if code >= 0:
-        return UserError(f"A loader process ended with code {code}: what it said stands above.")
+        return UserError(f"A loader process ended with code {code}: what it printed is above.")
     return DataLost(
         f"A loader process was killed by {signal.Signals(-code).name}: with SIGKILL take fewer data.workers or more "
         "memory, with SIGBUS look for a shard that was cut while it was read."

@@ -81,7 +81,7 @@ def read_picture(path: Path) -> Image.Image:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): give a file that you may read.") from None
     except BadImage as error:
-        raise UserError(f"{path} is not a picture that can be shown ({error}): leave it out or save it anew.") from None
+        raise UserError(f"{path} is not a picture that can be shown ({error}): leave it out or resave it.") from None
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
@@ -96,12 +96,12 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
             if not inside:
-                raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}): give files, or a folder of some.")
+                raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}): give pictures, or a folder of them.")
             found += sorted(inside)
         elif path.exists():
             found.append(path)
         else:
-            raise UserError(f"No picture at {path}: give files, or a folder of some.")
+            raise UserError(f"No picture at {path}: give image files, or a folder of them.")
     return found
 
 
@@ -122,7 +122,7 @@ class ClassFolder:
             raise UserError(f"No folder at {folder}: give one that has a folder of pictures for each class.")
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if len(folders) < 2:
-            raise UserError(f"{folder} has {len(folders)} folders: it must have one of pictures for each class.")
+            raise UserError(f"{folder} has {len(folders)} folders: it must have one folder of pictures for each class.")
         self.names = [path.name.replace("_", " ") for path in folders]
         files = [find_pictures([str(path)]) for path in folders]
         paths = [file for of_class in files for file in of_class]

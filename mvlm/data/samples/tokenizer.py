@@ -89,6 +89,6 @@ def _from_pretrained(path_or_name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path_or_name)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(
-            f"The tokenizer {path_or_name} cannot be had ({hub.reason(error)}): download it where there is a network "
-            "and give its folder, or make one with `mvlm-data tokenizer`."
+            f"The tokenizer {path_or_name} cannot be loaded ({hub.reason(error)}): download it where there is a "
+            "network and give its folder, or make one with `mvlm-data tokenizer`."
         ) from None

@@ -125,7 +125,7 @@ class Corpus:
         shard, local = self._locate(index)
         opened = self._opened.get(shard) or self._open(shard)
         if not opened.file.is_whole():
-            cut = f"of its {len(opened.file.data)} bytes not all are there any more"
+            cut = f"it no longer has all of its {len(opened.file.data)} bytes"
             raise UserError(f"{self.where(index)} cannot be read ({cut}): copy or shard it again.")
         try:
             return opened.rows.row(local)

@@ -59,14 +59,14 @@ def column(schema: pa.Schema, name: str) -> Typed:
 
 def truth(typed: Typed, what: str) -> Any:
     if typed.kind not in ("truth", "missing"):
-        raise Wrong(f"{what} is a {typed.kind}, where something true or false must stand: compare it with a value")
+        raise Wrong(f"{what} is a {typed.kind}, where a condition is expected: compare it with a value")
     return typed.expression
 
 
 def number(typed: Typed, what: str) -> Any:
     """As a double."""
     if typed.kind == "truth":
-        raise Wrong(f"{what} is true or false, where a number must stand")
+        raise Wrong(f"{what} is true or false, where a number is expected")
     if typed.kind == "text":
         readable = pc.match_substring_regex(typed.expression, _NUMBER)
         text = pc.if_else(readable, pc.utf8_trim_whitespace(typed.expression), pc.scalar(pa.scalar(None, pa.string())))
@@ -96,7 +96,7 @@ def compare(left: Typed, right: Typed, sign: str) -> Typed:
     if kinds == {"number", "text"}:
         return Typed(by_sign(*(number(side, "") for side in (left, right))), "truth")
     if len(kinds) > 1:
-        raise Wrong(f"a {left.kind} and a {right.kind} stand on the two sides of {sign!r}: compare alike things")
+        raise Wrong(f"a {left.kind} and a {right.kind} are on the two sides of {sign!r}: compare values of one kind")
     return Typed(by_sign(left.expression, right.expression), "truth")
 
 

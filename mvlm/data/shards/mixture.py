@@ -140,7 +140,7 @@ def _keep(corpus: Corpus, where: str, pairs: bool, trains: bool) -> None:
     if not len(corpus):
         if not where:
             raise _nothing_left(corpus.folder)
-        raise UserError(f"{where!r} keeps no row of {corpus.folder}: ask for less.")
+        raise UserError(f"{where!r} keeps no row of {corpus.folder}: relax the condition.")
 
 
 def _nothing_left(folders: str | Path) -> UserError:

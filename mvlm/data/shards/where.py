@@ -142,7 +142,7 @@ class _Reader:
         columns = len(self.columns)
         built = self._sign()
         if len(self.columns) > columns:
-            raise Wrong("what stands in the parentheses after 'in' must be numbers or 'texts'")
+            raise Wrong("the values in the parentheses after 'in' must be numbers or 'texts'")
         return built
 
     def _value(self) -> Build:

@@ -41,7 +41,7 @@ class ShareWriter(Thread):
         super().__init__(name="checkpoint", daemon=True)
         self._partial, self._content, self._unmade = partial, content, unmade
         self.entries: list[Entry] = []
-        self.failure: WriteFailure | None = WriteFailure(dist.rank(), OSError("a bug, whose traceback stands above"))
+        self.failure: WriteFailure | None = WriteFailure(dist.rank(), OSError("a bug, whose traceback is above"))
         self._suffix = f"{dist.rank():05d}-of-{dist.world():05d}.safetensors"
 
     def run(self) -> None:

@@ -146,7 +146,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     for sentence in (*sentences, *kept_sentences(plan.mixture), *warnings):
         monitor.say(sentence)
     if beginning:
-        monitor.say(f"{beginning}\nEvery tensor stands in {folder / STARTED}.")
+        monitor.say(f"{beginning}\nEvery tensor is listed in {folder / STARTED}.")
     watchdog = stack.enter_context(Watchdog(folder, attempt.number, config.train.hang_minutes, group.ranks))
     memory = memory_of(folder) if config.checkpoint.peers and not group.is_whole else None
     uploads = Uploads(mirror, folder, config.checkpoint, attempt, group, monitor.say, memory)

@@ -83,7 +83,7 @@ class Others:
         return self.last[rank]
 
     def is_quiet(self, rank: int) -> bool:
-        """Whether it gives no sign of life: it is dead, stopped, or holds the interpreter's lock."""
+        """Whether it sends no heartbeat: it is dead, stopped, or holds the interpreter's lock."""
         return self._unchanged[rank] >= QUIET_AFTER
 
 
@@ -140,12 +140,12 @@ class Hang:
     def _describe(self, rank: int) -> str:
         beat = self.heartbeats[rank]
         if beat is None:
-            return f"rank {rank} has never given a sign of life"
+            return f"rank {rank} has never sent a heartbeat"
         where = f"rank {rank} on {beat.host}"
         if rank not in self.quiet:
             return f"{where} has been {_in(beat)}"
         return (
-            f"{where} gives no sign of life{_process_state(beat)} since it was in "
+            f"{where} sends no heartbeat{_process_state(beat)} since it was in "
             f'"{beat.doing}" at step {beat.step}, {duration(time.time() - beat.time)} ago'
         )
 

@@ -63,8 +63,8 @@ class Quarantine:
         if new and len(self) > allowed:
             raise UserError(
                 f"{len(self)} images cannot be used, more than data.tolerance = {self._tolerance} allows after "
-                f"{drawn} samples, the last of them {new[-1]}; all stand in {self._path}: "
-                "mend those shards, or raise data.tolerance."
+                f"{drawn} samples, the last of them {new[-1]}; all are listed in {self._path}: "
+                "repair those shards, or raise data.tolerance."
             )
 
 

@@ -2,7 +2,7 @@
 
 The main thread of every rank marks what it begins. A thread beside it leaves a heartbeat file and, once the main
 thread has been in one thing for longer than it may, looks at the others'. The lowest rank that lives judges: it says
-one sentence when a rank gives no sign of life or is stuck behind the others; then all exit with the code for "requeue
+one sentence when a rank sends no heartbeat or is stuck behind the others; then all exit with the code for "requeue
 me". A rank that is behind and may still be at work is waited for.
 
 What can block is kept apart from what must not: a second thread ends the rank when the first is itself caught, in a
@@ -255,7 +255,7 @@ def _way_on(run: Path) -> str:
     try:
         newest = candidates(run).first.name
     except UserError:
-        return "there is no whole checkpoint yet, so the same command starts anew"
+        return "there is no whole checkpoint yet, so the same command starts from the beginning"
     return f"the newest whole checkpoint is {newest}, and the same command resumes from it"
 
 

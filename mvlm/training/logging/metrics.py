@@ -161,8 +161,8 @@ def reported(accumulated: MetricAccumulator) -> dict[str, float | None]:
 
 
 def _ranks() -> str:
-    size = replicas.size()
-    return f"{dist.world()} ranks" if size == 1 else f"{dist.world()} ranks, {size} of them a replica,"
+    size, world = replicas.size(), dist.world()
+    return f"{world} rank{'s' * (world > 1)}" if size == 1 else f"{world} ranks, {size} of them a replica,"
 
 
 def opening(run: str, train: Train, resumed: Path | None, layout: dict[str, Any]) -> str:

@@ -146,6 +146,6 @@ class Monitor:
 def _evaluated(metrics: dict[str, Any]) -> str:
     if PUT_OFF in metrics:
         return (
-            f"later, since an evaluation took {metrics[PUT_OFF]:.0f} s, too much of the time trained since (eval.share)"
+            f"put off, as one took {metrics[PUT_OFF]:.0f} s, too large a share of the time trained since (eval.share)"
         )
     return "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if name != "step")

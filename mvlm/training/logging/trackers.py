@@ -98,7 +98,7 @@ class Follower:
         self._put(None)
         self._thread.join(patience)
         if self._thread.is_alive():
-            self._complain(f"{self.name} has not taken everything after {patience:.0f} s and is left behind")
+            self._complain(f"{self.name} has not accepted everything within {patience:.0f} s and is abandoned")
 
     def _put(self, item: Callable[[Tracker], None] | None) -> None:
         if not self._thread.is_alive():
@@ -106,7 +106,7 @@ class Follower:
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
-            self._complain(f"{self.name} takes lines more slowly than they come, so some are left out there")
+            self._complain(f"{self.name} accepts lines more slowly than they come, so some are missing there")
 
     def _follow(self) -> None:
         try:

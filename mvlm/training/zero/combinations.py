@@ -32,5 +32,5 @@ def refuse_with_tensor_parallel(resolved: dict[str, Any], train: Train, optim: O
     mistakes = Mistakes()
     for is_so, what in unfit:
         if is_so:
-            mistakes.add(f"{json_name}: {TENSOR_PARALLEL} does not go with {what}.")
+            mistakes.add(f"{json_name}: {TENSOR_PARALLEL} cannot be combined with {what}.")
     mistakes.settle()

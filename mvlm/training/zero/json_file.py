@@ -83,7 +83,7 @@ def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"No DeepSpeed configuration at {path}: give --deepspeed_config one of ds_configs/.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): mend it.") from None
+        raise UserError(f"{path} is not valid JSON ({error}): fix it.") from None
     if not isinstance(content, dict):
         raise UserError(
             f"{path} must hold a JSON object, not a {type(content).__name__}: begin from one of ds_configs/."

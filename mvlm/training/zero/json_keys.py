@@ -66,7 +66,7 @@ def check_values(resolved: dict[str, Any], json_name: str) -> None:
         mistakes.settle()
     except Exception as error:  # assertions and several kinds of errors, all about the JSON
         reason = first_line(error)
-        raise UserError(f"{json_name} is refused by DeepSpeed ({reason}): mend it.") from None
+        raise UserError(f"{json_name} is refused by DeepSpeed ({reason}): fix it.") from None
 
 
 def _models() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def build_optimizer(
     if (zero.get("offload_optimizer") or {}).get("device", "none") == "none":
         return build_adamw(groups, optim, device, zero["stage"]), ds_config
     if reason := _why_not_built(CPUAdamBuilder):
-        log.warning(f"DeepSpeed's AdamW for CPUs cannot be compiled ({reason}); torch's serves, more slowly.")
+        log.warning(f"DeepSpeed's AdamW for CPUs cannot be compiled ({reason}); torch's is used, which is slower.")
         on_cpu = build_adamw(groups, optim, torch.device("cpu"), zero["stage"])
         return on_cpu, ds_config | {"zero_force_ds_cpu_optimizer": False}
     from deepspeed.ops.adam import DeepSpeedCPUAdam

@@ -64,8 +64,8 @@ def test_urls_and_patterns(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
     out = ("--out", tmp_path / "out")
-    assert "Nothing fits" in fails("shard", "webdataset", tmp_path / "*.tar", *out)
-    assert "Nothing fits memory://none/*.tar" in fails("shard", "webdataset", "memory://none/*.tar", *out)
+    assert "Nothing matches" in fails("shard", "webdataset", tmp_path / "*.tar", *out)
+    assert "Nothing matches memory://none/*.tar" in fails("shard", "webdataset", "memory://none/*.tar", *out)
     assert "There is nothing at memory://none/a.tar" in fails("shard", "webdataset", "memory://none/a.tar", *out)
     assert "copy memory://a.json here" in fails("shard", "coco", "memory://a.json", "--images", tmp_path, *out)
 
@@ -89,8 +89,8 @@ def test_what_is_no_plain_tar_is_told_from_a_damaged_one(tmp_path: Path, fails: 
     pictures = tmp_path / "in" / sources["folder"][0]
     packed = [shutil.make_archive(str(tmp_path / kind), kind, pictures) for kind in ("gztar", "bztar", "xztar", "zip")]
     for path, by in zip(packed, ("gzip", "bzip2", "xz", "zip"), strict=True):
-        assert f"{path} is packed by {by}: unpack it" in fails("shard", "folder", path, "--out", tmp_path / "out")
-    assert "is packed by zip: unpack it" in fails("shard", "webdataset", packed[-1], "--out", tmp_path / "out")
+        assert f"{path} is compressed with {by}: unpack it" in fails("shard", "folder", path, "--out", tmp_path / "out")
+    assert "is compressed with zip: unpack it" in fails("shard", "webdataset", packed[-1], "--out", tmp_path / "out")
     folder = tmp_path / "in"
     assert f"such as '{folder}/*.tar'" in fails("shard", "webdataset", folder, "--out", tmp_path / "out")
     assert f"No shards at {packed[-1]}: it is a file" in fails("stats", packed[-1])
