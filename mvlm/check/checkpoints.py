@@ -145,6 +145,6 @@ def _check_writable(report: Report, run: Path) -> None:
     if not place.is_dir():
         report.wrong("run", f"{place} is in the way of the run folder {run}: it is not a folder; set run.dir.")
     elif not os.access(place, os.W_OK | os.X_OK):
-        report.wrong("run", f"{run} cannot be made, as {place} may not be written to: set run.dir elsewhere.")
+        report.wrong("run", f"{run} cannot be made, as {place} is not writable: set run.dir elsewhere.")
     else:
         report.right("run", f"{run} can be {'written to' if place == run.absolute() else 'made'}.")

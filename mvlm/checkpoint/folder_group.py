@@ -87,7 +87,7 @@ def _leave_token(run: Path, tokens: Path) -> None:
     except OSError as error:
         failure = f"rank {dist.rank()} on {socket.gethostname()}: {error}"
         raise UserError(
-            f"The run folder {run} cannot be written ({failure}): set run.dir to a place you may write."
+            f"The run folder {run} cannot be written ({failure}): set run.dir to a folder you can write to."
         ) from None
 
 

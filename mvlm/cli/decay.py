@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     trunk: Path = args.run_folder
     if not trunk.is_dir():
-        raise UserError(f"There is no run folder {trunk}: give the one of the run that is to be decayed.")
+        raise UserError(f"There is no run folder {trunk}: give that of the run to decay.")
     out = args.out or trunk.with_name(f"{trunk.resolve().name}-decay")
     launch, overrides = tuple(args.launch), tuple(args.overrides)
     branches = [Branch(trunk, at, args.steps, out, launch, args.deepspeed_config, overrides) for at in args.at]

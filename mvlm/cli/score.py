@@ -2,13 +2,13 @@
 
 Each row gets, as the mean over its captions: itc_similarity, the cosine of ITC's features; itm_probability, ITM's
 probability of a match; text_loss and image_loss, the losses of reconstructing masked tokens and masked patches from the
-other modality; and caption_words. With py3langid there is a column language, too. The image's ITC features are kept
-apart, as its embedding. Run the same command again after a kill: shards that are scored stay. Several processes share
-the work with --part, and under a launcher the ranks do; the last one names the tables in the manifest.
+other modality; and caption_words. With py3langid there is a column language, too. The image's ITC features are
+stored separately, as its embedding. Run the same command again after a kill: shards that are scored stay. Several
+processes share the work with --part, and under a launcher the ranks do; the last one names the tables in the manifest.
 
-With --clusters, the rows of all SHARDS are then put in clusters by k-means on their embeddings, which a command with
---part leaves to one without: cluster, cluster_rank and duplicate_similarity cap a cluster's rows, as MetaCLIP does, and
-drop near-duplicates, as SemDeDup does.
+With --clusters, the rows of all SHARDS are then grouped by k-means on their embeddings, which a command with --part
+leaves to one without. With the columns cluster and cluster_rank, a condition can cap a cluster's rows, as MetaCLIP
+does, and with duplicate_similarity drop near-duplicates, as SemDeDup does.
 
 examples:
   mvlm score shards/noisy --checkpoint runs/scorer

@@ -13,9 +13,9 @@ def untrained(model: MaskVLM, name: Literal["itm", "image", "text"]) -> str:
     """Why answers that need an objective may mean nothing; "" where the last updates were with it."""
     objectives, what = model.objectives, WHAT[name]
     if not getattr(objectives, name):
-        because = f"its last updates were without {what} (objectives.{name} = 0)"
-        return f"This model may know nothing of {what}: {because}; train it with that above 0."
+        because = f"its last updates were made without {what} (objectives.{name} = 0)"
+        return f"This model may know nothing about {what}: {because}; train it with that above 0."
     if name != "itm" and objectives.reconstruct_from == "self":
-        because = 'its last updates were with objectives.reconstruct_from = "self"'
-        return f"This model may know nothing of {what} with the help of the other modality: {because}."
+        because = 'its last updates were made with objectives.reconstruct_from = "self"'
+        return f"This model may know nothing about {what} with the help of the other modality: {because}."
     return ""

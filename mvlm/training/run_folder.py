@@ -154,5 +154,5 @@ def _make_folder(run: Path) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The run folder {run} cannot be made ({error}): set run.dir to a place you may write."
+            f"The run folder {run} cannot be made ({error}): set run.dir to a folder you can write to."
         ) from None

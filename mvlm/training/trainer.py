@@ -84,7 +84,7 @@ class Trainer:
             elif flags.reason_to_stop:
                 return self._stop(flags.reason_to_stop)
             elif flags.without_data:
-                return self._stop(f"for want of data ({self.stream.why_lost()})")
+                return self._stop(f"for lack of data ({self.stream.why_lost()})")
             elif flags.ready == dist.world():
                 self._step(began)
         return self._finish()

@@ -116,7 +116,7 @@ def test_what_a_model_was_not_trained_for_is_warned_of(
         lambda: model.fill("a [MASK]"),
     )
     for call, objective in zip(calls, ("itm", "image", "text"), strict=True):
-        with pytest.warns(UserWarning, match=rf"may know nothing of .*objectives.{objective} = 0"):
+        with pytest.warns(UserWarning, match=rf"may know nothing about .*objectives.{objective} = 0"):
             call()
 
 

@@ -104,7 +104,7 @@ def test_the_protocol_says_what_the_model_was_not_trained_to_reconstruct(model, 
     assert "may know nothing" not in evaluate_reconstruction(model, dataset, 64, CPU)["protocol"]
     other = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, text=0.0)))
     protocol = evaluate_reconstruction(other, dataset, 64, CPU)["protocol"]
-    assert "may know nothing of filling in words" in protocol
+    assert "may know nothing about filling in words" in protocol
     assert "(objectives.text = 0)" in protocol
     assert "reconstructing images" not in protocol
     alone = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, reconstruct_from="self")))

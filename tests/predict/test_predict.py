@@ -161,8 +161,8 @@ def test_a_run_that_was_not_trained_for_what_is_asked_says_so(tmp_path, files, c
         assert main(list(map(str, words))) == 0
         return capsys.readouterr().err
 
-    assert "know nothing of filling in words: its last updates were without" in warned("words", "a [MASK]")
-    assert "know nothing of reconstructing images" in warned("patches", "a cat")
+    assert "know nothing about filling in words: its last updates were made without" in warned("words", "a [MASK]")
+    assert "know nothing about reconstructing images" in warned("patches", "a cat")
     assert warned("captions", "a cat") == ""
 
 

@@ -361,7 +361,7 @@ def test_a_model_of_contrast_alone_says_what_it_knows_nothing_of(browser, tmp_pa
             said = WebDriverWait(browser, 30).until(
                 lambda driver, panel=panel: driver.find_element(By.CSS_SELECTOR, f"#{panel} h2 + .wrong")
             )
-            assert f"may know nothing of {what}" in said.text
+            assert f"may know nothing about {what}" in said.text
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(100)

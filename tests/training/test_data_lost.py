@@ -65,7 +65,7 @@ def test_a_store_that_goes_away(
     step = read_metrics(run)[-1]["step"]
     assert 0 < step < STEPS and find_checkpoint(run).name == f"step_{step:08d}"
     said = capfd.readouterr().err
-    assert f"Stopped for want of data (rank 0: {store.url}/0000" in said and f"at step {step}, saved in" in said
+    assert f"Stopped for lack of data (rank 0: {store.url}/0000" in said and f"at step {step}, saved in" in said
     store.start(lasts=5)
     waits = Thread(target=signal_when_gone, args=(store,))
     waits.start()
@@ -106,7 +106,7 @@ def test_two_ranks_wait_for_a_store_together(store: Store, trained: Path, tmp_pa
     done = run_command(command)
     assert done.returncode == 75, done.stdout + done.stderr
     step = read_metrics(run)[-1]["step"]
-    assert f"at step {step}, saved in" in done.stderr and "Stopped for want of data (rank" in done.stderr
+    assert f"at step {step}, saved in" in done.stderr and "Stopped for lack of data (rank" in done.stderr
     assert not (run / "hangs.jsonl").exists() and find_checkpoint(run).name == f"step_{step:08d}"
     store.start()
     assert run_command(command).returncode == 0

@@ -79,7 +79,7 @@ def read_picture(path: Path) -> Image.Image:
             raise BadImage(f"{path.stat().st_size} bytes are more than the limit of {LARGEST_FILE}")
         return load_image(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): give a file that you may read.") from None
+        raise UserError(f"{path} cannot be read ({error}): give a file that you can read.") from None
     except BadImage as error:
         raise UserError(f"{path} is not a picture that can be shown ({error}): leave it out or resave it.") from None
 

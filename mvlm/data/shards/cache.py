@@ -54,7 +54,7 @@ class Cache:
             found = self.folder.stat()
         except OSError as error:
             raise UserError(
-                f"The cache {self.folder} cannot be made ({error}): set data.cache to a folder you may write."
+                f"The cache {self.folder} cannot be made ({error}): set data.cache to a folder you can write to."
             ) from None
         if found.st_uid != os.getuid():
             raise UserError(
@@ -63,7 +63,7 @@ class Cache:
             )
         if found.st_mode & WRITABLE_BY_OTHERS:
             raise UserError(
-                f"The cache {self.folder} may be written by others (mode {stat.S_IMODE(found.st_mode):04o}), so that "
+                f"The cache {self.folder} can be written by others (mode {stat.S_IMODE(found.st_mode):04o}), so that "
                 "its shards cannot be trusted: empty it and chmod it to 700, or set data.cache to another folder."
             )
 
