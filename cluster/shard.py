@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from mvlm.config.shipped import find_file
+from mvlm.config.shipped import find_file, package
 from mvlm.config.toml import apply_override, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
@@ -49,7 +49,7 @@ class ShardJob:
     """
 
     table = "shard"
-    program = ("data_tools", "shard")
+    program = (package("data_tools"), "shard")
     needs = "--out"
     sets: ClassVar[Mapping[str, str]] = {"--part": "tasks", "--workers": "workers", "--engine": "tasks and --on ray"}
 
@@ -126,8 +126,8 @@ class ScoreJob(ShardJob):
 
     @property
     def ray_words(self) -> list[str]:
-        driver = [self.words()[0], "-m", "cluster.ray.parts", str(self.tasks), str(self.workers), str(int(self.gpu))]
-        return [*driver, *self.words()]
+        each = [str(self.tasks), str(self.workers), str(int(self.gpu))]
+        return [self.words()[0], "-m", f"{client.__package__}.parts", *each, *self.words()]
 
 
 JOBS = {job.table: job for job in (ShardJob, ScoreJob)}
