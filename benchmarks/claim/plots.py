@@ -102,7 +102,7 @@ def _restored(run: Path, data: Path) -> np.ndarray:
     tokenizer, length, size = reading_of(loaded)
     dataset = EvalDataset(Mixture([data]), tokenizer, length, size)
     images, _ = examples(loaded.model, dataset, tokenizer, range(SHOWN), device())
-    pictures = [picture for i in images for picture in (i.original, i.hidden, i.with_text, i.without_text)]
+    pictures = [picture for i in images for picture in (i.original, i.masked, i.with_text, i.without_text)]
     return np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=255) for p in pictures], axis=1)
 
 

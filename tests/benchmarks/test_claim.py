@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.claim import cell as cells
-from benchmarks.claim import grid, world
+from benchmarks.claim import grid, plots, world
 from benchmarks.claim.__main__ import main as claim
 from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.cost import gpu_hours
@@ -261,6 +261,11 @@ TINY = [
     "train.global_batch=16",
     "eval.limit=32",
 ]
+
+
+def test_pictures_of_a_run_that_is_still_there_are_restored(trained: Path, scenes: Path) -> None:
+    strip = plots._restored(trained, scenes / "eval")
+    assert strip.shape == (36, 4 * plots.SHOWN * 36, 3) and strip.dtype == np.uint8
 
 
 @pytest.fixture
