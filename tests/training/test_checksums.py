@@ -20,8 +20,9 @@ from mvlm.training.engine import Engine
 from mvlm.training.zero import checksums
 from mvlm.training.zero.checksums import Checksums, sum_bits
 from tests.conftest import TINY, mvlm_command, run_command
-from tests.ranks import Copy, free_port
+from tests.ranks import Copy, free_port, run_ranks
 from tests.training.conftest import TOML, TrainHere, losses_by_step
+from tests.training.parity_worker import built, configuration, engine_of
 
 ON = ("train.steps=8", "train.checksums=true", "train.ema=0.9", "train.freeze=['text']", "checkpoint.every=3")
 BF16 = {"enabled": True}
@@ -208,6 +209,27 @@ def test_nothing_is_seen_where_nothing_has_changed(layout: str, scenes: Path, tm
     assert done.returncode == 0, done.stdout + done.stderr
     assert "changed in memory" not in done.stdout + done.stderr
     assert find_checkpoint(tmp_path / "run").name == "step_00000006"
+
+
+def exchange_negative_zeros(scenes: Path) -> None:
+    """As a rank: all weights, and so their averages, are -0, which no update changes where a gradient is 0."""
+    dist.init()
+    config = configuration(str(scenes), 8, ["train.checksums=true", "train.ema=0.9"])
+    model, _ = built(config, dist.rank(), dist.world())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(-0.0)
+    engine = engine_of(model, config, LAYOUTS["bf16 stage 1"], dist.world())
+    assert engine.is_intact()
+    with engine.ema_weights():
+        pass
+    assert engine.is_intact()
+    dist.close()
+
+
+def test_averages_that_take_the_weights_place_leave_the_sign_of_zeros(scenes: Path) -> None:
+    done = run_ranks(exchange_negative_zeros, scenes, ranks=2)
+    assert done.returncode == 0, done.stderr
 
 
 def compare_copies(folder: Path, rank: int, port: int, unlike: bool) -> None:

@@ -80,7 +80,15 @@ class ZeroStage12State(ZeroState):
     """Stages 1 and 2: each rank has its part of every parameter group's parameters laid end to end."""
 
     def read(self, parameter: Parameter) -> dict[str, Tensor]:
-        return _read(parameter, parameter.shape, self.ema)
+        """Summed as bits, of which each element has one rank's: a sum of numbers would make 0 of -0."""
+        keys = ["weight", EMA] if self.ema else ["weight"]
+        bits_KN = torch.zeros(len(keys), parameter.numel(), dtype=torch.int32, device=parameter.device)
+        for _, owner, start, length, offset in self.slices([parameter]):
+            for key, bits_N in zip(keys, bits_KN, strict=True):
+                own = owner.detach() if key == "weight" else self._base.state[owner][key]
+                bits_N[offset : offset + length] = own.flatten()[start : start + length].view(torch.int32)
+        wholes_KN = replicas.all_reduce(bits_KN).view(torch.float32)
+        return {key: whole_N.view(parameter.shape) for key, whole_N in zip(keys, wholes_KN, strict=True)}
 
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -139,7 +147,11 @@ class ZeroStage3State(ZeroState):
     """Stage 3: each rank has its part of every parameter, laid end to end."""
 
     def read(self, parameter: Any) -> dict[str, Tensor]:
-        return _read(parameter, parameter.ds_shape, self.ema)
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        whole = {"weight": safe_get_full_fp32_param(parameter)}
+        whole |= {EMA: safe_get_full_optimizer_state(parameter, EMA)} if self.ema else {}
+        return {key: tensor.reshape(parameter.ds_shape) for key, tensor in whole.items()}
 
     def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
         """DeepSpeed's own setter fails where a parameter does not divide by the ranks."""
@@ -197,12 +209,3 @@ class ZeroStage3State(ZeroState):
 
     def _owners(self) -> list[Tensor]:
         return list(self._optimizer.fp32_partitioned_groups_flat)
-
-
-def _read(parameter: Any, shape: tuple[int, ...], ema: bool) -> dict[str, Tensor]:
-    """What DeepSpeed gathers of a parameter that is divided among the ranks."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    whole = {"weight": safe_get_full_fp32_param(parameter)}
-    whole |= {EMA: safe_get_full_optimizer_state(parameter, EMA)} if ema else {}
-    return {key: tensor.reshape(shape) for key, tensor in whole.items()}
