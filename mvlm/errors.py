@@ -96,8 +96,8 @@ class MemoryCorrupted(UserError):
 
 
 class DataLost(UserError):
-    """A rank gets no more data, for a reason that another start may well not meet: a store of shards that is gone, or a
-    loader process that was killed. What the run has done can still be saved."""
+    """A rank gets no more data, for a reason that another start may well not meet: a store or a disk of shards that is
+    gone, or a loader process that was killed. What the run has done can still be saved."""
 
     exit_code = ExitCode.REQUEUE
 
@@ -127,3 +127,11 @@ def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserErr
         host = "" if where else f" from {socket.gethostname()}"
         return StorageLost(f"{what} cannot be reached{host} ({reason}): start the same command again where it can be.")
     return UserError(f"{what} could not be written ({reason}): {so}.")
+
+
+def cannot_read(what: object, error: OSError | ValueError, so: str) -> UserError:
+    """What to raise when shards cannot be read; `so` says what to do where it is not their storage that is lost."""
+    if isinstance(error, OSError) and error.errno in OUT_OF_SIGHT:
+        host = socket.gethostname()
+        return DataLost(f"{what} is out of sight from {host} ({error}): start the same command again where it is seen.")
+    return UserError(f"{what} cannot be read ({error}): {so}.")

@@ -1,5 +1,7 @@
 """A real HTTP server of shards that goes away: waited for, given up in time, told from one that lacks a shard."""
 
+import os
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -93,3 +95,15 @@ def test_what_may_pass():
     assert all(map(may_pass, (ConnectionError(), TimeoutError(), OSError(5, "input/output"), Answer(503), Answer(429))))
     final = (FileNotFoundError(), PermissionError(), OSError(28, "no space"), Answer(403), NoCredentialsError())
     assert not any(map(may_pass, (*final, ImportError("s3fs"), UserError("another hash"))))
+
+
+def test_a_disk_that_is_out_of_sight_is_no_damaged_shard(tmp_path):
+    """As where an NFS handle is stale: another node may see it. A socket cannot be opened either, with ENXIO."""
+    shards = write_shards(tmp_path / "s", make_rows(20), shard_rows=10)
+    mixture = Mixture([shards])
+    for name in ("000001.arrow", "takedown.json", "manifest.json"):
+        (shards / name).unlink(missing_ok=True)
+        os.mknod(shards / name, stat.S_IFSOCK | 0o600)
+        with pytest.raises(DataLost, match=rf"^{shards / name} is out of sight from .*: start the same") as lost:
+            mixture.row(15) if name.endswith("arrow") else Mixture([shards])
+        assert lost.value.exit_code == 75

@@ -17,7 +17,7 @@ from mvlm.data.shards.location import open_location
 from mvlm.data.shards.opened import FETCHED, OpenShards
 from mvlm.data.shards.schema import CAPTION, Manifest
 from mvlm.data.shards.selection import Selection
-from mvlm.errors import UserError
+from mvlm.errors import UserError, cannot_read
 
 
 class UnreadableRow(UserError):
@@ -183,7 +183,7 @@ class Corpus:
             beside = shard.index
             index = self.location.map_index(beside) if beside else None
         except (OSError, ValueError) as error:
-            raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
+            raise cannot_read(name, error, "copy or shard it again") from None
         return open_shard(file, index, shard, name, self.manifest.task, self.folder)
 
 

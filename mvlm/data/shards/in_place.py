@@ -18,7 +18,7 @@ from zlib_ng import zlib_ng
 from mvlm.data.images.encoded import ChangedImage
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.opened import OpenShards
-from mvlm.errors import UserError
+from mvlm.errors import UserError, cannot_read
 
 MARK = b"\0mvlm&"
 _CHECKED = struct.Struct(f"<{len(MARK)}sI")
@@ -77,7 +77,7 @@ def resolved(image: bytes | memoryview) -> memoryview:
             kept = kept[size:]
             continue
         if not is_whole or offset + size > size_of_file:
-            raise _gone(path, "it is shorter than it was")
+            raise _gone(path, ValueError("it is shorter than it was"))
         parts.append(file.data[offset : offset + size])
     return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
@@ -112,13 +112,10 @@ def _mapped(path: str) -> MappedFile:
     try:
         file = _files[path] = MappedFile(path)
     except (OSError, ValueError) as error:
-        raise _gone(path, str(error)) from None
+        raise _gone(path, error) from None
     _bounds().add(_files, path, len(file.data), _bounds().shards)
     return file
 
 
-def _gone(path: str, why: str) -> UserError:
-    return UserError(
-        f"{path} cannot be read ({why}), in which the images of these shards lie: put it back as it was, or shard the "
-        "corpus again."
-    )
+def _gone(path: str, error: OSError | ValueError) -> UserError:
+    return cannot_read(path, error, "put it back as it was, or shard the corpus again whose images lie in it")

@@ -11,7 +11,7 @@ from typing import Any
 from blake3 import blake3
 
 from mvlm.data.shards.files import BLAKE3, SHA256, Shard, index_again
-from mvlm.errors import UserError
+from mvlm.errors import UserError, cannot_read
 
 HASHES: dict[str, Callable[[], Any]] = {SHA256: hashlib.sha256, BLAKE3: blake3}
 """By the name that a manifest gives them."""
@@ -34,6 +34,8 @@ def check_length(folder: str | Path, shard: Shard) -> int:
         found = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {shard.rows} rows are lost; copy or shard it again.") from None
+    except OSError as error:
+        raise cannot_read(path, error, "copy or shard it again") from None
     if found.st_size != shard.bytes:
         raise UserError(
             f"{path} has {found.st_size} bytes and not {shard.bytes}: {shard.rows} rows are lost; "

@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 
 from mvlm.data.shards.files import BLAKE3, HASH_NAMES, UNCOUNTED, Shard, Shards
-from mvlm.errors import UserError, no_shards
+from mvlm.errors import UserError, cannot_read, no_shards
 
 MANIFEST = "manifest.json"
 EMPTY_SPLIT = "fell into the split"  # says the sentence that ends a command where a split gets no record
@@ -141,7 +141,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
         raise UserError(f"{folder} holds no {MANIFEST}: {so}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): copy or shard the corpus again.") from None
+        raise cannot_read(path, error, "copy or shard the corpus again") from None
     return parse_manifest(content, str(path))
 
 

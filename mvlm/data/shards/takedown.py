@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mvlm.data.shards.schema import Manifest
-from mvlm.errors import UserError
+from mvlm.errors import UserError, cannot_read
 
 TAKEDOWN = "takedown.json"
 FORMAT, VERSION = "mvlm-takedown", 1
@@ -62,7 +62,7 @@ def read_takedown(folder: Path, manifest: Manifest) -> Sequence[int]:
     try:
         content = path.read_bytes() if path.exists() else None
     except OSError as error:
-        raise _malformed(str(path), str(error)) from None
+        raise cannot_read(path, error, "no row may be used until it is known which must not be") from None
     return taken_down(content, manifest, str(path))
 
 
