@@ -71,7 +71,8 @@ class Evaluator:
         self._pace = Pace(self.settings.share)
         self._dataset: Any = None
         self._foils: FoilDataset | None = None
-        self._foil_shards = Mixture(self.settings.foils, task="foils") if self.settings.foils else None
+        cache, foils = self._mixture.cache, self.settings.foils
+        self._foil_shards = Mixture(foils, cache=cache, task="foils") if foils else None
         self._classes = ClassFolder(self.settings.classes, self.settings.limit) if self.settings.classes else None
         self._pictures: Pictures | None = None
         if self.settings.select:

@@ -207,6 +207,16 @@ def test_nor_is_one_of_an_objective_without_weight_or_of_no_kind_of_foils(
         prepare("eval/foils_itm_colours")
 
 
+def test_foils_at_a_url_come_through_the_cache_of_the_run(
+    worlds: Callable[[str], Path], scenes: Path, tmp_path: Path
+) -> None:
+    data = Data(eval=(f"{scenes}/eval",), cache=str(tmp_path / "cache"))
+    Evaluator(
+        data, Task(), Objectives(), 32, Eval(select="eval/foils_itm", foils=(f"local://{worlds('foils')}/eval",)), 0
+    )
+    assert list((tmp_path / "cache").glob("*.arrow"))
+
+
 def test_mistakes_are_told_in_a_sentence(
     train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], scenes: Path, tmp_path: Path
 ) -> None:
