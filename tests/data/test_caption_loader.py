@@ -71,6 +71,13 @@ def test_what_cannot_go_on_says_why(folder, rows, tmp_path):
         loader(folder, crop_scal=(1.0, 1.0))
 
 
+@pytest.mark.parametrize("options", [{"rank": 2, "world": 2}, {"rank": -1}, {"batch": 0}, {"image_size": 0}])
+def test_ranks_that_count_from_one_and_empty_sizes_are_refused(folder, options):
+    """Rank 2 of 2 would read what rank 0 reads a batch later."""
+    with pytest.raises(UserError, match=r"^CaptionLoader has batch = \d+, .* rank -?\d of \d: give .* from 0 up to"):
+        loader(folder, **options)
+
+
 def test_loader_processes_import_the_package_without_torch():
     loaded = "import mvlm.data.samples.dataset, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "False\n"

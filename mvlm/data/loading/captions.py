@@ -56,6 +56,11 @@ class CaptionLoader:
         world: int = 1,
         **settings: Any,
     ) -> None:
+        if min(batch, image_size) < 1 or not 0 <= rank < world:
+            raise UserError(
+                f"CaptionLoader has batch = {batch}, image_size = {image_size} and rank {rank} of {world}: give "
+                "sizes of 1 or more, and ranks from 0 up to world - 1."
+            )
         table = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
         self._data = config_from_dict({"data": {"train": as_paths(data), **table}}, "CaptionLoader").data
         self._mixture = training_mixture(self._data)
