@@ -64,18 +64,23 @@ def _wait_for(lock: Path) -> None:
     rank_log.info(
         f"Waiting for {lock}, until {lock.parent.name} is compiled or nothing has changed there for {minutes}."
     )
+    changed, since = 0.0, 0.0
     while lock.exists():
-        if os.path.realpath(lock) not in open_files() and _seconds_since_change(lock.parent) > QUIET_SECONDS:
+        is_open = os.path.realpath(lock) in open_files()  # before its folder is looked at, which its removal changes
+        if (found := _last_change(lock.parent)) != changed:
+            # Only what was there before is dated by clocks; one of them may have been set back since.
+            changed, since = found, time.monotonic() - (0.0 if changed else max(0.0, time.time() - found))
+        if not is_open and time.monotonic() - since > QUIET_SECONDS:
             lock.unlink(missing_ok=True)
             rank_log.info(f"Removed {lock}, which a killed compilation had left.")
         time.sleep(0.5)
 
 
-def _seconds_since_change(folder: Path) -> float:
+def _last_change(folder: Path) -> float:
     changes = []
     for path in (folder, *folder.iterdir()):
         try:
             changes.append(path.stat().st_mtime)
         except FileNotFoundError:
             continue  # compilers make and remove files
-    return time.time() - max(changes)
+    return max(changes)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -75,6 +76,18 @@ def test_what_may_be_compiled_on_another_machine_is_waited_for(
     began = time.monotonic()
     wait_for_compilations({"cpu_adam"})
     assert time.monotonic() - began > 1.5 and not (extension / "lock").exists()
+
+
+def test_a_lock_from_before_the_clock_was_set_back_is_not_waited_for_until_then(
+    extension: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extensions, "QUIET_SECONDS", 1.0)
+    (extension / "lock").touch()
+    age(extension, -86_400)
+    waiting = Thread(target=wait_for_compilations, args=({"cpu_adam"},), daemon=True)
+    waiting.start()
+    waiting.join(30)
+    assert not waiting.is_alive() and not (extension / "lock").exists()
 
 
 def test_a_compilation_here_is_waited_for_however_long_it_is_quiet(
