@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers.initialization import copy_, no_init_weights
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
@@ -62,10 +62,13 @@ class MaskVLMPreTrainedModel(PreTrainedModel):
         return [*(each for each in contexts if not isinstance(each, torch.device)), no_init_weights()]
 
     def _init_weights(self, module: Any) -> None:
-        """The network has drawn its own."""
+        """The network has drawn its weights; buffers, as positions, which transformers empties, are filled anew."""
+        for name, computed in self._computed.get(module, {}).items():
+            copy_(getattr(module, name), computed)
 
     def _tie_and_finish(self) -> None:
         """Tell transformers which names mean the same weight: of these a file holds the first."""
+        self._computed = {each: dict(each.named_buffers(recurse=False)) for each in self.modules() if each._buffers}
         first: dict[int, str] = {}
         self._tied_weights_keys = {
             name: first[id(weight)]

@@ -79,6 +79,28 @@ def test_every_output_is_equal_to_the_last_bit(exported, run, pictures):
     assert equal(theirs.restore_patches(image, hidden, text, valid), restored)
 
 
+ROTARY = {"vision": "eva02_tiny_patch14_224", "vision_args": {"embed_dim": 48, "depth": 1, "num_heads": 2}}
+
+
+@pytest.mark.parametrize("kind", ["rotary", "drop"])
+@torch.no_grad()
+def test_positions_that_are_no_weights_are_there(kind, made_run, tmp_path):
+    if kind == "rotary":
+        run = made_run(**ROTARY, image_size=28)
+    else:
+        config = replace(CONFIG, objectives=replace(CONFIG.objectives, image_masking="drop"))
+        run = write_run(tmp_path / "run", config)
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    ours, theirs = load_run(run).model, AutoModel.from_pretrained(tmp_path / "out").eval()
+    buffers = dict(theirs.network.named_buffers())
+    assert any("text" not in name for name in buffers)
+    for name, buffer in ours.named_buffers():
+        assert equal(buffers[name], buffer), name
+    side = 28 if kind == "rotary" else 16
+    image = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    assert equal(theirs.get_image_features(image), ours.project_image(ours.encode_image(image)))
+
+
 @torch.no_grad()
 def test_a_sigmoids_logits_have_its_scale_and_bias(tmp_path):
     config = replace(CONFIG, objectives=replace(CONFIG.objectives, contrastive="sigmoid"))
