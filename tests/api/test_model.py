@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import BertConfig
 
 import mvlm
 from mvlm.api.images import view
 from mvlm.api.model import TrainedModel
+from mvlm.config.schema import Task
 from mvlm.errors import UserError
 from mvlm.export.folder import export_folder
 from mvlm.search.build import build_index
@@ -146,6 +148,16 @@ def test_an_exported_folder_gives_the_same(model: TrainedModel, run: Path, paths
     assert (model.step, exported.step) == (7, None)
     with pytest.raises(UserError, match=r"Only the run that made corpus\.index can search it"):
         exported.search("corpus.index", "a red circle")
+
+
+def test_what_another_model_was_exported_to_is_refused(tmp_path: Path) -> None:
+    tuned = write_run(tmp_path / "run", dataclasses.replace(CONFIG, task=Task(name="vqa")))
+    export_folder(tuned, tmp_path / "vqa", "a card")
+    with pytest.raises(UserError, match=r"vqa was exported from a run fine-tuned .*by mvlm\.load_finetuned"):
+        mvlm.load(tmp_path / "vqa", "cpu")
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match=r"bert is not a model \(it is of the kind 'bert'\): give a run folder"):
+        mvlm.load(tmp_path / "bert", "cpu")
 
 
 @pytest.mark.parametrize("default", [torch.float16, torch.float64])
