@@ -83,8 +83,8 @@ def _recipe(facts: RunFacts) -> dict[str, Any]:
         "global batch": facts.global_batch,
         "learning rate, encoders'": f"{settings['optim.lr']:g}, {settings['optim.encoder_lr']:g}",
         "weight decay": settings["optim.weight_decay"],
-        "image encoder": blueprint.model.vision,
-        "text encoder": blueprint.model.text,
+        "image encoder": _encoder(blueprint.model.vision),
+        "text encoder": _encoder(blueprint.model.text),
         "ranks, ZeRO stage": f"{described['world']}, {described['zero_stage']}",
         "device": described["device"],
         "seed": blueprint.seed,
@@ -134,5 +134,10 @@ def _started(model: Model, init: str) -> str:
         ("text", model.text, model.text_weights),
     ):
         source = name if weights == "pretrained" else "random weights" if weights == "random" else weights
-        parts.append(f"{kind}, {Path(source).name if source.startswith('/') else source}")
+        parts.append(f"{kind}, {_encoder(source)}")
     return "; ".join(parts)
+
+
+def _encoder(source: str) -> str:
+    """How an encoder, or its weights, is called: of a file or folder of this machine the name alone."""
+    return Path(source).name if source.startswith("/") else source

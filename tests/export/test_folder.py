@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoPro
 
 from mvlm.__main__ import main
 from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.config.load import dump_config, load_stored_config
 from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
 from mvlm.export.auto import register
@@ -299,6 +300,21 @@ def test_nothing_of_this_machine_is_told(run, exported):
         if path.suffix != ".safetensors":
             assert str(run) not in path.read_text(), path
     assert json.loads((exported / "config.json").read_text())["settings"]["model"]["text"] == "roberta"
+
+
+def test_the_card_names_an_encoder_from_a_folder_by_its_name_alone(made_run):
+    run = made_run()
+    config = load_stored_config(run / "config.toml")
+    model = replace(config.model, text="/home/somebody/minilm", vision="/home/somebody/vit")
+    (run / "config.toml").write_text(dump_config(replace(config, model=model)))
+    card = model_card(run, "small")
+    assert "| text encoder | minilm |" in card and "| image encoder | vit |" in card and "somebody" not in card
+
+
+def test_the_card_of_a_task_asks_for_no_measure_that_it_cannot_have(made_run):
+    run = made_run("vqa")
+    (run / "metrics.jsonl").write_text("")
+    assert "None were measured.\n" in model_card(run, "small")
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
