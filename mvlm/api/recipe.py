@@ -246,7 +246,7 @@ RARE_ANSWERS = 10_000
 
 def _tuning_rates(model: Model, optim: Optim) -> list[RecipeChoice]:
     """ALBEF's 2e-5 if the encoders were pretrained by others, otherwise the run's own learning rates."""
-    if model.vision_weights != "random":
+    if model.vision_weights != "random" and model.vision != NAME:
         return [RecipeChoice(f"optim.{key}", 2e-5, "ALBEF's in fine-tuning") for key in ("lr", "encoder_lr")]
     rates = {"lr": optim.lr, "encoder_lr": optim.encoder_lr}
     return [RecipeChoice(f"optim.{key}", rate, "as in pretraining") for key, rate in rates.items()]

@@ -83,6 +83,18 @@ def test_the_chosen_recipe_is_a_sound_configuration(made_run: MadeRun, tmp_path:
     assert tuned.train.epochs * 900 / tuned.train.global_batch >= 599
 
 
+@pytest.mark.parametrize(
+    ("vision", "weights", "rate"), [("patch_dictionary", "own.safetensors", 2e-3), ("resnet18", "others.pth", 2e-5)]
+)
+def test_only_what_others_have_pretrained_is_tuned_at_their_rate(
+    tmp_path: Path, vision: str, weights: str, rate: float
+) -> None:
+    model, optim = replace(CONFIG.model, vision=vision, vision_weights=weights), replace(CONFIG.optim, lr=2e-3)
+    corpus = ShardedCorpus(("shards/train",), (), 900)
+    recipe = choose_tuning((CONFIG.data, model, optim), tmp_path, "vqa", corpus, tmp_path, 0)
+    assert {choice.key: choice.value for choice in recipe.choices}["optim.lr"] == rate
+
+
 @pytest.mark.campaign
 def test_a_run_is_fine_tuned_by_one_call(trained: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
