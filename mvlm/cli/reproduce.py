@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.table == LIST:
         return _list(console)
     table, place = TABLES[args.table], _place(args)
+    _check_out(place)
     steps = chain(table, place)
     if not args.dry_run:
         _check_data(table, place, steps)
@@ -148,6 +149,15 @@ def _print_chain(steps: list[ChainStep], prices: Prices | None) -> None:
             f"About {hours:,.0f} GPU-hours of {prices.gpu} in all, done runs too, by `mvlm plan` on eight cards at 40 "
             "% MFU; of VQA, NLVR2 and SNLI-VE, which it does not know, their operations alone. Evaluation comes on top."
         )
+
+
+def _check_out(place: Workplace) -> None:
+    """Raises `UserError` where a rehearsal's shards would count as the published data's, or the other way round."""
+    generated = place.out / "data"
+    rehearsed = generated.exists() and (place.miniature or generated.resolve() != place.data.resolve())
+    if place.shards.exists() and rehearsed != place.miniature:
+        what = "a rehearsal in miniature" if rehearsed else "shards that are not in miniature"
+        raise UserError(f"{place.out} holds {what}, which would count as done: give another --out.")
 
 
 def _check_data(table: Table, place: Workplace, steps: list[ChainStep]) -> None:

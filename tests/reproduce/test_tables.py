@@ -144,6 +144,20 @@ def test_a_dry_run_counts_what_is_there_and_names_what_is_not(
     gone.rename(data / "vqa/v2_OpenEnded_mscoco_test2015_questions.json")
 
 
+def test_a_rehearsals_shards_do_not_count_as_the_published_datas(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    words = ["reproduce", "nlvr2", "--out", str(out)]
+    assert mvlm([*words, "--miniature"]) == 1
+    assert f"{out} holds shards that are not in miniature" in capsys.readouterr().err
+    (out / "data").mkdir()
+    assert mvlm([*words, "--data", str(tmp_path)]) == 1
+    assert f"{out} holds a rehearsal in miniature, which would count as done: give another" in capsys.readouterr().err
+    assert mvlm([*words, "--data", str(out / "data")]) == 1 and "are missing" in capsys.readouterr().err
+
+
 def test_a_miniature_is_the_same_again(data: Path, tmp_path: Path) -> None:
     write_miniature(tmp_path / "again")
     for path in sorted(file for file in data.rglob("*") if file.is_file()):
