@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(results.draw(table, found))
     for sentence in said:
         console.print(f"- {sentence}", markup=False)
-    out = place.out / f"{args.table}.json"
+    out = place.table(args.table)
     write_whole(out, results.as_json(table, found, said), "--out")
     print("Written: " + ", ".join(map(str, [out, *results.figures(table, place)])))
     return code

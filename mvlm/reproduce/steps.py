@@ -58,12 +58,20 @@ class Workplace:
         return self.out / "shards"
 
     def run(self, name: str) -> Path:
-        """A run's folder; a seed that is not the recipe's has folders of its own."""
-        seeds = [word.partition("=")[2] for word in self.overrides if word.startswith("run.seed=")]
-        return self.out / "runs" / (f"{name}-seed{seeds[-1]}" if seeds else name)
+        """A run's folder."""
+        return self.out / "runs" / self._of_seed(name)
+
+    def table(self, name: str) -> Path:
+        """The file that a table is written to."""
+        return self.out / f"{self._of_seed(name)}.json"
 
     def results(self, evaluation: Evaluation) -> Path:
         return self.out / "results" / f"{self.run(evaluation.run).name}-{evaluation.data}-{evaluation.task}.json"
+
+    def _of_seed(self, name: str) -> str:
+        """A seed that is not the recipe's has runs, results and tables of its own."""
+        seeds = [word.partition("=")[2] for word in self.overrides if word.startswith("run.seed=")]
+        return f"{name}-seed{seeds[-1]}" if seeds else name
 
     def fill(self, words: Sequence[str]) -> list[str]:
         """The words of a corpus's command with the folders in their places."""

@@ -103,8 +103,10 @@ def test_each_epoch_is_validated_once(tmp_path: Path) -> None:
         assert config.checkpoint.every == config.checkpoint.keep_every == every
 
 
-def test_a_seed_has_folders_of_its_own(tmp_path: Path) -> None:
+def test_a_seed_has_folders_and_a_table_of_its_own(tmp_path: Path) -> None:
     here = place(tmp_path, tmp_path, "run.seed=3")
+    assert place(tmp_path, tmp_path).table("ablation") == tmp_path / "ablation.json"
+    assert here.table("ablation") == tmp_path / "ablation-seed3.json"
     assert here.run("all") == tmp_path / "runs/all-seed3"
     assert f"checkpoint.init={here.run('all')}" in TrainStep(here, "all_flickr30k").words()
 
