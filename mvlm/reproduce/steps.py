@@ -7,7 +7,6 @@ reproduce` resumes after it.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, find_checkpoi
 from mvlm.config.load import load_config
 from mvlm.config.schema import Blueprint, Data, Optim, Train
 from mvlm.config.shipped import package
+from mvlm.config.toml import as_toml
 from mvlm.data.shards.mixture import training_mixture
 from mvlm.data.shards.schema import MANIFEST, corpora_in
 from mvlm.errors import UserError
@@ -146,7 +146,7 @@ class TrainStep(ChainStep):
         return [*((*RECIPE, *first) if self.place.miniature else ()), *self.place.overrides]
 
     def _shards(self, *names: str) -> str:
-        return json.dumps([str(self.place.shards / name) for name in names])
+        return as_toml([self.place.shards / name for name in names])
 
     @cached_property
     def tables(self) -> tuple[Blueprint, Data, Optim, Train]:

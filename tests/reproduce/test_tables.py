@@ -94,6 +94,12 @@ def test_every_recipe_takes_its_settings(tmp_path: Path) -> None:
         assert small.objectives.image == config.objectives.image
 
 
+def test_shards_are_found_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    step = TrainStep(place(tmp_path, tmp_path / "réhearsal 🦊"), "base_4m_nlvr2")
+    data, shards = load_config(step.recipe, step.settings()).data, step.place.shards
+    assert (data.train, data.eval) == ((str(shards / "nlvr2_train"),), (str(shards / "nlvr2_dev"),))
+
+
 def test_each_epoch_is_validated_once(tmp_path: Path) -> None:
     for name, epochs in (("base_4m_coco", 5), ("base_4m_flickr30k", 10), ("base_4m_nlvr2", 10), ("base_4m_snli_ve", 5)):
         step = TrainStep(place(tmp_path, tmp_path), name)
