@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         _check_data(table, place, steps)
     _print_chain(steps, None if place.miniature else _prices(args.gpu, place))
     if args.dry_run:
-        return _dry_run(table, place, console)
+        return 0 if place.miniature else _dry_run(table, place, console)
     code = run_chain(steps, execute, shown)
     found, said = results.numbers(table, place), results.notes(table, place)
     console.print(results.draw(table, found))

@@ -166,6 +166,14 @@ def test_a_rehearsals_shards_do_not_count_as_the_published_datas(
     assert mvlm([*words, "--data", str(out / "data")]) == 1 and "are missing" in capsys.readouterr().err
 
 
+def test_a_dry_run_in_miniature_misses_nothing_that_it_would_generate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mvlm(["reproduce", "nlvr2", "--miniature", "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "generate the data sets in miniature" in said and "missing" not in said
+
+
 def test_a_miniature_is_the_same_again(data: Path, tmp_path: Path) -> None:
     write_miniature(tmp_path / "again")
     for path in sorted(file for file in data.rglob("*") if file.is_file()):
