@@ -159,7 +159,9 @@ def _with_encoders(encoders: SmallEncoders) -> list[RecipeChoice]:
         *_contrast_alone(),
         RecipeChoice("optim.lr", 2e-3, "for the new modules"),
         RecipeChoice("optim.encoder_lr", 1e-4, "for MiniLM"),
-        RecipeChoice("train.freeze", FROZEN, "few pictures teach it nothing new, and its backward pass is saved"),
+        RecipeChoice(
+            "train.freeze", FROZEN, "a small set of pictures teaches it nothing new, and its backward pass is saved"
+        ),
     ]
 
 
@@ -175,7 +177,9 @@ def _with_dictionary(dictionary: Path) -> list[RecipeChoice]:
         RecipeChoice("model.vision", NAME, "the patches that these pictures consist of, none of them trained"),
         RecipeChoice("model.vision_weights", str(dictionary), "made from the pictures, as by `mvlm dictionary`"),
         RecipeChoice(
-            "model.vision_args", {"embed_dim": 128, "dropout": 0.5}, "without dropout few pictures are memorised"
+            "model.vision_args",
+            {"embed_dim": 128, "dropout": 0.5},
+            "without dropout, a small set of pictures is memorised",
         ),
         RecipeChoice("model.image_size", DICTIONARY_SIZE, "a multiple of 16"),
         RecipeChoice("model.text_args", text, "the words without their order, which so few captions cannot teach"),
@@ -183,12 +187,12 @@ def _with_dictionary(dictionary: Path) -> list[RecipeChoice]:
         RecipeChoice("model.temperature_min", 0.07, "its initial value: it would fall as pictures are memorised"),
         RecipeChoice("objectives.image_mask_block", 1, "a feature of the image covers 16 pixels"),
         *_contrast_alone(),
-        RecipeChoice("data.vocabulary", 4096, "few captions do not have more words"),
+        RecipeChoice("data.vocabulary", 4096, "so few captions have no more words than that"),
         RecipeChoice("data.crop_scale", [1.0, 1.0], "dropout does more than augmentation"),
         RecipeChoice("data.randaugment", [0, 0], "the same"),
         RecipeChoice("optim.lr", 2e-3, "for a narrow model"),
-        RecipeChoice("optim.encoder_lr", 2e-3, "for random weights too"),
-        RecipeChoice("train.freeze", FROZEN, "made from all pictures, it need not be learned again"),
+        RecipeChoice("optim.encoder_lr", 2e-3, "the encoders begin with random weights too"),
+        RecipeChoice("train.freeze", FROZEN, "made from all pictures, so nothing is left to learn"),
     ]
 
 

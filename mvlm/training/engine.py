@@ -85,7 +85,9 @@ class Engine:
         self.stage: int = ds_config["zero_optimization"]["stage"]
         low = low_precision(ds_config)
         if low and not getattr(deepspeed.accelerator.get_accelerator(), f"is_{low}_supported")():
-            raise UserError(f"The DeepSpeed JSON enables {low}, which {self.device} cannot compute: delete it.")
+            raise UserError(
+                f"The DeepSpeed JSON enables {low}, which {self.device} cannot compute: delete the section."
+            )
         self._plain = self.stage == 0 and not low  # DeepSpeed keeps the optimiser as it is
         self._clip = optim.clip or float("inf")
         if self._plain:  # clipped here, where the norm can be had
