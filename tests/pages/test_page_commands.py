@@ -102,6 +102,17 @@ def test_tests_that_run_commands_are_there() -> None:
         assert (ROOT / what).exists() or any(line.startswith(what) for line in lines), what
 
 
+def test_the_first_page_leaves_room_for_what_the_next_one_makes() -> None:
+    """`mvlm-data` makes shards in no folder that holds anything else, and writes over no file."""
+    made: dict[str, list[Path]] = {"docs/start.md": [], "docs/corpus.md": []}
+    for command in shell_commands():
+        for program, *words in command.calls() if command.page in made else ():
+            if program == "data_tools" and "--out" in words:
+                made[command.page].append(Path(words[words.index("--out") + 1]))
+    first, following = made.values()
+    assert first and not [(place, own) for place in following for own in first if place in (own, *own.parents)]
+
+
 def walked(page: Path) -> list[list[Command] | Script]:
     """Its blocks, without what is run by another test or needs what is not here."""
     if page.relative_to(ROOT).as_posix() in ELSEWHERE:
