@@ -159,7 +159,7 @@ def test_a_cache_that_others_may_write_is_refused(shards, tmp_path, store):
     assert folder.stat().st_mode & 0o777 == 0o700
     for mode in (0o770, 0o777, 0o1777):
         folder.chmod(mode)
-        with pytest.raises(UserError, match=rf"may be written by others \(mode {mode:04o}\).* chmod it to 700"):
+        with pytest.raises(UserError, match=rf"can be written by others \(mode {mode:04o}\).* chmod it to 700"):
             Mixture([f"slow://{shards}"], cache=Cache(str(folder)))
     folder.chmod(0o755)
     assert Mixture([f"slow://{shards}"], cache=Cache(str(folder))).row(5).key == "k00005"
