@@ -147,7 +147,7 @@ def test_a_wheel_has_recipes_jobs_and_tools_under_its_own_name_alone(
     assert "0 wrong" in wheel.run("mvlm", "check", "tiny", "--deepspeed_config", "cpu", f"data.train={scenes}/train")
     assert "intact" in wheel.run("mvlm-data", "verify", scenes / "train", "--workers", 1)
     script = wheel.run("mvlm-cluster", "render", "local.toml", "--on", "slurm", f"data.train={scenes}/train")
-    assert "-m mvlm.cluster.rank" in script and f"{wheel.environment}/lib" in script
+    assert "-m mvlm.cluster.rank" in script and f"PATH={wheel.environment}/bin" in script
     shards = wheel.run("mvlm-cluster", "render", "shards.toml", "--on", "slurm")
     assert "-m mvlm.data_tools shard" in shards and "-m data_tools" not in shards
     assert "-m mvlm.cluster.ray.parts" in wheel.run(
