@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.errors import UserError
-from mvlm.runtime.network import free_port
+from mvlm.runtime.launch import free_port
 
 from . import processes
 from .attempt import describe_exit

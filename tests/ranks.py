@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 from mvlm.__main__ import main
-from mvlm.runtime.network import free_port
+from mvlm.runtime.launch import free_port
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")

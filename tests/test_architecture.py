@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 OURS = ("mvlm", "data_tools", "cluster")
 SCHEMA = "mvlm.config.schema"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-LONGEST = 330  # lines of a product file: "about 300"
+LONGEST = 320  # lines of a product file: "about 300"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.errors": set(),
@@ -158,7 +158,6 @@ CLUSTER_MAY = {
     "mvlm.runtime.completion",
     "mvlm.runtime.launch",
     "mvlm.runtime.log",
-    "mvlm.runtime.network",
     "mvlm.runtime.storage",
 }
 WHOLE_CONFIG = (

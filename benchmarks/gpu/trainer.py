@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.gpu.record import Line, Record, seconds_left
 from mvlm.checkpoint.layout import read_index
-from mvlm.runtime.network import free_port
+from mvlm.runtime.launch import free_port
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("loss", "image", "text", "itc", "itm", "grad_norm")

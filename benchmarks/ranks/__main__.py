@@ -36,7 +36,7 @@ import torch  # noqa: E402
 
 from benchmarks.ranks.counting import about, counted_stores, keep  # noqa: E402
 from mvlm.runtime import background, dist  # noqa: E402
-from mvlm.runtime.network import free_port  # noqa: E402
+from mvlm.runtime.launch import free_port  # noqa: E402
 
 LAZY = "TORCH_GLOO_LAZY_INIT"
 TIMES = 30  # exchanges of a measurement

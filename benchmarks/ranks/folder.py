@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "folder.jsonl"
 sys.path[0] = str(ROOT)
 
-from mvlm.runtime.network import free_port  # noqa: E402
+from mvlm.runtime.launch import free_port  # noqa: E402
 from mvlm.training.health.heartbeat import period_s  # noqa: E402
 
 CALLS = "%file,write,writev,pwrite64,ftruncate,fsync,fstat,flock,getdents64,close"

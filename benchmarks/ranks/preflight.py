@@ -27,7 +27,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 from benchmarks.ranks.counting import about, counted_stores, keep  # noqa: E402
 from mvlm.check.nodes import check, facts, rollcall, tournament, verdict  # noqa: E402
 from mvlm.runtime import dist  # noqa: E402
-from mvlm.runtime.network import free_port  # noqa: E402
+from mvlm.runtime.launch import free_port  # noqa: E402
 
 PATIENCE_S = 60.0  # of many processes on few cores
 

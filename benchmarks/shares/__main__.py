@@ -36,7 +36,7 @@ from mvlm.checkpoint.state import TrainState  # noqa: E402
 from mvlm.config.load import load_config  # noqa: E402
 from mvlm.pretrained.encoders import Vocabulary, build_recorded  # noqa: E402
 from mvlm.runtime import dist  # noqa: E402
-from mvlm.runtime.network import free_port  # noqa: E402
+from mvlm.runtime.launch import free_port  # noqa: E402
 from mvlm.training.checkpoint.resume import restore  # noqa: E402
 from mvlm.training.checkpoint.save import Saver  # noqa: E402
 from mvlm.training.engine import Engine  # noqa: E402

@@ -23,8 +23,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
 
-from mvlm.runtime.launch import HELD
-from mvlm.runtime.network import free_port
+from mvlm.runtime.launch import HELD, free_port
 
 from ..attempt import describe_exit, shell_code
 from ..environment import for_process

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mvlm.runtime.commands import run_command
-from mvlm.runtime.network import free_port
+from mvlm.runtime.launch import free_port
 
 
 def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:

@@ -58,7 +58,8 @@ class FineTunedModel:
         shown, asked, top = listed(images), listed_texts(texts, self._tokens), whole("top", top)
         if not asked or len(shown) != self._per_text * len(asked):
             raise UserError(
-                f"{len(shown)} images do not match {len(asked)} texts: give {self._per_text} for each text, in order."
+                f"The number of images, {len(shown)}, does not match the number of texts, {len(asked)}: "
+                f"give {self._per_text} for each text, in order."
             )
         device = next(self.network.parameters()).device
         found: list[list[tuple[str, float]]] = []

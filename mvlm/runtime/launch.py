@@ -1,10 +1,11 @@
-"""What the launcher has told this process. Nothing is imported for it: a mistake is reported before torch is there."""
+"""What a launcher tells its ranks, and needs for them; imports nothing else: mistakes come before torch does."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import shlex
+import socket
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,13 @@ def environment() -> dict[str, int]:
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS") if slurm else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     values = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 0, 1), strict=True))
     return dict(zip(("rank", "local_rank", "world"), values, strict=True))
+
+
+def free_port() -> int:
+    """One that nobody listens on, on any interface of this node."""
+    with socket.socket() as server:
+        server.bind(("", 0))
+        return int(server.getsockname()[1])
 
 
 def is_held() -> bool:

@@ -51,13 +51,6 @@ def _kind(device: Path) -> str:
     return "InfiniBand" if "InfiniBand" in layers else "RoCE"
 
 
-def free_port() -> int:
-    """One that nobody listens on, on any interface of this node."""
-    with socket.socket() as server:
-        server.bind(("", 0))
-        return int(server.getsockname()[1])
-
-
 def interface_towards(host: str) -> str | None:
     """Name of the interface over which packets to a host leave; None where that host is this one alone, or unknown."""
     try:

@@ -195,7 +195,7 @@ def test_shards_of_another_corpus_are_not_taken_for_this_ones(tmp_path: Path, mo
         assert prepare(again, Path("run/shards")) == shards
     other = pairs.with_name("other.csv")
     for name in ("other.csv", other):  # whether it is there or not
-        with pytest.raises(UserError, match=r"run/shards was made of pairs.csv and not of .*other.csv"):
+        with pytest.raises(UserError, match=r"run/shards was made from pairs.csv, not from .*other.csv"):
             prepare(name, Path("run/shards"))
         other.write_text(pairs.read_text())
     pairs.unlink()  # shards do without it

@@ -55,7 +55,7 @@ def test_answers_are_those_of_the_network(made_run: MadeRun, pictures: list[np.n
         order = share_A.argsort(descending=True)[:2].tolist()
         assert [answer for answer, _ in found[number]] == [model.answers[place] for place in order]
         assert [share for _, share in found[number]] == pytest.approx(share_A[order].tolist(), abs=1e-5)
-    with pytest.raises(UserError, match=f"4 images do not go with 1 texts: give {each} for each"):
+    with pytest.raises(UserError, match=f"4, does not match the number of texts, 1: give {each} for each"):
         model.answer(pictures, "what is it?")
 
 

@@ -36,6 +36,6 @@ def test_python_measures_and_writes_what_the_commands_do(scenes: Path, tmp_path:
             run.evaluate("retrieval", data, **wrong)
     with pytest.raises(UserError, match="'red,blue' cannot be `words`, which are several"):
         run.evaluate("reconstruction", data, words="red,blue")
-    with pytest.raises(UserError, match="in the form 'huggingface': choose one of hf, onnx, torch"):
+    with pytest.raises(UserError, match="There is no export format 'huggingface': choose one of hf, onnx, torch"):
         run.export(tmp_path / "other", form="huggingface")
     assert not (tmp_path / "other").exists()

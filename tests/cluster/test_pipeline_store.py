@@ -18,7 +18,7 @@ from cluster.pipeline.proof import is_proven
 from cluster.pipeline.step import STOP_SIGNALS, StepRun
 from cluster.pipeline.submission import RECORD, Submission, draft, prepare
 from mvlm.runtime import storage
-from mvlm.runtime.network import free_port
+from mvlm.runtime.launch import free_port
 
 moto = pytest.importorskip("moto.moto_server.werkzeug_app")
 serving = pytest.importorskip("werkzeug.serving")

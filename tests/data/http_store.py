@@ -4,7 +4,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-from mvlm.runtime.network import free_port
+from mvlm.runtime.launch import free_port
 
 
 class Handler(SimpleHTTPRequestHandler):

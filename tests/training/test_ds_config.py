@@ -541,7 +541,7 @@ def test_what_layers_that_are_split_do_not_go_with_is_refused(
     split = {"tensor_parallel": {"autotp_size": 2}}
     resolved(content, *words)
     assert resolved(split)["tensor_parallel"] == {"autotp_size": 2}
-    assert f"tensor_parallel.autotp_size does not go with {reason}" in refusal(content | split, *words)
+    assert f"tensor_parallel.autotp_size cannot be combined with {reason}" in refusal(content | split, *words)
 
 
 @pytest.mark.parametrize("value", [-1, "two", 1.5, True])

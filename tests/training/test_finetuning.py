@@ -178,7 +178,7 @@ def test_a_run_that_begins_with_another_reads_texts_as_that_one_does(
     assert load_tokenizer(str(tmp_path / "run/tokenizer")).get_vocab() == known
     other = train_tokenizer(["nothing of the sort"], len(known))
     save_tokenizer(other, tmp_path / "other")
-    with pytest.raises(UserError, match=r"has other tokens than .*, which the weights of checkpoint\.init know"):
+    with pytest.raises(UserError, match=r"has different tokens from .*, which the weights of checkpoint\.init know"):
         train_here(tmp_path / "third", *words, f"data.tokenizer={tmp_path}/other")
 
 

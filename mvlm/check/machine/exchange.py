@@ -15,7 +15,7 @@ from mvlm.check.machine.devices import gpus_of_machine
 from mvlm.check.machine.patience import patience
 from mvlm.check.report import Finding, absent, broken, works
 from mvlm.errors import first_line
-from mvlm.runtime.network import free_port
+from mvlm.runtime.launch import free_port
 
 PATIENCE_SECONDS = 20.0
 
