@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,21 @@ from mvlm.pretrained.runs import Loaded, load_run, load_task_run
 from mvlm.runtime import dist
 from mvlm.runtime.arguments import whole
 
-SEARCH, OWN = ("batch", "rerank", "memory_gb", "equal_captions"), ("words", "templates", "train", "pictures", "where")
+TAKES = {
+    "retrieval": ("rerank", "equal_captions", "where", "memory_gb"),
+    "reconstruction": ("words", "pictures", "where"),
+    "classification": ("templates", "memory_gb"),
+    "probe": ("train",),
+    "foils": ("memory_gb",),
+    **dict.fromkeys(TITLES, ("where",)),
+}
+"""What can be asked of each task, beside `limit` and `batch`."""
+
+SEARCH = ("batch", "rerank", "memory_gb", "equal_captions")
 LEAST = {"limit": 0, "batch": 1, "rerank": 0}
 """What each of these numbers may be."""
-
-UNSELECTED = ("classification", "probe", "foils")
-"""Tasks that read folders of pictures, or rows that go in pairs."""
+TEXTS = {"where": "a condition as text", **dict.fromkeys(("templates", "train", "pictures"), "a path")}
+"""What each of these is."""
 
 
 def evaluate_checkpoint(
@@ -34,22 +44,22 @@ def evaluate_checkpoint(
         task: of `TASKS`.
         checkpoint: a run folder, one of its checkpoints, or its `best`.
         data: folders of shards or, for some tasks, of classes of pictures.
-        asked: `limit`, and those of `SEARCH` and `OWN` that the task takes; if missing, as in the run's [eval].
+        asked: `limit`, `batch` and what else the task takes; if missing, as in the run's [eval].
 
     Raises:
         UserError: the task is unknown, something asked cannot be, or the checkpoint or the data cannot be used.
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r} to evaluate: choose one of {', '.join(TASKS)}.")
-    if unknown := asked.keys() - {"limit", *SEARCH, *OWN}:
-        raise UserError(
-            f"evaluate takes no argument {sorted(unknown)[0]}: choose among limit, {', '.join((*SEARCH, *OWN))}."
-        )
-    if asked.get("where") and task in UNSELECTED:
-        raise UserError(f"The rows of {task} cannot be selected by a condition: leave `where` out.")
+    takes = ("limit", "batch", *TAKES[task])
+    if unknown := sorted(asked.keys() - set(takes)):
+        raise UserError(f"evaluate takes no argument {unknown[0]} for {task}: choose among {', '.join(takes)}.")
     if isinstance(asked.get("words"), str):
         raise UserError(f"{asked['words']!r} cannot be `words`, which are several: give a list of words.")
     asked |= {name: whole(name, asked[name], least) for name, least in LEAST.items() if name in asked}
+    asked |= {name: _text(name, asked[name]) for name in TEXTS if name in asked}
+    if not isinstance(asked.get("memory_gb", 1), Real) or not asked.get("memory_gb", 1) > 0:
+        raise UserError(f"{asked['memory_gb']!r} cannot be `memory_gb`: give a number above 0.")
     device = dist.device()
     loaded: Loaded[Any] = (
         load_task_run(Path(checkpoint), task, device) if task in TITLES else load_run(Path(checkpoint), device)
@@ -65,6 +75,12 @@ def evaluate_checkpoint(
     return result
 
 
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, (str, PathLike)):
+        raise UserError(f"{value!r} cannot be `{name}`: give {TEXTS[name]}.")
+    return fspath(value)
+
+
 def _settings(data: tuple[str, ...], asked: dict[str, Any], defaults: Eval) -> Settings:
     """What was asked for, and the run's [eval] for the rest."""
     search = SearchSettings(
@@ -73,5 +89,5 @@ def _settings(data: tuple[str, ...], asked: dict[str, Any], defaults: Eval) -> S
         memory_gb=asked.get("memory_gb", defaults.memory_gb),
         equal_captions=asked.get("equal_captions", False),
     )
-    own = {name: asked[name] for name in OWN if name in asked}
+    own = {name: asked[name] for name in asked.keys() - {"limit", *SEARCH}}
     return Settings(data, asked.get("limit", defaults.limit), search, **own)

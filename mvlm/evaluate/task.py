@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -71,7 +72,7 @@ class ReconstructionTask:
         dataset = captions_of(loaded, settings)
         result = evaluate_reconstruction(loaded.model, dataset, settings.search.batch, device, settings.words)
         if settings.pictures:
-            write_pictures(loaded.model, dataset, EXAMPLES, settings.pictures, loaded.step, device)
+            write_pictures(loaded.model, dataset, EXAMPLES, Path(settings.pictures), loaded.step, device)
         return result | {"fingerprint": dataset.mixture.fingerprint}
 
     def text(self, result: dict[str, Any]) -> str:

@@ -29,8 +29,15 @@ def test_python_measures_and_writes_what_the_commands_do(scenes: Path, tmp_path:
     assert some["protocol"] == f"{measured['protocol']} Only the rows where width > 0 are used."
     with pytest.raises(UserError, match="no task 'recall' to evaluate: choose one of retrieval, "):
         run.evaluate("recall", data)
-    with pytest.raises(UserError, match="takes no argument rerankk: choose among limit, batch, rerank"):
+    with pytest.raises(UserError, match="no argument rerankk for retrieval: choose among limit, batch, rerank"):
         run.evaluate("retrieval", data, rerankk=4)
+    with pytest.raises(UserError, match="no argument rerank for foils: choose among limit, batch, memory_gb"):
+        run.evaluate("foils", data, rerank=4)
+    for wrong in ({"where": ["width > 0"]}, {"memory_gb": 0}, {"memory_gb": "4"}):
+        with pytest.raises(UserError, match=f"cannot be `{next(iter(wrong))}`: give a"):
+            run.evaluate("retrieval", data, **wrong)
+    run.evaluate("reconstruction", data, limit=12, pictures=str(tmp_path / "drawn"))
+    assert len(list((tmp_path / "drawn/pictures").iterdir())) == 1
     for wrong in ({"rerank": -1}, {"rerank": 2.5}, {"batch": 0}, {"limit": -3}, {"limit": "5"}):
         with pytest.raises(UserError, match=f"cannot be `{next(iter(wrong))}`: give a"):
             run.evaluate("retrieval", data, **wrong)
