@@ -105,7 +105,7 @@ def plan_links(asked: LinkTablePlan) -> dict[str, Any]:
         "core_hours": hours[bound] * threads,
         "cost": hours[bound] * threads * asked.core_hour,
         "storage_cost_a_month": stored_tb * 1e3 * asked.gb_month,
-        "measured": {"ms a link": LINK_MS, "images/CPU-s": IMAGES_A_CPU_SECOND, "of pixels": PIXELS},
+        "measured": {"ms per link": LINK_MS, "images/CPU-s": IMAGES_A_CPU_SECOND, "of pixels": PIXELS},
         "assumed": {name: value for name, value in asdict(asked).items() if name not in ("links", "nodes", "cores")},
     }
 
