@@ -72,4 +72,4 @@ def on_rank(rank: int, ranks: int, meeting: str) -> None:
 def test_every_rank_has_its_part_of_the_whole(ranks: int, tmp_path: Path) -> None:
     """Two ranks in training steps are in tests/training/gradient_matrix.py."""
     meeting = str(tmp_path / "meeting")
-    torch.multiprocessing.start_processes(on_rank, (ranks, meeting), nprocs=ranks, start_method="fork")
+    torch.multiprocessing.start_processes(on_rank, (ranks, meeting), nprocs=ranks, start_method="forkserver")
