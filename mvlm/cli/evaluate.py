@@ -149,13 +149,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         require_shards(args.data)
 
-    from mvlm.evaluate.measured import TAKES, evaluate_checkpoint
+    from mvlm.evaluate.measured import evaluate_checkpoint, taken_by
     from mvlm.evaluate.task import TASKS
     from mvlm.runtime import dist
 
     dist.init()
     try:
-        given = {name: getattr(args, name, None) for name in ("limit", "batch", *TAKES[args.task])}
+        given = {name: getattr(args, name, None) for name in taken_by(args.task)}
         asked = {name: value for name, value in given.items() if value is not None}
         result = evaluate_checkpoint(args.task, args.checkpoint, args.data, **asked)
         predictions = result.pop("predictions", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from numbers import Real
 from os import PathLike, fspath
 from pathlib import Path
@@ -26,13 +27,19 @@ TAKES = {
     "foils": ("memory_gb",),
     **dict.fromkeys(TITLES, ("where",)),
 }
-"""What can be asked of each task, beside `limit` and `batch`."""
+"""What can be asked of each task, beside `limit` and `batch`; of one that an extension adds, all of it."""
 
 SEARCH = ("batch", "rerank", "memory_gb", "equal_captions")
 LEAST = {"limit": 0, "batch": 1, "rerank": 0}
 """What each of these numbers may be."""
 TEXTS = {"where": "a condition as text", **dict.fromkeys(("templates", "train", "pictures"), "a path")}
 """What each of these is."""
+
+
+def taken_by(task: str) -> tuple[str, ...]:
+    """The names of what can be asked of a task."""
+    own = TAKES[task] if task in TAKES else chain.from_iterable(TAKES.values())
+    return tuple(dict.fromkeys(("limit", "batch", *own)))
 
 
 def evaluate_checkpoint(
@@ -51,7 +58,7 @@ def evaluate_checkpoint(
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r} to evaluate: choose one of {', '.join(TASKS)}.")
-    takes = ("limit", "batch", *TAKES[task])
+    takes = taken_by(task)
     if unknown := sorted(asked.keys() - set(takes)):
         raise UserError(f"evaluate takes no argument {unknown[0]} for {task}: choose among {', '.join(takes)}.")
     if isinstance(asked.get("words"), str):
