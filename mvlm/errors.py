@@ -133,5 +133,5 @@ def cannot_read(what: object, error: OSError | ValueError, so: str) -> UserError
     """What to raise when shards cannot be read; `so` says what to do where it is not their storage that is lost."""
     if isinstance(error, OSError) and error.errno in OUT_OF_SIGHT:
         host = socket.gethostname()
-        return DataLost(f"{what} is out of sight from {host} ({error}): start the same command again where it is seen.")
+        return DataLost(f"{what} cannot be reached from {host} ({error}): start the same command again where it can.")
     return UserError(f"{what} cannot be read ({error}): {so}.")

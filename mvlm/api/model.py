@@ -27,8 +27,7 @@ from mvlm.evaluate.examples import ImageExample, image_examples
 from mvlm.evaluate.reconstruction import patch_masks
 from mvlm.evaluate.settings import reading_of
 from mvlm.evaluate.untrained import untrained
-from mvlm.export.auto import register
-from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
+from mvlm.export.auto import register, require_vectors
 from mvlm.export.modeling import MaskVLMModel
 from mvlm.export.processing import MaskVLMProcessor
 from mvlm.model.maskvlm import MaskVLM
@@ -285,7 +284,7 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
 def _exported(name: str, device: torch.device) -> TrainedModel:
     register()  # else transformers would ask for leave to run the code that lies beside the weights
     try:
-        _require_vectors(name)
+        require_vectors(name)
         network = MaskVLMModel.from_pretrained(name, use_safetensors=True).network
         processor = MaskVLMProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -293,18 +292,6 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
         what = "not a model" if Path(name).exists() else "neither a folder here nor a model on the hub"
         raise UserError(f"{name} is {what} ({first}): give a run folder, or what `mvlm export` wrote.") from None
     return TrainedModel(network.to(device), processor.tokenizer, processor.text_length, processor.image_processor.size)
-
-
-def _require_vectors(name: str) -> None:
-    """Raises where a folder or a name on the hub is another model: transformers would draw what it lacks at random."""
-    kind = MaskVLMConfig.get_config_dict(name)[0].get("model_type")
-    if kind == MaskVLMTaskConfig.model_type:
-        raise UserError(
-            f"{name} was exported from a run fine-tuned for questions or statements: load it by AutoModel, "
-            "or that run by mvlm.load_finetuned."
-        )
-    if kind != MaskVLMConfig.model_type:
-        raise ValueError(f"it is of the kind {kind!r}")
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
+from mvlm.errors import UserError
 from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
 from mvlm.export.modeling import MaskVLMForImageTextClassification, MaskVLMModel
 from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
@@ -19,3 +20,20 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoImageProcessor.register(config, image_processor_classes=backends, exist_ok=True)
         AutoProcessor.register(config, MaskVLMProcessor, exist_ok=True)
+
+
+def require_vectors(name: str) -> None:
+    """Raise where a folder or a name on the hub is another model: transformers would draw what it lacks at random.
+
+    Raises:
+        UserError: it is a fine-tuned model.
+        ValueError: it is none of ours; says what it is.
+    """
+    kind = MaskVLMConfig.get_config_dict(name)[0].get("model_type")
+    if kind == MaskVLMTaskConfig.model_type:
+        raise UserError(
+            f"{name} was exported from a run fine-tuned for questions or statements: load it by AutoModel, "
+            "or that run by mvlm.load_finetuned."
+        )
+    if kind != MaskVLMConfig.model_type:
+        raise ValueError(f"it is of the kind {kind!r}")

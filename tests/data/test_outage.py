@@ -104,6 +104,6 @@ def test_a_disk_that_is_out_of_sight_is_no_damaged_shard(tmp_path):
     for name in ("000001.arrow", "takedown.json", "manifest.json"):
         (shards / name).unlink(missing_ok=True)
         os.mknod(shards / name, stat.S_IFSOCK | 0o600)
-        with pytest.raises(DataLost, match=rf"^{shards / name} is out of sight from .*: start the same") as lost:
+        with pytest.raises(DataLost, match=rf"^{shards / name} cannot be reached from .*: start the same") as lost:
             mixture.row(15) if name.endswith("arrow") else Mixture([shards])
         assert lost.value.exit_code == 75

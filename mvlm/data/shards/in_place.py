@@ -118,4 +118,4 @@ def _mapped(path: str) -> MappedFile:
 
 
 def _gone(path: str, error: OSError | ValueError) -> UserError:
-    return cannot_read(path, error, "put it back as it was, or shard the corpus again whose images lie in it")
+    return cannot_read(path, error, "put it back as it was, or shard the corpus of its images again")
