@@ -231,7 +231,7 @@ def compare_simmim(simmim: type, generator: torch.Generator) -> dict[str, float]
     """Its loss of an image, a mask and a reconstruction, against ours of the same as patches."""
     patch, grid = 4, 6
     image, restored = (torch.randn(3, 3, patch * grid, patch * grid, generator=generator) for _ in range(2))
-    mean = std = torch.ones(3)
+    mean = std = (1.0, 1.0, 1.0)
     mask_BN = torch.rand(3, grid * grid, generator=generator) < 0.6
     me = SimpleNamespace(encoder=lambda x, mask: x, decoder=lambda z: restored, patch_size=patch, in_chans=3)
     theirs = simmim.forward(me, image, mask_BN.reshape(3, grid, grid).long())  # type: ignore[attr-defined]
