@@ -93,6 +93,13 @@ def test_shipped_configurations_are_planned_as_before(
     assert found == known, f"If the new plan is right: cp {file} {GOLDEN}"
 
 
+def test_the_page_shows_what_is_printed(models: dict[str, FakeModel]) -> None:
+    page = (ROOT / "docs/plan.md").read_text(encoding="utf-8")
+    planner = Planner(request("base", "zero1", "train.micro_batch=auto"), models["base"])
+    for printed in (as_text(as_json(planner)), choice_text(choose(planner))):
+        assert f"```text\n{printed.strip()}\n```" in page
+
+
 def test_what_is_offloaded_is_planned_for_a_node(models: dict[str, FakeModel]) -> None:
     for name, place, bytes_each in (("zero3_offload", "host", 16 + 2), ("zero3_nvme", "disk", 16 + 2)):
         plan = as_json(Planner(request("tiny", name, nodes=2, per_node=4), models["tiny"]))
