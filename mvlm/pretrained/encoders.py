@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,16 @@ def check_has_weights(config: Model) -> None:
             f"model.text {config.text!r} is a model type, which has no weights: set model.text_weights = 'random', or "
             "name a pretrained encoder."
         )
+
+
+def check_text_args(config: Model, tokenizer: Tokens) -> None:
+    """Raise `UserError` where an argument is no setting of the encoder: transformers stores it but never reads it."""
+    taken, known = text_settings(config, tokenizer), text_settings(replace(config, text_args={}), tokenizer)
+    for name in config.text_args:
+        if hasattr(taken, name) and not hasattr(known, name):
+            near = difflib.get_close_matches(name, known.to_dict(), n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else "take it out."
+            raise UserError(f"model.text_args names {name!r}, which {config.text!r} does not have: {remedy}")
 
 
 def text_not_built(config: Model, error: Exception) -> UserError:

@@ -20,7 +20,7 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError, first_line
 from mvlm.model.encoders import Encoders
 from mvlm.model.initialization import InitialWeights
-from mvlm.pretrained.encoders import build_model, build_recorded, check_has_weights, text_settings
+from mvlm.pretrained.encoders import build_model, build_recorded, check_has_weights, check_text_args, text_settings
 from mvlm.pretrained.load import build_with_weights, with_encoders_of
 from mvlm.pretrained.report import InitReport
 from mvlm.pretrained.runs import offline_model, offline_parts, take_weights, with_described_text
@@ -171,3 +171,5 @@ def _check_text(model: Model, data: Data, tokenizer: PreTrainedTokenizerBase, st
                 f"({model.text_weights}) do not know: set it to their tokenizer, '' where that is model.text's own."
             )
     check_text_encoder(text_settings(model, tokenizer), name, data.text_length)
+    if start.checkpoint is None:
+        check_text_args(model, tokenizer)

@@ -178,6 +178,7 @@ def test_a_toml_with_several_mistakes(scenes: Path, tmp_path: Path) -> None:
         "model.vision=no_such_vit",
         "model.text_weights=pretrained",
         "model.text=gpt2",
+        "model.text_args.num_layers=3",
         "data.text_length=63",
         "train.freeze=['visoin']",
         "checkpoint.init=nowhere",
