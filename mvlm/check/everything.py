@@ -127,10 +127,10 @@ def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_n
     for sentence in unused(content or {}, json_name):
         report.warning("deepspeed", sentence)
     with report.judged("toml"):
-        total, _ = schedule_steps(config.train, config.optim, mixture.per_epoch)
+        updates = schedule_steps(config.train, config.optim, mixture.per_epoch)
         with contextlib.suppress(UserError):  # of data.eval, which has been reported
             batch = config.train.global_batch
-            for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, total):
+            for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, updates):
                 report.warning(topic, sentence)
 
 

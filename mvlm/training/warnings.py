@@ -11,17 +11,18 @@ UNCOUNTED = "40 to 70 % more computing (`mvlm plan` counts it)"
 
 
 def find_warnings(
-    data: Data, task: Task, evaluation: Eval, mixture: Mixture, global_batch: int, steps: int
+    data: Data, task: Task, evaluation: Eval, mixture: Mixture, global_batch: int, updates: tuple[int, int]
 ) -> list[tuple[str, str]]:
     """Topics of check, each with a sentence.
 
     Args:
         mixture: of data.train.
-        steps: updates in all.
+        updates: in all, and of the warm-up.
 
     Raises:
         UserError: data.eval cannot be opened.
     """
+    steps, warmup = updates
     found = [("data", sentence) for sentence in _seen_rows(data, task, mixture)]
     if global_batch > (rows := mixture.per_epoch):
         sentence = (
@@ -29,6 +30,9 @@ def find_warnings(
             f"row {global_batch / rows:.3g} times before it learns from any; lower it."
         )
         found.append(("data", sentence))
+    if steps > 2 and warmup >= steps - 1:
+        sentence = f"The warm-up takes all {steps:,} steps of the run, whose learning rate only rises: lower"
+        found.append(("optim", f"{sentence} optim.warmup_epochs, or optim.warmup_steps if that is set."))
     every = evaluation.every
     if every and not data.eval:
         sentence = f"eval.every is {every:,} and no data.eval is named: nothing is evaluated; name held-out shards."

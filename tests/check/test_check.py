@@ -254,7 +254,7 @@ def test_hashes_are_compared_where_asked_for(scenes: Path, run: Path, tmp_path: 
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
-    words = overrides(scenes, run, f"data.eval={shards}")
+    words = overrides(scenes, run, f"data.eval={shards}", "optim.warmup_steps=2")
     assert problems(words) == []
     report = check_run(TOML, words, JSON, 1, True)
     only(report.problems, "000000.arrow has changed")
@@ -294,7 +294,13 @@ def test_what_is_hardly_meant_is_told_by_check_and_by_training(
     assert [f.sentence for f in nothing if f.topic == "eval"] == [
         "eval.every is 2 and no data.eval is named: nothing is evaluated; name held-out shards."
     ]
-    plain = check_run(TOML, overrides(scenes, tmp_path / "run", "eval.every=4"), JSON, 1, False).findings
+    words = overrides(scenes, tmp_path / "run", "eval.every=4", "train.steps=4")
+    rising = check_run(TOML, words, JSON, 1, False).findings
+    assert [f.sentence for f in rising if f.verdict == "warning"] == [
+        "The warm-up takes all 4 steps of the run, whose learning rate only rises: lower optim.warmup_epochs, or "
+        "optim.warmup_steps if that is set."
+    ]
+    plain = check_run(TOML, [*words, "optim.warmup_steps=2"], JSON, 1, False).findings
     assert not [f for f in plain if f.verdict == "warning"]
 
 

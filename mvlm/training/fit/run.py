@@ -235,7 +235,7 @@ def _warnings(plan: Plan, dataset: ShardDataset[Any], micro_batch: int) -> list[
     found += [
         warning
         for _, warning in find_warnings(
-            config.data, config.task, config.eval, plan.mixture, config.train.global_batch, plan.steps[0]
+            config.data, config.task, config.eval, plan.mixture, config.train.global_batch, plan.steps
         )
     ]
     if not config.task.is_labelled:
