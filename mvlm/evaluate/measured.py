@@ -74,6 +74,9 @@ def evaluate_checkpoint(
     places = tuple(fspath(place) for place in data)
     settings = _settings(places, asked, loaded.eval)
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
+    kind = "rows" if "rows" in result else "images"
+    if settings.limit and result.get(kind) == settings.limit:
+        result["protocol"] += f" Only {settings.limit:,} {kind} are used: a limit of 0 takes all."
     if settings.where:
         told = f"{result['protocol']} Only the rows where {settings.where} are used."
         result |= {"where": settings.where, "protocol": told}
