@@ -53,7 +53,7 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(bool(config.run.dir.strip()), "run.dir", "the name of a folder")
     model, objectives, optim, train, data = config.model, config.objectives, config.optim, config.train, config.data
     for name in ("objectives.image_mask_ratio", "objectives.text_mask_ratio"):
-        require(0 < value(name) < 1, name, "between 0 and 1")
+        require(0 < value(name) < 1, name, "above 0 and below 1")
     extra = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in objectives.extra.values())
     require(extra, "objectives.extra", "a table of weights, each 0 or more")
     require(objectives.itm_group >= 2, "objectives.itm_group", "2 or more, for a negative to exist")
