@@ -122,11 +122,11 @@ def _show(args: argparse.Namespace) -> int:
             for drawn, (_, counts) in zip(line["drawn"], counted, strict=True):
                 drawn["rows"] = len(counts)
                 drawn["seen"] = {str(times): int((counts == times).sum()) for times in sorted(set(counts.tolist()))}
+    # A run that has just been given its first stage has recorded none: what it made is stage 1.
+    lines = lines or [{"stage": 1, "name": "", "steps": [0, state.step], "drawn": []}]
     if args.json:
         print(json.dumps(lines, indent=1))
         return 0
-    if not lines:
-        print(f"stage 1: steps 0 to {state.step:,}")
     for line in lines:
         name = f" ({line['name']})" if line["name"] else ""
         print(f"stage {line['stage']}{name}: steps {line['steps'][0]:,} to {line['steps'][1]:,}")
@@ -138,6 +138,6 @@ def _show(args: argparse.Namespace) -> int:
             )
             if "seen" in drawn:
                 print("    " + ", ".join(f"{count:,} rows {times} times" for times, count in drawn["seen"].items()))
-    for title in [stored.title(number) for number in range(max(1, len(lines)), len(stored))] if stored else []:
+    for title in [stored.title(number) for number in range(len(lines), len(stored))] if stored else []:
         print(f"{title}: not begun")
     return 0

@@ -299,6 +299,19 @@ def test_a_stage_that_cannot_be_is_not_appended(
     assert not (run / "stages.toml").exists()
 
 
+def test_what_a_run_made_before_its_first_stage_was_appended_is_shown_as_stage_1(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert main(["stage", "add", str(run), "--steps", "3"]) == 0
+    capsys.readouterr()
+    assert main(["stage", "show", str(run), "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)
+    assert (line["stage"], line["steps"]) == (1, [0, read_state(find_checkpoint(run)).step])
+    assert main(["stage", "show", str(run), "--rows"]) == 0
+    assert capsys.readouterr().out == f"stage 1: steps 0 to {line['steps'][1]:,}\nstage 2 of 2: not begun\n"
+
+
 def test_stages_are_appended_to_a_run_that_is_going_on(staged: Run, scenes: Path) -> None:
     """One in the middle of its only stage, and one while the next begins: its stages are read and not yet written."""
     one, begun = staged("one", "", "train.steps=6", *FLAT), list[int]()
