@@ -19,6 +19,9 @@ SLOW_MS = 1.0
 """A random read that never takes less is slow: a solid-state disk needs 0.1, a rented one 0.5, one that turns 8."""
 
 READS, READ_BYTES, LOOKED_AT = 15, 4096, 1000
+SMALL = 1 << 30
+"""Bytes that any disk reads in seconds and memory then keeps: no trial, whose outcome hangs on what else is running."""
+
 DROPPED = 1 << 21  # around what is read: of pages that the kernel keeps together none are dropped alone
 
 
@@ -26,7 +29,8 @@ def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path 
     """Why random reads in a folder or at a URL are dear, as the end of a sentence; "" where they are cheap.
 
     Disks of virtual machines say that they turn though they do not, and some file systems do not name their disk:
-    there, pages are read that are not in memory, which takes a fraction of a second at most.
+    there, if the files are not `SMALL`, pages are read that are not in memory, which takes a fraction of a second at
+    most.
     """
     if "://" in str(folder):
         return f"{folder} is an object store, not a disk"
@@ -41,7 +45,10 @@ def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path 
         return f"{folder} is on {kind}, which may be remote"
     if _rotational(devices / device) == "0":
         return ""
-    milliseconds = 1e3 * seconds_a_read(sorted(islice(_files(Path(folder)), LOOKED_AT)))
+    files = sorted(islice(_files(Path(folder)), LOOKED_AT))
+    if len(files) < LOOKED_AT and sum(file.stat().st_size for file in files) <= SMALL:
+        return ""
+    milliseconds = 1e3 * seconds_a_read(files)
     return f"a random read in {folder} takes {milliseconds:.2g} ms" if milliseconds > SLOW_MS else ""
 
 

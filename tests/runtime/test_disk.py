@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mvlm.runtime import disk
-from mvlm.runtime.disk import seconds_a_read, why_slow
+from mvlm.runtime.disk import SMALL, seconds_a_read, why_slow
 
 MOUNTS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
 23 22 0:21 / {base}/memory rw - tmpfs tmpfs rw
@@ -46,11 +46,24 @@ def machine(tmp_path: Path) -> dict[str, Path]:
 def test_what_the_kernel_says_is_believed_unless_it_says_that_a_disk_turns(
     machine: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, slow: str
 ) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    with (tmp_path / place / "000000.arrow").open("wb") as shard:
+        shard.truncate(SMALL + 1)
     monkeypatch.setattr(disk, "seconds_a_read", lambda files: 0.02)
     found = why_slow(tmp_path / place, **machine)
     assert slow in found and bool(found) == bool(slow)
     monkeypatch.setattr(disk, "seconds_a_read", lambda files: 0.0003)
     assert bool(why_slow(tmp_path / place, **machine)) == ("nfs4" in slow)
+
+
+def test_a_small_corpus_on_a_local_disk_is_shuffled_alike_on_a_busy_machine_and_an_idle_one(
+    machine: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "seconds_a_read", lambda files: 0.02)
+    for place, slow in (("shards", False), ("net/shards", True)):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "000000.arrow").write_bytes(b"a row")
+        assert bool(why_slow(tmp_path / place, **machine)) == slow
 
 
 def test_a_url_is_no_disk() -> None:
