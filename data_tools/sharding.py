@@ -26,7 +26,7 @@ from .join import Losers, find_losers, find_pairs, find_suspects, manifests, tot
 from .origin import deciding
 from .part import Part, PartManifest, chosen, cut, within
 from .pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
-from .readers import Cuttable, Source
+from .readers.source import Cuttable, Source
 from .report import ShardReport
 from .split import Split
 from .store.destination import open_store

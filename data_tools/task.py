@@ -25,7 +25,7 @@ from .meta import with_meta
 from .origin import opened_source
 from .part import Part, PartManifest, SplitPart, shard_stem, within
 from .pipeline import Options, stored_row, task_of
-from .readers import Cuttable
+from .readers.source import Cuttable
 from .record import Dropped, Record
 from .report import ShardReport
 from .split import NoSplit

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..filters import clean_captions, no_caption
-from ..readers import Source
 from ..readers.annotated import Annotated
 from ..readers.img2dataset import Img2datasetSource
+from ..readers.source import Source
 from ..readers.urls import UrlSource
 from ..record import Dropped
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
-from ..part import Cursor, Unit
-from ..record import Dropped, Record
 from .cc import cc
 from .coco import coco
 from .entailment import entailment
@@ -18,40 +15,13 @@ from .karpathy import karpathy
 from .nlvr2 import nlvr2
 from .sbu import sbu
 from .side_by_side import SideBySideSource
+from .source import Source
 from .table import table
 from .urls import UrlSource
 from .vg import vg
 from .vg_qa import vg_qa
 from .vqa import vqa
 from .webdataset import WebdatasetSource
-
-
-class Source(Protocol):
-    """Records in a fixed order, each time it is iterated. An image that is missing or refused gives a `Dropped`.
-
-    `position` of `size` bytes of input are read, for the progress bar. `only`, if set, are the records to give, by
-    their `where`: others' images are not read.
-    """
-
-    size: int
-    position: int
-    only: Container[str] | None
-
-    def __iter__(self) -> Iterator[Record | Dropped]: ...
-
-
-@runtime_checkable
-class Cuttable(Source, Protocol):
-    """A source that can be made in parts; of any other, all is one part."""
-
-    def units(self) -> Iterator[Unit]:
-        """In order, where it can be cut, and about how many bytes of images each piece has."""
-        ...
-
-    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
-        """The records from one such place up to another."""
-        ...
-
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "coco": coco,

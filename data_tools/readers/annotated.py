@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..record import Dropped, Record
 from .images import ImageFolders, Refused
 from .json_stream import parse_json
 from .members import MAX_TEXT_BYTES
+from .source import Cuttable
 
 MALFORMED = "annotation is malformed"
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -62,7 +63,7 @@ ImageAt = Callable[[Sequence[str]], bytes]
 """The image at the first of these paths where there is one; raises `Refused`."""
 
 
-class Annotated:
+class Annotated(Cuttable):
     """A source of annotation files, read one after the other; memory does not grow with the images.
 
     `where` of the record from the annotation number n, counted from 1, is "FILE:n".
@@ -87,12 +88,7 @@ class Annotated:
             check_file(path)
         self._paths, self._images = paths, ImageFolders(images)
         self._items, self._parse, self._source, self._seekable = items, parse, source, seekable
-        self.only: Container[str] | None = None
         self.size = sum(path.stat().st_size for path in paths)
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """Annotations, or files of them where it takes reading a file from its start to find one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
@@ -23,22 +23,18 @@ from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
 from .json_stream import parse_json
 from .members import DAMAGE, MAX_IMAGE_BYTES, is_inside, open_tar, unsafe
+from .source import Cuttable
 
 CAPTIONS = "captions.jsonl"
 
 
-class FolderSource:
+class FolderSource(Cuttable):
     """folders, or uncompressed tars of one, with captions.jsonl: on each line a JSON object with id, image (a path in
     the folder), captions (a list) and, if you like, source and other fields; key: id"""
 
     def __init__(self, paths: list[PathOrUrl]) -> None:
         self._folders: list[Opened] = list(map(_opened, paths))
-        self.only: Container[str] | None = None
         self.size = sum(folder.captions_size for folder in self._folders)
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """The lines of the captions files."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,6 +24,7 @@ from .captions import captions_of
 from .hf_places import Places, placed
 from .images import MISSING_IMAGE, Refused, read_inside
 from .row_files import undecided
+from .source import Cuttable
 from .table import IMAGE_COLUMNS
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")
@@ -35,7 +36,7 @@ MOST_NAMED = 20
 """Splits in a message: where files have other names than the hub's, each is one of its own."""
 
 
-class HfSource:
+class HfSource(Cuttable):
     """folders of save_to_disk, parquet files or folders of them; --subset: splits, by name; --image-column,
     --caption-column (texts or lists of them; default: found by name and type); --key-column (default: FILE-ROW);
     --in-place: of Arrow files, and of parquet that is compressed by snappy or not at all; source: the path's name"""
@@ -68,12 +69,7 @@ class HfSource:
         if in_place and (urls := [file for file in self._files if not isinstance(file, Path)]):
             raise UserError(f"{urls[0]} is at a URL, so that its images cannot stay in it: leave out --in-place.")
         self._in_place = in_place
-        self.only: Container[str] | None = None
         self.size = sum(self._sizes)
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """The row groups of parquet files; other files as they are."""

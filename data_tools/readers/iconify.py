@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .icons.names import IconName
 from .icons.package import Icon, IconSet, icon_sets
 from .icons.render import Renderer
 from .images import Refused
+from .source import Cuttable
 
 PICTURE_BYTES = 1200
 """Of an icon's PNG, about."""
@@ -23,7 +24,7 @@ PICTURE_BYTES = 1200
 STYLE = " style"
 
 
-class IconifySource:
+class IconifySource(Cuttable):
     """PATH is the archive (`npm pack @iconify/json`) or folder of the package. Icons of free sets but logos are drawn
     at 64 pixels; fields: set, name, title, author, licence, licence_url, category, concept, group, designer, also, svg,
     and split (train, validation, concepts, designers, both), for --split and --split-by. Needs mvlm[icons].
@@ -34,13 +35,8 @@ class IconifySource:
             raise UserError(f"iconify reads one package, not {len(paths)}: give the path of one.")
         self.path = paths[0]
         self.renderer = Renderer()
-        self.only: Container[str] | None = None
         self.catalogue = Catalogue(icon_sets(self.path))
         self.size = PICTURE_BYTES * sum(self.catalogue.rows)
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """The icons of all sets."""
@@ -76,19 +72,14 @@ class IconifySource:
                 yield Record(key, image, captions(icon, twins), icon_set.prefix, fields, where)
 
 
-class IconifyFoilsSource:
+class IconifyFoilsSource(Cuttable):
     """PATH as for iconify. Rows of the task foils, two of each pair of icons of one set that is held out: each with its
     caption and the other's; field foils (opposites, styles, and opposites of validation), for --split and --split-by.
     """
 
     def __init__(self, paths: list[Path]) -> None:
         self._icons = IconifySource(paths)
-        self.only: Container[str] | None = None
         self.size = self._icons.size
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """The sets."""

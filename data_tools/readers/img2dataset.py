@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..record import Dropped, Record
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
 from .members import DAMAGE, StrictTar
+from .source import Cuttable
 from .tar_records import CUT, tar_records
 from .webdataset import up_to_first_dot
 
@@ -37,7 +38,7 @@ ROWS = 64
 """Rows of a parquet read at a time; they may hold the images."""
 
 
-class Img2datasetSource:
+class Img2datasetSource(Cuttable):
     """img2dataset's output folders, in any of its formats webdataset, files and parquet; key: the shard's and row's
     number as img2dataset gives it; source: the folder's name. A URL that failed is dropped for its status."""
 
@@ -47,13 +48,8 @@ class Img2datasetSource:
             raise UserError(
                 "Two of the folders have shards with equal numbers, and so equal keys: shard them separately."
             )
-        self.only: Container[str] | None = None
         self.size = sum(size for *_, size in self._shards)
-        self.position = 0
         self.unused: Counter[str] = Counter()
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """img2dataset's shards."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path, PurePath
 
@@ -14,12 +14,13 @@ from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .annotated import UTF_16, mean_size
 from .images import MISSING_IMAGE, Refused, read_inside
+from .source import Cuttable
 
 NO_TEXT = "no text file beside the image"
 AMBIGUOUS = "two images of one name"
 
 
-class SideBySideSource:
+class SideBySideSource(Cuttable):
     """folders of images with a text file beside each, NAME.jpg and NAME.txt, one caption a line; key: the path without
     its extension; source: the folder's name"""
 
@@ -28,12 +29,7 @@ class SideBySideSource:
             if not path.is_dir():
                 raise UserError(f"No folder at {path}: give one of images, with a text file beside each.")
         self._folders = [(path.resolve(), dict(sorted(_pairs(path).items()))) for path in paths]
-        self.only: Container[str] | None = None
         self.size = sum(len(pairs) for _, pairs in self._folders)  # pairs, of which each counts as one byte
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """The pairs."""

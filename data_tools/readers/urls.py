@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..record import Dropped, Record
 from .annotated import MALFORMED
 from .captions import captions_of
 from .link_table import DAMAGED, Damaged, LinkTable, Row, table_files
+from .source import Cuttable
 
 HASHES = ("sha256", "md5")
 """Columns of a checksum of the image, in hexadecimal or as bytes."""
@@ -37,7 +38,7 @@ class _Link:
     record: Record
 
 
-class UrlSource:
+class UrlSource(Cuttable):
     """parquet, CSV, TSV or JSON-lines tables with one link per row, or folders of them; the images are downloaded.
     --image-column (default: the first of url, image_url, img_url, link), --caption-column (default: the first of
     caption, captions, text, title, alt_text, alt), in capitals too; --key-column (default: uid, else FILE-ROW); columns
@@ -61,12 +62,7 @@ class UrlSource:
     ) -> None:
         self._tables = [LinkTable(path, image_column, caption_column, key_column) for path in table_files(paths)]
         self._limits = Limits(connections, per_host, timeout, retries, int(max_mb * 1e6), allow_loopback)
-        self.only: Container[str] | None = None
         self.size = sum(map(len, self._tables))
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """Where the tables can be cut, and about how many bytes of images each piece has."""

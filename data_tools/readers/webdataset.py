@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tarfile import TarInfo
@@ -18,6 +18,7 @@ from ..inputs import PathOrUrl, fetched, name_of, size_of
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .members import DAMAGE, StrictTar, open_tar
+from .source import Cuttable
 from .tar_records import MemberKeys, Names, tar_records
 
 _FIRST_DOT = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
@@ -39,7 +40,7 @@ RULES: dict[str, Callable[[str], Names]] = {"first-dot": up_to_first_dot, "last-
 """By the words of `--key-up-to`: up to where a member's name is the key of its record."""
 
 
-class WebdatasetSource:
+class WebdatasetSource(Cuttable):
     """tars, compressed or not, each streamed from end to end; --key-up-to: first-dot or last-dot, where in its name the
     key of a member ends (default: first-dot, as webdataset has it, but last-dot where by that an image would take
     another's place); --image-key, --caption-key: extensions of the image and of the captions, such as
@@ -65,13 +66,8 @@ class WebdatasetSource:
         self._rule = RULES[named] if named else None
         self._keys = MemberKeys(_keys(image_key), _keys(caption_key))
         self._in_place = in_place
-        self.only: Container[str] | None = None
         self.size = sum(self._sizes)
-        self.position = 0
         self.unused: Counter[str] = Counter()
-
-    def __iter__(self) -> Iterator[Record | Dropped]:
-        return self.read()
 
     def units(self) -> Iterator[Unit]:
         """The tars."""

@@ -33,7 +33,7 @@ from ..marks import RowMark, id_digest
 from ..near import PicturePairs
 from ..part import PartManifest
 from ..pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
-from ..readers import Source
+from ..readers.source import Source
 from ..report import OTHERS, ShardReport, SourceReport
 from ..store.disk import ELSEWHERE, writing
 from ..store.folder import FolderStore

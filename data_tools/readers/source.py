@@ -1,0 +1,39 @@
+"""What a source of records is."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from typing import Protocol, runtime_checkable
+
+from ..part import Cursor, Unit
+from ..record import Dropped, Record
+
+
+class Source(Protocol):
+    """Records in a fixed order, each time it is iterated. An image that is missing or refused gives a `Dropped`.
+
+    `position` of `size` bytes of input are read, for the progress bar. `only`, if set, are the records to give, by
+    their `where`: others' images are not read.
+    """
+
+    size: int
+    position: int = 0
+    only: Container[str] | None = None
+
+    def __iter__(self) -> Iterator[Record | Dropped]: ...
+
+
+@runtime_checkable
+class Cuttable(Source, Protocol):
+    """A source that can be made in parts; of any other, all is one part."""
+
+    def __iter__(self) -> Iterator[Record | Dropped]:
+        return self.read()
+
+    def units(self) -> Iterator[Unit]:
+        """In order, where it can be cut, and about how many bytes of images each piece has."""
+        ...
+
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
+        """The records from one such place up to another."""
+        ...
