@@ -323,6 +323,7 @@ def test_a_mistake_in_an_override_is_named(tmp_path: Path) -> None:
         "objectives.text_mask_ratio=1.5",
         "objectives.text_mask_minimum=0",
         "objectives.image_mask_block=0",
+        "objectives.itm_group=0",
         "objectives.itm_group=1",
         "objectives.text_mask_token=1.1",
         "objectives.text_mask_random=-0.1",

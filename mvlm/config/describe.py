@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mvlm.config import schema
-from mvlm.config import validate as ranges
 from mvlm.config.toml import as_toml
+from mvlm.config.validate import requirements
 
 WORDS = {str: "string", int: "whole number", float: "number", bool: "true or false", Any: "value"}
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -44,7 +44,8 @@ class DescribedKey:
 
 def run_keys() -> list[DescribedKey]:
     """All keys of a run TOML, table by table."""
-    hints, comments, limits = typing.get_type_hints(schema.Config), meanings(schema), run_ranges()
+    hints, comments = typing.get_type_hints(schema.Config), meanings(schema)
+    limits = {name: wanted for _, name, wanted in requirements(schema.Config())}
     tables = [(table.name, hints[table.name]) for table in dataclasses.fields(schema.Config)]
     return [key for name, cls in tables for key in described(name, cls, comments, limits)]
 
@@ -123,26 +124,6 @@ def meanings(module: types.ModuleType) -> dict[str, str]:
             while not behind.get(node.lineno) and line in alone:
                 text, line = f"{alone[line]} {text}".strip(), line - 1
             found[f"{cls.name}.{node.target.id}"] = text
-    return found
-
-
-def run_ranges() -> dict[str, str]:
-    """By key, what `mvlm.config.validate` asks of its value, in its own words."""
-    found = {f"{table}.{key}": "1 or more" for table, keys in ranges.AT_LEAST_ONE.items() for key in keys}
-    found |= {f"{table}.{key}": "0 or more" for table, keys in ranges.NOT_NEGATIVE.items() for key in keys}
-    tree = ast.parse(Path(str(ranges.__file__)).read_text(encoding="utf-8"))
-    loops = {id(call): node for node in ast.walk(tree) if isinstance(node, ast.For) for call in ast.walk(node)}
-    for call in ast.walk(tree):
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "require"):
-            continue
-        _, name, wanted = call.args
-        loop = loops.get(id(call))
-        if not isinstance(wanted, ast.Constant):
-            continue  # words made as it runs
-        if isinstance(name, ast.Constant):
-            found[str(name.value)] = str(wanted.value)
-        elif loop and isinstance(loop.iter, ast.Tuple):
-            found |= {ast.literal_eval(key): str(wanted.value) for key in loop.iter.elts}
     return found
 
 
