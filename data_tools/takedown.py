@@ -68,37 +68,57 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
     Raises:
         UserError: the corpus is damaged, or no shard has one of the columns.
     """
-    location, rows_of = open_location(folder, Cache()), dict[str, set[int]]()
-    found, known, wanted = set[str](), set[str](), pa.array(sorted(lines), pa.string())
-    lowered, found_hashes = pa.array(sorted({line.lower() for line in lines}), pa.string()), set[str]()
-    hashes = {line.lower() for line in lines if SHA256.fullmatch(line)} if not by else set[str]()
+    location, named, rows_of = open_location(folder, Cache()), _Named(lines, by), dict[str, set[int]]()
     for number, shard in enumerate(location.manifest.shards):
-        table, names = columns_of(location, number, by or COLUMNS)
-        known |= set(names)
-        named = np.zeros(shard.rows, bool)
-        for name in filter(None, table.schema.names):
-            column, is_hash = table[name].cast(pa.string()), name in HASHES
-            column = pc.utf8_lower(column) if is_hash else column
-            holds = pc.is_in(column, lowered if is_hash else wanted)
-            (found_hashes if is_hash else found).update(pc.unique(column.filter(holds)).to_pylist())
-            named |= holds.to_numpy()
-        if hashes and ("sha256" not in names or table["sha256"].null_count):
-            for row, sha256 in _hashed(location, number):
-                if sha256 in hashes:
-                    named[row] = True
-                    found_hashes.add(sha256)
-        if named.any():
-            rows_of.setdefault(shard.hash, set()).update(np.flatnonzero(named).tolist())
-    if missing := set(by) - known:
-        raise unknown_column(sorted(missing)[0], location.folder, known)
+        if rows := named.rows(location, number):
+            rows_of.setdefault(shard.hash, set()).update(rows)
+    if missing := set(by) - named.columns:
+        raise unknown_column(min(missing), location.folder, named.columns)
     # Only now, for looking at all images takes hours, in which another list may have been taken down.
     listed = parse_takedown(_stored(folder), f"{location.folder}/{TAKEDOWN}")
     before = sum(map(len, listed.values()))
     listed |= {shard: sorted(more.union(listed.get(shard, ()))) for shard, more in rows_of.items()}
     _store(folder, takedown_json(listed))
-    rows = sum(map(len, listed.values()))
-    unmatched = sum(line not in found and line.lower() not in found_hashes for line in lines)
-    return TakenDown(rows, rows - before, unmatched)
+    rows_down = sum(map(len, listed.values()))
+    return TakenDown(rows_down, rows_down - before, named.unmatched())
+
+
+class _Named:
+    """The rows that the lines of a list name, by their columns and, where none is given, by their images' SHA-256.
+
+    Attributes:
+        columns: that the shards have which were looked at.
+    """
+
+    def __init__(self, lines: set[str], by: Sequence[str]) -> None:
+        self._lines, self._by = lines, by
+        self._hashes = {line.lower() for line in lines if SHA256.fullmatch(line)} if not by else set[str]()
+        self._values = pa.array(sorted(lines), pa.string())
+        self._lowered = pa.array(sorted({line.lower() for line in lines}), pa.string())
+        self._found, self._found_hashes = set[str](), set[str]()
+        self.columns: set[str] = set()
+
+    def rows(self, location: ShardLocation, number: int) -> list[int]:
+        """Of a shard."""
+        table, names = columns_of(location, number, self._by or COLUMNS)
+        self.columns |= set(names)
+        named = np.zeros(location.manifest.shards[number].rows, bool)
+        for name in filter(None, table.schema.names):
+            column, is_hash = table[name].cast(pa.string()), name in HASHES
+            column = pc.utf8_lower(column) if is_hash else column
+            holds = pc.is_in(column, self._lowered if is_hash else self._values)
+            (self._found_hashes if is_hash else self._found).update(pc.unique(column.filter(holds)).to_pylist())
+            named |= holds.to_numpy()
+        if self._hashes and ("sha256" not in names or table["sha256"].null_count):
+            for row, sha256 in _hashed(location, number):
+                if sha256 in self._hashes:
+                    named[row] = True
+                    self._found_hashes.add(sha256)
+        return np.flatnonzero(named).tolist()
+
+    def unmatched(self) -> int:
+        """Lines that name no row of all shards looked at."""
+        return sum(line not in self._found and line.lower() not in self._found_hashes for line in self._lines)
 
 
 def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:

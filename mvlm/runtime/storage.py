@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from mvlm.errors import DataLost, UserError
@@ -85,7 +84,7 @@ class Attempts:
     def __enter__(self) -> Attempts:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._outages.reasons.pop(self._name, None)
 
     def again(self, error: Exception) -> bool:
@@ -242,14 +241,15 @@ class Storage:
                     files, root = self._connect()
                     return action(files, f"{root}/{name}".rstrip("/"))
                 except Exception as error:  # each kind of store has its own
-                    if may_pass(error) and attempts.again(error):
-                        continue
-                    if may_pass(error) and self._outages.patience:
-                        raise attempts.failure(error) from None
-                    kind = DataLost if may_pass(error) else UserError
-                    is_full = isinstance(error, OSError) and error.errno in NO_ROOM  # which is a disk of ours
-                    so = "free some room there" if is_full else self._remedy
-                    raise kind(f"{where} cannot be {done} ({describe(error)}): {so}.") from None
+                    if not (may_pass(error) and attempts.again(error)):
+                        raise self._failure(f"{where} cannot be {done}", attempts, error) from None
+
+    def _failure(self, what: str, attempts: Attempts, error: Exception) -> UserError:
+        if may_pass(error) and self._outages.patience:
+            return attempts.failure(error)
+        kind = DataLost if may_pass(error) else UserError
+        is_full = isinstance(error, OSError) and error.errno in NO_ROOM  # which is a disk of ours
+        return kind(f"{what} ({describe(error)}): {'free some room there' if is_full else self._remedy}.")
 
     def _connect(self) -> tuple[Any, str]:
         """What speaks to the store, and the prefix's path in it."""
