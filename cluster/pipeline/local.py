@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from mvlm.errors import ExitCode, UserError
@@ -67,24 +68,19 @@ def submit(graph: Graph, submission: Submission) -> int:
     submission.pid_started = processes.start_time(submission.pid)
     submission.save()
     try:
-        return Executor(submission, _Starter(submission), lambda name: 1, _Room(graph)).run()
+        return Executor(submission, partial(_start, submission), lambda name: 1, partial(_fits, graph)).run()
     finally:
         submission.pid_started = None
         submission.save()
 
 
-class _Starter:
-    """Begins steps; one that an earlier driver has left running is waited for instead."""
-
-    def __init__(self, submission: Submission) -> None:
-        self._submission = submission
-
-    def __call__(self, name: str, part: int) -> StepProcess | LeftRunning:
-        folder = self._submission.folder(name)
-        if (record := self._submission.record(name)) and is_alive(record.pid, record.pid_started):
-            return LeftRunning(folder, record)
-        Stopper(folder).end(PATIENCE)  # what a process that was killed has left
-        return StepProcess(self._submission, name)
+def _start(submission: Submission, name: str, _: int) -> StepProcess | LeftRunning:
+    """Begin a step; one that an earlier driver has left running is waited for instead."""
+    folder = submission.folder(name)
+    if (record := submission.record(name)) and is_alive(record.pid, record.pid_started):
+        return LeftRunning(folder, record)
+    Stopper(folder).end(PATIENCE)  # what a process that was killed has left
+    return StepProcess(submission, name)
 
 
 class StepProcess:
@@ -132,25 +128,17 @@ class LeftRunning:
         processes.send(self._record.pid, signal.SIGTERM)
 
 
-class _Room:
+def _fits(graph: Graph, name: str, running: Collection[str]) -> bool:
     """Whether the CPUs of a step are free; those with GPUs run one at a time."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._steps, self._cpus = graph.pipeline.steps, cpus(graph)
-
-    def __call__(self, name: str, running: Collection[str]) -> bool:
-        step, others = self._steps[name], [self._steps[other] for other in running]
-        has_gpus = step.gpus == 0 or not any(other.gpus for other in others)
-        return has_gpus and step.cpus + sum(other.cpus for other in others) <= self._cpus
+    step, others = graph.pipeline.steps[name], [graph.pipeline.steps[other] for other in running]
+    has_gpus = step.gpus == 0 or not any(other.gpus for other in others)
+    return has_gpus and step.cpus + sum(other.cpus for other in others) <= cpus(graph)
 
 
 def live(submission: Submission) -> list[str]:
     """Steps whose processes are alive."""
-    found = []
-    for name in submission.queued:
-        if (record := submission.record(name)) and is_alive(record.pid, record.pid_started):
-            found.append(name)
-    return found
+    records = {name: submission.record(name) for name in submission.queued}
+    return [name for name, record in records.items() if record and is_alive(record.pid, record.pid_started)]
 
 
 def is_elsewhere(submission: Submission) -> bool:

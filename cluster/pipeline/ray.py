@@ -16,8 +16,9 @@ from ..ray import client
 from . import local
 from .graph import Graph
 from .submission import FILE, Submission
-from .view import QueueAnswer
 from .words import as_job, interpreter, parts_of, process_words
+
+SOME_ADDRESS = "http://127.0.0.1:8265"
 
 
 def check(graph: Graph) -> list[str]:
@@ -29,7 +30,8 @@ def check(graph: Graph) -> list[str]:
         if step.is_job:
             try:
                 job = as_job(graph.pipeline, step, "ray")
-                ray_backend.render(_addressed(job), step.overrides)
+                # With some address: what is asked is only whether Ray can do it.
+                ray_backend.render(replace(job, ray_address=job.ray_address or SOME_ADDRESS), step.overrides)
             except UserError as error:
                 found.append(f"{name}: {error}")
     return found
@@ -41,7 +43,7 @@ def render(graph: Graph, submission: Submission) -> str:
     for name in submission.queued:
         step = graph.pipeline.steps[name]
         if step.is_job or step.kind == "preflight":
-            lines.append(local.render(graph, _only(submission, name)))
+            lines.append(local.render(graph, replace(submission, queued={name: submission.queued[name]})))
             continue
         parts = parts_of(step, "ray")
         amount = f"{step.cpus} CPU" + (f", {step.gpus} GPU" if step.gpus else "")
@@ -84,11 +86,6 @@ def state(submission: Submission) -> str:
     return client.job_state(client.connect(submission.server), submission.server, submission.job)[0]
 
 
-def answers(submission: Submission) -> dict[str, QueueAnswer]:
-    """Nothing: what the steps leave on disk says all."""
-    return {}
-
-
 def is_active(submission: Submission) -> bool:
     return bool(submission.job) and state(submission) in client.ACTIVE
 
@@ -115,14 +112,3 @@ def cancel(submission: Submission) -> str:
 
 def _entrypoint(graph: Graph, submission: Submission) -> list[str]:
     return [interpreter(graph.pipeline), "-m", f"{__package__}.ray_driver", submission.logs]
-
-
-def _addressed(job: Job) -> Job:
-    """With some address: what is asked of it is only whether Ray can do it."""
-
-    return replace(job, ray_address=job.ray_address or "http://127.0.0.1:8265")
-
-
-def _only(submission: Submission, name: str) -> Submission:
-
-    return replace(submission, queued={name: submission.queued[name]})

@@ -119,7 +119,8 @@ class StepRun:
                 # with the step's own variables this process looks into stores, too
                 os.environ.update(read_references(self.pipeline.environment(self.step)))
                 self._require_inputs()
-                code = ExitCode.DONE if self._is_made() else self._execute(self._words(), out.fileno())
+                made = not self.part and is_made(self.graph, self.submission, self.name)
+                code = ExitCode.DONE if made else self._execute(self._words(), out.fileno())
                 if code == 0 and not self.part:
                     settle(self.graph, self.submission, self.name)
             except UserError as error:
@@ -128,9 +129,6 @@ class StepRun:
         attempt.ended, attempt.exit_code = time.time(), code
         self.record.save(self.logs)
         return code
-
-    def _is_made(self) -> bool:
-        return not self.part and is_made(self.graph, self.submission, self.name)
 
     def _require_inputs(self) -> None:
         """Raises: UserError: an input is not whole."""
@@ -144,11 +142,9 @@ class StepRun:
                     and not is_settled(self.graph, self.submission, maker)
                 ):
                     settle(self.graph, self.submission, maker)  # its own process could not: a job of SLURM's
-            if makers and not is_whole(path, self.pipeline.steps[makers[0]].kind if self._is_output(path) else ""):
+            is_output = any(path in step.writes for step in self.pipeline.steps.values())
+            if makers and not is_whole(path, self.pipeline.steps[makers[0]].kind if is_output else ""):
                 raise UserError(f"{self.name} reads {path}, which is not there or not whole: run {makers[0]} again.")
-
-    def _is_output(self, path: str) -> bool:
-        return any(path in step.writes for step in self.pipeline.steps.values())
 
     @property
     def _is_job(self) -> bool:
