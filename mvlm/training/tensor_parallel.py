@@ -9,7 +9,7 @@ alike, from equal weights, which have equal gradients.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Mlp
@@ -65,10 +65,8 @@ def split_layers(model: nn.Module, ranks: int, place: int) -> None:
     use_kernels(model)
     for name, branch in list(branches(model)):
         if branch.units % ranks:
-            raise UserError(
-                f"{TENSOR_PARALLEL} {ranks} does not divide the {branch.units} {_unit(branch)} of {name}: choose a "
-                "divisor."
-            )
+            units = f"{branch.units} {'heads' if branch.sizes else 'hidden features'}"
+            raise UserError(f"{TENSOR_PARALLEL} {ranks} does not divide the {units} of {name}: choose a divisor.")
         if branch.dropped:
             raise UserError(
                 f"{TENSOR_PARALLEL} splits {name}, where dropout would draw the same for each rank's part: set "
@@ -89,35 +87,41 @@ def split_layers(model: nn.Module, ranks: int, place: int) -> None:
             setattr(module, size, getattr(module, size) // ranks)
 
 
-def _unit(branch: SplitBranch) -> str:
-    return "heads" if branch.sizes else "hidden features"
-
-
 def branches(model: nn.Module) -> Iterator[tuple[str, SplitBranch]]:
     """Those that can be split, or are, by name."""
     module: Any
     for name, module in model.named_modules():
-        if type(module) is DispatchedAttention and _is_plain(module):
-            first = [(module.qkv, 3), *([(module.gate, 1)] if module.gate is not None else [])]
-            sizes = [(module, "num_heads"), (module, "attn_dim")]
-            yield name, SplitBranch(module, 1, first, module.proj, sizes, module.num_heads, module.attn_drop.p)
-        elif isinstance(module, Attention):
-            first = [(module.query, 1), (module.key_value, 2)]
-            yield name, SplitBranch(module, 2, first, module.out, [(module, "heads")], module.heads, module.dropout)
-        elif isinstance(module, Mlp) and isinstance(module.norm, nn.Identity) and isinstance(module.fc1, nn.Linear):
-            last, dropped = cast(nn.Linear, module.fc2), getattr(module.drop1, "p", 0.0)
-            yield name, SplitBranch(module, 1, [(module.fc1, 1)], last, [], last.in_features, dropped)
-        elif isinstance(module, FeedForward):
-            before, last = cast(nn.Linear, module[0]), cast(nn.Linear, module[2])
-            yield name, SplitBranch(module, 1, [(before, 1)], last, [], last.in_features, 0.0)
-        elif type(getattr(getattr(module, "attention", None), "self", None)).__name__ in BERT_ATTENTIONS:
-            within, after = module.attention.self, module.attention.output.dense
-            first = [(layer, 1) for layer in (within.query, within.key, within.value)]
-            sizes = [(within, "num_attention_heads"), (within, "all_head_size")]
-            heads, dropped = within.num_attention_heads, within.dropout.p
-            yield f"{name}.attention", SplitBranch(within, 1, first, after, sizes, heads, dropped)
-            between, last = module.intermediate, module.output.dense
-            yield f"{name}.output", SplitBranch(between, 1, [(between.dense, 1)], last, [], last.in_features, 0.0)
+        if type(getattr(getattr(module, "attention", None), "self", None)).__name__ in BERT_ATTENTIONS:
+            yield f"{name}.attention", _attention_of_bert(module.attention)
+            yield f"{name}.output", _feed_forward(module.intermediate, module.intermediate.dense, module.output.dense)
+        elif branch := _branch_of(module):
+            yield name, branch
+
+
+def _branch_of(module: Any) -> SplitBranch | None:
+    """A module that is an attention or a feed-forward by itself, of a kind that is known."""
+    if type(module) is DispatchedAttention and _is_plain(module):
+        first = [(module.qkv, 3), *([(module.gate, 1)] if module.gate is not None else [])]
+        sizes = [(module, "num_heads"), (module, "attn_dim")]
+        return SplitBranch(module, 1, first, module.proj, sizes, module.num_heads, module.attn_drop.p)
+    if isinstance(module, Attention):
+        first = [(module.query, 1), (module.key_value, 2)]
+        return SplitBranch(module, 2, first, module.out, [(module, "heads")], module.heads, module.dropout)
+    if isinstance(module, Mlp) and isinstance(module.norm, nn.Identity) and isinstance(module.fc1, nn.Linear):
+        return _feed_forward(module, module.fc1, module.fc2, getattr(module.drop1, "p", 0.0))
+    return _feed_forward(module, module[0], module[2]) if isinstance(module, FeedForward) else None
+
+
+def _attention_of_bert(attention: Any) -> SplitBranch:
+    within = attention.self
+    first = [(layer, 1) for layer in (within.query, within.key, within.value)]
+    sizes = [(within, "num_attention_heads"), (within, "all_head_size")]
+    heads, dropped = within.num_attention_heads, within.dropout.p
+    return SplitBranch(within, 1, first, attention.output.dense, sizes, heads, dropped)
+
+
+def _feed_forward(owner: nn.Module, first: Any, last: Any, dropped: float = 0.0) -> SplitBranch:
+    return SplitBranch(owner, 1, [(first, 1)], last, [], last.in_features, dropped)
 
 
 def _is_plain(attention: DispatchedAttention) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from mvlm.training.zero.json_file import AUTO, TENSOR_PARALLEL, check_shape, lea
 from mvlm.training.zero.json_keys import check_keys, check_values
 
 OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
+ALWAYS = "always so"
 Owned = dict[str, tuple[Any, str]]
 """Key of the JSON -> the value that this run has, and what makes it so."""
 
@@ -66,7 +67,8 @@ def resolve(content: dict[str, Any], run: RunSide) -> dict[str, Any]:
         refuse_sections(content, json_name)
     with mistakes.gathered():
         check_keys(content, json_name)
-    _check_owned(content, run, mistakes)
+    for sentence in _contradictions(content, run):
+        mistakes.add(sentence)
     copied = without_effect(json.loads(json.dumps(content)))
     resolved: dict[str, Any] = {key: value for key, value in copied.items() if value is not None}
     if old := resolved.pop("bfloat16", None):  # its former name
@@ -148,63 +150,67 @@ def _given(train: Train) -> int:
     return 0 if train.micro_batch == "auto" else train.micro_batch
 
 
-def _check_owned(content: dict[str, Any], run: RunSide, mistakes: Mistakes) -> None:
-    """What the TOML owns must be absent, "auto" or equal in the JSON."""
-    (json_name, toml_name), optim = run.names, run.optim
-    always = "always so"
-    gradients: Owned = {"gradient_allreduce_op": ("mean", always), "managed_gradient_accumulation": (True, always)}
+def _contradictions(content: dict[str, Any], run: RunSide) -> Iterator[str]:
+    """Sentences for what the TOML owns and is neither absent nor "auto" nor equal in the JSON."""
+    optim = run.optim
+    gradients: Owned = {"gradient_allreduce_op": ("mean", ALWAYS), "managed_gradient_accumulation": (True, ALWAYS)}
+    yield from _differing(content, run.owned | gradients, run.names)
     optimizer: Owned = {
         "lr": (optim.lr, "optim.lr"),
         "betas": (list(optim.betas), "optim.betas"),
         "eps": (optim.eps, "optim.eps"),
         "weight_decay": (optim.weight_decay, "optim.weight_decay"),
-        "adam_w_mode": (True, always),
-        "bias_correction": (True, always),
-        "amsgrad": (False, always),
-        "fp32_optimizer_states": (True, always),
+        "adam_w_mode": (True, ALWAYS),
+        "bias_correction": (True, ALWAYS),
+        "amsgrad": (False, ALWAYS),
+        "fp32_optimizer_states": (True, ALWAYS),
     }
+    kinds = OPTIMIZERS if optim.name == "adamw" else ("Muon",)
+    yield from _of_section(content, "optimizer", kinds, optimizer, run, harmless="torch_adam")
     scheduler: Owned = {
         "total_num_steps": (run.steps[0], "train.steps or train.epochs"),
         "warmup_num_steps": (run.steps[1], "optim.warmup_steps or optim.warmup_epochs"),
-        "warmup_type": ("linear", always),
-        "warmup_min_lr": (0, always),
-        "warmup_min_ratio": (0, always),
+        "warmup_type": ("linear", ALWAYS),
+        "warmup_min_lr": (0, ALWAYS),
+        "warmup_min_ratio": (0, ALWAYS),
         "warmup_max_lr": (optim.lr, "optim.lr"),
         "cos_min_ratio": (optim.floor, "optim.floor"),
     }
+    yield from _of_section(content, "scheduler", SCHEDULERS, scheduler, run)
 
-    def agree(found: dict[str, Any], table: Owned, prefix: str) -> None:
-        for key, (value, owner) in table.items():
-            given = found.get(key, AUTO)
-            if value is not None and given not in (AUTO, None) and given != value:
-                mistakes.add(
-                    f"{json_name} sets {prefix}{key} to {given!r} but {toml_name} makes it {value!r} ({owner}): "
-                    f"change one, or write {AUTO!r} in the JSON."
-                )
 
-    with mistakes.gathered():
-        agree(content, run.owned | gradients, "")
-    kinds = OPTIMIZERS if optim.name == "adamw" else ("Muon",)
-    sections = (("optimizer", kinds, optimizer, "torch_adam"), ("scheduler", SCHEDULERS, scheduler, ""))
-    for section, kinds, table, harmless in sections:
-        given = content.get(section) or {}
-        kind, params = given.get("type", AUTO), given.get("params") or {}
-        if kind not in (AUTO, *kinds):
-            mistakes.add(
-                f"{json_name} sets {section}.type to {kind!r} but {toml_name} is trained with {kinds[0]!r}: "
-                f"delete the section, or write {AUTO!r}."
-            )
-            continue
-        if section == "scheduler" and kind != AUTO and optim.schedule != "cosine":
-            mistakes.add(
-                f"{json_name} sets scheduler.type to {kind!r} but {toml_name} makes the schedule {optim.schedule!r} "
-                f"(optim.schedule): delete the section, or write {AUTO!r}."
-            )
-            continue
-        agree(params, table, f"{section}.params.")
+def _of_section(
+    content: dict[str, Any], section: str, kinds: Sequence[str], table: Owned, run: RunSide, harmless: str = ""
+) -> Iterator[str]:
+    """Args: harmless: a parameter of the section that changes nothing."""
+    (json_name, toml_name), optim = run.names, run.optim
+    given = content.get(section) or {}
+    kind, params = given.get("type", AUTO), given.get("params") or {}
+    if kind not in (AUTO, *kinds):
+        yield (
+            f"{json_name} sets {section}.type to {kind!r} but {toml_name} is trained with {kinds[0]!r}: "
+            f"delete the section, or write {AUTO!r}."
+        )
+    elif section == "scheduler" and kind != AUTO and optim.schedule != "cosine":
+        yield (
+            f"{json_name} sets scheduler.type to {kind!r} but {toml_name} makes the schedule {optim.schedule!r} "
+            f"(optim.schedule): delete the section, or write {AUTO!r}."
+        )
+    else:
+        yield from _differing(params, table, run.names, f"{section}.params.")
         for key, value in params.items():
             if key not in (*table, harmless) and value not in (AUTO, None):
-                mistakes.add(
+                yield (
                     f"{json_name} sets {section}.params.{key} to {value!r}, which the {kinds[0]} that {toml_name} "
                     "is trained with does not know: delete it."
                 )
+
+
+def _differing(found: dict[str, Any], table: Owned, names: tuple[str, str], prefix: str = "") -> Iterator[str]:
+    for key, (value, owner) in table.items():
+        given = found.get(key, AUTO)
+        if value is not None and given not in (AUTO, None) and given != value:
+            yield (
+                f"{names[0]} sets {prefix}{key} to {given!r} but {names[1]} makes it {value!r} ({owner}): "
+                f"change one, or write {AUTO!r} in the JSON."
+            )
