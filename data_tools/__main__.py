@@ -49,8 +49,9 @@ def parser(described: bool = True) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("mvlm-data", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     top.add_argument("--version", action="version", version=f"mvlm-data {__version__}")
     subs = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (commands, commands_looking, commands_reshaping, commands_making):
-        module.add_parser(subs, described)
+    commands.add_parser(subs, described)
+    for module in (commands_looking, commands_reshaping, commands_making):
+        module.add_parser(subs)
     completion = subs.add_parser("completion", help="print a shell completion script for mvlm-data")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=complete)

@@ -17,7 +17,7 @@ KINDS = (".png", ".html")
 """Of histograms."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], described: bool) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checked = subparsers.add_parser("verify", help="read and decode everything; exit 1 on damage")
     checked.add_argument("shards", nargs="+", metavar="SHARDS")
     checked.add_argument(

@@ -19,7 +19,7 @@ SPLIT_BY = "group"
 """Of `synth`, where no other field is given: its rows of one group share scenes."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], described: bool) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     made = subparsers.add_parser(
         "synth",
         help="make shards of synthetic scenes",

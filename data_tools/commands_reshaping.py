@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .split import Split
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], described: bool) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     merged = subparsers.add_parser("merge", help="merge several corpora into one")
     merged.add_argument("shards", nargs="+", metavar="SHARDS")
     merged.add_argument("--prefix-keys", action="store_true", help="prefix keys with the name of their corpus's folder")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from multidict import CIMultiDictProxy
 
 TOKEN = "mvlm"
@@ -27,14 +25,10 @@ def opts_out(headers: CIMultiDictProxy[str]) -> str:
 def _forbids(value: str) -> bool:
     """Directives behind the name of a crawler are that crawler's, up to the next name."""
     ours = True
-    for directive in _directives(value):
+    for directive in value.lower().split(","):
         name, colon, rest = directive.partition(":")
         if colon and name.strip() not in WITH_VALUES:
             ours, directive = name.strip() == TOKEN, rest
         if ours and directive.strip() in OPT_OUT:
             return True
     return False
-
-
-def _directives(value: str) -> Iterable[str]:
-    return value.lower().split(",")

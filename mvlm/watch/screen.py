@@ -33,7 +33,7 @@ NAMES = {
     "task": "task",
 }
 ACCURACIES = {"text": "word_accuracy", "itm": "itm_accuracy", "task": "task_accuracy"}
-WIDTH, BARS, SHARES = 90, 30, 8
+WIDTH, BARS = 90, 30
 NAMED = 6  # ranks that are listed
 PUT_OFF = "no evaluation yet"
 

@@ -34,7 +34,6 @@ class Mixture:
         numbers: of what an epoch draws.
         task: as it was given.
         per_epoch: draws an epoch.
-        taken_down: rows that were, of those that the condition keeps.
     """
 
     def __init__(

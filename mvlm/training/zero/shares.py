@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from mvlm.checkpoint.cut import TensorPart, cut_of, whole_shape
+from mvlm.checkpoint.cut import cut_of, whole_shape
 from mvlm.runtime import dist, replicas
 
 Read = Callable[[str, int, int], Tensor]
@@ -29,10 +29,6 @@ class ParamSlice(NamedTuple):
     start: int
     length: int
     offset: int
-
-
-Parts = tuple[Parameter, dict[str, TensorPart]]
-"""A parameter, and what a rank has of its weight, average and moments."""
 
 
 def own_read(parameter: Parameter, read: Read) -> Read:
