@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mvlm.errors import UserError
@@ -37,10 +39,8 @@ class RollCall:
         self._guard = threading.Timer(0, self._give_up)
         self._heard = 0  # times
         self.allow(patience)
-        try:
+        with self._reached():
             self.rendezvous = Rendezvous(patience)
-        except ConnectionError as error:
-            raise self._lost(str(error)) from None
         self.rank, self.living = self.rendezvous.rank, list(range(self.rendezvous.world))
 
     def hear(self, word: Any, patience: float) -> dict[int, Any]:
@@ -54,11 +54,9 @@ class RollCall:
         """
         self.allow(2 * patience)
         self._heard += 1
-        try:
+        with self._reached():
             words = {0: word} | self._collect(f"words/{self._heard}", self.living[1:], patience)
-            self._assign(dict.fromkeys(set(self.living) - words.keys(), LATE))
-        except ConnectionError as error:
-            raise self._lost(str(error)) from None
+        self.assign(dict.fromkeys(set(self.living) - words.keys(), LATE))
         self.living = sorted(words)
         return words
 
@@ -68,10 +66,9 @@ class RollCall:
         Raises:
             UserError: the store is gone.
         """
-        try:
-            self._assign(tasks)
-        except ConnectionError as error:
-            raise self._lost(str(error)) from None
+        with self._reached():
+            for rank, task in tasks.items():
+                self.rendezvous.post(f"tasks/{self._heard}/{rank}", task)
 
     def answer(self, step: str, word: Any, patience: float) -> Any:
         """Give rank 0 this rank's word on a step, and wait for the next task.
@@ -84,20 +81,14 @@ class RollCall:
         """
         self.allow(2 * patience)
         self._heard += 1
-        try:
+        with self._reached():
             self.rendezvous.post(f"words/{self._heard}/{self.rank}", word)
             task = self.rendezvous.read(f"tasks/{self._heard}/{self.rank}", 2 * patience)
-        except ConnectionError as error:
-            raise self._lost(str(error)) from None
         if task is None:
             raise self._lost("no answer")
         if task == LATE:
             raise UserError(f"{self._who} came too late to {step}, and the others began: see what rank 0 says.")
         return task
-
-    def _assign(self, tasks: dict[int, Any]) -> None:
-        for rank, task in tasks.items():
-            self.rendezvous.post(f"tasks/{self._heard}/{rank}", task)
 
     def close(self, code: int) -> int:
         """Rank 0's exit code, on all; rank 0, who keeps the store, leaves last."""
@@ -124,6 +115,14 @@ class RollCall:
             found = {rank: self.rendezvous.peek(f"{step}/{rank}") for rank in missing}
             words |= {rank: word for rank, word in found.items() if word is not None}
         return words
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raises `UserError` where the store is gone."""
+        try:
+            yield
+        except ConnectionError as error:
+            raise self._lost(str(error)) from None
 
     def _lost(self, reason: str) -> UserError:
         return UserError(
