@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_whole
@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         task = tasks.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
         task.set_defaults(parser=task, refuse=task.error)
         _add_common(task, name)
-        for add in OWN.get(name, ()):
-            add(task)
+        for option in OWN.get(name, ()):
+            task.add_argument(option, **OPTIONS[option])
 
 
 def _add_common(parser: argparse.ArgumentParser, task: str) -> None:
@@ -81,54 +81,43 @@ def _add_common(parser: argparse.ArgumentParser, task: str) -> None:
     )
 
 
-def _add_memory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--memory-gb",
-        type=above_zero,
-        metavar="GB",
-        help="memory limit besides the weights (default: the run's eval.memory_gb)",
-    )
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise argparse.ArgumentTypeError("give words separated by commas, for example red,blue")
+    return words
 
 
-def _add_retrieval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--rerank", type=count, metavar="K", help="candidates that ITM re-ranks (default: the run's eval.rerank)"
-    )
-    parser.add_argument("--equal-captions", action="store_true", help="count a caption as right if an identical one is")
-
-
-def _add_reconstruction(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="mask these words")
-    parser.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="draw eight images with theirs into this folder"
-    )
-
-
-def _add_templates(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--templates", metavar="FILE", help="sentences, one per line, {} for the class")
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train", required=True, metavar="FOLDER", help="the folder of classes to fit it on")
-
-
-def _add_condition(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--where", metavar="CONDITION", help="use only the rows that meet it, as data.where")
-
-
-def _add_predictions(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="write the answers in the evaluation server's format"
-    )
-
-
-OWN: dict[str, tuple[Callable[[argparse.ArgumentParser], None], ...]] = {
-    "retrieval": (_add_retrieval, _add_condition, _add_memory),
-    "reconstruction": (_add_reconstruction, _add_condition),
-    "classification": (_add_templates, _add_memory),
-    "probe": (_add_training,),
-    "foils": (_add_memory,),
-    **dict.fromkeys(LABELLED, (_add_condition, _add_predictions)),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--rerank": {
+        "type": count,
+        "metavar": "K",
+        "help": "candidates that ITM re-ranks (default: the run's eval.rerank)",
+    },
+    "--equal-captions": {"action": "store_true", "help": "count a caption as right if an identical one is"},
+    "--words": {"type": _words, "default": (), "metavar": "A,B", "help": "mask these words"},
+    "--pictures": {"type": Path, "metavar": "FOLDER", "help": "draw eight images with theirs into this folder"},
+    "--templates": {"metavar": "FILE", "help": "sentences, one per line, {} for the class"},
+    "--train": {"required": True, "metavar": "FOLDER", "help": "the folder of classes to fit it on"},
+    "--where": {"metavar": "CONDITION", "help": "use only the rows that meet it, as data.where"},
+    "--memory-gb": {
+        "type": above_zero,
+        "metavar": "GB",
+        "help": "memory limit besides the weights (default: the run's eval.memory_gb)",
+    },
+    "--predictions": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "write the answers in the evaluation server's format",
+    },
+}
+OWN: dict[str, tuple[str, ...]] = {
+    "retrieval": ("--rerank", "--equal-captions", "--where", "--memory-gb"),
+    "reconstruction": ("--words", "--pictures", "--where"),
+    "classification": ("--templates", "--memory-gb"),
+    "probe": ("--train",),
+    "foils": ("--memory-gb",),
+    **dict.fromkeys(LABELLED, ("--where", "--predictions")),
 }
 """What each task takes beside what all take."""
 
@@ -193,10 +182,3 @@ def _write(path: Path | None, text: str, option: str) -> None:
     if path:
         write_whole(path, text, option)
         Console(stderr=True).print(f"Written to {path}", markup=False, highlight=False)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in text.split(",") if word.strip())
-    if not words:
-        raise argparse.ArgumentTypeError("give words separated by commas, for example red,blue")
-    return words
