@@ -155,11 +155,39 @@ class Engine:
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         if not self.model.training:  # to say so to every module in every step takes a millisecond or more
             self.engine.train()
-        starts = [(m * replicas.world() + replicas.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
         cannot_halve = self._loss_scale is not None and self._loss_scale.is_smallest
         self._gradients.wanted = metrics is not None
+        parts = self._accumulate(micro_batches, step, metrics)
+        if self._reduction and self._reduction.grad_norm is not None:
+            self.grad_norm = self._reduction.grad_norm
+        elif not self._plain:
+            self.grad_norm = self.engine.get_global_grad_norm()
+        applied = self.engine.was_step_applied()
+        if metrics and applied and self.grad_norm is not None:
+            norms = self._gradients.norms(self.grad_norm, self.device)
+            metrics.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
+        self.updates += applied
+        if applied and self.has_ema:
+            self._state.update_ema(self._ema)
+        if self._checksums:
+            self._checksums.keep()
+        self.overflowed = self._loss_scale is not None and not applied
+        if self._loss_scale and self.overflowed and cannot_halve:
+            raise UserError(
+                f"fp16's gradients overflow at the smallest loss scale, {self._loss_scale.now:g}, in step {step + 1}: "
+                "use bf16 or fp32 in the DeepSpeed JSON, or a smaller optim.lr."
+            )
+        if len(parts) == 1:  # copied all the same: the next replay of a captured step gives others in their place
+            return dict(zip(parts[0], torch.stack(list(parts[0].values())).unbind(), strict=True))
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _accumulate(
+        self, micro_batches: Sequence[Batch | LabelledBatch], step: int, metrics: MetricAccumulator | None
+    ) -> list[Losses]:
+        """The losses of each micro-batch, whose gradients are added up; the last one's turn makes the update."""
+        starts = [(m * replicas.world() + replicas.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         parts: list[Losses] = []
 
         def seed_part(part: int) -> None:
@@ -183,28 +211,7 @@ class Engine:
                     self.grad_norm = clip_grad_norm(self._trained, self._clip)
             self.engine.step()
             parts.append({name: loss.detach() for name, loss in losses.items()})
-        if self._reduction and self._reduction.grad_norm is not None:
-            self.grad_norm = self._reduction.grad_norm
-        elif not self._plain:
-            self.grad_norm = self.engine.get_global_grad_norm()
-        applied = self.engine.was_step_applied()
-        if metrics and applied and self.grad_norm is not None:
-            norms = self._gradients.norms(self.grad_norm, self.device)
-            metrics.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
-        self.updates += applied
-        if applied and self.has_ema:
-            self._state.update_ema(self._ema)
-        if self._checksums:
-            self._checksums.keep()
-        self.overflowed = self._loss_scale is not None and not applied
-        if self._loss_scale and self.overflowed and cannot_halve:
-            raise UserError(
-                f"fp16's gradients overflow at the smallest loss scale, {self._loss_scale.now:g}, in step {step + 1}: "
-                "use bf16 or fp32 in the DeepSpeed JSON, or a smaller optim.lr."
-            )
-        if len(parts) == 1:  # copied all the same: the next replay of a captured step gives others in their place
-            return dict(zip(parts[0], torch.stack(list(parts[0].values())).unbind(), strict=True))
-        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return parts
 
     def _passes(
         self,

@@ -106,44 +106,19 @@ def _train_stage(
 
 def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: ExitStack) -> Trainer:
     """The engine, filled where a run is resumed, and the parts around it, which `stack` closes; all ranks must call."""
-    config, folder, group, mirror, standing = plan.config, plan.folder, plan.group, plan.mirror, plan.standing
+    config, folder, group, mirror = plan.config, plan.folder, plan.group, plan.mirror
     engine, dataset, arithmetic, beginning = _build_engine(plan)
     start, state, attempt = _claim(plan, engine)
     resumed = start.checkpoint if start.resumes else None
-    sentences = plan.resumed.reported if plan.resumed else (plan.shuffle,) if plan.shuffle else ()
-    if standing:
-        sentences = (f"{standing.title[0].upper()}{standing.title[1:]}.", *sentences)
-    if resumed:
-        sentences += dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config))
-    layout = {
-        "micro_batch": engine.ds_config["train_micro_batch_size_per_gpu"],
-        "accumulation": engine.ds_config["gradient_accumulation_steps"],
-        "zero_stage": engine.stage,
-        "parameters": count_parameters(engine.model),
-        "steps": plan.steps[0],
-        "rows": len(plan.mixture),
-        "selection": plan.mixture.selection,
-    }
-    if standing:
-        layout |= {"steps": standing.sections[-1].end, "stage": standing.number}
-        layout["stages"] = [{"name": s.name, "first": s.first, "end": s.end} for s in standing.sections]
+    changes = dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config)) if resumed else ()
+    layout, stages = _layout(plan, engine), plan.standing.stages if plan.standing else None
     # A run that was refused before now must not look like this one.
-    describe_run(
-        folder,
-        config,
-        engine.ds_config,
-        engine.model,
-        layout,
-        group,
-        beginning,
-        attempt.number,
-        standing.stages if standing else None,
-    )
+    describe_run(folder, config, engine.ds_config, engine.model, layout, group, beginning, attempt.number, stages)
     dist.barrier()  # the ranks that lead a checkpoint's saving read it there
     monitor = stack.enter_context(Monitor(folder, state.step, layout["steps"], config.log))
     monitor.say(opening(config.run.dir, config.train, resumed, layout))
     warnings = _warnings(plan, dataset, layout["micro_batch"]) if monitor.main else []
-    for sentence in (*sentences, *kept_sentences(plan.mixture), *warnings):
+    for sentence in (*_settled(plan), *changes, *kept_sentences(plan.mixture), *warnings):
         monitor.say(sentence)
     if beginning:
         monitor.say(f"{beginning}\nEvery tensor is listed in {folder / STARTED}.")
@@ -169,6 +144,31 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     if resumed and start.own:
         uploads.offer_start(resumed)
     return trainer
+
+
+def _layout(plan: Plan, engine: Engine) -> dict[str, Any]:
+    """What run.json says of the run's size and shape."""
+    layout = {
+        "micro_batch": engine.ds_config["train_micro_batch_size_per_gpu"],
+        "accumulation": engine.ds_config["gradient_accumulation_steps"],
+        "zero_stage": engine.stage,
+        "parameters": count_parameters(engine.model),
+        "steps": plan.steps[0],
+        "rows": len(plan.mixture),
+        "selection": plan.mixture.selection,
+    }
+    if plan.standing:
+        sections = plan.standing.sections
+        layout |= {"steps": sections[-1].end, "stage": plan.standing.number}
+        layout["stages"] = [{"name": s.name, "first": s.first, "end": s.end} for s in sections]
+    return layout
+
+
+def _settled(plan: Plan) -> tuple[str, ...]:
+    """Sentences for the stage that begins, and what was changed or chosen."""
+    title = plan.standing.title if plan.standing else ""
+    reported = plan.resumed.reported if plan.resumed else (plan.shuffle,)
+    return tuple(filter(None, (title and f"{title[0].upper()}{title[1:]}.", *reported)))
 
 
 def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, InitReport | None]:
