@@ -139,11 +139,16 @@ def shard_batch(path: Path, reader: pa.ipc.RecordBatchFileReader, index: int) ->
     return batch
 
 
+def shard_batches(path: Path, task: str) -> Iterator[pa.RecordBatch]:
+    """The record batches of one shard; raises as `open_shard` and `shard_batch`."""
+    reader = open_shard(path, task)
+    return (shard_batch(path, reader, index) for index in range(reader.num_record_batches))
+
+
 def shard_rows(path: Path, task: str) -> Iterator[dict[str, Any]]:
     """The rows of one shard by column; raises as `batches`."""
-    reader = open_shard(path, task)
-    for index in range(reader.num_record_batches):
-        yield from shard_batch(path, reader, index).to_pylist()
+    for batch in shard_batches(path, task):
+        yield from batch.to_pylist()
 
 
 def kept_rows(folder: Path, where: str = "") -> Bits | None:
@@ -169,10 +174,7 @@ def batches(folder: Path, manifest: Manifest, kept: Bits | None = None) -> Itera
     first = 0
     check_lengths(folder, manifest.shards)
     for shard in manifest.shards:
-        path = folder / shard.file
-        reader = open_shard(path, manifest.task)
-        for index in range(reader.num_record_batches):
-            batch = shard_batch(path, reader, index)
+        for batch in shard_batches(folder / shard.file, manifest.task):
             first += len(batch)
             yield batch.filter(pa.array(kept.between(first - len(batch), first))) if kept else batch
 
@@ -189,10 +191,8 @@ def rows_at(folder: Path, manifest: Manifest, chosen: Sequence[int]) -> Iterator
         wanted = [number - first for number in chosen if first <= number < end]
         if not wanted:
             continue
-        path, start = folder / shard.file, 0
-        reader = open_shard(path, manifest.task)
-        for index in range(reader.num_record_batches):
-            batch = shard_batch(path, reader, index)
+        start = 0
+        for batch in shard_batches(folder / shard.file, manifest.task):
             for number in wanted:
                 if start <= number < start + len(batch):
                     yield batch.slice(number - start, 1).to_pylist()[0]

@@ -92,7 +92,6 @@ def _images(corpora: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
         manifest = read_manifest(folder)
         for shard in manifest.shards:
             for batch in batches(folder, replace(manifest, shards=Shards([shard]))):
-                for column in IMAGE_COLUMNS:
-                    if column in batch.schema.names:
-                        for key, image in zip(batch["key"], batch[column], strict=True):
-                            yield f"{key.as_py()} ({folder / shard.file})", bytes(resolved(image.as_buffer()))
+                for column in filter(batch.schema.names.__contains__, IMAGE_COLUMNS):
+                    for key, image in zip(batch["key"], batch[column], strict=True):
+                        yield f"{key.as_py()} ({folder / shard.file})", bytes(resolved(image.as_buffer()))
