@@ -15,6 +15,11 @@ from __future__ import annotations
 import argparse
 from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mvlm.config.schema import Config
+    from mvlm.estimate.cards import Card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,12 +91,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the configuration is wrong, or what it names is not known.
     """
-    from mvlm.errors import UserError
-
     if args.config == "data":
         return _plan_data(args)
-    if not (args.deepspeed_config and args.gpu):
-        raise UserError("mvlm plan RUN.toml needs --deepspeed_config JSON and --gpu NAME: see mvlm plan --help.")
+    _refuse_senseless(args)
     from mvlm.cli.output import write_json
     from mvlm.cli.places import require_shards
     from mvlm.config.load import load_config, read_stages
@@ -99,45 +101,18 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.estimate.cards import find_card
     from mvlm.training.zero.json_file import read_deepspeed_json
 
-    for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give 1 or more.")
-    if not 0 < args.mfu <= 1:
-        raise UserError(f"--mfu is {args.mfu:g}: give a share above 0 and at most 1, such as 0.45.")
     card, base = find_card(args.gpu), load_config(args.config, args.overrides)
     content = read_deepspeed_json(args.deepspeed_config)
     require_shards(base.data.train)  # all of which is reported before imports that take seconds
 
-    from mvlm.data.shards.mixture import training_mixture
-    from mvlm.estimate.choice import choice_text, choose
-    from mvlm.estimate.count import FakeModel
-    from mvlm.estimate.encoders import build_without_weights
-    from mvlm.estimate.plan import Planner, Request
-    from mvlm.estimate.text import as_json, as_text
+    from mvlm.estimate.choice import choice_text
+    from mvlm.estimate.text import as_text
     from mvlm.training.fit.stages import checked
-    from mvlm.training.parallelize import freeze
 
     stages = checked(make_stages(base, read_stages(args.config), args.config))
     plans = []
     for number in range(len(stages)):
-        config = stages.config(number)
-        corpus = training_mixture(config.data, config.task.corpus).per_epoch if config.data.train else args.pairs
-        request = Request(
-            train=config.train,
-            optim=config.optim,
-            content=content,
-            names=(args.deepspeed_config, args.config),
-            card_name=args.gpu.lower(),
-            card=card,
-            nodes=args.nodes,
-            per_node=args.gpus_per_node,
-            corpus=corpus,
-            mfu=args.mfu,
-        )
-        built = build_without_weights(config.blueprint, config.data)
-        freeze(deepcopy(built), config.train.freeze)  # refused as by the run; what it saves is not planned
-        planner = Planner(request, FakeModel(built, config.data, optim=config.optim))
-        plans.append(as_json(planner) | ({"choice": choose(planner)} if args.choose else {}))
+        plans.append(_plan_stage(args, stages.config(number), content, card))
         if not stages.is_all:
             print(f"{'' if number == 0 else chr(10)}{stages.title(number)}")
         print(as_text(plans[-1]) + (choice_text(plans[-1]["choice"]) if args.choose else ""), end="")
@@ -150,6 +125,47 @@ def run(args: argparse.Namespace) -> int:
     )
     write_json(args.json, total | {"stages": plans})
     return 0
+
+
+def _refuse_senseless(args: argparse.Namespace) -> None:
+    from mvlm.errors import UserError
+
+    if not (args.deepspeed_config and args.gpu):
+        raise UserError("mvlm plan RUN.toml needs --deepspeed_config JSON and --gpu NAME: see mvlm plan --help.")
+    for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: give 1 or more.")
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"--mfu is {args.mfu:g}: give a share above 0 and at most 1, such as 0.45.")
+
+
+def _plan_stage(args: argparse.Namespace, config: Config, content: dict[str, Any], card: Card) -> dict[str, Any]:
+    """A run, or a stage of one, as JSON."""
+    from mvlm.data.shards.mixture import training_mixture
+    from mvlm.estimate.choice import choose
+    from mvlm.estimate.count import FakeModel
+    from mvlm.estimate.encoders import build_without_weights
+    from mvlm.estimate.plan import Planner, Request
+    from mvlm.estimate.text import as_json
+    from mvlm.training.parallelize import freeze
+
+    corpus = training_mixture(config.data, config.task.corpus).per_epoch if config.data.train else args.pairs
+    request = Request(
+        train=config.train,
+        optim=config.optim,
+        content=content,
+        names=(args.deepspeed_config, args.config),
+        card_name=args.gpu.lower(),
+        card=card,
+        nodes=args.nodes,
+        per_node=args.gpus_per_node,
+        corpus=corpus,
+        mfu=args.mfu,
+    )
+    built = build_without_weights(config.blueprint, config.data)
+    freeze(deepcopy(built), config.train.freeze)  # refused as by the run; what it saves is not planned
+    planner = Planner(request, FakeModel(built, config.data, optim=config.optim))
+    return as_json(planner) | ({"choice": choose(planner)} if args.choose else {})
 
 
 def _plan_data(args: argparse.Namespace) -> int:
