@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +92,6 @@ class Loader:
         self.wait_seconds = 0.0
         self.position = start_position
         self.faults: list[Fault] = []
-        self._micro_batch = micro_batch
         self._handed_out = _starts(start_position, global_batch, skip)
         self._upcoming = next(self._handed_out)
         own = [(m * world + rank) * micro_batch for m in range(self.accumulation)]
@@ -164,9 +162,7 @@ class Loader:
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _take(self, seconds: float | None) -> bool:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 from mvlm.checkpoint.description import LEDGER
 from mvlm.checkpoint.fencing import FencingToken
@@ -86,7 +85,7 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give up what is pending: ranks that end on an error cannot agree on it any more."""
         if self._pending:
             self._pending.share.join()

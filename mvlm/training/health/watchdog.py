@@ -24,7 +24,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, NoReturn
 
 from mvlm.checkpoint.layout import candidates
@@ -86,7 +85,7 @@ class Watchdog:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closed.set()
         for thread in self._threads:
             thread.join(timeout=1)  # no longer: it may be caught in the file system

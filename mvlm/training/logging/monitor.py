@@ -8,7 +8,6 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -72,7 +71,7 @@ class Monitor:
             self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.finish(done=False, patience=HURRY)
         with contextlib.suppress(OSError):  # every line was flushed when it was written
             if self._progress:
