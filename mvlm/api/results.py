@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Any
 
 import torch
 
-from mvlm.api.launch import launch_training
 from mvlm.api.model import TrainedModel, load
 from mvlm.api.recipe import Recipe
 from mvlm.api.tasks import FineTunedModel, load_finetuned
@@ -26,6 +27,8 @@ from mvlm.evaluate.task import TASKS
 from mvlm.export.written import Format, export_run
 from mvlm.report.facts import read_facts, read_json
 from mvlm.report.written import report_on
+from mvlm.runtime.commands import run_command
+from mvlm.runtime.launch import free_port
 
 RECIPE, DEEPSPEED, EVALUATION, REPORT = "recipe.toml", "zero1.json", "evaluation.json", "report.html"
 
@@ -188,3 +191,13 @@ def _where_it_stopped(folder: Path) -> str:
     except UserError:
         return f"Stopped before anything was saved in {folder}: the same call begins again."
     return f"Stopped; {saved} is saved, and the same call resumes from there."
+
+
+def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
+    """Run `mvlm train` on this machine, several ranks by DeepSpeed's launcher; it saves if this process is interrupted.
+    Raises as `run_command`."""
+    launcher = [sys.executable, "-m", "mvlm"]
+    if ranks > 1:
+        runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
+        launcher = [*runner, "--master_port", str(free_port()), "--module", "mvlm"]
+    run_command([*launcher, "train", recipe, "--deepspeed_config", deepspeed, *overrides], stop=signal.SIGTERM)

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from mvlm.cli.output import write_whole
     from mvlm.reproduce import results
-    from mvlm.reproduce.chain import chain
+    from mvlm.reproduce.steps import chain
     from mvlm.runtime.chain import execute, run_chain
     from mvlm.runtime.commands import shown
 

@@ -93,7 +93,8 @@ def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -
         mistakes.add(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
         values = {}
     hints = typing.get_type_hints(cls)
-    built: dict[str, Any] = {field.name: None for field in dataclasses.fields(cls) if _is_required(field)}
+    fields = dataclasses.fields(cls)
+    built: dict[str, Any] = {f.name: None for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     for name, value in values.items():
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
@@ -105,10 +106,6 @@ def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -
             with mistakes.gathered():
                 built[name] = _convert(hints[name], value, f"{where}: {prefix}{name}")
     return cls(**built)
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

@@ -23,10 +23,10 @@ from mvlm.data.shards.mixture import training_mixture
 from mvlm.data.shards.schema import MANIFEST, corpora_in
 from mvlm.errors import UserError
 from mvlm.report.facts import read_facts, read_json
-from mvlm.reproduce.corpora import CORPORA
+from mvlm.reproduce.corpora import CORPORA, in_order
 from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from mvlm.reproduce.runs import RUNS
-from mvlm.reproduce.tables import Evaluation
+from mvlm.reproduce.tables import Evaluation, Table
 from mvlm.runtime.chain import ChainStep
 from mvlm.training.schedule import schedule_steps
 
@@ -236,3 +236,13 @@ class EvaluateStep(ChainStep):
         checkpoint = self._run.checkpoint()
         same = (read_json(path) or {}).get("step") == step_of(checkpoint)
         return same and path.stat().st_mtime >= (checkpoint / INDEX).stat().st_mtime
+
+
+def chain(table: Table, place: Workplace) -> list[ChainStep]:
+    """The steps in their order: shards, then each run followed by its evaluations, so that results come early."""
+    steps: list[ChainStep] = [GenerateStep(place)] if place.miniature else []
+    steps += [ShardStep(place, name) for name in in_order(table.shards)]
+    for name in table.runs:
+        steps.append(TrainStep(place, name))
+        steps += [EvaluateStep(place, each) for each in table.evaluations if each.run == name]
+    return steps

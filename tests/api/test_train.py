@@ -16,9 +16,8 @@ import pytest
 
 import mvlm
 from mvlm.api.corpus import find_shards
-from mvlm.api.launch import launch_training
 from mvlm.api.recipe import choose
-from mvlm.api.results import DEEPSPEED, RECIPE, RunFolder, write_recipe
+from mvlm.api.results import DEEPSPEED, RECIPE, RunFolder, launch_training, write_recipe
 from mvlm.config.load import load_config
 from mvlm.config.toml import apply_override
 from mvlm.errors import UserError

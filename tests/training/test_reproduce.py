@@ -12,9 +12,8 @@ import pytest
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
-from mvlm.reproduce.chain import chain
 from mvlm.reproduce.results import OURS, numbers
-from mvlm.reproduce.steps import TrainStep, Workplace
+from mvlm.reproduce.steps import TrainStep, Workplace, chain
 from mvlm.reproduce.tables import TABLES
 from mvlm.runtime.chain import run_chain
 from mvlm.training.health.signals import SIGNALS
