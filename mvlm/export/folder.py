@@ -18,7 +18,7 @@ from mvlm.checkpoint.tensors import StoredTensor, open_weights, stream_tensors
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Blueprint, Model
 from mvlm.data.samples.labelled import class_names
-from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.samples.tokenizer import disk_errors, load_tokenizer
 from mvlm.errors import UserError
 from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
 from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
@@ -164,7 +164,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        yield temporary
+        with disk_errors():
+            yield temporary
         _set_modes(temporary)
         temporary.rename(out)
     except OSError as error:

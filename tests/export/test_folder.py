@@ -23,7 +23,7 @@ from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
 from mvlm.export.auto import register
 from mvlm.export.card import model_card
-from mvlm.export.folder import export_folder, write_weights
+from mvlm.export.folder import export_folder, whole_folder, write_weights
 from mvlm.pretrained.runs import load_run, load_task_run
 from tests.conftest import ROOT
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_tokenizer
@@ -342,4 +342,11 @@ def test_a_folder_is_whole_or_not_there(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mvlm.export.folder.stream_tensors", fails)
     with pytest.raises(UserError, match=r"cannot be written .*No space left.*give --out another place"):
         export_folder(run, tmp_path / "out", "# card")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    with (
+        pytest.raises(UserError, match=r"cannot be written .*No space left.*give --out another place"),
+        whole_folder(tmp_path / "out") as folder,
+    ):
+        (folder / "tokenizer.json").symlink_to("/dev/full")
+        make_tokenizer().save_pretrained(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -62,8 +63,21 @@ def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write `tokenizer` to `folder`, from which `load_tokenizer` reads an equal one."""
-    tokenizer.save_pretrained(str(folder))
+    """Write `tokenizer` to `folder`, from which `load_tokenizer` reads an equal one; raises OSError where it cannot."""
+    with disk_errors():
+        tokenizer.save_pretrained(str(folder))
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Have the library's own error of a file, a plain Exception with the system's number in its text, be an OSError."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)$", str(error))
+        if isinstance(error, OSError) or not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def _with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
