@@ -56,9 +56,13 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
             raise UserError(f"{checkpoint} is damaged ({reason}): use another.")
     for other in checkpoints[1:]:
         require_alike(first, other)
+    partial = out.with_name(f"{out.name}.partial")
     try:
-        _write(checkpoints, out)
+        _write(checkpoints, partial)
+        os.rename(partial, out)
+        sync(out.parent)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)  # what has filled a disk
         raise cannot_write(str(out), error, SO) from None
 
 
@@ -98,9 +102,8 @@ def _write_mean(checkpoints: Sequence[Path], path: Path) -> Entry:
         return stream_tensors(path, {name: opened[0][name].shape for name in sorted(opened[0])}, mean)
 
 
-def _write(checkpoints: Sequence[Path], out: Path) -> None:
-    """As a checkpoint's folder, under its name only when it is whole."""
-    partial = out.with_name(f"{out.name}.partial")
+def _write(checkpoints: Sequence[Path], partial: Path) -> None:
+    """As a checkpoint's folder."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     entries = [_write_mean(checkpoints, partial / FILE)]
@@ -115,5 +118,3 @@ def _write(checkpoints: Sequence[Path], out: Path) -> None:
         entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
     index = {"format": FORMAT, "files": [asdict(entry) for entry in entries]}
     write_durably(partial / INDEX, json.dumps(index, indent=1))
-    os.rename(partial, out)
-    sync(out.parent)

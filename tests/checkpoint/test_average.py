@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,12 @@ def test_other_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.Ca
     (said,) = (line for line in capfd.readouterr().err.splitlines() if "is not of the same model" in line)
     assert said.endswith("model.cross_heads is 1 and not 2; average only checkpoints of one model.")
     assert not (tmp_path / "soup").exists()
+
+
+def test_a_soup_that_fills_the_disk_leaves_nothing_on_it(
+    mount_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, disk = str(ROOT / "tests/training/kept_runs/zero0"), mount_disk("40k")
+    assert main(["average", run, run, "--out", str(disk / "soup")]) == 1
+    assert "soup could not be written ([Errno 28] No space left on device): free some room" in capfd.readouterr().err
+    assert not list(disk.iterdir())
