@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from mvlm import __version__
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import OUT_OF_SIGHT, ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
 from mvlm.runtime.output import CLOSED, let_go, nobody_reads
@@ -95,14 +95,18 @@ def main(argv: list[str] | None = None) -> int:
             log.error(sentence)
         return error.exit_code
     except OSError as error:
+        code = ExitCode.MISTAKE
         if nobody_reads(error):
             log.error(CLOSED)
         elif error.errno in NO_ROOM:
             log.error(f"{error}: free some room and run the same command again.")
+        elif error.errno in OUT_OF_SIGHT:
+            code = ExitCode.REQUEUE
+            log.error(f"{error}: run the same command again where that disk can be reached.")
         else:
             log.error(f"{error}: check that file and its disk.")
         let_go(sys.stdout)
-        return ExitCode.MISTAKE
+        return code
     except KeyboardInterrupt as stop:
         log.error("Interrupted: the same command again resumes; nothing half-written looks complete.")
         return ExitCode.REQUEUE if isinstance(stop, Terminated) else ExitCode.INTERRUPTED

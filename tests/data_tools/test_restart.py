@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -205,3 +206,19 @@ def test_two_runs_of_one_folder_are_kept_apart(source: Path, tmp_path: Path, fai
     assert "Another process" in fails(*words(source, tmp_path / "out"))
     os.close(held)
     assert main(words(source, tmp_path / "out")) == 0
+
+
+def test_a_disk_out_of_sight_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job is to be started again. What stands in for a disk that does not answer is a socket, which none can open."""
+    plan = tmp_path / ".out.partial/.state/plan.json"
+    plan.parent.mkdir(parents=True)
+    monkeypatch.chdir(plan.parent)
+    with socket.socket(socket.AF_UNIX) as unanswered:
+        unanswered.bind(plan.name)
+    command = ["synth", "--task", "caption", "--count", "4", "--out", str(tmp_path / "out")]
+    assert main(command) == 75
+    said = capsys.readouterr().err
+    assert said.startswith("data_tools: [Errno 6] ") and "run the same command again where that disk" in said
+    assert main(command) == 0
