@@ -17,7 +17,7 @@ from typing import TypeVar
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import ATTEMPTS, Writer
 from mvlm.checkpoint.mirror import Mirror
-from mvlm.errors import UserError
+from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
 
 Result = TypeVar("Result")
@@ -59,9 +59,7 @@ class FencingToken:
         try:
             return action()
         except OSError as error:
-            raise UserError(
-                f"The run folder {self._run} cannot be written ({error}): free some room or set run.dir."
-            ) from None
+            raise cannot_write(f"The run folder {self._run}", error, "free some room or set run.dir") from None
 
     def _claim(self, resumes: bool) -> tuple[Writer, str]:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from mvlm.errors import UserError
+from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
 
 PATIENCE_S = 5.0  # until a network file system shows to one node what another has made
@@ -81,14 +81,16 @@ def _find_among_several(run: Path, mirrored: bool, seen: set[int]) -> FolderGrou
 
 
 def _leave_token(run: Path, tokens: Path) -> None:
+    where, so = f"rank {dist.rank()} on {socket.gethostname()}: ", "set run.dir to a folder you can write to"
     try:
-        tokens.mkdir(parents=True, exist_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The run folder {run} cannot be made ({where}{error}): {so}.") from None
+    try:
+        tokens.mkdir(exist_ok=True)
         (tokens / f"{dist.rank():05d}").touch()
     except OSError as error:
-        failure = f"rank {dist.rank()} on {socket.gethostname()}: {error}"
-        raise UserError(
-            f"The run folder {run} cannot be written ({failure}): set run.dir to a folder you can write to."
-        ) from None
+        raise cannot_write(f"The run folder {run}", error, so, where) from None
 
 
 def _look(tokens: Path) -> set[int]:

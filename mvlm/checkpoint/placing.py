@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mvlm.checkpoint.layout import INDEX, LATEST, Entry
-from mvlm.errors import UserError
+from mvlm.errors import cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.storage import write_durably
 
@@ -22,9 +22,7 @@ def on_each(run: Path, concerned: bool, action: Callable[[], str | None]) -> str
         try:
             return action() if concerned else None
         except OSError as error:
-            raise UserError(
-                f"The run folder {run} cannot be written ({error}): free some room or set run.dir."
-            ) from None
+            raise cannot_write(f"The run folder {run}", error, "free some room or set run.dir") from None
 
     return next(filter(None, dist.on_all(act)), None)
 

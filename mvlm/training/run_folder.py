@@ -24,7 +24,7 @@ from mvlm.data.samples.labelled import ANSWERS, SENTENCES
 from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.data.shards.columns import Row
 from mvlm.data.shards.mixture import Mixture
-from mvlm.errors import UserError
+from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
 from mvlm.training.build import TRAINED, tokenizer_source
@@ -57,10 +57,8 @@ def prepare_tokenizer(
                 save_tokenizer(train_tokenizer(texts, data.vocabulary) if texts else load_tokenizer(source), folder)
                 if task.name == "vqa":
                     save_answers(find_answers(task, mixture), folder / ANSWERS)
-        except UserError:
-            raise
-        except Exception as error:  # the tokenizers library raises nothing more particular
-            raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
+        except OSError as error:
+            raise cannot_write(str(folder), error, "free some room or set run.dir") from None
     dist.barrier()
     if not group.is_whole:
         for kind in (TOKENIZER, TEXT_ENCODER) if start.resumes else (TOKENIZER,):
@@ -145,7 +143,7 @@ def _copy_to_groups(folder: Path, group: FolderGroup) -> None:
             try:
                 (folder / name).write_bytes(content)
             except OSError as error:
-                raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
+                raise cannot_write(str(folder), error, "free some room or set run.dir") from None
     dist.barrier()
 
 

@@ -571,6 +571,17 @@ def test_a_disk_that_turns_read_only_ends_the_run_with_the_code_for_requeue(
     assert "start the same command again where it can be" in said[0]
 
 
+def test_a_disk_that_is_read_only_when_a_run_is_resumed_is_no_mistake(
+    mount_disk: Callable[[str], Path], train_here: TrainHere
+) -> None:
+    """A requeued attempt meets it before its first step: with the code of a mistake nothing would start another."""
+    disk = mount_disk("40m")
+    assert train_here(disk / "run") == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StorageLost, match=r"run cannot be reached .*Read-only file system.*same command again"):
+        train_here(disk / "run", "train.steps=8")
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [(errno.EIO, 75), (errno.ESTALE, 75), (errno.ENOTCONN, 75), (errno.ETIMEDOUT, 75), (errno.ENOSPC, 1), (None, 1)],

@@ -34,7 +34,7 @@ from mvlm.checkpoint.tensors import StoredTensor, open_tensors, require_finite
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Checkpoint
 from mvlm.data.loading.sampler import order_of
-from mvlm.errors import UserError
+from mvlm.errors import UserError, cannot_write
 from mvlm.pretrained.positions import fit_trained, is_image_position
 from mvlm.pretrained.read import is_external
 from mvlm.runtime import dist
@@ -92,7 +92,7 @@ def _point_latest(checkpoint: Path) -> None:
     try:
         write_durably(checkpoint.parent / LATEST, checkpoint.name)
     except OSError as error:
-        raise UserError(f"{checkpoint.parent} cannot be written ({error}): free some room or set run.dir.") from None
+        raise cannot_write(str(checkpoint.parent), error, "free some room or set run.dir") from None
 
 
 @dataclass(frozen=True)
@@ -273,10 +273,8 @@ def _settle(found: Search) -> None:
             kept.append(aside.name)
         sync(used.parent)
     except OSError as error:
-        raise UserError(
-            f"{' and '.join(why)}, and {used.parent} cannot be written ({error}): free some room, or set "
-            f"checkpoint.resume={used}."
-        ) from None
+        so = f"free some room, or set checkpoint.resume={used}"
+        raise cannot_write(f"{' and '.join(why)}, and {used.parent}", error, so) from None
     kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
     newest = ", the newest whole checkpoint" if found.problem else ""
     log.warning(f"{' and '.join(why)}: the run resumes from {used.name}{newest}{kept_as}.")

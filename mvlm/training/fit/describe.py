@@ -20,7 +20,7 @@ from mvlm.checkpoint.layout import ATTEMPTS
 from mvlm.config.load import dump_config
 from mvlm.config.schema import Config
 from mvlm.config.stages import Stages, with_appended
-from mvlm.errors import UserError
+from mvlm.errors import cannot_write
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist
@@ -75,7 +75,7 @@ def describe_run(
             write_durably(run / STARTED, beginning.to_json())
         write_durably(run / RUN_JSON, json.dumps(facts, indent=1))
     except OSError as error:
-        raise UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.") from None
+        raise cannot_write(f"The run folder {run}", error, "free some room or set run.dir") from None
 
 
 def _ancestors() -> list[list[str]]:
