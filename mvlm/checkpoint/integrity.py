@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.nn import Parameter
 
 from mvlm.checkpoint.cut import whole_shape
-from mvlm.checkpoint.layout import STATE, UNREADABLE, find_damaged_file, has_moments
+from mvlm.checkpoint.layout import STATE, UNREADABLE, damage, find_damaged_file, has_moments
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import StoredTensor
 from mvlm.errors import UserError
@@ -23,8 +23,11 @@ def find_damage(checkpoint: Path, hashes: bool = True) -> str | None:
 
     Args:
         hashes: False compares lengths alone.
+
+    Raises:
+        StorageLost: on every rank, where it is out of sight of any.
     """
-    return next(filter(None, dist.gather_objects(_find_damage_in_share(checkpoint, hashes))), None)
+    return next(filter(None, dist.on_all(lambda: _find_damage_in_share(checkpoint, hashes))), None)
 
 
 def _find_damage_in_share(checkpoint: Path, hashes: bool) -> str | None:
@@ -33,7 +36,7 @@ def _find_damage_in_share(checkpoint: Path, hashes: bool) -> str | None:
     try:
         read_state(checkpoint)
     except UNREADABLE as error:
-        return f"{type(error).__name__}: {error}"
+        return damage(checkpoint, error)
     return find_damaged_file(checkpoint, hashes, slice(dist.rank(), None, dist.world()))
 
 

@@ -16,6 +16,7 @@ Beside them may lie, of the run's attempt A, `step_N.partial-A`, being written, 
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -223,6 +224,9 @@ def find_damaged_file(checkpoint: Path, hashes: bool, share: slice = slice(None)
     Args:
         hashes: False compares lengths alone.
         share: of the files that are looked at.
+
+    Raises:
+        StorageLost: it is out of sight.
     """
     try:
         with_moments = has_moments(checkpoint)  # asked once: an index of a thousand files is long
@@ -230,7 +234,19 @@ def find_damaged_file(checkpoint: Path, hashes: bool, share: slice = slice(None)
         files.sort(key=lambda entry: -entry.bytes)  # so that ranks read as much, whatever sizes the kinds have
         return next(filter(None, (entry.damage(checkpoint, hashes) for entry in files[share])), None)
     except UNREADABLE as error:
-        return f"{type(error).__name__}: {error}"
+        return damage(checkpoint, error)
+
+
+def damage(checkpoint: Path, error: Exception) -> str:
+    """What one of UNREADABLE says is wrong with a checkpoint.
+
+    Raises:
+        StorageLost: it is out of sight, and may be whole.
+    """
+    is_of_bad_sector = isinstance(error, OSError) and error.errno == errno.EIO
+    if isinstance(error, OSError) and error.errno in OUT_OF_SIGHT and not is_of_bad_sector:
+        raise _cannot_read(checkpoint, error) from None
+    return f"{type(error).__name__}: {error}"
 
 
 def _read_latest(latest: Path) -> tuple[Path | None, str]:

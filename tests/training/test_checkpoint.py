@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from itertools import product
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.errors import UserError
+from mvlm.errors import StorageLost, UserError
 from mvlm.pretrained.runs import load_run
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.fit import run as loop
@@ -227,6 +228,24 @@ def test_only_the_newest_are_kept(tmp_path: Path, train_here: TrainHere) -> None
     assert train_here(tmp_path / "run", "checkpoint.every=1", "checkpoint.keep=3") == 0
     names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert names == ["latest", "step_00000004", "step_00000005", "step_00000006"]
+
+
+def test_a_checkpoint_out_of_sight_is_not_taken_for_damaged(
+    copy: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in for a server that does not answer for a moment is a socket, which no open() reaches."""
+    before, state = sorted((copy / "checkpoints").iterdir()), copy / STEP / "state.json"
+    saved = state.read_bytes()
+    state.unlink()
+    monkeypatch.chdir(state.parent)
+    with socket.socket(socket.AF_UNIX) as unanswered:
+        unanswered.bind(state.name)
+    with pytest.raises(StorageLost, match=r"step_00000004 cannot be reached .*start the same command again"):
+        train_here(copy)
+    assert sorted((copy / "checkpoints").iterdir()) == before
+    state.unlink()
+    state.write_bytes(saved)
+    assert train_here(copy) == 0
 
 
 def killed(*words: str) -> int:
