@@ -75,7 +75,7 @@ class RunFolder:
 
     def write_report(self) -> Path:
         """Write the report again, as `mvlm report` does; returns its path. Raises `UserError` if it cannot."""
-        write_whole(self.report, report_on([self.folder]), "out")
+        write_whole(self.report, report_on([read_facts(self.folder)]), "out")
         return self.report
 
     def export(self, out: str | os.PathLike[str], form: Format = "hf") -> Path:
@@ -179,7 +179,7 @@ def _conclude(folder: Path, task: str, held_out: Sequence[str]) -> None:
         result.pop("predictions", None)
         print(TASKS[task].text(result), end="", flush=True)
         write_json(folder / EVALUATION, result)
-    write_whole(folder / REPORT, report_on([folder]), "out")
+    write_whole(folder / REPORT, report_on([read_facts(folder)]), "out")
     print(f"Written to {folder / REPORT}", flush=True)
     if (best := best_checkpoint(folder)) and best != find_checkpoint(folder):
         print(f"An earlier checkpoint evaluated best: {best}; mvlm.load({str(folder / BEST)!r}) loads it.", flush=True)

@@ -30,12 +30,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
     """
-    for folder in args.runs:
-        read_facts(folder)  # before imports that take seconds
+    facts = [read_facts(folder) for folder in args.runs]  # before imports that take seconds
 
     from mvlm.report.written import report_on
 
     out = args.out or args.runs[0] / "report.html"
-    write_whole(out, report_on(args.runs), "--out")
+    write_whole(out, report_on(facts), "--out")
     print(f"Written to {out}")
     return 0
