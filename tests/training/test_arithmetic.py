@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.step.sizes import SIZES, build, make_batch
@@ -25,6 +27,16 @@ def test_mfu_is_the_share_of_executed_operations() -> None:
         assert found["tflops"] == pytest.approx(counted_itself["tflops"], rel=1e-9)
     assert Arithmetic(FlopsOfBatches(model), peak=None).metrics([batch], 50.0).keys() == {"tflops"}
     assert Arithmetic(None, peak=1e12).metrics([batch], 50.0) == {}
+
+
+def test_an_encoder_that_gives_its_layers_a_parameter_is_counted() -> None:
+    """As DeBERTa does with the embeddings of distances."""
+    text = "relative_attention=true, pos_att_type=['p2c','c2p'], num_hidden_layers=1, num_attention_heads=2"
+    words = ("model.text=deberta-v2", f"model.text_args={{{text}, hidden_size=32, intermediate_size=64}}")
+    size = SIZES["tiny"]
+    size = replace(size, overrides=(*size.overrides, *words))
+    batch = make_batch(size, build(size).grid)
+    assert Arithmetic(FlopsOfBatches(build(size)), peak=None).metrics([batch], 50.0)["tflops"] > 0
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class FlopsOfBatches:
     """
 
     def __init__(self, model: MaskVLM) -> None:
-        self._model = on_meta(model)
+        self._model = on_meta(model).requires_grad_(False)  # torch's counter loses parameters that are given to a layer
         self._counted: dict[tuple[int, ...], tuple[float, int, int]] = {}
         self._first: tuple[Batch, float] | None = None  # of those counted, without values
         self._per_token: tuple[float, float] | None = None
