@@ -22,6 +22,7 @@ class MaskedPatchEmbed(nn.Module):
     def __init__(self, patch_embed: nn.Module, width: int) -> None:
         super().__init__()
         self.patch_embed = patch_embed
+        self.grid_size = patch_embed.grid_size  # which timm asks for where images may have other sizes
         self.mask_token = nn.Parameter(torch.empty(width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -16,7 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from mvlm.config.schema import Blueprint, Model
 from mvlm.errors import UserError
 from mvlm.model import dictionary
-from mvlm.model.convolutional import Convolutional
+from mvlm.model.convolutional import Convolutional, PixelPatches
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import TaskModel
 from mvlm.model.init_record import recorded
@@ -171,6 +172,16 @@ def _check(vit: Any, config: Model) -> None:
             f"model.vision {config.vision!r} has no CLS token: choose a vision transformer that has one, or an "
             "EfficientNet, a MobileNet or a ResNet."
         )
+    if not isinstance(vit.patch_embed, (PatchEmbed, PixelPatches)):
+        raise UserError(
+            f"model.vision {config.vision!r} does not embed each patch by itself but by a "
+            f"{type(vit.patch_embed).__name__}, so that masked patches could be seen in others: choose a plain vision "
+            "transformer, such as 'vit_base_patch16_224'."
+        )
+    if config.vision_args.get("in_chans", 3) != 3:
+        raise UserError(
+            "model.vision_args.in_chans is not 3, and all images are read as RGB, grey ones too: take it out."
+        )
     patch = vit.patch_embed.patch_size
     if patch[0] != patch[1] or config.image_size % patch[0]:
         raise UserError(
@@ -191,6 +202,11 @@ def build_text_encoder(config: Model, tokenizer: Tokens) -> TextEncoder:
     except Exception as error:  # transformers raises many kinds; all mean this encoder cannot be had
         raise text_not_built(config, error) from error
     encoder = TextEncoder(model, config.text_pool)
+    if not isinstance(encoder.embedding, nn.Embedding):
+        raise UserError(
+            f"model.text {config.text!r} embeds its tokens by a {type(encoder.embedding).__name__}, of which no "
+            "classifier of masked words can be made: use another, such as 'bert' or 'FacebookAI/roberta-base'."
+        )
     if encoder.embedding.num_embeddings < len(tokenizer):
         raise UserError(
             f"The tokenizer has {len(tokenizer)} tokens and model.text {config.text!r} only "

@@ -19,7 +19,7 @@ from mvlm.model import maskvlm
 from mvlm.model.heads import MaskTokens, MlmHead, Temperature
 from mvlm.model.losses.itm import NegativeSampler
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.pretrained.encoders import build_model
+from mvlm.pretrained.encoders import build_image_encoder, build_model
 from mvlm.pretrained.load import build_with_weights
 from tests.conftest import ROOT, TINY
 
@@ -327,6 +327,30 @@ def test_the_token_classifier_starts_from_or_is_the_embedding() -> None:
         assert head.classifier.weight is not embedding.weight
 
 
+def test_an_encoder_that_takes_images_of_other_sizes_reads_ours_alike(tokenizer: PreTrainedTokenizerBase) -> None:
+    sizes = "patch_size=16, embed_dim=32, depth=1, num_heads=2"
+    words = (f"model.vision_args={{{sizes}{more}}}" for more in ("", ", dynamic_img_size=true"))
+    fixed, dynamic = (build_model(tiny(word).blueprint, tokenizer).eval() for word in words)
+    image, mask = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.tensor([[True, False] * 2] * 2)
+    with torch.no_grad():
+        assert torch.equal(fixed.encode_image(image, mask), dynamic.encode_image(image, mask))
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("volo_d1_224", "PatchEmbed"),
+        ("pit_ti_224", "ConvEmbedding"),
+        ("xcit_nano_12_p16_224", "ConvPatchEmbed"),
+        ("vit_tiny_r_s16_p8_224", "HybridEmbed"),
+    ],
+)
+def test_an_encoder_that_would_see_masked_patches_in_others_is_refused(name: str, by: str) -> None:
+    config = tiny(f"model.vision={name}", "model.vision_args={}", "model.image_size=224").model
+    with torch.device("meta"), pytest.raises(UserError, match=f"embed each patch by itself but by a {by}, "):
+        build_image_encoder(config)
+
+
 @pytest.mark.parametrize(
     ("override", "word"),
     [
@@ -334,6 +358,7 @@ def test_the_token_classifier_starts_from_or_is_the_embedding() -> None:
         ("model.vision=no_such_vit", "no_such_vit"),
         ("model.vision=vit_base_patch16_siglip_224", "CLS"),
         ("model.vision_args={patch_size=16, embed_dim=32, depth=1, num_heads=2, patch_drop_rate=0.5}", "patch_drop"),
+        ("model.vision_args={patch_size=16, embed_dim=32, depth=1, num_heads=2, in_chans=1}", "in_chans is not 3"),
         ("model.text=no_such_text", "no_such_text"),
         ("model.cross_heads=5", "cross_heads"),
         ("model.image_size=40", "image_size"),

@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from mvlm.config.schema import Model
 from mvlm.errors import UserError
+from mvlm.pretrained.encoders import Vocabulary, build_text_encoder
 from mvlm.pretrained.text_check import check_text_encoder
 
 SIZES = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -64,6 +66,12 @@ def test_what_cannot_read_a_text_is_refused_by_name(kind: str, what: str) -> Non
         check(kind, 10)
     assert f"model.text {kind!r}" in str(error.value) and what in str(error.value)
     assert "use an encoder that reads in both directions, such as 'bert'" in str(error.value)
+
+
+def test_an_encoder_without_a_table_of_words_is_refused() -> None:
+    config = Model(text="ibert", text_args=SIZES, text_weights="random")
+    with pytest.raises(UserError, match="'ibert' embeds its tokens by a QuantEmbedding"):
+        build_text_encoder(config, Vocabulary(100, 1))
 
 
 def test_a_bert_that_is_set_to_decode_is_causal() -> None:
