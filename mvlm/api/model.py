@@ -285,7 +285,8 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
     register()  # else transformers would ask for leave to run the code that lies beside the weights
     try:
         require_vectors(name)
-        network = MaskVLMModel.from_pretrained(name, use_safetensors=True).network
+        with torch.device("cpu"):  # whatever default a notebook has set
+            network = MaskVLMModel.from_pretrained(name, use_safetensors=True).network
         processor = MaskVLMProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         first = first_line(error)

@@ -83,7 +83,8 @@ def load_trained(path: str | Path, device: torch.device | str) -> Loaded[Encoder
     checkpoint = find_checkpoint(path)
     folder = described_in(checkpoint)
     config = load_stored_config(folder / CONFIG)
-    model = offline_model(config.blueprint, folder, _classes(checkpoint) if config.task.is_labelled else 0)
+    with torch.device("cpu"):  # and in fp32, whatever defaults a notebook has set
+        model = offline_model(config.blueprint, folder, _classes(checkpoint) if config.task.is_labelled else 0).float()
     load_weights(model, checkpoint)
     try:
         step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]

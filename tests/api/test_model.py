@@ -22,6 +22,7 @@ from mvlm.api.model import TrainedModel
 from mvlm.config.schema import Task
 from mvlm.errors import UserError
 from mvlm.export.folder import export_folder
+from mvlm.export.written import export_run
 from mvlm.search.build import build_index
 from tests.evaluate.tiny import CONFIG
 from tests.export.conftest import write_run
@@ -160,7 +161,7 @@ def test_what_another_model_was_exported_to_is_refused(tmp_path: Path) -> None:
         mvlm.load(tmp_path / "bert", "cpu")
 
 
-@pytest.mark.parametrize("default", [torch.float16, torch.float64])
+@pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_model_is_loaded_and_asked_whatever_type_new_tensors_have(
     model: TrainedModel, run: Path, paths: list[Path], scenes: Path, tmp_path: Path, default: torch.dtype
 ) -> None:
@@ -173,7 +174,21 @@ def test_a_model_is_loaded_and_asked_whatever_type_new_tensors_have(
     finally:
         torch.set_default_dtype(torch.float32)
     for mine, usual in zip(found, model.encode(paths, TEXTS), strict=True):
-        torch.testing.assert_close(mine, usual, atol=0.01, rtol=0)
+        torch.testing.assert_close(mine, usual, atol=1e-6, rtol=0)
+
+
+def test_a_model_is_loaded_wherever_new_tensors_are_made(
+    model: TrainedModel, run: Path, paths: list[Path], tmp_path: Path
+) -> None:
+    export_run(run, tmp_path / "exported")
+    torch.set_default_device("meta")
+    try:
+        loaded = [mvlm.load(each, "cpu") for each in (run, tmp_path / "exported")]
+    finally:
+        torch.set_default_device(None)
+    for each in loaded:
+        for mine, usual in zip(each.encode(paths, TEXTS), model.encode(paths, TEXTS), strict=True):
+            torch.testing.assert_close(mine, usual, atol=1e-6, rtol=0)
 
 
 def test_an_index_is_searched_by_words_and_by_pictures(run: Path, scenes: Path, tmp_path: Path) -> None:
