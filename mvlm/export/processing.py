@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -33,8 +33,14 @@ class MaskVLMImageProcessor(BaseImageProcessor):
     def __call__(  # type: ignore[override]
         self, images: Any, return_tensors: str | None = "pt", **_: Any
     ) -> BatchFeature:
-        """`pixel_values`, uint8 [B, 3, size, size], of an image or a list: Pillow's, or uint8 arrays [H, W, 3]."""
+        """`pixel_values`, uint8 [B, 3, size, size], of an image or a list: Pillow's, or uint8 arrays [H, W, 3].
+
+        Raises:
+            ValueError: there is none, or one is something else.
+        """
         listed = images if isinstance(images, (list, tuple)) else [images]
+        if not listed:
+            raise ValueError("There are no images: give at least one.")
         views = [np.asarray(resized(upright(_opened(each)), self.size)).transpose(2, 0, 1) for each in listed]
         return BatchFeature({"pixel_values": np.stack(views)}, tensor_type=return_tensors)
 
@@ -54,15 +60,21 @@ class MaskVLMProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **others)
         self.text_length = text_length
 
-    def __call__(self, images: Any = None, text: Any = None, **_: Any) -> BatchFeature:
-        """`pixel_values` of images, and `input_ids` and `attention_mask` of sentences, padded as in training."""
+    def __call__(
+        self, images: Any = None, text: Any = None, return_tensors: str | None = "pt", **_: Any
+    ) -> BatchFeature:
+        """`pixel_values` of images, and `input_ids` and `attention_mask` of sentences, padded as in training.
+
+        Raises:
+            ValueError: `images` or `text` is an empty list, or one is no image or no sentence.
+        """
         given: dict[str, Any] = {}
         if images is not None:
-            given |= self.image_processor(images)
+            given |= self.image_processor(images, return_tensors=return_tensors)
         if text is not None:
-            sentences = [text] if isinstance(text, str) else list(text)
+            sentences = _sentences(text)
             cut = self.tokenizer(sentences, truncation=True, max_length=self.text_length)["input_ids"]
-            given |= self._padded([list(ids) for ids in cut])
+            given |= BatchFeature(self._padded([list(ids) for ids in cut]), tensor_type=return_tensors)
         return BatchFeature(given)
 
     def _padded(self, texts: list[list[int]]) -> dict[str, Any]:
@@ -71,8 +83,30 @@ class MaskVLMProcessor(ProcessorMixin):
         pad = self.tokenizer.pad_token_id
         ids = [text + [pad] * (length - len(text)) for text in texts]
         mask = [[1] * len(text) + [0] * (length - len(text)) for text in texts]
-        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        return {"input_ids": ids, "attention_mask": mask}
 
 
 def _opened(image: Any) -> Image.Image:
-    return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    if not isinstance(image, Image.Image):
+        image = _from_array(np.asarray(image), type(image).__name__)
+    if 0 in image.size:
+        raise ValueError(f"An image of {image.width} x {image.height} pixels shows nothing: give one that has some.")
+    return image
+
+
+def _from_array(pixels: np.ndarray, kind: str) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        raise ValueError(
+            f"A {kind} of {pixels.dtype} and shape {pixels.shape} is not an image: give Pillow's, or an array of "
+            "uint8, height x width x 3 channels."
+        )
+    return Image.fromarray(pixels)
+
+
+def _sentences(text: Any) -> list[str]:
+    sentences = list(text) if isinstance(text, Iterable) and not isinstance(text, (str, bytes)) else [text]
+    if not sentences:
+        raise ValueError("There are no sentences: give at least one.")
+    if strangers := [each for each in sentences if not isinstance(each, str)]:
+        raise ValueError(f"A {type(strangers[0]).__name__} is not a sentence: give a string or a list of strings.")
+    return sentences

@@ -60,6 +60,35 @@ def test_the_processor_gives_what_the_model_was_shown(exported, pictures):
     assert equal(given["input_ids"], text) and equal(given["attention_mask"].bool(), valid)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"images": []}, "There are no images"),
+        ({"text": []}, "There are no sentences"),
+        ({"images": [None]}, "A NoneType of object"),
+        ({"images": "a.jpg"}, "A str of"),
+        ({"images": np.zeros((3, 8, 9), np.uint8)}, r"A ndarray of uint8 and shape \(3, 8, 9\) is not an image"),
+        ({"images": torch.rand(3, 8, 8)}, r"A Tensor of float32 and shape \(3, 8, 8\) is not an image"),
+        ({"images": Image.new("RGB", (0, 3))}, "0 x 3 pixels shows nothing"),
+        ({"text": 5}, "A int is not a sentence"),
+        ({"text": b"a"}, "A bytes is not a sentence"),
+        ({"text": ["a", None]}, "A NoneType is not a sentence"),
+    ],
+    ids=str,
+)
+def test_what_the_processor_cannot_read_is_one_sentence(exported, given, said):
+    with pytest.raises(ValueError, match=said) as error:
+        AutoProcessor.from_pretrained(exported)(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_the_processor_gives_the_kind_of_arrays_that_is_asked_for(exported):
+    processor, image = AutoProcessor.from_pretrained(exported), np.zeros((8, 9, 3), np.uint8)
+    usual = processor(images=image, text="a")
+    for name, value in processor(images=image, text="a", return_tensors="np").items():
+        assert isinstance(value, np.ndarray) and np.array_equal(value, usual[name])
+
+
 @torch.no_grad()
 def test_every_output_is_equal_to_the_last_bit(exported, run, pictures):
     ours = load_run(run).model
