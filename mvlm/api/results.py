@@ -147,6 +147,8 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
         UserError: a setting is wrong, or a part failed.
         KeyboardInterrupt: on Ctrl-C, after training has saved.
     """
+    if not isinstance(settings or {}, Mapping):
+        raise UserError(f"`settings` is a {type(settings).__name__}: give a dict, such as {{'train.steps': 300}}.")
     if settings and "run.dir" in settings:
         raise UserError(f"`settings` has run.dir, which is `out`, {folder}: leave it out, or give another `out`.")
     recipe = str(folder / RECIPE)

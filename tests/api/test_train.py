@@ -176,6 +176,8 @@ def test_no_bar_is_drawn_into_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys
 def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has run\.dir, which is `out`"):
         mvlm.train(scenes, out=tmp_path / "run", settings={"run.dir": str(tmp_path / "other")})
+    with pytest.raises(UserError, match="`settings` is a list: give a dict"):
+        mvlm.train(scenes, out=tmp_path / "run", settings=["train.steps=3"])
     with pytest.raises(UserError, match=r"train\.step.*train\.steps"):
         mvlm.train(scenes, tmp_path / "run", {"train.step": 3})
     with pytest.raises(UserError, match="`out` is empty"):
