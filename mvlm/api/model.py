@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME
 
 from mvlm.api.images import AnyImage, as_mask, listed, stacked
 from mvlm.api.texts import Texts, listed_texts, require_text
-from mvlm.config.places import as_paths
+from mvlm.config.places import as_paths, require_each_once
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.spelling import spelled
 from mvlm.errors import UserError, first_line
@@ -215,7 +215,8 @@ class TrainedModel:
         Raises:
             UserError: the shards cannot be used, or the index cannot be written; or as `search`.
         """
-        return build_index(self._run(out), as_paths(shards), Path(out), self.device, captions)
+        require_each_once(folders := as_paths(shards))
+        return build_index(self._run(out), folders, Path(out), self.device, captions)
 
     def search(self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32) -> list[SearchHit]:
         """The images of an index, made by `mvlm index`, that fit a sentence best, or are most similar to an image.

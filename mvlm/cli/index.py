@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.places import require_shards
+from mvlm.config.places import require_each_once
 from mvlm.runtime.launch import environment
 
 
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """
     find_checkpoint(args.checkpoint)  # before imports that take seconds
     require_shards(args.shards)
+    require_each_once(args.shards)
 
     from mvlm.pretrained.runs import load_run
     from mvlm.runtime import dist

@@ -26,6 +26,7 @@ from functools import partial
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.places import require_shards
+from mvlm.config.places import require_each_once
 from mvlm.runtime.arguments import above_zero, positive
 from mvlm.runtime.launch import environment
 from mvlm.runtime.log import log
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """
     find_checkpoint(args.checkpoint)  # before imports that take seconds
     require_shards(args.shards)
+    require_each_once(args.shards)
 
     from mvlm.data.shards.cache import Cache
     from mvlm.evaluate.cluster_corpus import cluster_corpora

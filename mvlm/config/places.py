@@ -8,6 +8,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from urllib.parse import unquote
 
+from mvlm.errors import UserError
 from mvlm.runtime.patterns import is_pattern, matching
 
 FINISHED = "manifest.json"
@@ -22,6 +23,13 @@ def as_paths(given: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list
 def expanded(texts: Iterable[str]) -> tuple[str, ...]:
     """Each text, or the folders of finished shards that fit it, sorted; one that nothing fits stays as it is."""
     return tuple(place for text in texts for place in _expanded(text))
+
+
+def require_each_once(places: Sequence[str]) -> None:
+    """Raises `UserError` where two are one folder, each row of which would then have itself for a twin."""
+    found = [place if "://" in place else str(Path(place).resolve()) for place in expanded(places)]
+    if len(set(found)) < len(found):
+        raise UserError(f"{', '.join(places)} names a corpus twice: name each once.")
 
 
 def _expanded(text: str) -> list[str]:

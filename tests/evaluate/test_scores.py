@@ -195,3 +195,10 @@ def test_a_part_that_is_none_is_refused(text):
     assert (parse_part("1/1"), parse_part("8/8")) == ((0, 1), (7, 8))
     with pytest.raises(UserError, match="--part"):
         parse_part(text)
+
+
+def test_a_corpus_that_is_named_twice_is_refused(scenes, trained, capsys):
+    """Each of its rows would be a near-duplicate of itself."""
+    shards = str(scenes / "eval")
+    assert main(["score", shards, f"{shards}/", "--checkpoint", str(trained), "--clusters", "2"]) == 1
+    assert "names a corpus twice: name each once" in capsys.readouterr().err

@@ -8,7 +8,9 @@ import time
 import pytest
 
 from mvlm.__main__ import main
+from mvlm.api.model import load
 from mvlm.data.shards.schema import read_manifest
+from mvlm.errors import UserError
 from tests.ranks import Copy, mvlm
 
 
@@ -118,6 +120,15 @@ def test_no_shards_to_index(trained, tmp_path, said):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_shards_that_are_named_twice(trained, scenes, tmp_path, said):
+    """Every image would be found twice."""
+    out, again = tmp_path / "index", scenes / "train" / ".." / "eval"
+    told = said("index", scenes / "eval", again, "--checkpoint", trained, "--out", out)
+    assert "names a corpus twice: name each once" in told and not out.exists()
+    with pytest.raises(UserError, match="names a corpus twice"):
+        load(trained).index([scenes / "eval", again], out)
+
+
 def test_a_folder_that_is_no_index_is_left_alone(trained, scenes, tmp_path, said):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/precious").write_text("x")
@@ -134,7 +145,8 @@ def test_no_room(mount_disk, trained, scenes, said):
 
 def test_killed_it_leaves_none_and_the_next_is_whole(trained, scenes, tmp_path, found, said):
     out = tmp_path / "index"
-    words = ["index", *[str(scenes / "train")] * 40, "--checkpoint", str(trained), "--out", str(out)]
+    corpora = [str(shutil.copytree(scenes / "train", tmp_path / f"train_{number}")) for number in range(40)]
+    words = ["index", *corpora, "--checkpoint", str(trained), "--out", str(out)]
     child = Copy(mvlm, *words)
     while not any((tmp_path / ".index.partial").glob("shares/*")) and child.poll() is None:
         time.sleep(0.01)
