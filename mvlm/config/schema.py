@@ -162,6 +162,10 @@ class Optim:
     floor: float = 0.1  # learning rate at the end of cosine and wsd, as a share of the peak (R)
     layer_decay: float = 1.0  # factor on an encoder's rate per block, top down: 0.65 to 0.75 in BEiT and MAE (D)
 
+    def fall(self, total: int) -> int:
+        """Of so many updates, how many wsd decays over: without `decay_steps` a tenth, as MiniCPM does."""
+        return self.decay_steps if self.decay_steps >= 0 else round(total * 0.1)
+
 
 @dataclass(frozen=True)
 class Train:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import CONFIG, DEEPSPEED, described_in
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RUN_JSON, described_in
 from mvlm.checkpoint.layout import (
     CHECKPOINTS,
     INDEX,
@@ -116,10 +116,18 @@ class Branch(ChainStep):
                 "checkpoint.keep_every in the next run."
             )
         described = described_in(self.checkpoint)
-        if (schedule := load_stored_config(described / CONFIG).optim.schedule) not in ("constant", "wsd"):
+        trunk = load_stored_config(described / CONFIG)
+        if (schedule := trunk.optim.schedule) not in ("constant", "wsd"):
             raise UserError(
                 f"{self.trunk} has optim.schedule = {schedule!r}, and its rate would jump back to the peak before it "
                 "decays: give a run with 'constant' or 'wsd'."
+            )
+        facts = json.loads((described / RUN_JSON).read_text(encoding="utf-8"))
+        begins = facts["steps"] - trunk.optim.fall(facts["steps"])
+        if schedule == "wsd" and "stages" not in facts and self.at > begins:
+            raise UserError(
+                f"{self.trunk} decays from step {begins} on, and from step {self.at} its rate would jump back to the "
+                "peak before it decays again: give --at steps up to that."
             )
         config = load_stored_config(described / CONFIG, self._decaying())
         try:

@@ -11,9 +11,6 @@ from mvlm.config.schema import Optim, Train
 from mvlm.config.validate import LAST_STEP
 from mvlm.errors import UserError
 
-DECAY = 0.1
-"""Of all updates, the share in which wsd falls where `optim.decay_steps` does not say it: MiniCPM's."""
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -84,11 +81,10 @@ def learning_rate(
     """Of so many samples an epoch, of the updates and of the state that `schedule_steps` gives and takes."""
     total, warmup = steps
     scale = optim.warmup_steps if optim.warmup_steps >= 0 else optim.warmup_epochs * samples / train.global_batch
-    decay = optim.decay_steps if optim.decay_steps >= 0 else round(total * DECAY)
     began = 0.0
     if state and optim.warmup_steps < 0:
         began = min(_offset(train, state), state.step)  # which counts batches left out, of whatever size they were
-    return LearningRate(optim.schedule, total, warmup, max(1.0, scale), decay, optim.floor, began)
+    return LearningRate(optim.schedule, total, warmup, max(1.0, scale), optim.fall(total), optim.floor, began)
 
 
 def schedule_steps(

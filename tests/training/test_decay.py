@@ -14,6 +14,7 @@ import pytest
 from mvlm.__main__ import main
 from mvlm.config.load import load_stored_config
 from mvlm.decay.branches import OWNED, Branch
+from mvlm.errors import UserError
 from mvlm.runtime import chain
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.zero.config import RunSide, resolve
@@ -76,6 +77,17 @@ def test_a_run_whose_rate_has_left_its_peak_is_no_trunk(
     assert main(["decay", str(trunk), "--at", "1", "--steps", "3", "--launch", LAUNCH]) == 1
     assert f"{trunk} has optim.schedule = 'cosine', and its rate would jump back" in capsys.readouterr().err
     assert not (tmp_path / "trunk-decay").exists()
+
+
+def test_a_trunk_is_not_decayed_from_within_its_own_decay(train_here: TrainHere, tmp_path: Path) -> None:
+    """Of wsd whose fall is a tenth of the run, unless something else is said, or none."""
+    trunk = tmp_path / "trunk"
+    assert train_here(trunk, *TRUNK, "optim.schedule=wsd", "optim.decay_steps=2", "train.steps=4") == 0
+    at_the_peak, falling = (Branch(trunk, at, 1, tmp_path / "out", ("mvlm",)) for at in (2, 4))
+    with pytest.raises(UserError, match="decays from step 2 on, and from step 4 its rate would jump back to the peak"):
+        falling.prepare()
+    at_the_peak.prepare()
+    assert at_the_peak.toml.exists() and not falling.toml.exists()
 
 
 @pytest.mark.campaign
