@@ -544,6 +544,22 @@ def test_what_layers_that_are_split_do_not_go_with_is_refused(
     assert f"tensor_parallel.autotp_size cannot be combined with {reason}" in refusal(content | split, *words)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("offload_optimizer", {"device": "cpu"}),
+        ("offload_param", {"device": "cpu"}),
+        ("zero_hpz_partition_size", 2),
+    ],
+)
+def test_what_muon_does_not_go_with_is_refused_by_whoever_reads_the_json(key: str, value: object) -> None:
+    """So by check and plan too, and not when the model has been built."""
+    content = {"zero_optimization": {"stage": 3, key: value}}
+    resolved(content)
+    message = refusal(content, "optim.name=muon")
+    assert "optim.name = 'muon'" in message and f"zero_optimization.{key}" in message and "user.json" in message
+
+
 @pytest.mark.parametrize("value", [-1, "two", 1.5, True])
 def test_ranks_that_split_layers_are_a_number(value: object) -> None:
     assert "tensor_parallel.autotp_size is" in refusal({"tensor_parallel": {"autotp_size": value}})

@@ -137,6 +137,7 @@ def test_a_run_is_the_same_at_stages_0_and_2_and_resumes_under_the_other(train_h
     offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     with pytest.raises(UserError, match="needs whole matrices on the device"):
         train_here(tmp_path / "offloaded", *WORDS, deepspeed=offload)
+    assert not (tmp_path / "offloaded").exists(), "before a tokenizer is trained or a model built"
 
 
 @pytest.mark.campaign

@@ -1,13 +1,28 @@
-"""What tensor parallelism does not go with."""
+"""What Muon and tensor parallelism do not go with."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mvlm.config.schema import Optim, Train
-from mvlm.errors import Mistakes
+from mvlm.errors import Mistakes, UserError
 from mvlm.training.zero.fill import OFFLOADS, low_precision
 from mvlm.training.zero.json_file import TENSOR_PARALLEL
+
+
+def refuse_with_muon(zero: dict[str, Any], json_name: str) -> None:
+    """Raise `UserError` where a section zero_optimization, filled in, has the optimiser's matrices elsewhere."""
+    for name in OFFLOADS:
+        if (zero.get(name) or {}).get("device", "none") != "none":
+            raise UserError(
+                f"optim.name = 'muon' needs whole matrices on the device, and {json_name} offloads by "
+                f"zero_optimization.{name}: delete that section, or set optim.name = 'adamw'."
+            )
+    if int(zero.get("zero_hpz_partition_size") or 1) > 1:
+        raise UserError(
+            "optim.name = 'muon' has not been shown to be exact with zero_optimization.zero_hpz_partition_size, which "
+            f"{json_name} sets: delete that key, or set optim.name = 'adamw'."
+        )
 
 
 def refuse_with_tensor_parallel(resolved: dict[str, Any], train: Train, optim: Optim, json_name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from mvlm.config.schema import Optim, Train
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.zero import fill as ds_fill
-from mvlm.training.zero.combinations import refuse_with_tensor_parallel
+from mvlm.training.zero.combinations import refuse_with_muon, refuse_with_tensor_parallel
 from mvlm.training.zero.json_file import AUTO, TENSOR_PARALLEL, check_shape, leaves, refuse_sections, without_effect
 from mvlm.training.zero.json_keys import check_keys, check_values
 
@@ -80,6 +80,8 @@ def resolve(content: dict[str, Any], run: RunSide) -> dict[str, Any]:
         with mistakes.gathered():
             low_precision = ds_fill.fill_precision(resolved, json_name)
         ds_fill.fill_offload(zero, run.folder, low_precision, json_name)
+        if run.optim.name == "muon":
+            refuse_with_muon(zero, json_name)
         if run.train.checksums and (zero.get("offload_param") or {}).get("device") == "nvme":
             raise UserError(
                 f"train.checksums sums what is in memory, but {json_name} has parameters on NVMe by "
