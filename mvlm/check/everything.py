@@ -65,7 +65,7 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
         config = shards.check_shuffle(report, config, mixture)
     parameters = models.check_model(report, config, start, mixture, deep) if start else 0
     if standing and start:
-        _check_coming(report, standing, start, world, split)
+        _check_coming(report, standing, start, given, world, split)
     if parameters:
         checkpoints.check_room(report, config, parameters)
         checkpoints.check_memory(report, config, parameters, replicas * split or world)
@@ -111,15 +111,22 @@ def _settle_stages(report: Report, given: Given, start: Start) -> Standing | Non
     return None
 
 
-def _check_coming(report: Report, standing: Standing, start: Start, world: int, split: int) -> None:
-    """The layout, the model and the evaluations of the stages after the one that a run resumes in."""
+def _check_coming(report: Report, standing: Standing, start: Start, given: Given, world: int, split: int) -> None:
+    """The layout, the model, the evaluations and what the DeepSpeed JSON must agree with, of the stages after the one
+    that a run resumes in."""
     for number in range(standing.number + 1, len(standing.stages)):
-        coming = standing.stages.config(number)
-        configuration.check_layout(report, coming, world, split)
+        coming, parameters = standing.stages.config(number), 0
+        replicas = configuration.check_layout(report, coming, world, split)
         with report.judged("log"):
             require_installed(coming.log)
         with report.judged("data"):
-            models.check_model(report, coming, start, training_mixture(coming.data, coming.task.corpus), False)
+            mixture = training_mixture(coming.data, coming.task.corpus)
+            parameters = models.check_model(report, coming, start, mixture, False)
+        if replicas and given.json and given.content is not None:
+            names = given.json, given.toml
+            run = RunSide(names, coming.run.dir, coming.train, coming.optim, replicas, (None, None), parameters)
+            with report.judged("deepspeed"):
+                is_compiled(coming.train, resolve(given.content, run))
         _check_measured(report, coming)
 
 

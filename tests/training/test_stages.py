@@ -45,9 +45,9 @@ def staged(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[Run]:
     """staged(name, stages as TOML, overrides, zero=stage, evaluator=...) -> the folder of a run with these stages."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def run(name: str, stages: str, *overrides: str, zero: int = 0, evaluator: Any = None) -> Path:
+    def run(name: str, stages: str, *overrides: str, zero: int = 0, evaluator: Any = None, **json_section: Any) -> Path:
         folder, toml, file = tmp_path / name, tmp_path / f"{name}.toml", tmp_path / f"zero{zero}.json"
-        file.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
+        file.write_text(json.dumps({"zero_optimization": {"stage": zero}} | json_section))
         toml.write_text(Path(TOML).read_text() + "\n" + stages)
         words = words_of(folder, scenes, *overrides)
         config, given = load_config(toml, words), given_keys(toml, words)
@@ -262,6 +262,25 @@ def test_a_stage_that_does_not_measure_what_selects_is_refused_before_the_run_be
     assert not (tmp_path / "run").exists()
     assert main(["check", f"{tmp_path}/run.toml", *words_of(tmp_path / "run", scenes, *words)]) == 1
     assert "eval.select is 'eval/text_to_image_reranked_r1'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("train.compile = true", "train.compile cannot be combined with ZeRO stage 3"),
+        ("optim.clip = 0.5", "sets gradient_clipping to 1.0 but "),
+    ],
+)
+def test_a_stage_that_its_deepspeed_json_does_not_go_with_is_refused_before_the_run_begins(
+    staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, sentence: str
+) -> None:
+    """And not when hours of training have led there."""
+    with pytest.raises(UserError, match=sentence):
+        staged("run", stage("train.steps = 1") + stage("train.steps = 1", line), *FLAT, zero=3, gradient_clipping=1.0)
+    assert not (tmp_path / "run").exists()
+    words = [f"{tmp_path}/run.toml", "--deepspeed_config", f"{tmp_path}/zero3.json"]
+    assert main(["check", *words, *words_of(tmp_path / "run", scenes, *FLAT)]) == 1
+    assert sentence in capsys.readouterr().out
 
 
 @pytest.mark.campaign

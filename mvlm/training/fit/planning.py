@@ -33,7 +33,7 @@ from mvlm.training.logging.trackers import require_installed
 from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import freeze
 from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps
-from mvlm.training.zero.config import RunSide, accumulation_steps, resolve
+from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.json_file import read_deepspeed_json, tensor_ranks
 
 
@@ -71,9 +71,12 @@ class Plan:
 
     def resolve(self, parameters: int, micro_batch: int | None = None) -> dict[str, Any]:
         """The DeepSpeed configuration, for a model of so many parameters and, where one was found, a micro-batch."""
-        config, train = self.config, self.config.train
+        train = self.config.train
         train = replace(train, micro_batch=micro_batch) if micro_batch else train
-        side = RunSide(self.names, config.run.dir, train, config.optim, replicas.world(), self.steps, parameters)
+        return self._resolved(replace(self.config, train=train), self.steps, parameters)
+
+    def _resolved(self, config: Config, steps: tuple[int | None, int | None], parameters: int) -> dict[str, Any]:
+        side = RunSide(self.names, config.run.dir, config.train, config.optim, replicas.world(), steps, parameters)
         return resolve(self.content, side)
 
     def rehearse(self, evaluator: Callable[[Config], object] | None) -> None:
@@ -87,8 +90,10 @@ class Plan:
         if self.standing and self.standing.begins:
             for number in range(self.standing.number + 1, len(self.standing.stages)):
                 config = self.standing.stages.config(number)
-                rehearse(config, training_mixture(config.data, config.task.corpus, config.data.patience), self.start)
-                accumulation_steps(config.train, replicas.world())
+                mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
+                parameters = count_parameters(rehearse(config, mixture, self.start))
+                is_compiled(config.train, self._resolved(config, (None, None), parameters))
+                require_installed(config.log)
                 if evaluator:
                     evaluator(config)
 
