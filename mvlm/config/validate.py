@@ -53,6 +53,8 @@ def requirements(config: Config) -> Iterator[Requirement]:
     for name in ("optim.lr", "optim.eps", "train.hang_minutes", "eval.memory_gb", "eval.share"):
         yield 0 < _value(config, name) < math.inf, name, "above 0"
     yield bool(config.run.dir.strip()), "run.dir", "the name of a folder"
+    for name in ("model.vision", "model.vision_weights", "model.text", "model.text_weights"):
+        yield bool(_value(config, name).strip()), name, "a name"
     yield from _of_objectives(config)
     yield from _of_model(config)
     yield from _of_data(config)
@@ -124,7 +126,8 @@ def _of_optimizer(config: Config) -> Iterator[Requirement]:
     yield all(0 <= beta < 1 for beta in optim.betas), "optim.betas", "two numbers, at least 0 and below 1"
     yield 0 <= optim.momentum < 1, "optim.momentum", "at least 0 and below 1"
     yield 0 <= optim.floor <= 1, "optim.floor", "a share of the peak"
-    yield optim.decay_steps >= -1, "optim.decay_steps", "-1 or more"
+    for name in ("optim.warmup_steps", "optim.decay_steps"):
+        yield _value(config, name) >= -1, name, "-1 or more"
     warms_up = optim.warmup_steps > 0 or optim.warmup_steps < 0 < optim.warmup_epochs
     wanted = "another without a warm-up, whose length says how fast the root falls"
     yield optim.schedule != "inverse_sqrt" or warms_up, "optim.schedule", wanted
