@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, sync, write_durably
 
 from ..corpora import batches
-from ..dedup import DedupIndex, Excluded, row_perceptual_hash, row_size
+from ..dedup import NEAR_DUPLICATE, DedupIndex, Excluded, row_perceptual_hash, row_size
 from ..engines import Map, engine
 from ..filters import exact_hash
 from ..join import find_losers, find_pairs, total_report, write_dropped
@@ -34,6 +34,7 @@ from ..near import PicturePairs
 from ..part import PartManifest
 from ..pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
 from ..readers.source import Source
+from ..record import Record
 from ..report import OTHERS, ShardReport, SourceReport
 from ..store.disk import ELSEWHERE, writing
 from ..store.folder import FolderStore
@@ -61,10 +62,6 @@ class Wanted:
     def __contains__(self, where: object) -> bool:
         text = str(where)
         return text in self._listed or _file(text) in self._listed
-
-    def names(self, where: str) -> bool:
-        """Whether this very record was listed."""
-        return where in self._listed
 
 
 def read_origin(out: Path) -> dict[str, Any]:
@@ -101,19 +98,20 @@ def retry(source: Source, out: Path, options: Options, on_record: Callable[[int]
     """Read the records again that `out` lists as dropped; add the good ones as further shards, and list the others.
 
     The rows that were there stay, and stay first; what is read again is one part more. A listed record that the source
-    no longer gives stays listed. Call it within `only_retry`.
+    no longer gives stays listed, and so does one that looks like another: that one may have been shrunk since they were
+    compared, and would look different now. Call it within `only_retry`.
 
     Raises:
         UserError: a corpus is damaged, or there is no room.
     """
     listed = [json.loads(line) for line in (out / QUARANTINE).read_text(encoding="utf-8").splitlines()]
-    wanted = Wanted(entry["where"] for entry in listed)
-    source.only = wanted
+    near = frozenset(entry["where"] for entry in listed if entry["reason"] == NEAR_DUPLICATE)
+    source.only = Wanted(entry["where"] for entry in listed if entry["where"] not in near)
     stage = out / PARTIAL
     try:
         with writing(out, ELSEWHERE), engine(options.engine, options.workers, options.ray_address) as run:
             stage.mkdir()
-            outcome = _Retry(out, stage, options, wanted, run).run(source, listed, on_record)
+            outcome = _Retry(out, stage, options, near, run).run(source, listed, on_record)
             shutil.rmtree(stage / STATE)
             sync(stage)
             os.rename(stage, out / READY)
@@ -127,8 +125,8 @@ def retry(source: Source, out: Path, options: Options, on_record: Callable[[int]
 class _Retry:
     """Of finished corpora, into staged shards that are to stand behind theirs."""
 
-    def __init__(self, out: Path, stage: Path, options: Options, wanted: Wanted, run: Map) -> None:
-        self._out, self._stage, self._options, self._wanted, self._map = out, stage, options, wanted, run
+    def __init__(self, out: Path, stage: Path, options: Options, near: Container[str], run: Map) -> None:
+        self._out, self._stage, self._options, self._near, self._map = out, stage, options, near, run
         self._manifests = {name: read_manifest(out / name) for name in options.names}
         self._index = DedupIndex(options.dedup, stage)
         self._excluded = Excluded(options.exclude, stage, run).pictures
@@ -192,10 +190,12 @@ class _Retry:
         return 1 + max((int(number[0]) for number in numbers), default=-1)
 
     def _records(self, source: Source) -> Iterator[Item]:
-        """Those to look at again: not what is kept already, from a file that was cut later on."""
+        """Those to look at again: not what is kept already, from a file that was cut later on, or a row of its id."""
         for item in source:
-            self._reached |= {item.where, _file(item.where)}
-            if self._wanted.names(item.where) or id_digest(item.key) not in self._ids:
+            self._reached.add(_file(item.where))
+            is_there = isinstance(item, Record) and id_digest(item.key) in self._ids
+            if not is_there and item.where not in self._near:
+                self._reached.add(item.where)
                 yield item
 
     def _write_manifests(self, made: PartManifest) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from made import photo, quarantine, read_rows, run, tree, write_folder
+from PIL import Image
 
 COUNT = 40
 AWAY = range(5, 30, 4)
@@ -113,6 +114,31 @@ def test_what_a_retry_adds_is_no_duplicate_either(tmp_path: Path, options: tuple
     assert len(keys(tmp_path / "out")) == 11
     (reason,) = quarantine(tmp_path / "out").values()
     assert "duplicate" in reason
+
+
+def test_a_retry_of_a_source_that_is_as_it_was_changes_nothing(tmp_path: Path) -> None:
+    """Shrunk pictures look different, ids stand twice at one place, and some captions were dropped."""
+    write_folder(tmp_path / "in", 6)
+    for number in range(4):
+        large = photo(30 + number, size=(300, 200))
+        (tmp_path / f"in/images/{number}.jpg").write_bytes(large)
+    with (tmp_path / "in/captions.jsonl").open("a") as lines:
+        for number in range(4):  # the same pictures at three quarters, once more, and a row of an id that is there
+            near = Image.open(tmp_path / f"in/images/{number}.jpg").resize((225, 150))
+            near.save(tmp_path / f"in/images/near{number}.png")
+            lines.write(
+                json.dumps({"id": f"n{number}", "image": f"images/near{number}.png", "captions": ["a", ""]}) + "\n"
+            )
+        lines.write(json.dumps({"id": "r5", "image": "images/5.jpg", "captions": ["again", ""]}) + "\n")
+    options = ("--dedup", "perceptual", "--longest-side", 20, "--workers", 1, "--tolerate", 1)
+    shutil.copytree(tmp_path / "in", tmp_path / "two/in")
+    lines = (tmp_path / "in/captions.jsonl").read_text()
+    (tmp_path / "two/in/captions.jsonl").write_text(lines.replace('"r0"', '"s0"'))
+    run("shard", "folder", tmp_path / "in", tmp_path / "two/in", "--out", tmp_path / "out", *options)
+    before = tree(tmp_path / "out")
+    assert {"image is a near duplicate", "duplicate id"} == set(quarantine(tmp_path / "out").values())
+    run("retry", tmp_path / "out", "--workers", 1)
+    assert tree(tmp_path / "out") == before
 
 
 def test_exclusion_holds_for_what_a_retry_adds(tmp_path: Path) -> None:
