@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from .members import MAX_TEXT_BYTES
 
 JSON_LINES = (".jsonl", ".ndjson")
 HEADER_BYTES = 1 << 20
+
+DELIMITER_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+"""The line by which Excel is told, before the header, what separates the columns."""
 
 LINK_COLUMNS = ("url", "image_url", "img_url", "link")
 """Looked for in this order, whatever their case, where images are links."""
@@ -100,12 +104,17 @@ def json_row(line: bytes) -> Row | None:
 
 
 def table_header(path: Path) -> tuple[list[str], str]:
-    """The names of the columns, and what separates them: a tab where there is one, else what stands there most."""
+    """The names of the columns, and what separates them: what a line before says, or a tab where there is one, else
+    what stands there most."""
     with path.open("rb") as file:
         line = file.readline(HEADER_BYTES).decode("utf-8-sig", "replace")
-    delimiter = "\t" if "\t" in line else max(",;|", key=line.count)
+        if said := DELIMITER_LINE.fullmatch(line):
+            line = file.readline(HEADER_BYTES).decode("utf-8", "replace")
+    delimiter = said[1] if said else "\t" if "\t" in line else max(",;|", key=line.count)
     names: list[str] = next(csv.reader(line.splitlines()[:1], delimiter=delimiter), [])
-    if len(names) < 2 or len(set(names)) < len(names):
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"{path} has two columns {twice[0]!r}: rename one of them.")
+    if len(names) < 2:
         raise UserError(
             f"{path} begins with {line.strip()[:80]!r}: its first line must name its columns, of which it needs one "
             "with the images' paths and one with their captions."
@@ -133,6 +142,8 @@ def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: s
     try:
         if file.tell() == 0:
             next(reader, None)
+            if of_row and DELIMITER_LINE.fullmatch(of_row[0]):
+                next(reader, None)
         offset = file.tell()
         of_row.clear()
         for values in reader:

@@ -148,6 +148,21 @@ def test_a_caption_is_not_cut_at_a_comma_that_nothing_quotes(tmp_path: Path) -> 
     assert quarantine(tmp_path / "out") == {"": "annotation is malformed"}
 
 
+@pytest.mark.parametrize("begins", ["sep=;\r\n", "\ufeffsep=;\n", "SEP=;\n"])
+def test_the_line_that_tells_excel_the_delimiter_is_no_header(tmp_path: Path, begins: str) -> None:
+    put(tmp_path / "0.jpg", photo(0))
+    put(tmp_path / "t.csv", f"{begins}image;text;;\n0.jpg;a bee, an ant, a wasp;;\n".encode())
+    run("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", 1)
+    assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["a bee, an ant, a wasp"]]
+
+
+def test_two_columns_of_one_name_are_named(tmp_path: Path, fails: Callable[..., str]) -> None:
+    put(tmp_path / "t.csv", b"image,text,text\n0.jpg,a bee,an ant\n")
+    assert "t.csv has two columns 'text': rename one" in fails(
+        "shard", "table", tmp_path / "t.csv", "--out", tmp_path / "o"
+    )
+
+
 def test_rows_of_json_that_are_none_are_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "a.jpg", photo(1))
     rows = [
