@@ -164,10 +164,11 @@ def _rows(table: Path, columns: list[str] | None = None) -> Iterator[dict[str, A
 def _listed(table: Path, name: str) -> Iterator[Record | Dropped]:
     try:
         for row in _rows(table, ["key", "caption", "status", "error_message"]):
-            if row["status"] == SUCCESS:
-                yield Record(str(row["key"]), b"", captions_of(row.get("caption")), where=name)
+            key, status = str(row.get("key")), str(row.get("status"))
+            if status == SUCCESS:
+                yield Record(key, b"", captions_of(row.get("caption")), where=name)
             else:
-                yield Dropped(str(row["key"]), _reason(str(row["status"]), str(row["error_message"])), name)
+                yield Dropped(key, _reason(status, str(row.get("error_message"))), name)
     except (pa.ArrowException, OSError) as error:
         yield Dropped("", "the shard's table of statuses is missing or damaged", name, str(error)[:200])
 

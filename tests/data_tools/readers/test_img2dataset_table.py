@@ -54,3 +54,11 @@ def test_a_table_without_captions_is_counted_as_such(tmp_path: Path) -> None:
     )
     (record,) = Img2datasetSource([tmp_path]).outline()
     assert isinstance(record, Record) and not any(record.captions)
+
+
+def test_a_table_without_statuses_is_counted_as_it_is_sharded(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"key": ["000000000"], "jpg": [photo(1, size=(20, 16))]}), tmp_path / "00000.parquet")
+    found = [
+        item for items in (Img2datasetSource([tmp_path]), Img2datasetSource([tmp_path]).outline()) for item in items
+    ]
+    assert [isinstance(item, Dropped) and item.reason for item in found] == ["img2dataset gives no success"] * 2
