@@ -126,7 +126,7 @@ class LinkTable:
             if self.path.suffix in (".csv", ".tsv"):
                 yield from rows_of(file, self.path, *table_header(self.path))
             else:
-                yield from map(json_row, lines(file))
+                yield from (json_row(line) for line in lines(file) if line.strip())
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -235,7 +235,7 @@ def test_columns_are_known_by_the_names_that_everybody_uses(tmp_path: Path, port
         tmp_path / "datacomp.parquet",
     )
     (tmp_path / "mine.csv").write_text(f'url,caption\n{link},"a dog, asleep"\n{link},\n')
-    (tmp_path / "more.jsonl").write_text(json.dumps({"url": link, "TEXT": "a bird"}) + "\nnot json\n")
+    (tmp_path / "more.jsonl").write_text(json.dumps({"url": link, "TEXT": "a bird"}) + "\n\nnot json\n\n")
     source = UrlSource([tmp_path], allow_loopback=True)
     items = list(source)
     assert source.size == source.position == 5
