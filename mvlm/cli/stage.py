@@ -120,7 +120,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.rows and lines:
         for line, counted in zip(lines, count_seen(args.run_folder), strict=True):
             for drawn, (_, counts) in zip(line["drawn"], counted, strict=True):
-                drawn["rows"] = len(counts)
+                drawn[drawn["of"]] = len(counts)
                 drawn["seen"] = {str(times): int((counts == times).sum()) for times in sorted(set(counts.tolist()))}
     # A run that has just been given its first stage has recorded none: what it made is stage 1.
     lines = lines or [{"stage": 1, "name": "", "steps": [0, state.step], "drawn": []}]
@@ -137,7 +137,7 @@ def _show(args: argparse.Namespace) -> int:
                 f"{epochs[1]:.2f}, order {drawn['order']}"
             )
             if "seen" in drawn:
-                print("    " + ", ".join(f"{count:,} rows {times} times" for times, count in drawn["seen"].items()))
+                print("    " + ", ".join(f"{n:,} {drawn['of']} {times} times" for times, n in drawn["seen"].items()))
     for title in [stored.title(number) for number in range(len(lines), len(stored))] if stored else []:
         print(f"{title}: not begun")
     return 0

@@ -64,6 +64,7 @@ def ledger(state: TrainState) -> list[dict[str, Any]]:
                 "drawn": [
                     {
                         "data": list(streams[stream].data),
+                        "of": "pairs" if streams[stream].pairs else "rows",
                         "per_epoch": streams[stream].per_epoch,
                         "from": begin,
                         "to": end,

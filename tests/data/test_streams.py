@@ -19,6 +19,7 @@ from mvlm.data.loading.streams import Drawing, begin_stage, end_stage, remembere
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
+from mvlm.training.ledger import ledger
 from tests.conftest import of_pairs
 from tests.data.made_shards import make_rows, write_shards
 
@@ -172,6 +173,7 @@ def test_a_stage_may_draw_pairs_where_another_drew_images(tmp_path: Path) -> Non
     captions = sum(len(row["captions"]) for row in rows)
     assert [(stream.pairs, stream.per_epoch) for stream in state.streams] == [(False, 6), (True, captions)]
     assert [each.begins for each in state.stages] == [(0,), (0,), (4,)]
+    assert [line["drawn"][0]["of"] for line in ledger(state)] == ["rows", "pairs", "rows"]
 
 
 def test_a_data_set_that_was_drawn_together_with_others_is_not_torn_from_them(sets: dict[str, str]) -> None:
