@@ -176,6 +176,16 @@ def test_a_stage_may_draw_pairs_where_another_drew_images(tmp_path: Path) -> Non
     assert [line["drawn"][0]["of"] for line in ledger(state)] == ["rows", "pairs", "rows"]
 
 
+def test_the_same_rows_twice_in_a_stage_that_takes_turns_are_refused(sets: dict[str, str]) -> None:
+    """Each would be drawn twice in a row; drawn in one order they are only drawn twice as often."""
+    state, twice = TrainState(0, 0, 5, ""), Mixture([sets["a"], sets["b"], sets["a"]])
+    with pytest.raises(UserError, match=r"names the same rows twice .*/a, .*/a.*: name them once"):
+        begin_stage(state, stage(0), twice, OrderSpec(GLOBAL), together=False)
+    assert begin_stage(state, stage(0), twice, OrderSpec(GLOBAL), together=True).streams[0].per_epoch == 104
+    apart = Mixture([sets["a"], sets["a"]], where=["key < 'n'", "key >= 'n'"])
+    assert len(begin_stage(state, stage(0), apart, OrderSpec(GLOBAL), together=False).streams) == 2
+
+
 def test_a_data_set_that_was_drawn_together_with_others_is_not_torn_from_them(sets: dict[str, str]) -> None:
     both, alone = Mixture([sets["a"], sets["b"]]), Mixture([sets["a"]])
     state = begin_stage(TrainState(0, 0, 5, ""), stage(0), both, OrderSpec(GLOBAL), together=True)

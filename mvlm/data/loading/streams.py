@@ -259,9 +259,11 @@ def stream_of(mixture: Mixture) -> DataStream:
 
 
 def _parts(mixture: Mixture, together: bool) -> list[Mixture]:
-    """What is drawn in an order of its own."""
-    is_one = together or (len(mixture.corpora) == 1 and set(mixture.weights) == {1.0})
-    return [mixture] if is_one else each_alone(mixture)
+    """What is drawn in an order of its own; raises `UserError` where that is one thing twice."""
+    if together or (len(mixture.corpora) == 1 and set(mixture.weights) == {1.0}):
+        return [mixture]
+    mixture.require_distinct()
+    return each_alone(mixture)
 
 
 def check_drawable(state: TrainState, mixture: Mixture, before: Data, together: bool) -> None:

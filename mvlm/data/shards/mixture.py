@@ -82,6 +82,16 @@ class Mixture:
         """A hash of the rows that the conditions keep; "" without any."""
         return selection_hash([corpus.selection for corpus in self.corpora]) if any(self.conditions) else ""
 
+    def require_distinct(self) -> None:
+        """Raise `UserError` where two of the corpora have the same rows: in turn each would be drawn twice in a row."""
+        known: dict[str, Corpus] = {}
+        for corpus in self.corpora:
+            if (same := known.setdefault(corpus.fingerprint, corpus)) is not corpus:
+                raise UserError(
+                    f"A stage's data.train names the same rows twice ({same.folder}, {corpus.folder}), and would draw "
+                    "each twice in a row: name them once, and have data.weights draw them more often."
+                )
+
     def is_taken_down(self, row: int) -> bool:
         corpus, local = self.locate(row)
         return corpus.is_taken_down(local)

@@ -202,7 +202,13 @@ def _sections(stages: Stages, begun: Sequence[StageState], per_epoch: int | None
     found = [Section(stage.name, stage.step, stage.end, sum(stage.shares)) for stage in begun]
     for number in range(len(found), len(stages)):
         config, first = stages.config(number), found[-1].end if found else 0
-        draws = per_epoch if per_epoch and not config.data.train else _mixture(config).per_epoch
+        if per_epoch and not config.data.train:
+            draws = per_epoch
+        else:
+            mixture = _mixture(config)
+            if not draws_alike(stages):
+                mixture.require_distinct()
+            draws = mixture.per_epoch
         length, _ = schedule_steps(config.train, config.optim, draws)
         found.append(Section(stages.name(number), first, first + length, draws))
     return tuple(found)
