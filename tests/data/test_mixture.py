@@ -105,6 +105,8 @@ def test_weights_belong_to_the_fingerprint(folders):
 def test_weights_that_draw_nothing_are_refused(folders):
     with pytest.raises(UserError, match=r"data\.weights = \[0\.01, 0\.01\] draw no row"):
         Mixture(folders, (0.01, 0.01))
+    with pytest.raises(UserError, match=r"data\.weights = \[1\.0, 0\.01\] draw no row of \S+/b: raise them"):
+        Mixture(folders, (1.0, 0.01))
 
 
 def test_a_row_drawn_again_in_an_epoch_looks_different(folders, tokenizer, with_data):

@@ -62,9 +62,11 @@ class Mixture:
         self.task = task
         self.weights = list(weights) or [1.0] * len(self.corpora)
         self.numbers = Numbers(self.corpora, pairs)
-        self.per_epoch = sum(draw_counts(self.numbers.sizes, self.weights))
-        if not self.per_epoch:
-            raise UserError(f"data.weights = {self.weights} draw no row of {', '.join(map(str, folders))}: raise them.")
+        sizes = self.numbers.sizes
+        counts = draw_counts(sizes, self.weights)
+        if without := [str(folder) for folder, size, n in zip(folders, sizes, counts, strict=True) if size and not n]:
+            raise UserError(f"data.weights = {self.weights} draw no row of {', '.join(without)}: raise them.")
+        self.per_epoch = sum(counts)
 
     def __len__(self) -> int:
         return self._starts[-1]
