@@ -215,7 +215,7 @@ class Kernels:
 class Checkpoint:
     every: int = 1000  # steps; the last step is always saved; 0 = only then
     keep: int = 2  # number of newest checkpoints to keep
-    keep_every: int = 0  # steps; checkpoints at multiples of this are kept for good; 0 = none
+    keep_every: int = 0  # steps; a checkpoint at each multiple of this is saved and kept for good; 0 = none
     resume: str = ""  # a checkpoint to resume from if the run folder has none of its own
     init: str = ""  # one of your runs or checkpoints, or somebody else's, of which only the weights are taken
     mirror: str = ""  # an fsspec URL, such as s3://bucket/runs/mine, that receives each checkpoint too; "" = none

@@ -17,7 +17,7 @@ class Schedule:
     """
     Attributes:
         steps: updates in all, or until the stage ends.
-        log_every, save_every, eval_every: steps; 0 = after the last alone.
+        log_every, save_every, keep_every, eval_every: steps; 0 = after the last alone.
         is_last: no stage comes after these.
     """
 
@@ -25,6 +25,7 @@ class Schedule:
     learning_rate: LearningRate
     log_every: int
     save_every: int
+    keep_every: int
     eval_every: int
     is_last: bool = True
 

@@ -99,7 +99,7 @@ class Trainer:
         micro_batches = next(self.stream.loader)
         schedule, before = self.schedule, self.state.step
         step = before + 1
-        saves = schedule.is_due(schedule.save_every, step)
+        saves = schedule.is_due(schedule.save_every, step) or schedule.is_due(schedule.keep_every, step)
         evaluate = self.validation.evaluate if schedule.is_due(schedule.eval_every, step) else None
         if not saves and not evaluate:  # after which much may have changed
             self._begun = self._begin_sync(ready=self.stream.is_here())

@@ -172,3 +172,13 @@ def test_bf16_trains_as_fp32_does_within_its_precision(whole: Path, tmp_path: Pa
     assert found[1][0] != expected[1][0]  # or it was not bf16
     for step, values in found.items():
         assert values[0] == pytest.approx(expected[step][0], rel=0.03), step
+
+
+def test_multiples_that_are_kept_are_saved_whatever_else_is(
+    one_rank: None, tmp_path: Path, train_here: TrainHere
+) -> None:
+    saving = ["checkpoint.every=3", "checkpoint.keep_every=2", "checkpoint.keep=1", "train.steps=5"]
+    assert train_here(tmp_path, *saving) == 0
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*")) == [
+        f"step_{step:08d}" for step in (0, 2, 4, 5)
+    ]

@@ -85,7 +85,7 @@ def test_epochs_become_steps(overrides: list[str], rows: int, expected: tuple[in
 
 @pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 9, 10]), (5, [5, 10]), (0, [10])])
 def test_what_is_due_every_so_often_is_due_after_the_last_step(every: int, steps: list[int]) -> None:
-    schedule = Schedule(10, COSINE, log_every=1, save_every=every, eval_every=0)
+    schedule = Schedule(10, COSINE, log_every=1, save_every=every, keep_every=0, eval_every=0)
     assert [step for step in range(1, 11) if schedule.is_due(schedule.save_every, step)] == steps
 
 

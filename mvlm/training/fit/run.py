@@ -138,7 +138,8 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     audits = engine.audit.whose if engine.audit else ""
     health = Health(stop, watchdog, AnomalyDetector(config.train.spike, audits=audits))
     lr, is_last = plan.learning_rate, plan.steps[0] == layout["steps"]
-    schedule = Schedule(plan.steps[0], lr, config.log.every, config.checkpoint.every, config.eval.every, is_last)
+    saving = config.checkpoint.every, config.checkpoint.keep_every
+    schedule = Schedule(plan.steps[0], lr, config.log.every, *saving, config.eval.every, is_last)
     own = start.resumes and start.own
     trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, Validation(evaluate, selector), own)
     if resumed and start.own:
