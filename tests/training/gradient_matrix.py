@@ -1,6 +1,6 @@
 """The gradient of a global batch under options and layouts, against plain autograd through one graph of all of it.
 
-Generated from `OPTIONS`: every combination, or so few of them that any two values of two options meet in one.
+Generated from `OPTIONS`: so few combinations that any two, or more, values of as many options meet in one.
 """
 
 from __future__ import annotations
@@ -53,26 +53,20 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 Row = dict[str, Any]
 
 
-def every_row() -> list[Row]:
-    return [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())]
-
-
-def pairs_of(row: Row) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
-    return set(itertools.combinations(row.items(), 2))
-
-
 @cache
-def covering_rows() -> list[Row]:
-    """Of all rows the one with the most pairs of values that no row before it has, until every pair is there."""
+def covering_rows(values: int = 2) -> list[Row]:
+    """Of all rows the one in which the most values meet that met in no row before it, so many at a time, until all of
+    them have."""
+    every = [dict(zip(OPTIONS, row, strict=True)) for row in itertools.product(*OPTIONS.values())]
     # Of several the one that asks for most, on one rank, which needs no launch.
-    rows, chosen = sorted(every_row(), key=lambda row: row["ranks"]), []
-    bits: dict[tuple[tuple[str, Any], tuple[str, Any]], int] = {}  # of each pair one: sets of them take twice as long
-    pairs = [sum(1 << bits.setdefault(pair, len(bits)) for pair in pairs_of(row)) for row in rows]
+    rows, chosen = sorted(every, key=lambda row: row["ranks"]), []
+    bits: dict[tuple[tuple[str, Any], ...], int] = {}  # of each meeting one: sets of them take twice as long
+    met = [sum(1 << bits.setdefault(m, len(bits)) for m in itertools.combinations(row.items(), values)) for row in rows]
     missing = (1 << len(bits)) - 1
     while missing:
-        best = max(range(len(rows)), key=lambda number: (pairs[number] & missing).bit_count())
+        best = max(range(len(rows)), key=lambda number: (met[number] & missing).bit_count())
         chosen.append(rows[best])
-        missing &= ~pairs[best]
+        missing &= ~met[best]
     return chosen
 
 
@@ -228,10 +222,10 @@ def worst_of_each(rows: Iterable[Row], shards: str) -> dict[str, tuple[str, floa
     return {name_of(row): worst(row, shards) for row in rows if row["ranks"] == dist.world()}
 
 
-def try_every_row(shards: str, file: Path) -> None:
+def try_rows_for_four(shards: str, file: Path) -> None:
     """As a rank."""
     dist.init()
-    found = worst_of_each(every_row(), shards)
+    found = worst_of_each(covering_rows(4), shards)
     if dist.rank() == 0:
         file.write_text(json.dumps(found))
     dist.barrier()
