@@ -97,8 +97,8 @@ def _opened(image: Any) -> Image.Image:
 def _from_array(pixels: np.ndarray, kind: str) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise ValueError(
-            f"A {kind} of {pixels.dtype} and shape {pixels.shape} is not an image: give Pillow's, or an array of "
-            "uint8, height x width x 3 channels."
+            f"An image is one of Pillow's or an array of uint8, height x width x 3 channels; this is of type {kind}, "
+            f"{pixels.dtype}, with shape {pixels.shape}: convert it."
         )
     return Image.fromarray(pixels)
 
@@ -108,5 +108,6 @@ def _sentences(text: Any) -> list[str]:
     if not sentences:
         raise ValueError("There are no sentences: give at least one.")
     if strangers := [each for each in sentences if not isinstance(each, str)]:
-        raise ValueError(f"A {type(strangers[0]).__name__} is not a sentence: give a string or a list of strings.")
+        kind = type(strangers[0]).__name__
+        raise ValueError(f"A sentence is a string; this is of type {kind}: give a string or a list of strings.")
     return sentences
