@@ -199,11 +199,15 @@ def is_done(run: Path) -> bool:
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """The lines of eval.jsonl, in the order in which they were written."""
-    try:
-        return [json.loads(line) for line in (run / EVALUATIONS).read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
+    """The lines of eval.jsonl, in the order in which they were written; raises `UserError` if one is damaged."""
+    path, found = run / EVALUATIONS, []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}, line {number}, is not a metrics line: delete that line.") from None
+    return found
 
 
 def _link(folder: Path, to: Path) -> None:

@@ -117,6 +117,13 @@ def test_following_takes_what_the_run_says(capfd: pytest.CaptureFixture[str]) ->
     assert "leave the task out" in said and "a task is required, or --follow RUN" in said
 
 
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    assert read_evaluations(tmp_path) == []
+    (tmp_path / EVALUATIONS).write_bytes(b'{"step": 1}\n{"step": \xff\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"eval\.jsonl, line 2, is not a metrics line: delete that line\."):
+        read_evaluations(tmp_path)
+
+
 def test_a_step_that_was_evaluated_again_counts_as_it_was_last(tmp_path: Path) -> None:
     lines = [{"step": 4, SELECT: 0.9}, {"step": 8, SELECT: 0.5}, {"step": 4, SELECT: 0.1}]
     (tmp_path / EVALUATIONS).write_text("".join(json.dumps(line | {"weights": "w"}) + "\n" for line in lines))
