@@ -76,7 +76,7 @@ def evaluate_checkpoint(
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
     kind = "rows" if "rows" in result else "images"
     if settings.limit and result.get(kind) == settings.limit:
-        result["protocol"] += f" Only {settings.limit:,} {kind} are used: a limit of 0 takes all."
+        result["protocol"] += f" At most {settings.limit:,} {kind} are used: a limit of 0 takes all."
     if settings.where:
         told = f"{result['protocol']} Only the rows where {settings.where} are used."
         result |= {"where": settings.where, "protocol": told}

@@ -25,8 +25,8 @@ def test_python_measures_and_writes_what_the_commands_do(scenes: Path, tmp_path:
     assert measured["mean_recall"]["reranked"] is not None and measured["step"] == 7
     exported = mvlm.load(run.export(tmp_path / "exported"), "cpu")
     assert all((exported.network.state_dict()[k] == v).all() for k, v in run.load("cpu").network.state_dict().items())
-    assert measured["protocol"].endswith(" Only 12 images are used: a limit of 0 takes all.")
-    assert "Only" not in run.evaluate("retrieval", data, limit=10_000, rerank=4)["protocol"]
+    assert measured["protocol"].endswith(" At most 12 images are used: a limit of 0 takes all.")
+    assert "At most" not in run.evaluate("retrieval", data, limit=10_000, rerank=4)["protocol"]
     some = run.evaluate("retrieval", data, limit=12, rerank=4, where="width > 0")
     assert some["protocol"] == f"{measured['protocol']} Only the rows where width > 0 are used."
     with pytest.raises(UserError, match="no task 'recall' to evaluate: choose one of retrieval, "):
