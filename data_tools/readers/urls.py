@@ -97,14 +97,14 @@ class UrlSource(Cuttable):
                 continue
             first = start[1] if start[:1] == (place,) else 0
             last = end[1] if end is not None and end[0] == place else None
-            number, source = first - 1, table.path.resolve().stem
+            source = table.path.resolve().stem
             try:
                 for number, row in table.rows(first, last):
                     where = f"{table.path.name}:{number}"
                     if self.only is None or where in self.only:
                         yield _link(table, number, row, where, source)
             except Damaged as damaged:
-                yield Dropped("", DAMAGED, f"{table.path.name}:{number + 1}", str(damaged), source)
+                yield Dropped("", DAMAGED, table.path.name, str(damaged), source)
 
 
 def _link(table: LinkTable, number: int, row: Row | None, where: str, source: str) -> _Link | Dropped:

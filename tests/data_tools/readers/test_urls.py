@@ -24,7 +24,7 @@ from data_tools.__main__ import main
 from data_tools.download.addresses import allowed_addresses
 from data_tools.download.client import Client, HeldMemory, Limits
 from data_tools.download.prefetch import prefetched
-from data_tools.readers.link_table import CAPTION_COLUMNS
+from data_tools.readers.link_table import CAPTION_COLUMNS, DAMAGED
 from data_tools.readers.row_files import LINK_COLUMNS
 from data_tools.readers.urls import OUTAGE, UrlSource
 from data_tools.record import Dropped, Record
@@ -278,6 +278,28 @@ def test_one_pass_from_a_table_to_shards(tmp_path: Path, port: int) -> None:
     assert main(["retry", str(out), "--workers", "1"]) == 0
     assert [row["key"] for row in read_rows(out)][4:] == ["links-000000001"]
     assert json.loads((out / "yield.json").read_text())["dropped"] == {"not an image": 1}
+
+
+def test_a_table_cut_short_is_read_on_from_the_cut(tmp_path: Path, port: int) -> None:
+    links = [f"http://127.0.0.1:{port}/ok/{n}.jpg" for n in range(6)]
+    sound = pa.table({"url": links, "text": [f"caption {n}" for n in range(6)]})
+    table, out = tmp_path / "links.parquet", tmp_path / "out"
+    pq.write_table(sound, table, row_group_size=2, use_dictionary=False)
+    content, about = bytearray(table.read_bytes()), pq.read_metadata(table).row_group(1).column(0)
+    page = slice(about.data_page_offset, about.data_page_offset + about.total_compressed_size)
+    content[page] = bytes(about.total_compressed_size)
+    table.write_bytes(content)
+    argv = ["shard", "urls", str(table), "--allow-loopback", "--workers", "1", "--out", str(out)]
+    assert main(argv) == 0
+    assert len(read_rows(out)) == 2
+    listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["reason"], line["where"]) for line in listed] == [(DAMAGED, "links.parquet")]
+
+    pq.write_table(sound, table, row_group_size=2)
+    assert main(["retry", str(out), "--workers", "1"]) == 0
+    assert [row["key"] for row in read_rows(out)] == [f"links-{n:09d}" for n in range(6)]
+    report = json.loads((out / "yield.json").read_text())
+    assert (report["read"], report["kept"], report["dropped"]) == (6, 6, {})
 
 
 def test_pieces_of_tables_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
