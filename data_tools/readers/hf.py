@@ -121,6 +121,7 @@ class HfSource(Cuttable):
         self, batch: pa.RecordBatch, file: Path, name: str, start: int, places: Places | None
     ) -> Iterator[Record | Dropped]:
         image_column, caption_column = self._columns(batch.schema, file)
+        said = {field.name for field in batch.schema if not _holds_bytes(field.type)}
         for number in range(len(batch)):
             where = f"{name}:{start + number}"
             if self.only is not None and where not in self.only:
@@ -136,9 +137,18 @@ class HfSource(Cuttable):
             except Refused as refused:
                 yield Dropped(str(key), str(refused), where)
                 continue
-            fields = {column: value for column, value in row.items() if not isinstance(value, bytes | dict)}
+            fields = {column: value for column, value in row.items() if column in said}
             place = places(image) if places else None
             yield Record(str(key), image, captions_of(captions), fields=fields, where=where, place=place)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a type have bytes in them, as further images do."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in is_bytes) or any(
+        _holds_bytes(kind.field(number).type) for number in range(kind.num_fields)
+    )
 
 
 def _image_bytes(value: Any, folder: Path) -> bytes:

@@ -141,3 +141,21 @@ def test_hf_rows_without_bytes_and_files_cut_short(tmp_path: Path, fails: Callab
     assert "same name" in fails("shard", "hf", *two, "--out", tmp_path / "no")
     said = fails("shard", "hf", tmp_path / "set", "--out", tmp_path / "no", "--caption-column", "words")
     assert "image, caption, sha" in said and "--caption-column" in said
+
+
+def test_hf_objects_are_kept_and_further_images_are_not(tmp_path: Path) -> None:
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    further = {"bytes": photo(1), "path": "1.jpg"}
+    columns = {
+        "image": pa.array([{"bytes": photo(0), "path": None}], image),
+        "caption": pa.array(["a cat"]),
+        "thumbnail": pa.array([further], image),
+        "views": pa.array([[further]], pa.list_(image)),
+        "licence": pa.array([{"name": "MIT", "years": [2020, 2021]}]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
+    options = ("--image-column", "image", "--workers", 1)
+    run("shard", "hf", tmp_path / "set.parquet", "--out", tmp_path / "out", *options)
+    said = pq.read_table(tmp_path / "out/000000.meta.parquet")
+    assert said["licence"].to_pylist() == ['{"name": "MIT", "years": [2020, 2021]}']
+    assert not {"thumbnail", "views"} & set(said.column_names)
