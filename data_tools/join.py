@@ -29,10 +29,13 @@ from .task import MARKS, dropped_of
 
 @dataclass(frozen=True)
 class Loser:
-    """A row that must go: its record's number, how many captions go with it, and what the quarantine says."""
+    """A row that must go: its record's number, how many captions go with it, why others of it went before, and what the
+    quarantine says.
+    """
 
     number: int
     captions: int
+    caption_drops: list[str]
     dropped: Dropped
 
 
@@ -82,7 +85,9 @@ def find_losers(
             reason, detail = _verdict(mark, _place(made.number, mark.number), index, excluded, pairs)
             if reason:
                 dropped = Dropped(mark.key, reason, mark.where, detail, mark.source)
-                losers.setdefault(made.number, []).append(Loser(mark.number, mark.captions, dropped))
+                losers.setdefault(made.number, []).append(
+                    Loser(mark.number, mark.captions, mark.caption_drops, dropped)
+                )
     return losers
 
 
@@ -163,7 +168,7 @@ def total_report(parts: Iterable[PartManifest], losers: Losers) -> ShardReport:
     for made in parts:
         report.add(ShardReport.from_dict(made.report))
         for loser in losers.get(made.number, ()):
-            report.take_back(loser.dropped.source, loser.captions, loser.dropped.reason)
+            report.take_back(loser.dropped.source, loser.captions, loser.caption_drops, loser.dropped.reason)
     return report
 
 

@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         "where": pa.string(),
         "source": pa.string(),
         "captions": pa.int32(),
+        "caption_drops": pa.list_(pa.string()),  # why each that was dropped was
         "id": pa.binary(16),  # a digest of the key
         "exact": pa.binary(16),  # of the image's bytes; zeros where it was not asked for
         "look": pa.binary(),  # of all its images, one after the other
@@ -45,6 +46,7 @@ class RowMark(NamedTuple):
     where: str
     source: str
     captions: int
+    caption_drops: list[str]
     id: bytes
     exact: bytes
     look: bytes
@@ -67,7 +69,7 @@ def mark_of(number: int, split: int, record: Record, found: Checked) -> RowMark:
     """
     look = b"".join(picture.look for picture in found.pictures)
     seen = b"".join(picture.look[: SEEN.itemsize] for picture in found.pictures)
-    about = record.key, record.where, record.source, len(found.captions)
+    about = record.key, record.where, record.source, len(found.captions), list(found.caption_drops.elements())
     return RowMark(number, split, *about, id_digest(record.key), found.exact or bytes(16), look, seen)
 
 

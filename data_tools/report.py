@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,7 @@ class ShardReport:
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     captions: int = 0
-    dropped_captions: Counter[str] = field(default_factory=Counter)
+    dropped_captions: Counter[str] = field(default_factory=Counter)  # of the records that were kept
     unused: Counter[str] = field(default_factory=Counter)  # files of the source that belong to no record
     splits: dict[str, int] = field(default_factory=dict)
     sources: dict[str, SourceReport] = field(default_factory=dict)
@@ -58,12 +59,13 @@ class ShardReport:
         if not isinstance(outcome, Dropped):
             self.captions += outcome
 
-    def take_back(self, source: str, captions: int, reason: str) -> None:
-        """A record that was counted as kept with so many captions is dropped after all."""
+    def take_back(self, source: str, captions: int, caption_drops: Iterable[str], reason: str) -> None:
+        """A record that was counted as kept with so many captions, and without some, is dropped after all."""
         for part in (self, self.sources[source if source in self.sources else OTHERS]):
             part.kept -= 1
             part.dropped[reason] += 1
         self.captions -= captions
+        self.dropped_captions -= Counter(caption_drops)
 
     def add(self, other: ShardReport) -> None:
         """Count what another part has counted."""

@@ -107,8 +107,6 @@ class _Making:
     def take(self, item: Item, result: Checked | Dropped) -> None:
         """Write a record or list it as dropped."""
         number, self._read = self._read, self._read + 1
-        if isinstance(result, Checked):
-            self._report.dropped_captions += result.caption_drops
         name = self._allotted(item, result)
         if isinstance(name, Dropped):
             self._report.count(item.source, name)
@@ -118,6 +116,7 @@ class _Making:
         if not self._writers:
             self._open(task_of(item))
         self._report.count(item.source, len(result.captions))
+        self._report.dropped_captions += result.caption_drops
         self._marks.add(mark_of(number, self._splits[name], item, result))
         self._write(stored_row(item, result), name)
 

@@ -136,7 +136,7 @@ class _Retry:
             run(row_perceptual_hash, rows, row_size) if options.dedup == "perceptual" else ((row, b"") for row in rows)
         )
         for place, ((key, image), look) in enumerate(looks, len(self._excluded)):
-            mark = RowMark(0, 0, key, str(out), "", 0, id_digest(key), exact_hash([image]), look, b"")
+            mark = RowMark(0, 0, key, str(out), "", 0, [], id_digest(key), exact_hash([image]), look, b"")
             self._ids.add(mark.id)
             self._index.keep(mark, place)
         self._reached: set[str] = set()

@@ -141,6 +141,25 @@ def test_a_retry_of_a_source_that_is_as_it_was_changes_nothing(tmp_path: Path) -
     assert tree(tmp_path / "out") == before
 
 
+def test_a_retry_counts_no_dropped_caption_again(tmp_path: Path) -> None:
+    """Of a copy, and of a record that no split takes."""
+    write_folder(tmp_path / "in", 4)
+    shutil.copy(tmp_path / "in/images/0.jpg", tmp_path / "in/images/2.jpg")
+    names = ("train", "eval", "eval", "other")
+    rows = [
+        {"id": f"r{number}", "image": f"images/{number}.jpg", "captions": ["a picture", ""], "part": name}
+        for number, name in enumerate(names)
+    ]
+    (tmp_path / "in/captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--dedup", "exact", "--split", "train,eval", "--split-by", "part", "--workers", 1)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", *options)
+    assert set(quarantine(tmp_path / "out")) == {"r2", "r3"}
+    before = (tmp_path / "out/yield.json").read_text()
+    assert json.loads(before)["dropped_captions"] == {"caption is empty": 2}
+    run("retry", tmp_path / "out", "--workers", 1)
+    assert (tmp_path / "out/yield.json").read_text() == before
+
+
 def test_exclusion_holds_for_what_a_retry_adds(tmp_path: Path) -> None:
     bring_back = partly(tmp_path / "in")
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
