@@ -68,7 +68,8 @@ def column(values: Sequence[Any]) -> pa.Array:
     if kinds <= {bool} or (kinds == {int} and all(value is None or value in INT64 for value in values)):
         return pa.array(values)
     if kinds <= {int, float} and float in kinds:
-        return pa.array([None if value is None else float(value) for value in values], pa.float64())
+        with suppress(OverflowError):
+            return pa.array([None if value is None else float(value) for value in values], pa.float64())
     if kinds == {str}:
         with suppress(UnicodeEncodeError):
             return pa.array(values, pa.string())
@@ -87,7 +88,7 @@ def joined(parts: Iterable[pa.Array]) -> pa.ChunkedArray:
     types = {part.type for part in arrays if not pa.types.is_null(part.type)}
     if len(types) > 1:
         common = pa.float64() if types <= {pa.int64(), pa.float64()} else pa.string()
-        return pa.chunked_array([part.cast(common) for part in arrays], common)
+        return pa.chunked_array([part.cast(common, safe=False) for part in arrays], common)
     type_ = types.pop() if types else pa.null()
     return pa.chunked_array([part.cast(type_) for part in arrays], type_)
 

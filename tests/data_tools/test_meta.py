@@ -106,6 +106,7 @@ def test_a_changed_table_is_a_problem(shards, tmp_path):
         ([True, None], "bool", [True, None]),
         ([True, 1], "string", ["true", "1"]),
         ([1 << 70, 1], "string", [str(1 << 70), "1"]),
+        ([10**400, 0.5], "string", [str(10**400), "0.5"]),
         ([{"a": 1}, "x", b"y"], "string", ['{"a": 1}', "x", None]),
         (["\ud800"], "string", ["?"]),
         ([date(2020, 1, 2), None], "string", ["2020-01-02", None]),
@@ -135,6 +136,7 @@ def test_what_json_does_not_know_splits_rows_and_meets_conditions(tmp_path, caps
 def test_parts_of_a_column_are_joined_as_what_holds_both():
     assert joined([column([1]), column([None]), column([0.5])]).to_pylist() == [1.0, None, 0.5]
     assert joined([column([1]), column(["a"]), column([True])]).to_pylist() == ["1", "a", "true"]
+    assert joined([column([2**60 + 1]), column([0.5])]).to_pylist() == [float(2**60), 0.5]
 
 
 def test_a_source_of_free_keys_does_not_grow_without_bounds():
