@@ -11,7 +11,7 @@ from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
 
 from .engines.local import cores
-from .inputs import PathOrUrl, name_of, require_shards
+from .inputs import PathOrUrl, as_place, name_of, require_shards
 
 KINDS = (".png", ".html")
 """Of histograms."""
@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Write an index beside each shard that has none, or a damaged one. It locates rows and holds "
         "the checksums of their texts. Shards and fingerprint do not change, so no run does.",
     )
-    indexed.add_argument("shards", type=Path, metavar="SHARDS")
+    indexed.add_argument("shards", metavar="SHARDS")
     indexed.set_defaults(run=row_index)
 
     gone = subparsers.add_parser(
@@ -130,7 +130,13 @@ def takedown(arguments: argparse.Namespace) -> int:
 
 
 def row_index(arguments: argparse.Namespace) -> int:
-    require_shards([str(arguments.shards)])
+    require_shards([arguments.shards])
+    place = as_place(arguments.shards)
+    if isinstance(place, str):
+        raise UserError(
+            f"{place} is a URL, where no row index is made: run `mvlm-data row-index` on the folder that was "
+            "uploaded, or on a copy, and upload it again."
+        )
 
     from mvlm.data.shards.schema import read_manifest
 
@@ -138,7 +144,7 @@ def row_index(arguments: argparse.Namespace) -> int:
     from .progress import progress
     from .row_index import add_indexes
 
-    for folder in corpora(arguments.shards):
+    for folder in corpora(place):
         manifest = read_manifest(folder)
         with progress(f"indexing {folder.name}", manifest.rows) as advance:
             written = add_indexes(folder, advance)

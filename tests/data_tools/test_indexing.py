@@ -103,3 +103,9 @@ def test_a_folder_that_cannot_be_written_has_no_other_out(
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     said = fails("row-index", disk / "old")
     assert said.endswith("/old cannot be written (Read-only file system): work on a copy of it elsewhere.\n")
+
+
+def test_a_corpus_at_a_url_is_indexed_where_it_came_from(tmp_path: Path, fails: Callable[..., str]) -> None:
+    write_corpus(tmp_path / "old", caption_rows(12))
+    run("row-index", f"file://{tmp_path}/old")
+    assert "memory://shards/old is a URL" in fails("row-index", "memory://shards/old")
