@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mvlm.config.image_encoder import written_out
 from mvlm.config.parameters import present_name
 from mvlm.config.places import expanded
 from mvlm.config.schema import OBJECTIVES_OF, Config
@@ -142,7 +143,7 @@ def config_from_dict(tables: dict[str, Any], where: str) -> Config:
 def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
     config = build(Config, tables, where, "", mistakes)
     data = dataclasses.replace(config.data, train=expanded(config.data.train), eval=expanded(config.data.eval))
-    config = dataclasses.replace(config, data=data)
+    config = dataclasses.replace(config, data=data, model=written_out(config.model))
     check_ranges(config, where, mistakes)
     own = OBJECTIVES_OF.get(config.task.name, ())
     if own and not any(getattr(config.objectives, name) for name in own):

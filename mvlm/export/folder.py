@@ -16,7 +16,7 @@ from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, describ
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import StoredTensor, open_weights, stream_tensors
 from mvlm.config.load import load_stored_config
-from mvlm.config.schema import Blueprint, Model
+from mvlm.config.schema import Blueprint
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import disk_errors, load_tokenizer
 from mvlm.errors import UserError
@@ -92,7 +92,6 @@ def _describe(blueprint: Blueprint, text_length: int, folder: Path, tokenizer: A
     text = json.loads((folder / TEXT_ENCODER / "config.json").read_text(encoding="utf-8"))
     settings = dataclasses.replace(
         blueprint.model,
-        **_portable_vision(blueprint.model),
         vision_weights="random",
         text=text["model_type"],
         text_weights="random",
@@ -128,18 +127,6 @@ def _describe(blueprint: Blueprint, text_length: int, folder: Path, tokenizer: A
         architectures=["MaskVLMForImageTextClassification"],
         auto_map=auto,  # type: ignore[call-arg]  # PretrainedConfig takes any
     )
-
-
-def _portable_vision(config: Model) -> dict[str, Any]:
-    """How to name the image encoder where it was named by a folder of timm's."""
-    folder = Path(config.vision)
-    if not folder.is_dir():
-        return {}
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    pixels = {key: described["pretrained_cfg"][key] for key in ("mean", "std") if key in described["pretrained_cfg"]}
-    overlay = pixels | config.vision_args.get("pretrained_cfg_overlay", {})
-    arguments = described.get("model_args", {}) | config.vision_args | {"pretrained_cfg_overlay": overlay}
-    return {"vision": described["architecture"], "vision_args": arguments}
 
 
 def _write_processor(image_size: int, text_length: int, tokenizer: Any, out: Path) -> None:

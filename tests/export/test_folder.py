@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
+import mvlm
 from mvlm.__main__ import main
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config.load import dump_config, load_stored_config
+from mvlm.config.load import dump_config, load_config, load_stored_config
 from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
 from mvlm.export.auto import register
@@ -109,6 +111,25 @@ def test_every_output_is_equal_to_the_last_bit(exported, run, pictures):
 
 
 ROTARY = {"vision": "eva02_tiny_patch14_224", "vision_args": {"embed_dim": 48, "depth": 1, "num_heads": 2}}
+
+
+@torch.no_grad()
+def test_an_encoder_from_a_folder_needs_it_no_more(tmp_path, monkeypatch, pictures):
+    sizes = {"img_size": 48, "embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
+    pixels = {"mean": (0.3, 0.4, 0.5), "std": (0.2, 0.2, 0.1)}
+    theirs = timm.create_model("vit_base_patch16_224", **sizes, pretrained_cfg_overlay=pixels)
+    timm.models.save_for_hf(theirs, tmp_path / "vit", model_args=sizes)
+    monkeypatch.chdir(tmp_path)
+    stored = dump_config(replace(CONFIG, model=replace(CONFIG.model, vision="vit", vision_args={})))
+    (tmp_path / "run.toml").write_text(stored)
+    run = write_run(tmp_path / "run", load_config("run.toml"))
+    wanted = mvlm.load(run, "cpu").encode(pictures).images
+    shutil.rmtree(tmp_path / "vit")
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    for place in (run, tmp_path / "out"):
+        model = mvlm.load(place, "cpu")
+        assert model.network.vision.mean == pixels["mean"]
+        assert torch.equal(model.encode(pictures).images, wanted)
 
 
 @pytest.mark.parametrize("kind", ["rotary", "drop"])
