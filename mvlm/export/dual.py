@@ -70,7 +70,10 @@ def export_dual(run: Path, out: Path, form: str) -> None:
         _write_checked(ImageFeatures(loaded.model), _images(loaded), write, temporary / f"image.{suffix}")
         _write_checked(TextFeatures(loaded.model), _texts(loaded), write, temporary / f"text.{suffix}")
         temperature, bias = loaded.model.contrastive_scale()
-        tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"))
+        own = tokenizer.backend_tokenizer
+        own.no_padding()  # whoever trained it may have stored other lengths
+        own.enable_truncation(loaded.blueprint.text_length)
+        own.save(str(temporary / "tokenizer.json"))
         inputs = {
             "pixel_values": "uint8 [B, 3, H, W], RGB, resized whole by an antialiased bicubic; normalised within",
             "image_size": loaded.blueprint.model.image_size,

@@ -10,7 +10,11 @@ import torch
 from tokenizers import Tokenizer
 
 from mvlm.__main__ import main
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.export.dual import export_dual
 from mvlm.pretrained.runs import load_run
+from tests.evaluate.tiny import CONFIG
 
 SENTENCES = ["a red dog", "the star is green and the sky is blue"]
 
@@ -32,7 +36,6 @@ def tokens(folder):
     """What someone without mvlm gives the text encoder."""
     inputs = json.loads((folder / "inputs.json").read_text())
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(inputs["text_length"])
     tokenizer.enable_padding(pad_id=inputs["pad_token_id"])
     encoded = tokenizer.encode_batch(SENTENCES)
     return np.array([each.ids for each in encoded]), np.array([each.attention_mask for each in encoded])
@@ -53,6 +56,19 @@ def test_onnx(dual, tmp_path, given):
     read = text.run(["features"], {"input_ids": ids, "attention_mask": mask})[0]
     for ours, theirs in zip(features(dual, given, ids, mask), (found, read), strict=True):
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+def test_the_tokenizer_cuts_as_the_run_does(made_run, tmp_path):
+    run = made_run()
+    stored = Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json"))
+    stored.enable_truncation(128)  # as all-MiniLM-L6-v2 has both
+    stored.enable_padding(length=128)
+    stored.save(str(run / "tokenizer" / "tokenizer.json"))
+    export_dual(run, tmp_path / "out", "torch")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    ours = CaptionTokenizer(load_tokenizer(str(run / "tokenizer")), CONFIG.data.text_length)
+    for sentence in (SENTENCES[0], " ".join(SENTENCES)):
+        assert tokenizer.encode(sentence).ids == ours.encode(sentence).tolist()
 
 
 @pytest.mark.campaign
