@@ -231,8 +231,10 @@ def find_by_sentence(
     """The `top` images for a sentence; ITC's first `rerank` are ordered again with ITM, where the model has learned it.
 
     Raises:
-        UserError: the shards, which re-ranking reads, were moved, changed or damaged.
+        UserError: the sentence is empty, or the shards, which re-ranking reads, were moved, changed or damaged.
     """
+    if not sentence.strip():
+        raise UserError("The sentence is empty: write what to look for.")
     model, settings, (tokens, side) = loaded.model, loaded.eval, index.reading
     rerank = rerank if loaded.blueprint.objectives.itm else 0
     with shares.inference(model):

@@ -37,6 +37,11 @@ def test_numbers_that_ask_for_nothing(index, trained, said):
     assert "--top is 0" in said(*search(index, trained, "--text", "x", "--top", "0"))
 
 
+def test_an_empty_sentence(index, trained, said):
+    for text in ("", " \t"):
+        assert "The sentence is empty: write what" in said(*search(index, trained, "--text", text))
+
+
 def test_other_weights(index, trained, said):
     first = trained / "checkpoints/step_00000000"
     assert "made with other weights, of step 12, and this checkpoint is of step 0" in said(*search(index, first))
