@@ -45,6 +45,18 @@ def read_state(checkpoint: Path) -> TrainState:
     return TrainState.from_json(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
 
 
+def read_step(checkpoint: Path) -> int:
+    """How many updates a checkpoint's weights have had.
+
+    Raises:
+        UserError: state.json is missing or damaged.
+    """
+    try:
+        return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"])
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint / STATE} is damaged ({error}): use another checkpoint.") from None
+
+
 def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
     """The state of a checkpoint that a run can resume; all ranks must call.
 

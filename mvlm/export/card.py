@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import mvlm
 from mvlm.checkpoint.average import PARTS
 from mvlm.checkpoint.description import described_in
-from mvlm.checkpoint.layout import STATE, WEIGHTS, find_checkpoint
+from mvlm.checkpoint.integrity import read_step
+from mvlm.checkpoint.layout import WEIGHTS, find_checkpoint
 from mvlm.checkpoint.selection import PUT_OFF
 from mvlm.checkpoint.tensors import is_averaged, open_tensors
 from mvlm.config.schema import Model
@@ -42,7 +43,7 @@ def model_card(run: Path, name: str) -> str:
     blueprint, task = facts.blueprint, facts.blueprint.task
     with open_tensors(checkpoint, WEIGHTS) as tensors:
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    state = read_json(checkpoint / STATE) or {}
+    step = read_step(checkpoint)
     pages = Environment(loader=PackageLoader("mvlm.export", "."), undefined=StrictUndefined, autoescape=False)
     return pages.get_template("card.md").render(
         name=name,
@@ -54,7 +55,7 @@ def model_card(run: Path, name: str) -> str:
         task=task.name,
         example=EXAMPLE.get(task.name, ""),
         version=mvlm.__version__,
-        step=f"{state.get('step', 0):,}",
+        step=f"{step:,}",
         steps=f"{facts.described['steps']:,}",
         averaged=is_averaged(checkpoint),
         parts=len(parts),
@@ -62,8 +63,8 @@ def model_card(run: Path, name: str) -> str:
         text_length=blueprint.text_length,
         image_size=blueprint.model.image_size,
         recipe=_recipe(facts),
-        numbers=_numbers(facts, state.get("step", 0)),
-        protocol=_protocol(facts, state.get("step", 0)),
+        numbers=_numbers(facts, step),
+        protocol=_protocol(facts, step),
         started=_started(blueprint.model, facts.settings["checkpoint.init"]),
     )
 

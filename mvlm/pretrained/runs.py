@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, cast
@@ -13,7 +12,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
-from mvlm.checkpoint.layout import STATE, UNREADABLE, WEIGHTS, find_checkpoint
+from mvlm.checkpoint.integrity import read_step
+from mvlm.checkpoint.layout import WEIGHTS, find_checkpoint
 from mvlm.checkpoint.tensors import fingerprint, is_averaged, open_tensors, open_weights
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Blueprint, Data, Eval, Model
@@ -86,11 +86,8 @@ def load_trained(path: str | Path, device: torch.device | str) -> Loaded[Encoder
     with torch.device("cpu"):  # and in fp32, whatever defaults a notebook has set
         model = offline_model(config.blueprint, folder, _classes(checkpoint) if config.task.is_labelled else 0).float()
     load_weights(model, checkpoint)
-    try:
-        step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
-    except UNREADABLE as error:
-        raise UserError(f"{checkpoint / 'state.json'} is damaged ({error}): use another checkpoint.") from None
-    ema, of_weights = config.train.ema if is_averaged(checkpoint) else 0.0, fingerprint(checkpoint)
+    step, of_weights = read_step(checkpoint), fingerprint(checkpoint)
+    ema = config.train.ema if is_averaged(checkpoint) else 0.0
     model, tokenizer = model.to(device).eval(), folder / TOKENIZER
     return Loaded(model, tokenizer, config.blueprint, config.data, config.eval, step, ema, of_weights)
 

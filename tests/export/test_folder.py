@@ -310,6 +310,14 @@ def test_the_card_says_what_the_run_was(run, exported):
     assert "| eval/image_to_text_r1 | 0.25 |" in card and "| ranks, ZeRO stage | 2, 1 |" in card
 
 
+def test_a_card_that_would_not_know_its_step_is_not_written(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (find_checkpoint(copy) / "state.json").unlink()
+    assert main(["export", str(copy), "--out", str(tmp_path / "out")]) == 1
+    assert "state.json is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_tells_no_numbers_of_other_weights_of_the_run(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     with (copy / "metrics.jsonl").open("a") as metrics:
