@@ -103,12 +103,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(prediction: Prediction, checkpoint: str, device: torch.device) -> Loaded[Any]:
-    from mvlm.predict.choose import TaskPrediction
+    from mvlm.predict.choose import ANSWER, JUDGE, TaskPrediction
     from mvlm.pretrained.runs import load_run, load_task_run
 
+    tuned = load_stored_config(described_in(find_checkpoint(checkpoint)) / CONFIG).task.name
+    for other in (ANSWER, JUDGE):
+        if tuned in other.tasks and other is not prediction:
+            raise UserError(
+                f"{checkpoint} was fine-tuned for {tuned}: ask it by `mvlm predict {other.name}`, or give another run."
+            )
     if not isinstance(prediction, TaskPrediction):
         return load_run(checkpoint, device)
-    tuned = load_stored_config(described_in(find_checkpoint(checkpoint)) / CONFIG).task.name
     return load_task_run(checkpoint, tuned if tuned in prediction.tasks else prediction.tasks[0], device)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mvlm.__main__ import main
 from mvlm.config.schema import Task
 from mvlm.data.samples.labelled import ANSWERS
 from mvlm.data.samples.pictures import Pictures
@@ -16,6 +17,7 @@ from mvlm.predict.prediction import Asked
 from mvlm.pretrained.encoders import build_model
 from mvlm.pretrained.runs import Loaded
 from tests.evaluate.tiny import CONFIG, make_tokenizer
+from tests.export.conftest import write_run
 
 GIVEN = ("red", "blue", "2", "no")
 SEARCH = SearchSettings(batch=3, rerank=4, memory_gb=1.0)
@@ -80,3 +82,14 @@ def test_a_statement_of_two_images_depends_on_their_order(tuned, files):
 def test_a_statement_of_two_images_needs_two(tuned, files):
     with pytest.raises(UserError, match=r"3 images for 1 sentences: give two for each"):
         JUDGE.run(tuned("nlvr2", 2), Asked(files[:3], ("a red dog",), 2, SEARCH, draws=False), CPU)
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "right"),
+    [("vqa", "judge", "answer"), ("entailment", "answer", "judge"), ("nlvr2", "captions", "judge")],
+)
+def test_a_fine_tuned_run_is_asked_by_another_word(tmp_path, files, capsys, task, asked, right):
+    run = write_run(tmp_path / "run", replace(CONFIG, task=Task(name=task)))
+    words = ["--checkpoint", str(run), "--images", str(files[0]), "--sentences", "a red dog"]
+    assert main(["predict", asked, *words]) == 1
+    assert f"was fine-tuned for {task}: ask it by `mvlm predict {right}`" in capsys.readouterr().err
