@@ -141,6 +141,8 @@ def _check(sentence: str, read: int, loaded: Loaded) -> None:
     written = sentence.count(MASK)
     if not written:
         raise UserError(f"The sentence {sentence!r} masks no word: write {MASK} in the place of one.")
+    if read > written:
+        raise UserError(f"The sentence {sentence!r} has a mask of the tokenizer's own: write {MASK} in its place.")
     if read != written:
         raise UserError(
             f"Of the {written} masked words of {sentence!r} {read} are within the {loaded.blueprint.text_length} "

@@ -180,6 +180,7 @@ def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path
     assert "text.jpg is not a picture" in mistake(CAPTIONS, text)
     assert "No picture at /dev/zero" in mistake(CAPTIONS, type(cut)("/dev/zero"))
     assert "masks no word" in mistake(Words())
+    assert "a mask of the tokenizer's own: write [MASK]" in mistake(Words(), sentence="a [MASK] <mask> dog")
     assert "0 are within the 12 tokens" in mistake(Words(), sentence="a cat " * 20 + "[MASK]")
     assert printable("a\x1b[2Jb\nc\u202e") == "a�[2Jb�c�"
 
