@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RUN_JSON, described_in
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RUN_JSON, STAGES, described_in
 from mvlm.checkpoint.layout import (
     CHECKPOINTS,
     INDEX,
@@ -26,6 +26,8 @@ from mvlm.checkpoint.layout import (
     step_of,
 )
 from mvlm.config.load import dump_config, load_stored_config
+from mvlm.config.schema import Optim
+from mvlm.config.stages import load_stored_stages
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from mvlm.report.facts import RunFacts, read_facts
@@ -116,18 +118,17 @@ class Branch(ChainStep):
                 "checkpoint.keep_every in the next run."
             )
         described = described_in(self.checkpoint)
-        trunk = load_stored_config(described / CONFIG)
-        if (schedule := trunk.optim.schedule) not in ("constant", "wsd"):
+        optim, first, end = _scheduled(described)
+        if optim.schedule not in ("constant", "wsd"):
             raise UserError(
-                f"{self.trunk} has optim.schedule = {schedule!r}, and its rate would jump back to the peak before it "
-                "decays: give a run with 'constant' or 'wsd'."
+                f"{self.trunk} has optim.schedule = {optim.schedule!r}, and its rate would jump back to the peak "
+                "before it decays: give a run with 'constant' or 'wsd'."
             )
-        facts = json.loads((described / RUN_JSON).read_text(encoding="utf-8"))
-        begins = facts["steps"] - trunk.optim.fall(facts["steps"])
-        if schedule == "wsd" and "stages" not in facts and self.at > begins:
+        begins = end - optim.fall(end - first)
+        if optim.schedule == "wsd" and self.at > begins:
             raise UserError(
-                f"{self.trunk} decays from step {begins} on, and from step {self.at} its rate would jump back to the "
-                "peak before it decays again: give --at steps up to that."
+                f"{self.trunk} decays from step {begins} to {end}, and from step {self.at} its rate would jump back to "
+                "the peak before it decays again: give --at other steps."
             )
         config = load_stored_config(described / CONFIG, self._decaying())
         try:
@@ -154,6 +155,17 @@ class Branch(ChainStep):
             "eval.patience": 0,
         }
         return [f"{key}={as_toml(value)}" for key, value in settings.items()]
+
+
+def _scheduled(described: Path) -> tuple[Optim, int, int]:
+    """What the learning rate of a checkpoint follows: its settings, and the steps between which they count."""
+    facts = json.loads((described / RUN_JSON).read_text(encoding="utf-8"))
+    if "stages" not in facts:
+        return load_stored_config(described / CONFIG).optim, 0, facts["steps"]
+    sections, stages = facts["stages"], load_stored_stages(described / STAGES)
+    head, last = stages.head(facts["stage"]), stages.last_of(facts["stage"])
+    # One that has been appended since the run was described is not counted on.
+    return stages.config(head).optim, sections[head]["first"], sections[min(last, len(sections) - 1)]["end"]
 
 
 def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:

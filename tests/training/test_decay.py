@@ -21,6 +21,7 @@ from mvlm.training.zero.config import RunSide, resolve
 from tests.conftest import ROOT, written
 from tests.training.conftest import TrainHere, losses_by_step, read_metrics
 from tests.training.test_ds_config import config
+from tests.training.test_stages import Run, stage, staged  # noqa: F401 - a fixture
 
 LAUNCH = f"{sys.executable} -m mvlm"
 TRUNK = ["optim.schedule=constant", "optim.warmup_steps=0", "checkpoint.every=2", "checkpoint.keep_every=2"]
@@ -84,10 +85,25 @@ def test_a_trunk_is_not_decayed_from_within_its_own_decay(train_here: TrainHere,
     trunk = tmp_path / "trunk"
     assert train_here(trunk, *TRUNK, "optim.schedule=wsd", "optim.decay_steps=2", "train.steps=4") == 0
     at_the_peak, falling = (Branch(trunk, at, 1, tmp_path / "out", ("mvlm",)) for at in (2, 4))
-    with pytest.raises(UserError, match="decays from step 2 on, and from step 4 its rate would jump back to the peak"):
+    with pytest.raises(UserError, match="decays from step 2 to 4, and from step 4 its rate would jump back"):
         falling.prepare()
     at_the_peak.prepare()
     assert at_the_peak.toml.exists() and not falling.toml.exists()
+
+
+def test_a_trunk_with_stages_is_not_decayed_from_within_a_decay_of_one(staged: Run) -> None:  # noqa: F811
+    """Which spans the stages that continue its schedule; the next one is at its peak again."""
+    falling = ["optim.schedule = 'wsd'", "optim.decay_steps = 3"]
+    tables = stage("train.steps = 2", *falling) + stage("train.steps = 2", "schedule = 'continue'")
+    trunk = staged("trunk", tables + stage("train.steps = 2"), *TRUNK)
+
+    def prepare(at: int) -> None:
+        Branch(trunk, at, 1, trunk.parent / "out", ("mvlm",)).prepare()
+
+    for at in (2, 4):
+        with pytest.raises(UserError, match=f"decays from step 1 to 4, and from step {at} its rate would jump back"):
+            prepare(at)
+    prepare(6)
 
 
 @pytest.mark.campaign
