@@ -16,10 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
+
+if TYPE_CHECKING:
+    from mvlm.config.schema import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +75,7 @@ def _add(args: argparse.Namespace) -> int:
     from mvlm.training.checkpoint.resume import Start
     from mvlm.training.fit.planning import rehearse
     from mvlm.training.fit.stages import checked, outline, stored_stages
+    from mvlm.training.optim import count_parameters
 
     lengths = {key: getattr(args, key) for key in ("steps", "pairs", "epochs") if getattr(args, key) is not None}
     if not lengths:
@@ -93,7 +97,8 @@ def _add(args: argparse.Namespace) -> int:
     require_training_data(last, "The stage")
     mixture = training_mixture(last.data, last.task.corpus)
     check_drawable(read_state(checkpoint), mixture, base.data, draws_alike(stages))
-    rehearse(last, mixture, Start(checkpoint, resumes=True, own=True))
+    model = rehearse(last, mixture, Start(checkpoint, resumes=True, own=True))
+    _require_deepspeed(described_in(checkpoint), last, count_parameters(model))
     evaluator(last)
     section = outline(replace(stages, tables=added))[-1]
     try:
@@ -105,6 +110,26 @@ def _add(args: argparse.Namespace) -> int:
         "that is under way begins it by itself; one that has ended, when the command that trained it is given again."
     )
     return 0
+
+
+def _require_deepspeed(described: Path, stage: Config, parameters: int) -> None:
+    """Raise `UserError` where a stage does not go with the DeepSpeed JSON that the run was trained with last.
+
+    On as many of its ranks as can divide the stage's batch: the run may be resumed on others.
+    """
+    from mvlm.checkpoint.description import DEEPSPEED, RUN_JSON
+    from mvlm.decay.branches import OWNED
+    from mvlm.training.compilation import is_compiled
+    from mvlm.training.zero.config import RunSide, resolve, usable_ranks
+    from mvlm.training.zero.json_file import read_deepspeed_json, tensor_ranks
+
+    stored = described / DEEPSPEED
+    content = {key: value for key, value in read_deepspeed_json(stored).items() if key not in OWNED}
+    split, world = tensor_ranks(content), json.loads((described / RUN_JSON).read_text(encoding="utf-8"))["world"]
+    replicas = usable_ranks(stage.train, world, split) // split
+    names = str(stored), "the stage"
+    run = RunSide(names, stage.run.dir, stage.train, stage.optim, replicas, (None, None), parameters)
+    is_compiled(stage.train, resolve(content, run))
 
 
 def _show(args: argparse.Namespace) -> int:

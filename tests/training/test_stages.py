@@ -306,6 +306,7 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(staged: Run, capsys: pytest
         (["--steps", "3", "train.freeze=['visoin']"], "train.freeze names 'visoin'"),
         (["--steps", "3", "model.image_size=24"], "24"),
         (["--steps", "3", "eval.select=eval/nothing"], "eval.select is 'eval/nothing'"),
+        (["--steps", "3", "train.micro_batch=5"], "train.global_batch 32 is not a multiple of 5 (train.micro_batch)"),
     ],
 )
 def test_a_stage_that_cannot_be_is_not_appended(
@@ -316,6 +317,18 @@ def test_a_stage_that_cannot_be_is_not_appended(
     assert main(["stage", "add", str(run), *words]) == 1
     assert sentence in capsys.readouterr().err
     assert not (run / "stages.toml").exists()
+
+
+def test_a_stage_that_the_runs_deepspeed_json_does_not_go_with_is_not_appended(
+    staged: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And does not end the run when that comes to it."""
+    run = staged("run", stage("train.steps = 1"), *FLAT, zero=3)
+    stages = (run / "stages.toml").read_text()
+    assert main(["stage", "add", str(run), "--steps", "1", "train.compile=true"]) == 1
+    assert "train.compile cannot be combined with ZeRO stage 3" in capsys.readouterr().err
+    assert (run / "stages.toml").read_text() == stages
+    assert main(["stage", "add", str(run), "--steps", "1", "train.compile=false"]) == 0
 
 
 def test_what_a_run_made_before_its_first_stage_was_appended_is_shown_as_stage_1(
