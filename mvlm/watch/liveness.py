@@ -24,11 +24,13 @@ class Liveness:
         age_s: by rank, how long ago it gave the last sign of life.
         quiet: ranks that have given none for QUIET_AFTER times the heartbeats' own distance, or GONE_AFTER times where
             their process is not to be found on this host.
+        ahead_s: how far heartbeats are ahead of this machine's clock, where no newer ones have shown that ranks live.
     """
 
     beats: dict[int, Heartbeat]
     age_s: dict[int, float]
     quiet: frozenset[int]
+    ahead_s: float
 
     @property
     def all_quiet(self) -> bool:
@@ -52,6 +54,7 @@ class HeartbeatReader:
     def __init__(self, run: Path, clock: Callable[[], float]) -> None:
         self._folder, self._clock, self._monotonic = run / HEARTBEATS, clock, time.monotonic
         self._heard: dict[int, tuple[Heartbeat, float]] = {}  # and when, by this machine's clock
+        self._ahead: dict[int, float] = {}  # seconds of those that have been heard once
 
     def read(self, attempt: int, hang_minutes: float) -> Liveness:
         """What the ranks of this attempt tell now."""
@@ -61,9 +64,12 @@ class HeartbeatReader:
             beat = read(self._folder, int(rank), attempt) if rank.isdecimal() else None
             before = self._heard.get(beat.rank) if beat else None
             if beat and (before is None or before[0].attempt != attempt):
-                self._heard[beat.rank] = beat, now - max(0.0, self._clock() - beat.time)
+                age = self._clock() - beat.time
+                self._heard[beat.rank] = beat, now - (abs(age) if _is_gone(beat) else max(0.0, age))
+                self._ahead[beat.rank] = -age
             elif beat and before and before[0] != beat:
                 self._heard[beat.rank] = beat, now
+                self._ahead[beat.rank] = 0.0
         heard = {rank: found for rank, found in self._heard.items() if found[0].attempt == attempt}
         beats = {rank: beat for rank, (beat, _) in sorted(heard.items())}
         ages = {rank: now - heard[rank][1] for rank in beats}
@@ -72,7 +78,8 @@ class HeartbeatReader:
             for rank, beat in beats.items()
             if ages[rank] > (GONE_AFTER if _is_gone(beat) else QUIET_AFTER) * period
         )
-        return Liveness(beats, ages, quiet)
+        ahead = max((self._ahead[rank] for rank in beats), default=0.0)
+        return Liveness(beats, ages, quiet, ahead if ahead > period else 0.0)
 
 
 def _is_gone(beat: Heartbeat) -> bool:

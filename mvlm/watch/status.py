@@ -177,7 +177,13 @@ def _judge(step: int, steps: int | None, checkpoint: int | None, liveness: Liven
         return "dead", f"no rank has sent a heartbeat for {still}; {again} when the same command is given"
     if hang := liveness.hang:
         return "hanging", hang
-    return "running", next(iter(liveness.beats.values())).doing
+    doing = next(iter(liveness.beats.values())).doing
+    if liveness.ahead_s:
+        return "running", (
+            f"{doing}, or it has ended: the heartbeats' time is {duration(liveness.ahead_s)} ahead of this machine's "
+            "clock; watch until there are new ones"
+        )
+    return "running", doing
 
 
 def _stage(facts: dict[str, Any]) -> str | None:

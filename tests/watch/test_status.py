@@ -113,6 +113,31 @@ def test_life_is_known_by_new_heartbeats_whatever_the_clock_says(running: Job) -
     assert watch.look().state == "dead"
 
 
+def test_a_heartbeat_from_the_future_is_no_sign_of_life_until_another_comes(running: Job) -> None:
+    """The host's clock is ahead, or this one has been set back since the run ended."""
+    early = 3600.0
+    for rank in range(2):
+        running.beat(rank, time=running.now + early)
+    watch = watcher(running)
+    status = watch.look()
+    assert status.state == "running"
+    assert "or it has ended: the heartbeats' time is 60 min ahead of this machine's clock" in status.note
+    running.now += PERIOD_S
+    for rank in range(2):
+        running.beat(rank, time=running.now + early)
+    assert watch.look().note == "computing the update"
+
+
+def test_a_process_that_is_gone_from_this_host_is_dead_whatever_its_heartbeats_time(running: Job) -> None:
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    for rank in range(2):
+        running.beat(rank, host=socket.gethostname(), pid=gone, time=running.now + 3600.0)
+    assert watcher(running).look().state == "dead"
+
+
 def test_a_job_without_a_sign_of_life_is_dead_or_has_stopped_well(running: Job) -> None:
     running.save(15)
     running.now += QUIET_AFTER * PERIOD_S + 1
