@@ -78,7 +78,7 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
         own = None if standing else state  # a stage counts from its own beginning
         _check_deepspeed(report, config, content, (given.json, given.toml), replicas, mixture, parameters, own)
     if mixture:
-        _warn(report, config, content, given.json or "", mixture)
+        _warn(report, config, content, given.json or "", mixture, standing)
     _check_measured(report, config)
 
 
@@ -130,11 +130,23 @@ def _check_coming(report: Report, standing: Standing, start: Start, given: Given
         _check_measured(report, coming)
 
 
-def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_name: str, mixture: Mixture) -> None:
+def _warn(
+    report: Report,
+    config: Config,
+    content: dict[str, Any] | None,
+    json_name: str,
+    mixture: Mixture,
+    standing: Standing | None,
+) -> None:
     for sentence in unused(content or {}, json_name):
         report.warning("deepspeed", sentence)
     with report.judged("toml"):
-        updates = schedule_steps(config.train, config.optim, mixture.per_epoch)
+        if standing:
+            rate, _ = standing.schedule()
+            updates = standing.sections[-1].end, rate.total, rate.warmup
+        else:
+            steps, warmup = schedule_steps(config.train, config.optim, mixture.per_epoch)
+            updates = steps, steps, warmup
         with contextlib.suppress(UserError):  # of data.eval, which has been reported
             batch = config.train.global_batch
             for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, updates):

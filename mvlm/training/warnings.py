@@ -11,18 +11,18 @@ UNCOUNTED = "40 to 70 % more computing (`mvlm plan` counts it)"
 
 
 def find_warnings(
-    data: Data, task: Task, evaluation: Eval, mixture: Mixture, global_batch: int, updates: tuple[int, int]
+    data: Data, task: Task, evaluation: Eval, mixture: Mixture, global_batch: int, updates: tuple[int, int, int]
 ) -> list[tuple[str, str]]:
     """Topics of check, each with a sentence.
 
     Args:
         mixture: of data.train.
-        updates: in all, and of the warm-up.
+        updates: in all, of the learning rate's schedule, which a run with stages has several of, and of its warm-up.
 
     Raises:
         UserError: data.eval cannot be opened.
     """
-    steps, warmup = updates
+    steps, scheduled, warmup = updates
     found = [("data", sentence) for sentence in _seen_rows(data, task, mixture)]
     if global_batch > (rows := mixture.per_epoch):
         sentence = (
@@ -30,8 +30,9 @@ def find_warnings(
             f"row {global_batch / rows:.3g} times before it learns from any; lower it."
         )
         found.append(("data", sentence))
-    if steps > 2 and warmup >= steps - 1:
-        sentence = f"The warm-up takes all {steps:,} steps of the run, whose learning rate only rises: lower"
+    if scheduled > 2 and warmup >= scheduled - 1:
+        whole = f"{scheduled:,} steps of the {'run' if scheduled == steps else 'schedule'}"
+        sentence = f"The warm-up takes all {whole}, whose learning rate only rises: lower"
         found.append(("optim", f"{sentence} optim.warmup_epochs, or optim.warmup_steps if that is set."))
     every = evaluation.every
     if every and not data.eval:

@@ -241,6 +241,21 @@ def test_a_warm_up_spans_the_stages_that_its_schedule_does(staged: Run) -> None:
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
 
 
+def test_a_warm_up_without_an_end_is_told_of_schedules_and_not_of_stages(
+    staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A ramp's warm-up may take a stage of it; and a later stage is short, however long the run is."""
+    ramp = stage("train.steps = 6", "train.global_batch = [8, 16, 16]", "optim.warmup_steps = 3")
+    run = staged("run", ramp + stage("train.steps = 3", "optim.warmup_steps = 3"))
+    said = [line for line in capsys.readouterr().err.splitlines() if "warm-up" in line or "Stage" in line]
+    assert said[-2].startswith("Stage 4 of 4")
+    assert said[-1].startswith("warning: The warm-up takes all 3 steps of the schedule, whose learning rate only rises")
+    assert len(said) == 5
+    words = [f"{tmp_path}/run.toml", "--deepspeed_config", f"{tmp_path}/zero0.json", *words_of(run, scenes)]
+    main(["check", *words])
+    assert said[-1].removeprefix("warning: ") in capsys.readouterr().out
+
+
 def test_a_coming_stage_that_could_not_be_drawn_is_refused_when_the_run_is_resumed(
     staged: Run, two_sets: tuple[str, str]
 ) -> None:

@@ -232,11 +232,12 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
 def _warnings(plan: Plan, dataset: ShardDataset[Any], micro_batch: int) -> list[str]:
     """What a person should know of a run that begins or is resumed."""
     config = plan.config
-    found = unused(plan.content, plan.names[0])
+    found, rate = unused(plan.content, plan.names[0]), plan.learning_rate
+    updates = plan.standing.sections[-1].end if plan.standing else plan.steps[0], rate.total, rate.warmup
     found += [
         warning
         for _, warning in find_warnings(
-            config.data, config.task, config.eval, plan.mixture, config.train.global_batch, plan.steps
+            config.data, config.task, config.eval, plan.mixture, config.train.global_batch, updates
         )
     ]
     if not config.task.is_labelled:
