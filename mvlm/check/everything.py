@@ -25,6 +25,7 @@ from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.fill import low_precision
 from mvlm.training.zero.json_file import tensor_ranks, unused
 from mvlm.training.zero.json_keys import check_keys
+from mvlm.training.zero.start import why_not_computed
 
 
 def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
@@ -177,9 +178,12 @@ def _check_deepspeed(
         resolved = resolve(content, run)
         stage = resolved["zero_optimization"]["stage"]
         is_compiled(train, resolved)
-        report.right(
-            "deepspeed", f"{names[0]} agrees with the TOML: ZeRO stage {stage}, {_precision(resolved)} on this machine."
-        )
+        low = low_precision(resolved)
+        if low and (why := why_not_computed(low)):
+            report.unknown("deepspeed", f"{names[0]} {why}: start the run on a machine that can.")
+        else:
+            here = f"{_precision(resolved)} on this machine"
+            report.right("deepspeed", f"{names[0]} agrees with the TOML: ZeRO stage {stage}, {here}.")
         if mixture is None:
             report.unknown("deepspeed", f"The steps of the scheduler that {names[0]} may name depend on the shards.")
 

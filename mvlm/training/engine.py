@@ -38,7 +38,7 @@ from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.share_reduction import reduction_of, without_own
 from mvlm.training.zero.shares import Read, gathered, own_read
 from mvlm.training.zero.stages import state_of
-from mvlm.training.zero.start import import_deepspeed, without_inductor
+from mvlm.training.zero.start import import_deepspeed, why_not_computed, without_inductor
 
 
 class Engine:
@@ -84,10 +84,8 @@ class Engine:
         self.device = dist.device()
         self.stage: int = ds_config["zero_optimization"]["stage"]
         low = low_precision(ds_config)
-        if low and not getattr(deepspeed.accelerator.get_accelerator(), f"is_{low}_supported")():
-            raise UserError(
-                f"The DeepSpeed JSON enables {low}, which {self.device} cannot compute: delete the section."
-            )
+        if low and (why := why_not_computed(low)):
+            raise UserError(f"The DeepSpeed JSON {why}: delete the section.")
         self._plain = self.stage == 0 and not low  # DeepSpeed keeps the optimiser as it is
         self._clip = optim.clip or float("inf")
         if self._plain:  # clipped here, where the norm can be had

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from mvlm.__main__ import main
 from mvlm.check.checkpoints import check_memory, checkpoint_bytes
@@ -302,6 +303,19 @@ def test_what_is_hardly_meant_is_told_by_check_and_by_training(
     ]
     plain = check_run(TOML, [*words, "optim.warmup_steps=2"], JSON, 1, False).findings
     assert not [f for f in plain if f.verdict == "warning"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
+def test_a_precision_that_this_machine_lacks_is_not_said_to_be_right(scenes: Path, tmp_path: Path) -> None:
+    """Training refuses it here; the run's own nodes may have it."""
+    words = overrides(scenes, tmp_path / "run")
+    found = check_run(TOML, words, str(ROOT / "ds_configs/fp16.json"), 1, False)
+    assert [(f.verdict, f.sentence) for f in found.findings if f.topic == "deepspeed"] == [
+        (
+            "unknown",
+            f"{ROOT}/ds_configs/fp16.json enables fp16, which cpu cannot compute: start the run on a machine that can.",
+        )
+    ]
 
 
 BEFORE_TORCH = """

@@ -61,3 +61,12 @@ def import_deepspeed() -> Any:
         dist_backend="nccl" if dist.uses_cuda() else "gloo", auto_mpi_discovery=False, verbose=False
     )
     return deepspeed
+
+
+def why_not_computed(low_precision: str) -> str:
+    """A clause for what this machine cannot compute, of "bf16" or "fp16"; "" where it can."""
+    tell_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    can = getattr(get_accelerator(), f"is_{low_precision}_supported")()
+    return "" if can else f"enables {low_precision}, which {dist.device()} cannot compute"
