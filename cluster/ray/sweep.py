@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from mvlm.errors import ExitCode
+from mvlm.runtime.storage import write_durably
 
 from ..job import Sweep
 from ..record import RECORD, newest_measures, read_record
@@ -120,9 +121,9 @@ def _row(trial: RayJobSpec, values: dict[str, Any], metric: str, failed: bool) -
 
 def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sweep.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_durably(folder / "sweep.json", json.dumps(rows, indent=1))
     flat = [{name: value for name, value in row.items() if name != "values"} | row["values"] for row in rows]
     table = pandas.DataFrame(flat, dtype=object)  # as they are: a missing step must not make others fractions
-    table.to_csv(folder / "sweep.csv", index=False)
+    write_durably(folder / "sweep.csv", table.to_csv(index=False))
     print(table.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
     print(f"cluster: the table is kept in {folder / 'sweep.json'} and {folder / 'sweep.csv'}", flush=True)

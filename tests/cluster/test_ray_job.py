@@ -18,6 +18,7 @@ from cluster.ray import driver as ray_driver
 from cluster.ray.backend import earlier_attempts, entrypoint, refuse_other_values, runtime_env
 from cluster.ray.client import connect
 from cluster.ray.spec import FILE, TUNE, RayJobSpec
+from cluster.ray.sweep import _write
 from cluster.record import JobRecord, newest_measures, newest_step
 from data_tools.engines.ray import connected
 from mvlm.errors import UserError
@@ -204,3 +205,14 @@ def test_a_sweep_over_the_run_folder_is_refused(job, cluster):
     job.write_text(job.read_text() + '[sweep]\nvalues = { "run.dir" = ["a", "b"] }\n')
     code, _, err = cluster("submit", job, "--on", "ray", NOWHERE)
     assert code == 1 and "run.dir" in err
+
+
+def test_a_sweeps_table_stays_whole_where_there_is_no_room_for_the_next(mount_disk):
+    """Which a sweep that is resumed writes in its place."""
+    folder = mount_disk("64k")
+    rows = [{"trial": "trial-0000", "state": "done", "step": 3, "loss": 1.0, "values": {"optim.lr": 1e-3}}]
+    _write(folder, rows)
+    with pytest.raises(OSError):
+        _write(folder, rows * 10_000)
+    assert json.loads((folder / "sweep.json").read_text()) == rows
+    assert len((folder / "sweep.csv").read_text().splitlines()) == 2
