@@ -263,6 +263,7 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, text: str, par
         ("[optim]\nbetas = 0.9", "optim.betas", "a list of 2"),
         ("[data]\ntrain = [1]", "data.train", "a string"),
         ("[data]\ncaption = 'all'", "data.caption", "'draw', 'cycle', 'first'"),
+        (f"[objectives]\nitm = 1{400 * '0'}", "objectives.itm", "too large a number"),
     ],
 )
 def test_a_wrong_type_is_named(tmp_path: Path, text: str, name: str, wanted: str) -> None:
@@ -274,6 +275,12 @@ def test_a_wrong_type_is_named(tmp_path: Path, text: str, name: str, wanted: str
 def test_a_whole_number_does_for_a_number_and_a_string_for_a_list_of_one(tmp_path: Path) -> None:
     config = load(tmp_path, "[optim]\nlr = 1\n[data]\ntrain = 'shards'")
     assert (config.optim.lr, type(config.optim.lr), config.data.train) == (1.0, float, ("shards",))
+
+
+def test_what_is_hidden_from_a_modality_that_is_not_read_is_refused(tmp_path: Path) -> None:
+    alone = "[objectives]\nreconstruct_from = 'self'\n"
+    assert "objectives.hide is 'both': it must be one where" in refusal(tmp_path, alone + "hide = 'both'")
+    assert load(tmp_path, alone).objectives.hide == "one"
 
 
 @pytest.mark.parametrize(

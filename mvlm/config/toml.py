@@ -126,7 +126,10 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         return tuple(_convert(args[0], item, name) for item in items)
     expected = origin or kind
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{name} is too large a number: give a smaller one.") from None
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise UserError(f"{name} is {value!r}: give {_article(expected)}.")
     return value

@@ -97,6 +97,8 @@ def _of_objectives(config: Config) -> Iterator[Requirement]:
     is_read = objectives.reconstruct_from == "other" or is_aligned or bool(objectives.image and objectives.text)
     wanted = "other where one modality alone has a loss, or nothing reads the other"
     yield is_read, "objectives.reconstruct_from", wanted
+    hidden = objectives.hide == "one" or objectives.reconstruct_from == "other"
+    yield hidden, "objectives.hide", "one where objectives.reconstruct_from = 'self', which never shows the other"
 
 
 def _of_model(config: Config) -> Iterator[Requirement]:
