@@ -62,8 +62,9 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
         os.rename(partial, out)
         sync(out.parent)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)  # what has filled a disk
         raise cannot_write(str(out), error, SO) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # of one that was refused, or has filled a disk
 
 
 def require_alike(first: Path, other: Path) -> None:

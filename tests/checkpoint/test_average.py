@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +65,20 @@ def test_other_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.Ca
     (said,) = (line for line in capfd.readouterr().err.splitlines() if "is not of the same model" in line)
     assert said.endswith("model.cross_heads is 1 and not 2; average only checkpoints of one model.")
     assert not (tmp_path / "soup").exists()
+
+
+def test_weights_that_are_not_finite_make_no_soup(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ours, diverged = ROOT / "tests/training/kept_runs/zero0", tmp_path / "diverged"
+    shutil.copytree(ours, diverged)
+    (file,) = diverged.rglob("weights-*.safetensors")
+    content = file.read_bytes()[:-4] + struct.pack("<f", math.nan)
+    index = file.with_name("index.json")
+    digests = [hashlib.sha256(each).hexdigest() for each in (file.read_bytes(), content)]
+    index.write_text(index.read_text().replace(*digests))
+    file.write_bytes(content)
+    assert main(["average", str(ours), str(diverged), "--out", str(tmp_path / "soup")]) == 1
+    assert "holds NaN in 1 of its" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["diverged"]
 
 
 def test_a_soup_that_fills_the_disk_leaves_nothing_on_it(

@@ -25,6 +25,7 @@ from PIL import Image
 from mvlm.checkpoint.description import RUN_JSON
 from mvlm.config.schema import Log
 from mvlm.errors import UserError, first_line
+from mvlm.runtime.storage import write_durably
 
 TRACKERS = "trackers.json"
 """In the run folder, by tracker the name that it knows the run by, so that the next attempt resumes the same."""
@@ -262,5 +263,5 @@ IDENTITIES = threading.Lock()
 def _identify(run: Path, tracker: str, identity: str) -> str:
     with IDENTITIES:  # of trackers that begin at the same time
         known = {name: found for name in ("wandb", "mlflow") if (found := _identity(run, name))}
-        (run / TRACKERS).write_text(json.dumps(known | {tracker: identity}), encoding="utf-8")
+        write_durably(run / TRACKERS, json.dumps(known | {tracker: identity}))
     return identity
