@@ -14,6 +14,7 @@ import pytest
 from made_shards import make_rows, write_shards
 
 from data_tools.__main__ import main as data_tools_main
+from data_tools.row_index import add_indexes
 from mvlm.data.shards.corpus import Corpus, UnreadableRow
 from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import MANIFEST, SCHEMA
@@ -118,17 +119,21 @@ def test_a_cut_shard_is_named_with_the_rows_lost(folder, tmp_path):
         Mixture([copy])
 
 
-def test_a_shard_cut_while_it_is_mapped_is_named(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "cut")
-    corpus = Corpus(tmp_path / "cut")
-    whole = bytes(corpus.row(0).image)
-    file = Path(corpus.where(0).split(" row ")[0])
-    with file.open("r+b") as shard:
-        shard.truncate(100)
-    with pytest.raises(UserError, match=rf"{file.name} row 0 cannot be read \(it no longer has all of its"):
-        corpus.row(0)
-    shutil.copy(folder / file.name, file)
-    assert bytes(corpus.row(0).image) == whole
+@pytest.mark.parametrize(("suffix", "named"), [(".arrow", r"0\.arrow"), (".index", r"The row index of \S*0\.arrow")])
+def test_what_is_cut_while_it_is_mapped_is_named(tmp_path: Path, suffix: str, named: str) -> None:
+    folder = write_shards(tmp_path / "s", make_rows(20, 1))
+    add_indexes(folder)
+    mixture = Mixture([folder], pairs=True)
+    row = mixture.row(0)
+    pair = mixture.numbers.visit(1)
+    file = (folder / "000000.arrow").with_suffix(suffix)
+    whole = file.read_bytes()
+    os.truncate(file, 100 if suffix == ".arrow" else 0)
+    for read in (mixture.row, mixture.numbers.visit):
+        with pytest.raises(UserError, match=rf"{named} cannot be read \(it no longer has all of its"):
+            read(1)
+    file.write_bytes(whole)
+    assert bytes(mixture.row(0).image) == bytes(row.image) and mixture.numbers.visit(1) == pair
 
 
 def test_no_folder_and_no_rows_are_refused(tmp_path):

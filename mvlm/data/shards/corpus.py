@@ -14,6 +14,7 @@ from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import DamagedRow, OpenShard, Row, open_shard
 from mvlm.data.shards.files import UNCOUNTED, index_again
 from mvlm.data.shards.location import open_location
+from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.opened import FETCHED, OpenShards
 from mvlm.data.shards.schema import CAPTION, Manifest
 from mvlm.data.shards.selection import Selection
@@ -96,7 +97,7 @@ class Corpus:
 
     def row_of_pair(self, shard: int, pair: int) -> tuple[int, int]:
         """The row of a shard's pair, and which of its captions is the pair's. Raises as `row`."""
-        opened, kept = self._opened.get(shard) or self._open(shard), self.selection
+        opened, kept = self._whole(shard), self.selection
         if kept:  # where every row has one caption, pairs are rows
             bits, starts = (kept.pairs, kept.shard_pairs) if kept.pairs else (kept.rows, kept.shard_rows)
             pair = bits.select(self._pair_starts[shard] + pair) - starts[shard]
@@ -123,10 +124,7 @@ class Corpus:
             UserError: the shard is damaged as a whole, or was cut; names it.
         """
         shard, local = self._locate(index)
-        opened = self._opened.get(shard) or self._open(shard)
-        if not opened.file.is_whole():
-            cut = f"it no longer has all of its {len(opened.file.data)} bytes"
-            raise UserError(f"{self.where(index)} cannot be read ({cut}): copy or shard it again.")
+        opened = self._whole(shard)
         try:
             return opened.rows.row(local)
         except DamagedRow as error:
@@ -166,6 +164,15 @@ class Corpus:
             return shard, kept.rows.select(index) - kept.shard_rows[shard]
         return shard, index - self.shard_starts[shard]
 
+    def _whole(self, number: int) -> OpenShard:
+        """A shard, opened if it is not yet; raises `UserError` where it or its row index was cut since."""
+        opened = self._opened.get(number) or self._open(number)
+        if not opened.file.is_whole():
+            raise _cut(self.location.name(number), opened.file, "copy or shard it again")
+        if opened.index and not opened.index.is_whole():
+            raise _cut(f"The row index of {self.location.name(number)}", opened.index, index_again(self.folder))
+        return opened
+
     def _open(self, number: int) -> OpenShard:
         """Map a shard; threads may do that twice at the same time, which costs a little and harms nothing."""
         if self.location.cached:
@@ -185,6 +192,10 @@ class Corpus:
         except (OSError, ValueError) as error:
             raise cannot_read(name, error, "copy or shard it again") from None
         return open_shard(file, index, shard, name, self.manifest.task, self.folder)
+
+
+def _cut(name: str, file: MappedFile, remedy: str) -> UserError:
+    return UserError(f"{name} cannot be read (it no longer has all of its {len(file.data)} bytes): {remedy}.")
 
 
 def check_task(folder: str | Path, manifest: Manifest, task: str) -> None:
