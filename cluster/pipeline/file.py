@@ -236,7 +236,7 @@ def _complaints(step: PipelineStep) -> Iterator[str]:
         yield f"{name}.writes is missing: say what a step of kind {kind} makes."
     if kind in TRAINING and len(step.writes) > 1:
         yield f"{name}.writes has {len(step.writes)} entries: a step of kind {kind} writes one, its run folder."
-    if "run" in step.settings and "dir" in step.settings["run"]:
+    if any(key == "run.dir" for key, _ in _flat(step.settings)):
         yield f"{name}.settings has run.dir, which is {name}.writes: remove it."
 
 

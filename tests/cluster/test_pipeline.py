@@ -240,6 +240,23 @@ def test_a_file_without_a_table_that_it_has_to_have_is_a_sentence(
     assert error.count("\n") == 1 and ("has no [[step]]" in error or "pipeline must be a table, not 'x'" in error)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"run": {"dir": "x"}}, "t.settings has run.dir, which is t.writes: remove it."),
+        ({"run.dir": "x"}, "t.settings has run.dir, which is t.writes: remove it."),
+        ({"run": 5}, "The override 'run=5' is not of the form table.key=value"),
+    ],
+)
+def test_settings_that_a_run_cannot_have_are_refused(
+    write: Write, settings: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {"run": "mvlm/configs/tiny.toml", "deepspeed": "ds_configs/cpu.json", "settings": settings}
+    assert submit(write(HEAD + step("t", kind="train", command=[], writes=["model"], **run))) == 1
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
 def test_who_only_looks_at_a_pipeline_need_not_have_its_secrets(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
