@@ -64,7 +64,7 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
         checkpoints.check_continuing(report, config, start.checkpoint, state, mixture)
     elif mixture:
         config = shards.check_shuffle(report, config, mixture)
-    parameters = models.check_model(report, config, start, mixture, deep) if start else 0
+    parameters = models.check_model(report, config, start, mixture, deep, split) if start else 0
     if standing and start:
         _check_coming(report, standing, start, given, world, split)
     if parameters:
@@ -122,7 +122,7 @@ def _check_coming(report: Report, standing: Standing, start: Start, given: Given
             require_installed(coming.log)
         with report.judged("data"):
             mixture = training_mixture(coming.data, coming.task.corpus)
-            parameters = models.check_model(report, coming, start, mixture, False)
+            parameters = models.check_model(report, coming, start, mixture, False, split)
         if replicas and given.json and given.content is not None:
             names = given.json, given.toml
             run = RunSide(names, coming.run.dir, coming.train, coming.optim, replicas, (None, None), parameters)

@@ -34,10 +34,14 @@ from mvlm.training.checkpoint.resume import Start
 from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import freeze
 from mvlm.training.run_folder import find_answers
+from mvlm.training.tensor_parallel import split_layers
 
 
-def check_model(report: Report, config: Config, start: Start, mixture: Mixture | None, deep: bool) -> int:
+def check_model(report: Report, config: Config, start: Start, mixture: Mixture | None, deep: bool, split: int) -> int:
     """Build it on the meta device, which takes no memory, and compare the checkpoint that it starts from.
+
+    Args:
+        split: ranks of a replica, which divide its layers.
 
     Returns:
         Its parameters; 0 where it cannot be built.
@@ -62,6 +66,8 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
             report.right("checkpoint", " ".join(str(taken).splitlines()))
         elif start.checkpoint:
             _compare(report, start.checkpoint, model)
+        if split > 1:
+            split_layers(model, split, 0)
     return parameters
 
 

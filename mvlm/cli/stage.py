@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from mvlm.checkpoint.description import CONFIG, STAGES, described_in
+    from mvlm.checkpoint.description import CONFIG, DEEPSPEED, STAGES, described_in
     from mvlm.checkpoint.integrity import read_state
     from mvlm.checkpoint.layout import find_checkpoint
     from mvlm.cli.train import evaluator
@@ -75,7 +75,7 @@ def _add(args: argparse.Namespace) -> int:
     from mvlm.training.checkpoint.resume import Start
     from mvlm.training.fit.planning import rehearse
     from mvlm.training.fit.stages import checked, outline, stored_stages
-    from mvlm.training.optim import count_parameters
+    from mvlm.training.zero.json_file import read_deepspeed_json, tensor_ranks
 
     lengths = {key: getattr(args, key) for key in ("steps", "pairs", "epochs") if getattr(args, key) is not None}
     if not lengths:
@@ -97,8 +97,10 @@ def _add(args: argparse.Namespace) -> int:
     require_training_data(last, "The stage")
     mixture = training_mixture(last.data, last.task.corpus)
     check_drawable(read_state(checkpoint), mixture, base.data, draws_alike(stages))
-    model = rehearse(last, mixture, Start(checkpoint, resumes=True, own=True))
-    _require_deepspeed(described_in(checkpoint), last, count_parameters(model))
+    described = described_in(checkpoint)
+    content = read_deepspeed_json(described / DEEPSPEED)
+    parameters = rehearse(last, mixture, Start(checkpoint, resumes=True, own=True), tensor_ranks(content))
+    _require_deepspeed(described, content, last, parameters)
     evaluator(last)
     section = outline(replace(stages, tables=added))[-1]
     try:
@@ -112,7 +114,7 @@ def _add(args: argparse.Namespace) -> int:
     return 0
 
 
-def _require_deepspeed(described: Path, stage: Config, parameters: int) -> None:
+def _require_deepspeed(described: Path, content: dict[str, Any], stage: Config, parameters: int) -> None:
     """Raise `UserError` where a stage does not go with the DeepSpeed JSON that the run was trained with last.
 
     On as many of its ranks as can divide the stage's batch: the run may be resumed on others.
@@ -121,13 +123,12 @@ def _require_deepspeed(described: Path, stage: Config, parameters: int) -> None:
     from mvlm.decay.branches import OWNED
     from mvlm.training.compilation import is_compiled
     from mvlm.training.zero.config import RunSide, resolve, usable_ranks
-    from mvlm.training.zero.json_file import read_deepspeed_json, tensor_ranks
+    from mvlm.training.zero.json_file import tensor_ranks
 
-    stored = described / DEEPSPEED
-    content = {key: value for key, value in read_deepspeed_json(stored).items() if key not in OWNED}
+    content = {key: value for key, value in content.items() if key not in OWNED}
     split, world = tensor_ranks(content), json.loads((described / RUN_JSON).read_text(encoding="utf-8"))["world"]
     replicas = usable_ranks(stage.train, world, split) // split
-    names = str(stored), "the stage"
+    names = str(described / DEEPSPEED), "the stage"
     run = RunSide(names, stage.run.dir, stage.train, stage.optim, replicas, (None, None), parameters)
     is_compiled(stage.train, resolve(content, run))
 

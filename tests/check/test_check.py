@@ -22,6 +22,7 @@ from mvlm.config.load import given_keys, load_config
 from mvlm.training.fit.run import train
 from tests.check.checked import check_run
 from tests.conftest import ROOT, TINY, run_command
+from tests.ranks import mvlm, run_ranks
 from tests.training.conftest import one_rank  # noqa: F401
 
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
@@ -205,6 +206,19 @@ def test_check_and_train_say_the_same_of_what_is_evaluated(
     assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
     assert problems(words) == [said]
+
+
+@pytest.mark.parametrize("override", ["model.dropout=0.1", "model.cross_heads=1"])
+def test_check_and_train_say_the_same_of_layers_that_ranks_cannot_split(
+    override: str, scenes: Path, tmp_path: Path
+) -> None:
+    split, words = tmp_path / "split.json", overrides(scenes, tmp_path / "run", override)
+    split.write_text(json.dumps({"tensor_parallel": {"autotp_size": 2}}))
+    done = run_ranks(mvlm, "train", TOML, "--deepspeed_config", str(split), *words, ranks=2)
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1].removeprefix("mvlm: ")
+    assert problems(words, str(split), world=2) == [said]
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "mlflow"])

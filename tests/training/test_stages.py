@@ -33,6 +33,7 @@ from mvlm.training.health.signals import SIGNALS
 from mvlm.training.ledger import count_seen
 from mvlm.watch.status import Watcher
 from tests.conftest import TINY, mvlm_command
+from tests.ranks import mvlm, run_ranks
 from tests.training.conftest import TOML, leave_out, losses_by_step, read_metrics
 from tests.training.test_run import Launched
 
@@ -296,6 +297,25 @@ def test_a_stage_that_its_deepspeed_json_does_not_go_with_is_refused_before_the_
     words = [f"{tmp_path}/run.toml", "--deepspeed_config", f"{tmp_path}/zero3.json"]
     assert main(["check", *words, *words_of(tmp_path / "run", scenes, *FLAT)]) == 1
     assert sentence in capsys.readouterr().out
+
+
+def test_a_stage_whose_layers_ranks_could_not_split_is_refused_beforehand(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it is to come from the start or is appended."""
+    run, toml, split = tmp_path / "run", tmp_path / "run.toml", tmp_path / "split.json"
+    split.write_text(json.dumps({"tensor_parallel": {"autotp_size": 2}, "zero_optimization": {"stage": 1}}))
+    words = ["train", str(toml), "--deepspeed_config", str(split), *words_of(run, scenes, *FLAT)]
+    first, sentence = Path(TOML).read_text() + "\n" + stage("train.steps = 1"), "where dropout would draw the same"
+    toml.write_text(first + stage("train.steps = 1", "model.dropout = 0.1"))
+    done = run_ranks(mvlm, *words, ranks=2)
+    assert (done.returncode, list(run.iterdir())) == (1, []) and sentence in done.stderr
+    assert main(["check", *words[1:], "--world", "2"]) == 1
+    assert sentence in capsys.readouterr().out
+    toml.write_text(first)
+    assert run_ranks(mvlm, *words, ranks=2).returncode == 0
+    assert main(["stage", "add", str(run), "--steps", "1", "model.dropout=0.1"]) == 1
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.campaign

@@ -19,7 +19,6 @@ from mvlm.config.schema import Config
 from mvlm.config.stages import Table, with_shuffle
 from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
 from mvlm.data.shards.mixture import Mixture, training_mixture
-from mvlm.model.encoders import Encoders
 from mvlm.runtime import dist, replicas
 from mvlm.training.build import build_dataset, build_empty, coming_classes, coming_tokenizer
 from mvlm.training.checkpoint import resume as checkpoints
@@ -33,6 +32,7 @@ from mvlm.training.logging.trackers import require_installed
 from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import freeze
 from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps
+from mvlm.training.tensor_parallel import split_layers
 from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.json_file import read_deepspeed_json, tensor_ranks
 
@@ -85,28 +85,37 @@ class Plan:
         Args:
             evaluator: of a stage to come, which says what could not be measured there; None = nothing is.
         """
-        model = rehearse(self.config, self.mixture, self.start)
-        is_compiled(self.config.train, self.resolve(count_parameters(model)))
+        is_compiled(self.config.train, self.resolve(rehearse(self.config, self.mixture, self.start, replicas.size())))
         if self.standing and self.standing.begins:
             for number in range(self.standing.number + 1, len(self.standing.stages)):
                 config = self.standing.stages.config(number)
                 mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
-                parameters = count_parameters(rehearse(config, mixture, self.start))
+                parameters = rehearse(config, mixture, self.start, replicas.size())
                 is_compiled(config.train, self._resolved(config, (None, None), parameters))
                 require_installed(config.log)
                 if evaluator:
                     evaluator(config)
 
 
-def rehearse(config: Config, mixture: Mixture, start: Start) -> Encoders:
-    """The model of a run or a stage, of shapes alone; raises `UserError` where it could not be trained."""
+def rehearse(config: Config, mixture: Mixture, start: Start, split: int) -> int:
+    """Raise `UserError` where the model of a run or a stage, of shapes alone, could not be trained.
+
+    Args:
+        split: ranks of a replica, which divide its layers.
+
+    Returns:
+        The model's parameters.
+    """
     check_names(config.kernels)
     tokenizer = coming_tokenizer(config.data, config.model.text, start)
     blueprint, classes = config.blueprint, coming_classes(config.task, start)
     model, _ = build_empty(blueprint, config.data, tokenizer, start, classes)
     build_dataset(blueprint, config.data, mixture, tokenizer, model)
     freeze(model, config.train.freeze)
-    return model
+    parameters = count_parameters(model)
+    if split > 1:
+        split_layers(model, split, 0)
+    return parameters
 
 
 def make_plan(
