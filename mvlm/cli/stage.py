@@ -22,7 +22,8 @@ from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 
 if TYPE_CHECKING:
-    from mvlm.config.schema import Config
+    from mvlm.checkpoint.state import TrainState
+    from mvlm.config.schema import Config, Eval
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from mvlm.checkpoint.description import CONFIG, DEEPSPEED, STAGES, described_in
+    from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RUN_JSON, STAGES, described_in
     from mvlm.checkpoint.integrity import read_state
     from mvlm.checkpoint.layout import find_checkpoint
     from mvlm.cli.train import evaluator
@@ -96,7 +97,8 @@ def _add(args: argparse.Namespace) -> int:
     last = stages.config(len(stages) - 1)
     require_training_data(last, "The stage")
     mixture = training_mixture(last.data, last.task.corpus)
-    check_drawable(read_state(checkpoint), mixture, base.data, draws_alike(stages))
+    state = read_state(checkpoint)
+    check_drawable(state, mixture, base.data, draws_alike(stages))
     described = described_in(checkpoint)
     content = read_deepspeed_json(described / DEEPSPEED)
     parameters = rehearse(last, mixture, Start(checkpoint, resumes=True, own=True), tensor_ranks(content))
@@ -107,11 +109,32 @@ def _add(args: argparse.Namespace) -> int:
         write_durably(args.run_folder / STAGES, stages.dump())
     except OSError as error:
         raise UserError(f"{args.run_folder / STAGES} cannot be written ({error}): free some room.") from None
-    print(
-        f"{stages.title(len(stages) - 1).capitalize()} of {args.run_folder} will make {section.end:,} updates. A run "
-        "that is under way begins it by itself; one that has ended, when the command that trained it is given again."
-    )
+    facts = json.loads((described / RUN_JSON).read_text(encoding="utf-8"))
+    running = state.stages[-1].number if state.stages else 0
+    coming = last if state.step >= facts["steps"] else stages.config(running)
+    title = stages.title(len(stages) - 1).capitalize()
+    print(f"{title} of {args.run_folder} will make {section.end:,} updates. {_when_it_begins(state, coming.eval)}")
     return 0
+
+
+def _when_it_begins(state: TrainState, settings: Eval) -> str:
+    """A sentence for who has appended a stage.
+
+    Args:
+        settings: of the stage that the run would go on with.
+    """
+    from mvlm.checkpoint.selection import Selector
+
+    selector = Selector.of(settings)
+    if reason := selector.why_over(state.best) if selector else "":
+        return (
+            f"The run has ended early, since {reason}: to come to the stage, give the command that trained it with a "
+            "larger eval.patience, or 0."
+        )
+    return (
+        "A run that is under way begins it by itself; one that has ended, when the command that trained it is given "
+        "again."
+    )
 
 
 def _require_deepspeed(described: Path, content: dict[str, Any], stage: Config, parameters: int) -> None:

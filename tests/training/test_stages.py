@@ -299,6 +299,21 @@ def test_a_stage_that_its_deepspeed_json_does_not_go_with_is_refused_before_the_
     assert sentence in capsys.readouterr().out
 
 
+def test_a_stage_of_a_run_that_patience_has_ended_is_said_to_need_more_of_it(
+    staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without which the command that trained it ends at once, and the stage never begins."""
+    select = [f"data.eval={scenes}/eval", "eval.every=1", "eval.select=eval/mean_recall", "eval.rerank=4"]
+    words = ["train.steps=3", "optim.lr=1e-12", "optim.encoder_lr=1e-12", "log.pictures=0", *FLAT, *select]
+    run = staged("run", "", *words, "eval.patience=1", evaluator=evaluator)
+    assert main(["stage", "add", str(run), "--steps", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "has ended early, since eval/mean_recall has not been better" in said and "a larger eval.patience" in said
+    for patience, last in ((1, 2), (0, 4)):
+        staged("run", "", *words, f"eval.patience={patience}", evaluator=evaluator)
+        assert max(losses_by_step(run)) == last
+
+
 def test_a_stage_whose_layers_ranks_could_not_split_is_refused_beforehand(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
