@@ -393,6 +393,12 @@ def test_a_value_that_no_run_could_work_with_is_refused(tmp_path: Path, override
     assert "must be" in message
 
 
+def test_an_empty_encoder_is_not_the_one_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    monkeypatch.chdir(tmp_path)
+    assert "model.vision is" in refusal(tmp_path, "", "model.vision=")
+
+
 def test_a_task_without_matching_needs_no_groups() -> None:
     words = ["data.train=shards", "train.global_batch=67"]
     assert load_config(ROOT / "mvlm/configs/vqa.toml", words).train.global_batch == 67

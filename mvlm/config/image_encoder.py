@@ -15,6 +15,8 @@ SET_BY_THE_MODEL = ("img_size", "num_classes", "global_pool")
 def written_out(model: Model) -> Model:
     """The same model by its architecture, arguments and place of weights, where `model.vision` is a folder that timm
     has written; of any other folder timm will say what is wrong."""
+    if not model.vision:
+        return model  # a mistake of its own, and not the current folder
     folder = Path(model.vision)
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
