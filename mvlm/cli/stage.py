@@ -76,6 +76,7 @@ def _add(args: argparse.Namespace) -> int:
     from mvlm.training.checkpoint.resume import Start
     from mvlm.training.fit.planning import rehearse
     from mvlm.training.fit.stages import checked, outline, stored_stages
+    from mvlm.training.zero.config import usable_ranks
     from mvlm.training.zero.json_file import read_deepspeed_json, tensor_ranks
 
     lengths = {key: getattr(args, key) for key in ("steps", "pairs", "epochs") if getattr(args, key) is not None}
@@ -101,15 +102,17 @@ def _add(args: argparse.Namespace) -> int:
     check_drawable(state, mixture, base.data, draws_alike(stages))
     described = described_in(checkpoint)
     content = read_deepspeed_json(described / DEEPSPEED)
-    parameters = rehearse(last, mixture, Start(checkpoint, resumes=True, own=True), tensor_ranks(content))
-    _require_deepspeed(described, content, last, parameters)
+    facts = json.loads((described / RUN_JSON).read_text(encoding="utf-8"))
+    split = tensor_ranks(content)
+    parameters = rehearse(last, mixture, Start(checkpoint, resumes=True, own=True), split)
+    names = str(described / DEEPSPEED), "the stage"
+    _require_deepspeed(names, content, last, parameters, usable_ranks(last.train, facts["world"], split) // split)
     evaluator(last)
     section = outline(replace(stages, tables=added))[-1]
     try:
         write_durably(args.run_folder / STAGES, stages.dump())
     except OSError as error:
         raise UserError(f"{args.run_folder / STAGES} cannot be written ({error}): free some room.") from None
-    facts = json.loads((described / RUN_JSON).read_text(encoding="utf-8"))
     running = state.stages[-1].number if state.stages else 0
     coming = last if state.step >= facts["steps"] else stages.config(running)
     title = stages.title(len(stages) - 1).capitalize()
@@ -137,21 +140,19 @@ def _when_it_begins(state: TrainState, settings: Eval) -> str:
     )
 
 
-def _require_deepspeed(described: Path, content: dict[str, Any], stage: Config, parameters: int) -> None:
+def _require_deepspeed(
+    names: tuple[str, str], content: dict[str, Any], stage: Config, parameters: int, replicas: int
+) -> None:
     """Raise `UserError` where a stage does not go with the DeepSpeed JSON that the run was trained with last.
 
-    On as many of its ranks as can divide the stage's batch: the run may be resumed on others.
+    Args:
+        replicas: as many of the run's as can divide the stage's batch: it may be resumed on others.
     """
-    from mvlm.checkpoint.description import DEEPSPEED, RUN_JSON
     from mvlm.decay.branches import OWNED
     from mvlm.training.compilation import is_compiled
-    from mvlm.training.zero.config import RunSide, resolve, usable_ranks
-    from mvlm.training.zero.json_file import tensor_ranks
+    from mvlm.training.zero.config import RunSide, resolve
 
     content = {key: value for key, value in content.items() if key not in OWNED}
-    split, world = tensor_ranks(content), json.loads((described / RUN_JSON).read_text(encoding="utf-8"))["world"]
-    replicas = usable_ranks(stage.train, world, split) // split
-    names = str(described / DEEPSPEED), "the stage"
     run = RunSide(names, stage.run.dir, stage.train, stage.optim, replicas, (None, None), parameters)
     is_compiled(stage.train, resolve(content, run))
 
