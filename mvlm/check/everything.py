@@ -19,7 +19,7 @@ from mvlm.training.checkpoint.resume import Start
 from mvlm.training.compilation import is_compiled
 from mvlm.training.fit.stages import Standing, settle_stages
 from mvlm.training.logging.trackers import require_installed
-from mvlm.training.schedule import schedule_steps
+from mvlm.training.schedule import learning_rate, schedule_steps
 from mvlm.training.warnings import find_warnings
 from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.fill import low_precision
@@ -143,14 +143,13 @@ def _warn(
         report.warning("deepspeed", sentence)
     with report.judged("toml"):
         if standing:
-            rate, _ = standing.schedule()
-            updates = standing.sections[-1].end, rate.total, rate.warmup
+            rate, steps = standing.schedule()[0], standing.sections[-1].end
         else:
             steps, warmup = schedule_steps(config.train, config.optim, mixture.per_epoch)
-            updates = steps, steps, warmup
+            rate = learning_rate(config.train, config.optim, mixture.per_epoch, (steps, warmup))
         with contextlib.suppress(UserError):  # of data.eval, which has been reported
             batch = config.train.global_batch
-            for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, updates):
+            for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, steps, rate):
                 report.warning(topic, sentence)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mvlm.config.schema import Data, Eval, Objectives, Task
 from mvlm.data.shards.mixture import Mixture, held_out
+from mvlm.training.schedule import LearningRate
 from mvlm.training.span import span_shape
 
 UNCOUNTED = "40 to 70 % more computing (`mvlm plan` counts it)"
@@ -11,18 +12,18 @@ UNCOUNTED = "40 to 70 % more computing (`mvlm plan` counts it)"
 
 
 def find_warnings(
-    data: Data, task: Task, evaluation: Eval, mixture: Mixture, global_batch: int, updates: tuple[int, int, int]
+    data: Data, task: Task, evaluation: Eval, mixture: Mixture, global_batch: int, steps: int, rate: LearningRate
 ) -> list[tuple[str, str]]:
     """Topics of check, each with a sentence.
 
     Args:
         mixture: of data.train.
-        updates: in all, of the learning rate's schedule, which a run with stages has several of, and of its warm-up.
+        steps: in all.
+        rate: the learning rate, of which a run with stages has several.
 
     Raises:
         UserError: data.eval cannot be opened.
     """
-    steps, scheduled, warmup = updates
     found = [("data", sentence) for sentence in _seen_rows(data, task, mixture)]
     if global_batch > (rows := mixture.per_epoch):
         sentence = (
@@ -30,10 +31,7 @@ def find_warnings(
             f"row {global_batch / rows:.3g} times before it learns from any; lower it."
         )
         found.append(("data", sentence))
-    if scheduled > 2 and warmup >= scheduled - 1:
-        whole = f"{scheduled:,} steps of the {'run' if scheduled == steps else 'schedule'}"
-        sentence = f"The warm-up takes all {whole}, whose learning rate only rises: lower"
-        found.append(("optim", f"{sentence} optim.warmup_epochs, or optim.warmup_steps if that is set."))
+    found += [("optim", sentence) for sentence in _short_schedule(rate, steps)]
     every = evaluation.every
     if every and not data.eval:
         sentence = f"eval.every is {every:,} and no data.eval is named: nothing is evaluated; name held-out shards."
@@ -42,6 +40,17 @@ def find_warnings(
         sentence = f"eval.every is {every:,} and the run has {steps:,} steps: it is evaluated only after the last;"
         found.append(("eval", f"{sentence} lower it."))
     return found
+
+
+def _short_schedule(rate: LearningRate, steps: int) -> list[str]:
+    """A warm-up that leaves too few of so many steps for what comes after it."""
+    lower = "lower optim.warmup_epochs, or optim.warmup_steps if that is set."
+    if rate.total > 2 and rate.warmup >= rate.total - 1:
+        whole = f"{rate.total:,} steps of the {'run' if rate.total == steps else 'schedule'}"
+        return [f"The warm-up takes all {whole}, whose learning rate only rises: {lower}"]
+    if rate.kind == "wsd" and rate.decay > (left := rate.total - rate.warmup):
+        return [f"The warm-up leaves {left:,} of the {rate.decay:,} steps in which optim.decay_steps decays: {lower}"]
+    return []
 
 
 def _seen_rows(data: Data, task: Task, mixture: Mixture) -> list[str]:

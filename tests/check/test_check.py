@@ -315,8 +315,13 @@ def test_what_is_hardly_meant_is_told_by_check_and_by_training(
         "The warm-up takes all 4 steps of the run, whose learning rate only rises: lower optim.warmup_epochs, or "
         "optim.warmup_steps if that is set."
     ]
-    plain = check_run(TOML, [*words, "optim.warmup_steps=2"], JSON, 1, False).findings
-    assert not [f for f in plain if f.verdict == "warning"]
+    for decay in (2, 3):
+        falling = ["optim.warmup_steps=2", "optim.schedule=wsd", f"optim.decay_steps={decay}"]
+        found = check_run(TOML, [*words, *falling], JSON, 1, False)
+        assert [f.sentence for f in found.findings if f.verdict == "warning"] == [
+            "The warm-up leaves 2 of the 3 steps in which optim.decay_steps decays: lower optim.warmup_epochs, or "
+            "optim.warmup_steps if that is set."
+        ][: decay - 2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")

@@ -232,14 +232,11 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
 def _warnings(plan: Plan, dataset: ShardDataset[Any], micro_batch: int) -> list[str]:
     """What a person should know of a run that begins or is resumed."""
     config = plan.config
-    found, rate = unused(plan.content, plan.names[0]), plan.learning_rate
-    updates = plan.standing.sections[-1].end if plan.standing else plan.steps[0], rate.total, rate.warmup
-    found += [
-        warning
-        for _, warning in find_warnings(
-            config.data, config.task, config.eval, plan.mixture, config.train.global_batch, updates
-        )
-    ]
+    found = unused(plan.content, plan.names[0])
+    steps = plan.standing.sections[-1].end if plan.standing else plan.steps[0]
+    batch, rate = config.train.global_batch, plan.learning_rate
+    meant = find_warnings(config.data, config.task, config.eval, plan.mixture, batch, steps, rate)
+    found += [warning for _, warning in meant]
     if not config.task.is_labelled:
         slower = groups_warning(config.objectives, config.train.global_batch, replicas.world(), micro_batch)
         found += [slower] if slower else []
