@@ -62,7 +62,8 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
     if not isinstance(loaded.model, MaskVLM):
         task = loaded.blueprint.task.name
         raise UserError(
-            f"{path} was fine-tuned for {task}: evaluate {task}, or give a run of pretraining or retrieval."
+            f"{path} was fine-tuned for {task} and has no vectors to compare images and texts by: evaluate or predict "
+            f"{task}, export it as hf, or give a run of pretraining or retrieval."
         )
     return cast(Loaded[MaskVLM], loaded)
 

@@ -84,7 +84,10 @@ def test_torch_export(dual, tmp_path, given):
 
 def test_a_model_of_a_task_has_no_dual_encoder(made_run, tmp_path, capsys):
     assert main(["export", str(made_run("vqa")), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 1
-    assert "was fine-tuned for vqa" in capsys.readouterr().err
+    assert (
+        "was fine-tuned for vqa and has no vectors to compare images and texts by: evaluate or predict vqa, export"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
