@@ -157,6 +157,19 @@ def test_the_pages_answer_is_that_of_the_kept_cells() -> None:
         assert page[4].removesuffix(" seeds") == wins and (float(page[5].strip("< ")) == p or p < 0.001)
 
 
+def test_the_pages_grid_is_that_of_the_kept_cells() -> None:
+    kept = campaign.RESULTS / "small" / "b71ea3c03a67" / campaign.CELLS
+    records = [r for r in map(json.loads, kept.read_text().splitlines()) if r["cell"].startswith("icons/")]
+    records = [r for r in records if "/rate" not in r["cell"]]
+    unsigned = table.contrasts(records).replace("+0.0", "0.0").replace("-0.0", "0.0")
+    rows = [row.split(" | ") for row in unsigned.splitlines()[2:]]
+    computed = [f"{difference} ({interval}), {wins.strip(' |')}" for _, _, difference, interval, _, wins in rows]
+    lines = PAGE.replace("−", "-").splitlines()
+    begins = next(place for place, line in enumerate(lines) if line.startswith("| joint, ahead of |")) + 2
+    told = [line.strip("| ").split(" | ")[2:] for line in lines[begins : begins + len(computed) // 3]]
+    assert [row[share] for share in range(3) for row in told] == computed
+
+
 def test_no_score_is_shown_before_the_primary_cells_are_there(tmp_path: Path) -> None:
     (tmp_path / campaign.COSTS).write_text("{}")
     size = replace(plan.SIZES["small"], primary_seeds=2, seeds=2)
