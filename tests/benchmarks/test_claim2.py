@@ -145,10 +145,16 @@ def test_the_answer_waits_for_all_seeds_and_names_the_direction() -> None:
     assert [line.split("|")[-2].strip() for line in table.primary(swapped, size).splitlines()[2:]][2] == "worse"
 
 
-def test_the_pages_answer_is_that_of_the_kept_cells() -> None:
+def kept_icons() -> list[dict[str, Any]]:
     kept = campaign.RESULTS / "small" / "b71ea3c03a67" / campaign.CELLS
-    records = [r for r in map(json.loads, kept.read_text().splitlines()) if "/rate" not in r["cell"]]
-    computed = [row.strip("| ").split(" | ") for row in table.primary(records, plan.SIZES["small"]).splitlines()[2:]]
+    records = map(json.loads, kept.read_text().splitlines())
+    return [r for r in records if r["cell"].startswith("icons/") and "/rate" not in r["cell"]]
+
+
+def test_the_pages_answer_is_that_of_the_kept_cells() -> None:
+    computed = [
+        row.strip("| ").split(" | ") for row in table.primary(kept_icons(), plan.SIZES["small"]).splitlines()[2:]
+    ]
     told = [row.strip("| ").split(" | ") for row in PAGE.replace("−", "-").splitlines() if row.startswith("| joint - ")]
     assert len(told) == 4
     for (_, measure, difference, interval, *rest), page in zip(computed, told, strict=True):
@@ -158,10 +164,7 @@ def test_the_pages_answer_is_that_of_the_kept_cells() -> None:
 
 
 def test_the_pages_grid_is_that_of_the_kept_cells() -> None:
-    kept = campaign.RESULTS / "small" / "b71ea3c03a67" / campaign.CELLS
-    records = [r for r in map(json.loads, kept.read_text().splitlines()) if r["cell"].startswith("icons/")]
-    records = [r for r in records if "/rate" not in r["cell"]]
-    unsigned = table.contrasts(records).replace("+0.0", "0.0").replace("-0.0", "0.0")
+    unsigned = table.contrasts(kept_icons()).replace("+0.0", "0.0").replace("-0.0", "0.0")
     rows = [row.split(" | ") for row in unsigned.splitlines()[2:]]
     computed = [f"{difference} ({interval}), {wins.strip(' |')}" for _, _, difference, interval, _, wins in rows]
     lines = PAGE.replace("−", "-").splitlines()
