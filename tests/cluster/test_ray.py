@@ -113,7 +113,6 @@ def test_a_preflight_measures_the_nodes_that_ray_gives(plain, cluster, tmp_path)
     assert (tmp_path / "logs/preflight.json").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.campaign
 def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(plain, cluster, tmp_path):
     write_folder(tmp_path / "in", 40)
     words = ["data_tools", "shard", "folder", tmp_path / "in", "--workers", "2", "--shard-mb", "0.02", "--out"]

@@ -1,4 +1,7 @@
-"""Ray gives what one process gives, to the byte, and outlives the death of a worker."""
+"""Ray gives what one process gives, to the byte, and outlives the death of a worker.
+
+What of it needs a Ray of its own is left to campaigns: tests/cluster/test_ray.py makes the same bytes on a cluster.
+"""
 
 from __future__ import annotations
 
@@ -68,11 +71,13 @@ def test_a_dead_worker_is_replaced_and_an_error_is_the_functions(ray_map: Map, t
         list(ray_map(fail, [1], weightless))
 
 
+@pytest.mark.campaign
 def test_a_work_that_always_kills_is_one_sentence(ray_map: Map) -> None:
     with pytest.raises(UserError, match="at or near 3"):
         list(ray_map(os._exit, [3], weightless))
 
 
+@pytest.mark.campaign
 def test_the_same_bytes_through_a_running_ray(ray_map: Map, tmp_path: Path) -> None:
     """The command, as a second driver, joins the Ray that is running and sends its code along."""
     import ray

@@ -23,7 +23,7 @@ SHARDING = ("--workers", 1, "--shard-mb", 0.02, "--split", "train=0.7,eval=0.3")
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("storage") / "in"
-    write_folder(folder, 120)
+    write_folder(folder, 60)
     (folder / "images/7.jpg").write_bytes(b"<html>404</html>")
     return folder
 
@@ -89,7 +89,7 @@ def test_too_many_dropped_leaves_the_list_alone(
     s3: fsspec.AbstractFileSystem, source: Path, fails: Callable[..., str]
 ) -> None:
     out = ("--out", "s3://bucket/refused", *SHARDING)
-    assert "1 of 120" in fails("shard", "folder", source, *out, "--tolerate", 0.001)
+    assert "1 of 60" in fails("shard", "folder", source, *out, "--tolerate", 0.001)
     assert remote_tree(s3, "bucket/refused") == {}
     assert b"not an image" in s3.cat_file("bucket/refused.quarantine.jsonl")
     run("shard", "folder", source, *out)

@@ -42,19 +42,22 @@ OBJECTIVES = (
     ("hide=both",),
     ("alignment_inputs=masked",),
     ("image_masking=drop",),
+)
+TOGETHER = (
     ("image_masking=drop", "alignment_inputs=masked"),
     ("hide=both", "alignment_inputs=masked"),
     ("hide=both", "alignment_inputs=masked", "image_masking=drop"),
     ("image=0", "alignment_inputs=masked"),
     ("text=0", "itc=0", "itm=0"),
 )
+ALL = [*OBJECTIVES, *(pytest.param(together, marks=pytest.mark.campaign) for together in TOGETHER)]
 
 
-@pytest.mark.parametrize(("number", "objectives"), list(enumerate(OBJECTIVES)))
+@pytest.mark.parametrize("objectives", ALL, ids=" ".join)
 def test_a_step_without_values_counts_as_the_real_one(
-    number: int, objectives: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    objectives: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = (SIZES["tiny"], OTHER)[number % 2]
+    size = (SIZES["tiny"], OTHER)[[*OBJECTIVES, *TOGETHER].index(objectives) % 2]
     size = dataclasses.replace(size, overrides=(*size.overrides, *(f"objectives.{name}" for name in objectives)))
     model, config = build(size), size.config
     fake = FakeModel(model, config.data)

@@ -114,7 +114,10 @@ def consult(model: MaskVLM, config: Config, batch: Batch) -> tuple[Outcome, dict
     return Oracle(copies, config, *heads)(batch), copies
 
 
-@pytest.mark.parametrize("size", [[], WIDER], ids=["small", "wider"])
+SIZES = [pytest.param([], id="small", marks=pytest.mark.campaign), pytest.param(WIDER, id="wider")]
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "overrides", SWITCHES, ids=lambda words: ",".join(word.partition(".")[2] for word in words) or "default"
 )

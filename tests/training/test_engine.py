@@ -76,7 +76,7 @@ def results(
 ) -> dict[str, dict[str, Any]]:
     """Of the cases that are asked for, and of the plain one."""
     calls = [item.callspec for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    asked = {PLAIN, *(call.params["case"] for call in calls)}
+    asked = {PLAIN, *(call.params.get("case", PLAIN) for call in calls)}
     more = ["train.recompute=0.5", "train.ema=0.9", "train.freeze=['text']"]
     folder = tmp_path_factory.mktemp("engines")
     # Where there is no compiler, torch's AdamW is used for offloaded state.
@@ -190,7 +190,8 @@ def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
     assert found["disk"]["repeated"] == found["disk"]["undisturbed"] == found["cpu"]["undisturbed"]
 
 
-def test_an_optimizers_state_lies_on_a_disk(scenes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.campaign)])
+def test_an_optimizers_state_lies_on_a_disk(scenes: Path, tmp_path: Path, ranks: int) -> None:
     """Updates, averages, roll-backs and what another saved come to the same bits as in memory, part by part."""
     at = {"device": "nvme", "nvme_path": str(tmp_path / "disk")}
     on_disk = zero(3, offload_optimizer=at, offload_param={"device": "cpu"}, sub_group_size=10_000)
@@ -200,7 +201,7 @@ def test_an_optimizers_state_lies_on_a_disk(scenes: Path, tmp_path: Path) -> Non
     }
     torch_serves = {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(tmp_path)}  # where DeepSpeed's is not compiled
     environment = {} if is_compiled("cpu_adam") else torch_serves
-    found = results_of(cases, 2, scenes, tmp_path, "train.ema=0.9", **environment)
+    found = results_of(cases, ranks, scenes, tmp_path, "train.ema=0.9", **environment)
     assert (tmp_path / "disk").is_dir() or list(tmp_path.rglob("mvlm-*"))
     for name in ("to_kept", "undisturbed", "repeated", "from_the_start", "after_firsts", "end", "exchanged"):
         assert found["disk"][name] == found["memory"][name], name
