@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mvlm.batch import Batch, LabelledBatch, apply
+from mvlm.batch import Batch, LabelledBatch
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.flops import count_flops, on_meta, without_values
@@ -101,32 +101,21 @@ class FlopsOfBatches:
     def __init__(self, model: MaskVLM) -> None:
         self._model = on_meta(model).requires_grad_(False)  # torch's counter loses parameters that are given to a layer
         self._counted: dict[tuple[int, ...], tuple[float, int, int]] = {}
-        self._first: tuple[Batch, float] | None = None  # of those counted, without values
-        self._per_token: tuple[float, float] | None = None
+        self._per_token, self._per_masked = 0.0, 0.0
 
     def __call__(self, batch: Batch) -> float:
         tokens, masked = len(batch.packing.token_T), len(batch.masked.token_M)
         padded = len(batch), batch.text_BL.shape[1], batch.masked.token_BC.shape[1]
-        if padded not in self._counted:
+        if not self._counted:
+            flops, more_tokens, more_masked = self._count(batch, *_with_each_token_twice(batch))
+            self._per_token = (more_tokens - flops) / max(1, tokens)
+            self._per_masked = (more_masked - flops) / max(1, masked)
+            self._counted[padded] = flops, tokens, masked
+        elif padded not in self._counted:
             [flops] = self._count(batch)
             self._counted[padded] = flops, tokens, masked
-            self._first = self._first or (apply(batch, lambda tensor: tensor.to("meta")), self._counted[padded][0])
         flops, counted_tokens, counted_masked = self._counted[padded]
-        if (tokens, masked) == (counted_tokens, counted_masked):
-            return flops
-        per_token, per_masked = self._per_token = self._per_token or self._slopes()
-        return flops + per_token * (tokens - counted_tokens) + per_masked * (masked - counted_masked)
-
-    def _slopes(self) -> tuple[float, float]:
-        """Operations of a token and of a masked one more: of the first batch, given each of its tokens twice."""
-        assert self._first
-        batch, counted = self._first
-        packing, masked = batch.packing, batch.masked
-        token_T, token_M = packing.token_T.repeat(2), masked.token_M.repeat(2)
-        longer = replace(batch, packing=replace(packing, token_T=token_T))
-        more_words = replace(batch, masked=replace(masked, token_M=token_M))
-        more_tokens, more_masked = (flops - counted for flops in self._count(longer, more_words))
-        return more_tokens / max(1, len(packing.token_T)), more_masked / max(1, len(masked.token_M))
+        return flops + self._per_token * (tokens - counted_tokens) + self._per_masked * (masked - counted_masked)
 
     def _count(self, *batches: Batch) -> list[float]:
         """Of each batch, by one copy of the model: to make that takes as long as to count."""
@@ -135,3 +124,12 @@ class FlopsOfBatches:
                 return [3.0 * count_flops(partial(model, without_value(batch))) for batch in batches]
         except UserError:  # its text encoder cannot be counted
             return [math.nan] * len(batches)
+
+
+def _with_each_token_twice(batch: Batch) -> tuple[Batch, Batch]:
+    """The batch with more tokens, and with more masked ones."""
+    packing, masked = batch.packing, batch.masked
+    return (
+        replace(batch, packing=replace(packing, token_T=packing.token_T.repeat(2))),
+        replace(batch, masked=replace(masked, token_M=masked.token_M.repeat(2))),
+    )
