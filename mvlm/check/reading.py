@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mvlm.check import shards
 from mvlm.check.report import Report
+from mvlm.checkpoint.description import stages_over
 from mvlm.config.load import given_keys, read_config, read_stages
 from mvlm.config.schema import Config
 from mvlm.config.stages import Stages, make_stages
@@ -25,7 +27,7 @@ class Given:
         keys: that the TOML and the overrides set.
         mistaken: the TOML has mistakes, and defaults stand in their place.
         json, content: path and content of the DeepSpeed JSON; None where none was given, or could be read.
-        mixture: `data.train`, of the first stage; None where it cannot be opened.
+        mixture: `data.train`, of the stage that the run stands in; None where it cannot be opened.
         stages: of the TOML, one where it names none; None where they have mistakes.
     """
 
@@ -64,9 +66,12 @@ def read_run(report: Report, toml: str, overrides: Sequence[str], deepspeed: str
         report.right("toml", f"All keys of {toml} are known and their values possible{given}.")
         with report.judged("stages"):
             stages = make_stages(config, read_stages(toml), toml)
-        for number in range(1, len(stages or ())):
+        count = len(stages or (config,))
+        standing = min(stages_over(Path(config.run.dir)), count - 1)
+        for number in range(standing + 1, count):
+            assert stages
             shards.check_training(report, stages.config(number), toml, deep)
-        mixture = shards.check_training(report, stages.config(0) if stages else config, toml, deep)
+        mixture = shards.check_training(report, stages.config(standing) if stages else config, toml, deep)
         shards.check_evaluation(report, config, deep)
     keys = given_keys(toml, overrides) if config else frozenset()
     return Given(toml, config, keys, bool(mistakes.sentences), deepspeed, content, mixture, stages)

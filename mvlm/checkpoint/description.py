@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
-from mvlm.checkpoint.layout import INDEX, UNREADABLE, read_index
+from mvlm.checkpoint.layout import INDEX, STATE, UNREADABLE, candidates, has_checkpoints, read_index
+from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import STAGE
 from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
@@ -59,3 +61,14 @@ def count_stages(run: Path) -> int:
         UserError: the file is damaged.
     """
     return len(read_tables(run / STAGES, "file of stages").get(STAGE, [{}])) if (run / STAGES).is_file() else 1
+
+
+def stages_over(run: Path) -> int:
+    """How many stages of a run its latest checkpoint has behind it, whose data the run needs no more."""
+    if not has_checkpoints(run):
+        return 0
+    try:
+        state = TrainState.from_json(json.loads((candidates(run).first / STATE).read_text(encoding="utf-8")))
+        return sum(state.step >= stage.end for stage in state.stages)
+    except (*UNREADABLE, UserError):  # which training meets again, and tells
+        return 0

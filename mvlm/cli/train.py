@@ -131,11 +131,12 @@ def evaluator(config: Config) -> Evaluator | None:
 def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
     """The configuration, that of each stage, of which a run has at least one, and the ranks that split layers.
 
-    A stage's batch is that which the run keeps where it is resumed.
+    A stage's batch is that which the run keeps where it is resumed. Data are looked for of the stage that it stands in:
+    those of one that is over may be gone.
 
     A wrong path or key is reported here, before torch is imported, which takes seconds.
     """
-    from mvlm.checkpoint.description import STAGES
+    from mvlm.checkpoint.description import STAGES, stages_over
     from mvlm.cli.places import require_shards
     from mvlm.config.load import given_keys, load_config, read_stages, require_training_data
     from mvlm.config.stages import load_stored_stages, make_stages
@@ -149,19 +150,20 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
     each = [stages.config(number) for number in range(len(stages))]
     for stage in each:
         require_training_data(stage, args.config)
-    require_shards([*each[0].data.train, *config.data.eval])
+    stored = Path(config.run.dir) / STAGES
+    if stored.is_file():  # those that `mvlm stage add` has appended count as well
+        known = load_stored_stages(stored)
+        each += [known.config(number) for number in range(len(stages), len(known))]
+    data = each[min(stages_over(Path(config.run.dir)), len(each) - 1)].data
+    require_shards([*data.train, *config.data.eval])
     with uncollected():
         from mvlm.data.shards.mixture import held_out, training_mixture
         from mvlm.training.logging.trackers import require_installed
 
     require_installed(config.log)
-    training_mixture(each[0].data, config.task.corpus, config.data.patience)
+    training_mixture(data, config.task.corpus, config.data.patience)
     if config.data.eval:
         held_out(config.data, config.task.corpus, config.data.patience)
-    stored = Path(config.run.dir) / STAGES
-    if stored.is_file():  # those that `mvlm stage add` has appended count as well
-        known = load_stored_stages(stored)
-        each += [known.config(number) for number in range(len(stages), len(known))]
     return config, each, tensor_ranks(content)
 
 

@@ -148,6 +148,24 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     assert "stage 2 of 3: steps 2 to 4." in checked and "stage 3 of 3: steps 4 to 5." in checked
 
 
+def test_a_run_goes_on_without_the_data_of_a_stage_that_is_over(
+    staged: Run, scenes: Path, two_sets: tuple[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(two_sets[0], tmp_path / "gone")
+    text = stage("train.steps = 2", f'data.train = ["{tmp_path / "gone"}"]')
+    text += stage("train.steps = 2", f'data.train = ["{two_sets[1]}"]')
+    run = staged("run", text, "checkpoint.keep=9")
+    whole = all_losses(run)
+    shutil.rmtree(run / "checkpoints/step_00000004")
+    (run / "checkpoints/latest").write_text("step_00000002")
+    shutil.rmtree(tmp_path / "gone")
+    toml, words = str(run.with_suffix(".toml")), words_of(run, scenes, "checkpoint.keep=9")
+    assert main(["check", toml, *words]) == 0
+    done = run_ranks(mvlm, "train", toml, "--deepspeed_config", str(tmp_path / "zero0.json"), *words)
+    assert done.returncode == 0, done.stderr
+    assert all_losses(run)[4:] == whole[2:]
+
+
 def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None:
     """From the checkpoints of steps 4, in stage 2, and 3, with which it began; one order goes on over both."""
     text = stage("train.steps = 3", "objectives.itm = 0") + stage("train.steps = 3", "train.global_batch = 32")
