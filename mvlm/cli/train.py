@@ -137,6 +137,7 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
     A wrong path or key is reported here, before torch is imported, which takes seconds.
     """
     from mvlm.checkpoint.description import STAGES, stages_over
+    from mvlm.checkpoint.layout import has_checkpoints
     from mvlm.cli.places import require_shards
     from mvlm.config.load import given_keys, load_config, read_stages, require_training_data
     from mvlm.config.stages import load_stored_stages, make_stages
@@ -150,11 +151,11 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
     each = [stages.config(number) for number in range(len(stages))]
     for stage in each:
         require_training_data(stage, args.config)
-    stored = Path(config.run.dir) / STAGES
-    if stored.is_file():  # those that `mvlm stage add` has appended count as well
-        known = load_stored_stages(stored)
+    run = Path(config.run.dir)
+    if has_checkpoints(run) and (run / STAGES).is_file():  # those that `mvlm stage add` has appended count as well
+        known = load_stored_stages(run / STAGES)
         each += [known.config(number) for number in range(len(stages), len(known))]
-    data = each[min(stages_over(Path(config.run.dir)), len(each) - 1)].data
+    data = each[min(stages_over(run), len(each) - 1)].data
     require_shards([*data.train, *config.data.eval])
     with uncollected():
         from mvlm.data.shards.mixture import held_out, training_mixture

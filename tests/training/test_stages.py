@@ -399,6 +399,15 @@ def test_a_stage_that_the_runs_deepspeed_json_does_not_go_with_is_not_appended(
     assert main(["stage", "add", str(run), "--steps", "1", "train.compile=false"]) == 0
 
 
+def test_a_run_that_is_begun_anew_in_its_folder_has_none_of_the_stages_before(staged: Run) -> None:
+    run = staged("run", stage("train.steps = 1") + stage("train.steps = 1"), *FLAT)
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
+    staged("run", "", "train.steps=1", *FLAT)
+    assert [line["step"] for line in read_metrics(run)] == [1]
+    assert not (run / "stages.toml").exists() and not (run / "stages.jsonl").exists()
+
+
 def test_what_a_run_made_before_its_first_stage_was_appended_is_shown_as_stage_1(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from mvlm import __version__
-from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RUN_JSON, STAGES, TEXT_ENCODER
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, LEDGER, RUN_JSON, STAGES, TEXT_ENCODER
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import ATTEMPTS
 from mvlm.config.load import dump_config
@@ -40,11 +40,15 @@ def describe_run(
     beginning: InitReport | None,
     attempt: int,
     stages: Stages | None,
+    resumes: bool,
 ) -> None:
     """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.
 
     The first two are kept of every attempt, in `attempts/NNNN`. Of a run with stages stages.toml is written as well.
     Where the run begins, also what its weights started from, to the last tensor.
+
+    Args:
+        resumes: one of its own checkpoints; stages of a run that lay there before are otherwise none of this one.
     """
     hosts = dist.gather_objects(socket.gethostname())
     if not group.leads:
@@ -66,6 +70,8 @@ def describe_run(
         for folder in (run, kept):
             write_durably(folder / CONFIG, dump_config(config))
             write_durably(folder / DEEPSPEED, json.dumps(ds_config, indent=1))
+        for name in () if resumes else (STAGES, LEDGER):
+            (run / name).unlink(missing_ok=True)
         if stages:
             known = with_appended(stages, run / STAGES).dump()
             if not (run / STAGES).exists() or (run / STAGES).read_text(encoding="utf-8") != known:

@@ -109,11 +109,12 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     config, folder, group, mirror = plan.config, plan.folder, plan.group, plan.mirror
     engine, dataset, arithmetic, beginning = _build_engine(plan)
     start, state, attempt = _claim(plan, engine)
-    resumed = start.checkpoint if start.resumes else None
+    resumed, own = start.checkpoint if start.resumes else None, start.resumes and start.own
     changes = dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config)) if resumed else ()
     layout, stages = _layout(plan, engine), plan.standing.stages if plan.standing else None
     # A run that was refused before now must not look like this one.
-    describe_run(folder, config, engine.ds_config, engine.model, layout, group, beginning, attempt.number, stages)
+    facts = engine.ds_config, engine.model, layout, group, beginning, attempt.number, stages
+    describe_run(folder, config, *facts, resumes=own)
     dist.barrier()  # the ranks that lead a checkpoint's saving read it there
     monitor = stack.enter_context(Monitor(folder, state.step, layout["steps"], config.log))
     monitor.say(opening(config.run.dir, config.train, resumed, layout))
@@ -140,7 +141,6 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     lr, is_last = plan.learning_rate, plan.steps[0] == layout["steps"]
     saving = config.checkpoint.every, config.checkpoint.keep_every
     schedule = Schedule(plan.steps[0], lr, config.log.every, *saving, config.eval.every, is_last)
-    own = start.resumes and start.own
     trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, Validation(evaluate, selector), own)
     if resumed and start.own:
         uploads.offer_start(resumed)

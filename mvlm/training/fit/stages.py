@@ -117,7 +117,7 @@ def settle_stages(
     Raises:
         UserError: a stage cannot be what it is to be, or one that is over has been changed.
     """
-    stored = stored_stages(folder, start)
+    stored = stored_stages(folder, start) if start.resumes and start.own else None
     if stored is None and not tables:
         return None
     if not start.resumes:
