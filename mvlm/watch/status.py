@@ -81,6 +81,7 @@ class Watcher:
         lines = self._lines.new()
         if self._lines.replaced:
             self.history.clear()
+            self._evaluations = JsonLinesTail(self.run / EVALUATIONS)
         for line in (*lines, *self._evaluations.new()):
             self.history.add(line)
         facts = _object(self.run / RUN_JSON)

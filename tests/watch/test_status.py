@@ -215,6 +215,14 @@ def test_files_that_are_just_being_written_are_no_trouble(running: Job) -> None:
     assert (status.state, status.seen, status.checkpoint, status.steps) == ("running", 1, 0, None)
 
 
+def test_evaluations_of_a_job_of_their_own_stay_when_metrics_are_edited(running: Job) -> None:
+    (running.folder / "eval.jsonl").write_text('{"step": 10, "eval/mean_recall": 0.5}\n')
+    watch = watcher(running)
+    assert watch.look().evaluation["step"] == 10
+    (running.folder / "metrics.jsonl").write_text("")
+    assert watch.look().evaluation["step"] == 10
+
+
 def test_the_screen_says_it_all(running: Job) -> None:
     watch = watcher(running)
     for step in range(21, 41):
