@@ -80,6 +80,26 @@ def test_it_is_noticed_and_nothing_is_written_there(
         assert sorted({line["step"] for line in read_metrics(run)}) == [1, 2, 3, 4, 5, 6]
 
 
+def test_metrics_that_are_edited_or_deleted_under_way_get_all_later_lines(
+    tmp_path: Path, train_here: TrainHere
+) -> None:
+    """As an editor does it: by another file of that name."""
+    run = tmp_path / "run"
+
+    def befall(model: torch.nn.Module, folder: Path, step: int, at_the_end: bool) -> tuple[dict[str, float], None]:
+        metrics = folder / "metrics.jsonl"
+        if step == 2:
+            (folder / "edited").write_text(metrics.read_text().splitlines(keepends=True)[0])
+            (folder / "edited").rename(metrics)
+        if step == 4:
+            assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3, 4]
+            metrics.unlink()
+        return {}, None
+
+    assert train_here(run, "eval.every=2", evaluate=befall) == 0
+    assert [line["step"] for line in read_metrics(run)] == [4, 5, 6, 6]
+
+
 @pytest.mark.parametrize("fate", FATES)
 def test_no_checkpoint_is_begun_or_finished_in_its_place(tmp_path: Path, fate: Fate) -> None:
     run = tmp_path / "run"

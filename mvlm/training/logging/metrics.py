@@ -106,8 +106,11 @@ class Reporter:
         self._profiling.look()
 
     def log(self, metrics: dict[str, Any]) -> None:
-        if not self._attempt.superseded():  # a machine that stood still since the ranks agreed may have been given up
-            self.monitor.log(metrics)
+        if self._attempt.superseded():  # a machine that stood still since the ranks agreed may have been given up
+            return
+        if not self.monitor.has_file() and not self._attempt.is_lost():  # somebody has edited or deleted it
+            self.monitor.reopen()
+        self.monitor.log(metrics)
 
     def _timing(self, step: int) -> dict[str, float]:
         seconds, steps = time.perf_counter() - self._clock, step - self._since

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,19 @@ class Monitor:
             disable=not self.console.is_terminal,
         )
         self._task = self._progress.add_task("train", total=total_steps, completed=first_step, report="")
+
+    def has_file(self) -> bool:
+        """Whether metrics.jsonl is still the file that lines are written to."""
+        try:
+            return not self.main or os.path.samestat(os.stat(self._file.name), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
+
+    def reopen(self) -> None:
+        """Write to metrics.jsonl as it is now; raises as the making of a monitor does. For rank 0 alone."""
+        metrics = Path(self._file.name)
+        self._file.close()
+        self._open(metrics)
 
     def _open(self, metrics: Path) -> None:
         try:
