@@ -45,7 +45,7 @@ def write_pictures(
         beside = np.full((GAP, *drawn[0].shape[1:]), WHITE, np.uint8)
         whole = np.concatenate([part for row in drawn for part in (row, beside)][:-1])
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # of a run folder that has gone meanwhile nothing must come back
             Image.fromarray(whole).save(path)
         except OSError as error:
             log.warning(f"{path} could not be written ({error}); the run continues.")

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Checkpoint
+from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.errors import UserError
+from mvlm.evaluate.pictures import write_pictures
 from mvlm.runtime.storage import write_durably
 from mvlm.training.checkpoint import save as savers
 from mvlm.training.checkpoint.save import Saver
@@ -78,6 +81,12 @@ def test_it_is_noticed_and_nothing_is_written_there(
         assert steps == [1, 2, 3] or (fate is replace_by_anothers and steps == [1, 2, 3, 4])
         assert train_here(run) == 0
         assert sorted({line["step"] for line in read_metrics(run)}) == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_pictures_of_an_evaluation_bring_it_back(loaded: Any, dataset: EvalDataset, tmp_path: Path) -> None:
+    run = tmp_path / "gone"
+    assert write_pictures(loaded.model, dataset, 1, run, 6, torch.device("cpu")) is None
+    assert not run.exists()
 
 
 def test_metrics_that_are_edited_or_deleted_under_way_get_all_later_lines(
