@@ -6,7 +6,6 @@ Unlike a process id, the mark cannot be reused by a stranger, and it is inherite
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import time
@@ -18,9 +17,7 @@ from types import FrameType
 MARK = "MVLM_JOB_LOG"  # its value is the log folder of the attempt that the process belongs to
 PROC = Path("/proc")
 POLL_SECONDS = 0.2
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LIBC = ctypes.CDLL(None)
 PATIENCE = 300.0  # seconds that ranks get to save when their launcher has died
 
 
@@ -64,14 +61,6 @@ def start_time(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]
-
-
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when what has started it ends, however that is.
-
-    Of a new process it is the `preexec_fn`; the thread that starts it must be one that does not end before it.
-    """
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager

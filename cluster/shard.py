@@ -21,12 +21,12 @@ from typing import ClassVar
 from mvlm.config.shipped import find_file, package
 from mvlm.config.toml import apply_override, build, read_tables
 from mvlm.errors import Mistakes, UserError
+from mvlm.runtime.launch import end_with_parent
 
 from .attempt import shell_code
 from .command_lines import require_works
 from .environment import check_references, inherited, read_references, referred
 from .job import Job, check_environment, check_venv, quoted, refuse
-from .processes import end_with_parent
 from .ray import backend as ray
 from .ray import client
 from .record import JobRecord, claim, write_private

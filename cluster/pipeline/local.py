@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.errors import ExitCode, UserError
+from mvlm.runtime.launch import end_with_parent
 
 from .. import processes
 from ..attempt import shell_code
@@ -101,7 +102,7 @@ class StepProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the driver, which tells the steps
-                preexec_fn=processes.end_with_parent if ends_with_driver else None,
+                preexec_fn=end_with_parent if ends_with_driver else None,
             )
 
     def poll(self) -> int | None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import ray
 
 from mvlm.errors import ExitCode, first_line
+from mvlm.runtime.launch import end_with_parent
 
-from ..processes import PATIENCE, Stopper, end_with_parent
+from ..processes import PATIENCE, Stopper
 from ..ray.process import RemoteProcess
 from . import step as step_module
 from .executor import Executor, RunningStep

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from mvlm.errors import ExitCode, UserError
+from mvlm.runtime.launch import end_with_parent
 from mvlm.runtime.log import logger
 
 from .. import processes
@@ -223,7 +224,7 @@ def _start(words: list[str], environment: Mapping[str, str], out: int) -> subpro
         stdout=out,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=processes.end_with_parent,
+        preexec_fn=end_with_parent,
     )
 
 

@@ -15,9 +15,10 @@ import ray
 from ray.exceptions import RayError
 
 from mvlm.errors import ExitCode, first_line
+from mvlm.runtime.launch import end_with_parent
 
 from ..logs import next_attempt, rank_log
-from ..processes import PATIENCE, end_with_parent
+from ..processes import PATIENCE
 from .spec import RayJobSpec
 from .sweep import run_sweep
 from .train import ACTOR, train

@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from mvlm.errors import ExitCode, first_line
+from mvlm.runtime.launch import end_with_parent
 
 from ..attempt import shell_code
-from ..processes import end_with_parent
 
 RETRIES = 5
 """Of a command whose worker or node was lost."""

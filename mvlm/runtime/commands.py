@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from mvlm.errors import ExitCode, UserError
+from mvlm.runtime.launch import end_with_parent
 
 OWN = ("mvlm: ", "data_tools: ")
 """How the sentences begin that our commands say of themselves."""
@@ -34,6 +35,7 @@ def run_command(
 
     Each line of what it says is passed to `say`. Where this process is interrupted, the command gets the
     signal `stop`, and its end is waited for. It is out of reach of the terminal's Ctrl-C, which would end it at once.
+    Where this process is killed, as by the restart of a notebook, it gets SIGTERM: nobody would know of it any more.
 
     Raises:
         UserError: it has failed; in its own last words.
@@ -61,6 +63,7 @@ def _run(command: Sequence[str], say: Callable[[str], object], stop: signal.Sign
         errors="replace",
         env=environment,
         process_group=0,
+        preexec_fn=end_with_parent,
     )
     assert process.stdout
     said: deque[str] = deque(maxlen=LAST)

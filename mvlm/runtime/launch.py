@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import shlex
+import signal
 import socket
 import sys
 import threading
@@ -15,6 +17,9 @@ LAUNCHERS = ("deepspeed", "torchrun")
 """As they are typed."""
 HELD = "MVLM_HELD"
 """Set where the rank is to wait, with all that it needs imported, until a byte comes on its standard input."""
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+LIBC = ctypes.CDLL(None)
 
 LAUNCHER_DIED = "because the launcher has died"
 """Why a rank says that it has stopped, for whoever reads its log."""
@@ -78,3 +83,11 @@ def typed_command(argv: Sequence[str], ancestors: Iterable[Sequence[str]]) -> st
         ):
             typed = [names[at], *words[at + 1 :]]
     return shlex.join(typed)
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when what has started it ends, however that is.
+
+    Of a new process it is the `preexec_fn`; the thread that starts it must be one that does not end before it.
+    """
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

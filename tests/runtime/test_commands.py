@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 from mvlm.runtime.commands import STOPPING
 
 SAVES = """
 import signal, sys, time
 def save(*_):
+    open(sys.argv[1], "w").close()
     print("saved", flush=True)
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
@@ -24,15 +27,31 @@ import signal, sys
 from mvlm.runtime.commands import run_command
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    run_command([sys.executable, "-c", {SAVES!r}], stop=signal.SIGTERM)
+    run_command([sys.executable, "-c", {SAVES!r}, sys.argv[1]], stop=signal.SIGTERM)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 
 
-def test_ctrl_c_has_a_command_save_before_it_ends() -> None:
+def call(saved: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", CALLS, str(saved)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0)
+
+
+def test_a_command_saves_when_what_has_called_it_is_killed(tmp_path: Path) -> None:
+    """As a notebook is that is restarted: the command would train on with nobody to see or end it."""
+    with call(tmp_path / "saved") as caller:
+        assert caller.stdout and caller.stdout.readline() == "training\n"
+        caller.kill()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "saved").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_has_a_command_save_before_it_ends(tmp_path: Path) -> None:
     """A terminal sends it to all processes of its group at once."""
-    caller = subprocess.Popen([sys.executable, "-c", CALLS], stdout=subprocess.PIPE, text=True, process_group=0)
+    caller = call(tmp_path / "saved")
     try:
         assert caller.stdout and caller.stdout.readline() == "training\n"
         os.killpg(caller.pid, signal.SIGINT)
