@@ -75,12 +75,28 @@ def starting_point(run: Path, config: Checkpoint) -> Start:
 def given_start(run: Path, config: Checkpoint) -> Start | None:
     """By all rules but the first: None where that one holds."""
     if has_checkpoints(run):
+        if config.resume:
+            _refuse_another_of(run, config.resume)
         return None
     if config.resume:
         return Start(find_checkpoint(config.resume, "checkpoint.resume"), resumes=True, own=False)
     if not config.init or is_external(config.init):
         return Start(None, resumes=False, own=False, encoders=config.init)
     return Start(find_checkpoint(config.init, "checkpoint.init"), resumes=False, own=False)
+
+
+def _refuse_another_of(run: Path, resume: str) -> None:
+    """Raise `UserError` where `checkpoint.resume` names one of the run's own checkpoints at which it does not stand."""
+    try:
+        named = find_checkpoint(resume)
+    except UserError:  # it has gone since the run began with it
+        return
+    stands = candidates(run).first
+    if named.resolve().parent == stands.resolve().parent and named.name != stands.name:
+        raise UserError(
+            f"checkpoint.resume names {named.name} of {run} itself, which stands at {stands.name}: leave it out and "
+            f"write {named.name} into {stands.parent / LATEST}, or set another run.dir."
+        )
 
 
 def make_latest(checkpoint: Path) -> None:
@@ -273,7 +289,7 @@ def _settle(found: Search) -> None:
             kept.append(aside.name)
         sync(used.parent)
     except OSError as error:
-        so = f"free some room, or set checkpoint.resume={used}"
+        so = f"free some room, or set checkpoint.resume={used} and another run.dir"
         raise cannot_write(f"{' and '.join(why)}, and {used.parent}", error, so) from None
     kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
     newest = ", the newest whole checkpoint" if found.problem else ""
