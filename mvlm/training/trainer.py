@@ -290,7 +290,8 @@ class Trainer:
 
     def _leave(self, code: int) -> int:
         self._mark("waiting for the trackers")
-        self.reporter.monitor.finish(done=code == ExitCode.DONE and self.schedule.is_last)
+        is_end = self.schedule.is_last or bool(self.validation.why_over(self.state))
+        self.reporter.monitor.finish(done=code == ExitCode.DONE and is_end)
         if self.saver.copies and code == ExitCode.DONE:
             self.saver.copies.remove()
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit

@@ -31,6 +31,7 @@ from mvlm.report.page import about
 from mvlm.training.fit.run import train
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.ledger import count_seen
+from mvlm.training.logging.monitor import Monitor
 from mvlm.watch.status import Watcher
 from tests.conftest import TINY, mvlm_command
 from tests.ranks import mvlm, run_ranks
@@ -215,14 +216,23 @@ def test_an_end_of_a_stage_that_has_been_passed_is_told_in_steps_of_the_run(stag
 
 
 def test_patience_that_ends_at_a_border_ends_the_run(
-    staged: Run, scenes: Path, capfd: pytest.CaptureFixture[str]
+    staged: Run, scenes: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """For trackers too, one of which would call it killed."""
+    ends, finish = [], Monitor.finish
+
+    def finish_told(monitor: Monitor, done: bool, *patience: float, **more: float) -> None:
+        ends.append(done)
+        finish(monitor, done, *patience, **more)
+
+    monkeypatch.setattr(Monitor, "finish", finish_told)
     words = ["eval.select=eval/score", "eval.every=2", "eval.patience=1", f"data.eval={scenes}/eval"]
     text = stage("train.steps = 4") + stage("train.steps = 2")
     run = staged("run", text, *words, evaluator=lambda config: lambda *_: ({"eval/score": 0.5}, None))
     assert is_done(run) and Watcher(run).look().state == "done"
     said = capfd.readouterr().err
     assert said.count("Ended early at step 4") == 1 and "Stage 2 of 2" not in said
+    assert ends[0]
 
 
 def test_a_batch_that_changes_within_a_stage_stands_in_the_ledger(staged: Run) -> None:
