@@ -277,7 +277,8 @@ class Trainer:
         self._await_files()
         self.saver.uploads.finish()
         self.saver.require_own_folder(self.state.step)
-        if reason := self.validation.why_over(self.state):
+        is_whole = self.is_over and self.schedule.is_last
+        if (reason := self.validation.why_over(self.state)) and not is_whole:
             self.reporter.monitor.say(f"Ended early at step {self.state.step}: {reason} (eval.patience).")
         return self._leave(ExitCode.DONE)
 

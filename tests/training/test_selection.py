@@ -124,6 +124,14 @@ def test_a_run_ends_when_nothing_better_comes_however_often_it_is_stopped(
     assert step_of(find_checkpoint(run / "best")) == 4
 
 
+def test_a_run_whose_patience_ends_with_its_last_step_has_not_ended_early(
+    train_here: TrainHere, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more = ["eval.patience=1", "train.steps=4"]
+    assert train_here(tmp_path / "run", *words, *more, evaluate=Scores({2: 0.5, 4: 0.5})) == 0
+    assert "Ended early" not in capfd.readouterr().err
+
+
 def test_what_is_better() -> None:
     higher, lower = Selector("eval/x", False, 2), Selector("eval/x", True, 0)
     first = higher.judge(None, 1, {"eval/x": 0.5})
