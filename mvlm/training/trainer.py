@@ -56,7 +56,7 @@ class Trainer:
     has_checkpoint: bool
 
     def __post_init__(self) -> None:
-        self._first, self._corruptions = self.state, 0
+        self._first, self._corruptions, self._evaluation_seconds = self.state, 0, 0.0
         self._begun: Agreement | None = None  # with what the ranks said before the last step
         self._start_from(self.state)
 
@@ -152,7 +152,9 @@ class Trainer:
         own = StepFlags(
             signalled=stop.signalled,
             orphaned=stop.orphaned(),
-            time_is_up=stop.time_is_up(self.reporter.longest_step, saver.seconds + saver.uploads.seconds),
+            time_is_up=stop.time_is_up(
+                self.reporter.longest_step, saver.seconds + saver.uploads.seconds, self._coming_evaluation_seconds()
+            ),
             superseded=saver.attempt.superseded(),
             gone=saver.attempt.is_gone(),
             written=saver.pending and saver.written,
@@ -210,16 +212,22 @@ class Trainer:
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         self._mark("evaluating", LONG)
-        step = self.state.step
+        step, began = self.state.step, time.perf_counter()
         self.engine.engine.eval()
         with torch.no_grad(), self.engine.ema_weights():
             metrics, picture = evaluate(self.engine.model, self.saver.run, step, step == self.schedule.steps)
+        self._evaluation_seconds = max(self._evaluation_seconds, time.perf_counter() - began)
         self.reporter.log({"step": step} | metrics)
         if selector := self.validation.selector:
             best = selector.judge(self.state.best, step, metrics)
             self.state = dataclasses.replace(self.state, best=dist.broadcast_object(best))
         if picture:
             self.reporter.monitor.picture(step, picture)
+
+    def _coming_evaluation_seconds(self) -> float:
+        """The longest that one has taken, where one follows on a step which is made before the ranks agree again."""
+        coming = (self.schedule.is_due(self.schedule.eval_every, self.state.step + ahead) for ahead in (1, 2))
+        return self._evaluation_seconds if any(coming) else 0.0
 
     def _roll_back(self, anomaly: Anomaly) -> None:
         """Restore the newest checkpoint and leave the bad batch out from then on, where it is to blame.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mvlm.config.load import given_keys, load_config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.training.fit.run import train
+from mvlm.training.health.signals import StopRequests
 from tests.conftest import TINY, signals_kept
 from tests.training.conftest import TOML, TrainHere, leave_out, losses_by_step, read_metrics, train_in
 
@@ -104,7 +106,7 @@ def test_a_bad_step_is_never_saved_when_the_run_is_stopped_on_it(
         signalled = False
         limit_time = staticmethod(lambda minutes: None)
         orphaned = staticmethod(lambda: False)
-        time_is_up = staticmethod(lambda step, save: (run / "metrics.jsonl").read_text().count("\n") >= 6)
+        time_is_up = staticmethod(lambda *seconds: (run / "metrics.jsonl").read_text().count("\n") >= 6)
 
     poison({5 * BATCH: math.nan})
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=12", EVERY]
@@ -126,6 +128,25 @@ def test_a_run_ends_before_its_time_does(tmp_path: Path, train_here: TrainHere) 
     step = read_metrics(run)[-1]["step"]
     assert 0 < step < 100000
     assert find_checkpoint(run).name == f"step_{step:08d}"
+
+
+def test_a_run_ends_before_an_evaluation_for_which_its_time_is_too_short(
+    tmp_path: Path, scenes: Path, one_rank: None, own_signals: None
+) -> None:
+    run, stop, began = tmp_path / "run", StopRequests(), time.monotonic()
+
+    def take_half_of_what_is_left(
+        model: torch.nn.Module, folder: Path, step: int, last: bool
+    ) -> tuple[dict[str, float], None]:
+        time.sleep(5)
+        stop.limit_time((time.monotonic() - began + 5) / 60)
+        return {}, None
+
+    words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=8", "eval.every=2"]
+    (tmp_path / "ds.json").write_text("{}")
+    names, given = (str(tmp_path / "ds.json"), TOML), given_keys(TOML, words)
+    assert train(load_config(TOML, words), names, given, lambda _: take_half_of_what_is_left, stop) == 75
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 2]
 
 
 def test_a_later_attempt_ends_this_one_without_another_write(tmp_path: Path, scenes: Path, one_rank: None) -> None:

@@ -72,7 +72,7 @@ class StopAt3:
     def __init__(self, run: Path) -> None:
         self.run = run
 
-    def time_is_up(self, step_seconds: float, save_seconds: float) -> bool:
+    def time_is_up(self, *seconds: float) -> bool:
         return (self.run / "metrics.jsonl").read_text().count("\n") >= 3
 
 

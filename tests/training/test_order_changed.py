@@ -34,7 +34,7 @@ class StopAt:
     def orphaned(self) -> bool:
         return False
 
-    def time_is_up(self, step_seconds: float, save_seconds: float) -> bool:
+    def time_is_up(self, *seconds: float) -> bool:
         return max(losses_by_step(self._run), default=0) >= self._step
 
 

@@ -80,17 +80,17 @@ def test_a_process_that_nobody_launched_has_nobody_to_lose(monkeypatch: pytest.M
 def test_the_end_leaves_room_for_steps_and_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     stop = StopRequests()
-    assert not stop.time_is_up(1e9, 1e9)  # no limit
+    assert not stop.time_is_up(1e9, 1e9, 1e9)  # no limit
     stop.limit_time(100.0)
-    assert not stop.time_is_up(1.0, 1.0)
-    assert not stop.time_is_up(1000.0, 1400.0)  # three steps, two checkpoints and a minute fit into 6000 s
-    assert stop.time_is_up(1000.0, 1500.0)
+    assert not stop.time_is_up(1.0, 1.0, 0.0)
+    assert not stop.time_is_up(1000.0, 1400.0, 0.0)  # three steps, two checkpoints and a minute fit into 6000 s
+    assert stop.time_is_up(1000.0, 1500.0, 0.0)
 
 
 def test_the_limit_of_slurm_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 100))
     stop = StopRequests()
-    assert not stop.time_is_up(10.0, 30.0)  # 80 s and 5 % of the time
-    assert stop.time_is_up(10.0, 45.0)
+    assert not stop.time_is_up(10.0, 30.0, 0.0)  # 80 s and 5 % of the time
+    assert stop.time_is_up(10.0, 45.0, 0.0)
     stop.limit_time(60.0)  # the run's own goes before
-    assert not stop.time_is_up(10.0, 45.0)
+    assert not stop.time_is_up(10.0, 45.0, 0.0)

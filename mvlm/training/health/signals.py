@@ -52,14 +52,15 @@ class StopRequests:
         """Whether one of the launchers is above this rank, which end all ranks by the first that ends."""
         return any(map(_is_program_of_a_launcher, self._launchers))
 
-    def time_is_up(self, step_seconds: float, save_seconds: float) -> bool:
+    def time_is_up(self, step_seconds: float, save_seconds: float, evaluation_seconds: float) -> bool:
         """Whether the time left is needed for ending.
 
         Args:
             step_seconds, save_seconds: the longest that a step and a checkpoint have taken.
+            evaluation_seconds: the same of an evaluation, where one is about to come.
         """
         left = self._end - time.monotonic()
-        return self._limited and left < self._margin + 3 * step_seconds + 2 * save_seconds
+        return self._limited and left < self._margin + 3 * step_seconds + 2 * save_seconds + evaluation_seconds
 
 
 def launchers() -> list[psutil.Process]:
