@@ -152,6 +152,16 @@ def test_what_was_touched_last_is_dropped_last(shards, tmp_path, largest):
     assert not bound.holds(shard[5])  # not at the cost of what is needed sooner
 
 
+def test_other_files_in_its_folder_are_left_alone(shards, tmp_path):
+    folder = tmp_path / "c"
+    shutil.copytree(shards, folder)
+    (folder / "download.part").write_bytes(b"half")
+    before = set(os.listdir(folder))
+    remote = Mixture([f"slow://{shards}"], cache=Cache(str(folder), 1e-9))
+    assert [remote.row(row).key for row in (5, 50)] == ["k00005", "k00050"]
+    assert before < set(os.listdir(folder)) and len(list(folder.glob(f"{'?' * 64}.arrow"))) == 1
+
+
 def test_a_cache_that_others_may_write_is_refused(shards, tmp_path, store):
     """What lies in it with the right name and length may have any bytes."""
     folder = tmp_path / "c"

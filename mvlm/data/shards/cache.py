@@ -25,6 +25,9 @@ from mvlm.runtime.storage import NO_ROOM, Attempts, Outages
 
 WAIT_S = 0.05  # for another process to finish a shard
 
+HASH = "[0-9a-f]" * 64
+"""The beginning of a name that is ours: a folder that was given may hold files of others, shards among them."""
+
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 Fetch = Callable[[Path], None]
@@ -173,8 +176,8 @@ class Cache:
         with open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             part.unlink(missing_ok=True)  # of a process that was killed
-            fetched = sum(self._reserved(other) for other in self.folder.glob("*.part"))
-            whole = {path: path.stat() for path in self.folder.glob("*.arrow")}
+            fetched = sum(self._reserved(other) for other in self.folder.glob(f"{HASH}.*.part"))
+            whole = {path: path.stat() for path in self.folder.glob(f"{HASH}.arrow")}
             total = fetched + sum(stat.st_size for stat in whole.values())
             for path in sorted(whole.keys() - kept, key=lambda path: whole[path].st_mtime_ns):
                 if total + shard.bytes <= self.capacity:
