@@ -22,7 +22,7 @@ def writing(out: Path, otherwise: str = "give another --out") -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise UserError(f"No room to write {out} ({error.strerror}): free space or {otherwise}.") from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{out} cannot be written ({error.strerror}): {otherwise}.") from None
         raise
 

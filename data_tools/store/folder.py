@@ -31,9 +31,9 @@ def open_folder(out: Path, resumable: bool, shared: bool = False) -> Iterator[St
         UserError: `out` holds something already, another process is writing it, or there is no room for it.
     """
     target = out.resolve()
-    partial = target.with_name(f".{target.name}.partial")
     with writing(out):
         _refuse_occupied(out, target)
+        partial = target.with_name(f".{target.name}.partial")
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = _claim(partial, out, shared)
         folder = FolderStore(partial, target, shared)
@@ -61,6 +61,10 @@ def _refuse_occupied(out: Path, target: Path) -> None:
         raise UserError(f"{out} is a file, where a folder of shards should be made: give another --out.")
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{out} holds other files: give an --out that is empty or does not exist.")
+    if target.is_dir() and target.samefile("."):
+        raise UserError(
+            f"{out} is the current folder, whose place another would take: give a folder inside it as --out."
+        )
     if target.is_mount():
         raise UserError(f"{out} is a mount point and cannot be made in one step: give a folder inside it as --out.")
 

@@ -167,6 +167,18 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tmp_path: Path)
         assert tree(tmp_path) == {}
 
 
+def test_a_corpus_takes_the_place_of_nothing_that_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "", tmp_path / "here"):
+        assert "is the current folder" in fails("synth", "--task", "caption", "--count", 5, "--out", out)
+    assert "/ holds other files" in fails("synth", "--task", "caption", "--count", 5, "--out", "/")
+    assert "file/x cannot be written" in fails("synth", "--task", "caption", "--count", 5, "--out", "../file/x")
+
+
 def test_a_full_disk_likewise(mount_disk: Callable[[str], Path], fails: Callable[..., str]) -> None:
     full_disk = mount_disk("1m")
     assert "No room" in fails("synth", "--task", "caption", "--count", 600, "--out", full_disk / "out")
