@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from mvlm.errors import DataLost, UserError
 from mvlm.runtime.log import rank_log
@@ -256,8 +257,9 @@ class Storage:
         if self._connection is None:
             from fsspec.core import url_to_fs  # 11 MB, and seconds with some protocols: loader processes do without
 
+            url = unquote(self.url) if self.url.startswith("file://") else self.url  # fsspec takes %20 for a name's own
             try:
-                files, root = url_to_fs(self.url)
+                files, root = url_to_fs(url)
             except (ImportError, ValueError) as error:
                 raise UserError(
                     f"{self.url} cannot be used ({error}): install what that protocol needs, or {self._remedy}."

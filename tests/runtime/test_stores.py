@@ -92,6 +92,12 @@ def test_several_may_write_the_same_file_of_a_disk_at_once(tmp_path: Path) -> No
     assert store.sizes() == {"step/config.toml": 100_000}
 
 
+def test_a_file_url_names_the_same_folder_as_everywhere_else(tmp_path: Path) -> None:
+    folder = tmp_path / "a corpus é"
+    Storage(folder.as_uri(), "see to it").write("one", b"1")
+    assert (folder / "one").read_bytes() == b"1"
+
+
 @pytest.mark.parametrize("protocol", ["file", "memory"])
 def test_what_is_written_can_be_listed_read_and_deleted(tmp_path: Path, protocol: str) -> None:
     store = Storage(
