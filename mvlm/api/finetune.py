@@ -15,6 +15,7 @@ from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, require_data, 
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_stored_config
+from mvlm.config.places import as_path
 from mvlm.config.schema import Task
 from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
@@ -46,7 +47,7 @@ def finetune(
     """
     if task not in TASKS:
         raise UserError(f"mvlm.finetune has no task {task!r}: choose one of {', '.join(TASKS)}.")
-    run, corpus = run_folder(out), find_shards(Path(data), Task(task).corpus)
+    run, corpus = run_folder(out), find_shards(Path(as_path(data)), Task(task).corpus)
     if not corpus:
         raise UserError(f"No shards at {data}: make them from {task}'s files with `mvlm-data shard`.")
     if not (run / RECIPE).exists():

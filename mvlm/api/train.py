@@ -12,6 +12,7 @@ from mvlm.api.corpus import prepare
 from mvlm.api.dictionary import make_dictionary
 from mvlm.api.recipe import DICTIONARY_SIZE, choose, is_small
 from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, require_data, run_folder, write_recipe
+from mvlm.config.places import as_path
 from mvlm.pretrained.packaged import small_encoders
 
 SHARDS = "shards"
@@ -39,7 +40,7 @@ def train(
             do.
     """
     run = run_folder(out)
-    corpus = prepare(os.fspath(data), run / SHARDS)
+    corpus = prepare(as_path(data), run / SHARDS)
     if not (run / RECIPE).exists():
         gpus, encoders, dictionary = torch.cuda.device_count(), small_encoders(), (run / DICTIONARY).absolute()
         if encoders is None and is_small(corpus.images, gpus):

@@ -15,9 +15,27 @@ FINISHED = "manifest.json"
 """What a folder of finished shards holds."""
 
 
+def as_path(given: object) -> str:
+    """A place as a call in Python has it.
+
+    Raises:
+        UserError: it is empty, which the current folder would be taken for, or no path.
+    """
+    if not isinstance(given, (str, PathLike)):
+        raise UserError(
+            f"Data are given by their path, and not as a {type(given).__name__}: save pictures and captions, for "
+            "example as a table with the columns image and caption, and give its path."
+        )
+    if not (path := str(fspath(given))).strip():
+        raise UserError("The path of the data is empty: give that of a folder, a file or shards.")
+    return path
+
+
 def as_paths(given: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[str]:
-    """One place or several, as a call in Python has them."""
-    return [fspath(place) for place in ([given] if isinstance(given, (str, PathLike)) else given)]
+    """One place or several; raises as `as_path`."""
+    if isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
+        return [as_path(place) for place in given]
+    return [as_path(given)]
 
 
 def expanded(texts: Iterable[str]) -> tuple[str, ...]:

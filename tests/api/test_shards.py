@@ -35,3 +35,7 @@ def test_what_holds_no_shards_is_told_so(tmp_path: Path) -> None:
         mvlm.open(tmp_path)
     with pytest.raises(UserError, match="No shard folder"):
         mvlm.open([])
+    with pytest.raises(UserError, match="path of the data is empty"):
+        mvlm.open("")
+    with pytest.raises(UserError, match="by their path, and not as a tuple"):
+        mvlm.open([("bus.jpg", "a bus")])

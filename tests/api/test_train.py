@@ -182,6 +182,11 @@ def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_pa
         mvlm.train(scenes, tmp_path / "run", {"train.step": 3})
     with pytest.raises(UserError, match="`out` is empty"):
         mvlm.train(scenes, "")
+    with pytest.raises(UserError, match="path of the data is empty"):
+        mvlm.train("", tmp_path / "run")
+    for pairs in ([("bus.jpg", "a bus")], iter([]), None):
+        with pytest.raises(UserError, match=r"not as a .* a table with the columns image and caption"):
+            mvlm.train(pairs, tmp_path / "run")
     with pytest.raises(UserError, match="`out` is empty"):
         mvlm.finetune(tmp_path / "run", "vqa", scenes, out=" ")
 
