@@ -54,16 +54,21 @@ def _short_schedule(rate: LearningRate, steps: int) -> list[str]:
 
 
 def _seen_rows(data: Data, task: Task, mixture: Mixture) -> list[str]:
-    """Held-out corpora that are trained on, wherever their copies lie."""
+    """Held-out shards that are trained on, wherever their copies lie and whatever they were merged with."""
     if not data.eval:
         return []
-    trained = {corpus.manifest.fingerprint: corpus.folder for corpus in mixture.corpora}
-    return [
-        f"data.eval's {corpus.folder} holds the rows of data.train's {trained[corpus.manifest.fingerprint]}: its "
-        "scores tell how well they are memorised, not what was learned; name shards that are held out."
-        for corpus in held_out(data, task.corpus).corpora
-        if corpus.manifest.fingerprint in trained
-    ]
+    trained = {shard.hash: corpus.folder for corpus in mixture.corpora for shard in corpus.manifest.shards}
+    found = []
+    for corpus in held_out(data, task.corpus).corpora:
+        seen = [shard for shard in corpus.manifest.shards if shard.hash in trained]
+        if seen:
+            rows = sum(shard.rows for shard in seen)
+            found.append(
+                f"data.eval's {corpus.folder} has {rows:,} of its {corpus.manifest.rows:,} rows from data.train's "
+                f"{trained[seen[0].hash]}: its scores tell how well they are memorised, not what was learned; name "
+                "shards that are held out."
+            )
+    return found
 
 
 def groups_warning(objectives: Objectives, global_batch: int, ranks: int, pairs: int, cost: str = UNCOUNTED) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_tools.reshape.merge import merge
 from mvlm.__main__ import main
 from mvlm.check.checkpoints import check_memory, checkpoint_bytes
 from mvlm.check.report import SHOWN, Report
@@ -288,15 +289,15 @@ def test_what_is_hardly_meant_is_told_by_check_and_by_training(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.json").write_text('{"activation_checkpointing": {"cpu_checkpointing": true}}')
-    copied = shutil.copytree(scenes / "train", tmp_path / "copied")
+    merge([scenes / "train", scenes / "eval"], both := tmp_path / "both", 1 << 30)
     layout = "train.global_batch=400", "train.micro_batch=200", "objectives.itm_group=400"
-    words = overrides(scenes, tmp_path / "run", f"data.eval={copied}", *layout, "train.steps=1", "eval.every=2")
+    words = overrides(scenes, tmp_path / "run", f"data.eval={both}", *layout, "train.steps=1", "eval.every=2")
     found = check_run(TOML, words, str(tmp_path / "mine.json"), 1, False)
     warnings = [finding.sentence for finding in found.findings if finding.verdict == "warning"]
     expected = [
         "ITM's groups of 400 do not fit in the 200 pairs computed at once and cost 40 to 70 % more computing",
         "mine.json: activation_checkpointing is not used: train.recompute",
-        f"data.eval's {copied} holds the rows of data.train's {scenes}/train:",
+        f"data.eval's {both} has 251 of its 300 rows from data.train's {scenes}/train:",
         "train.global_batch 400 is more than the 251 rows of an epoch: each step sees every row 1.59 times",
         "eval.every is 2 and the run has 1 steps",
     ]
