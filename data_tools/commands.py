@@ -127,7 +127,7 @@ def _retry(place: PathOrUrl, out: Path, arguments: argparse.Namespace) -> Outcom
     from .progress import progress
     from .reshape.retry import only_retry, read_origin, retry
 
-    saved = read_origin(out)
+    saved = read_origin(out, place)
     saved_arguments = writing_arguments(saved, arguments.workers)
     options = with_filters(writing_options(saved_arguments), saved_arguments)
     options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address)

@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Find the rows whose key, URL or hash a list names, and add them to `takedown.json` beside the "
         "manifest. Every reader honours it; the shards, the numbers of all rows and the fingerprint stay.",
     )
-    gone.add_argument("shards", metavar="SHARDS", help="a folder of shards, with its splits, or a URL")
+    gone.add_argument("shards", metavar="SHARDS", help="a folder or URL of shards, with its splits")
     gone.add_argument(
         "--list", type=Path, nargs="+", required=True, metavar="FILE", help="keys, URLs or hashes, one per line"
     )
@@ -116,11 +116,11 @@ def _verify_corpus(place: PathOrUrl, folder: Path, arguments: argparse.Namespace
 def takedown(arguments: argparse.Namespace) -> int:
     require_shards([arguments.shards])
 
-    from .corpora import corpora
+    from .corpora import corpus_places
     from .takedown import read_list, take_down
 
-    lines, shards = read_list(arguments.list), arguments.shards
-    for folder in [shards] if "://" in shards else corpora(Path(shards)):
+    lines = read_list(arguments.list)
+    for folder in corpus_places([arguments.shards]):
         found = take_down(folder, lines, arguments.by)
         print(
             f"{folder}: {found.rows:,} rows are taken down, {found.new:,} of them now; "

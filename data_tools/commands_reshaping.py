@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvlm.errors import UserError
 
 from .arguments import megabytes
-from .inputs import destination, require_shards
+from .inputs import PathOrUrl, destination, require_shards
 
 if TYPE_CHECKING:
     from .split import Split
@@ -47,8 +48,9 @@ def merge_corpora(arguments: argparse.Namespace) -> int:
     from .progress import progress
     from .reshape.merge import merge
 
-    with corpora_here(corpus_places(arguments.shards)) as folders:
-        prefixes = [f"{name}/" for name in _names(folders)] if arguments.prefix_keys else []
+    places = corpus_places(arguments.shards)
+    prefixes = [f"{name}/" for name in _names(places)] if arguments.prefix_keys else []
+    with corpora_here(places) as folders:
         total = sum(read_manifest(folder).rows for folder in folders)
         with progress("merging", total) as advance:
             rows = merge(folders, arguments.out, _shard_bytes(arguments), prefixes, advance)
@@ -84,15 +86,15 @@ def _shard_bytes(arguments: argparse.Namespace) -> int:
     return max(1, int(arguments.shard_mb * 1e6))
 
 
-def _names(folders: list[Path]) -> list[str]:
-    """The folders' names, with as many of the folders above as tell them apart.
+def _names(places: Sequence[PathOrUrl]) -> list[str]:
+    """The corpora's names, with as many of the folders above as tell them apart.
 
     Raises:
-        UserError: a folder is named twice.
+        UserError: a corpus is named twice.
     """
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [place.resolve().parts if isinstance(place, Path) else tuple(place.split("/")) for place in places]
     if len(set(parts)) < len(parts):
-        raise UserError(f"{', '.join(map(str, folders))} names a corpus twice: name each once.")
+        raise UserError(f"{', '.join(map(str, places))} names a corpus twice: name each once.")
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

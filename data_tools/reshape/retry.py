@@ -64,8 +64,8 @@ class Wanted:
         return text in self._listed or _file(text) in self._listed
 
 
-def read_origin(out: Path) -> dict[str, Any]:
-    """What the corpus says of its source.
+def read_origin(out: Path, place: Path | str) -> dict[str, Any]:
+    """What the corpus of a place, which lies in `out` for now, says of its source.
 
     Raises:
         UserError: it says nothing, because it is no corpus made by `shard`.
@@ -74,9 +74,9 @@ def read_origin(out: Path) -> dict[str, Any]:
         saved = json.loads((out / SOURCE).read_text(encoding="utf-8"))
         return {name: saved[name] for name in ("source", "paths", "options", "writing")}
     except FileNotFoundError:
-        raise UserError(f"{out} holds no {SOURCE}: give a folder that `mvlm-data shard` made.") from None
+        raise UserError(f"{place} holds no {SOURCE}: give a folder that `mvlm-data shard` made.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{out / SOURCE} is not valid ({type(error).__name__}: {error}): shard again.") from None
+        raise UserError(f"{place}/{SOURCE} is not valid ({type(error).__name__}: {error}): shard again.") from None
 
 
 @contextmanager

@@ -84,9 +84,30 @@ def test_what_is_made_of_corpora_can_be_written_to_urls(
     assert "memory://shards/* names 2 corpora" in both
 
 
+def test_keys_are_prefixed_with_the_names_that_the_corpora_have_there(
+    shards: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    fsspec.filesystem("memory").put(str(shards / "train"), "/more/train", recursive=True)
+    run("merge", "memory://shards/train", "memory://more/train", "--prefix-keys", "--out", tmp_path / "both")
+    names = ("shards/train", "more/train")
+    expected = [f"{name}/{row['key']}" for name in names for row in read_rows(shards / "train")]
+    assert [row["key"] for row in read_rows(tmp_path / "both")] == expected
+    twice = ["memory://more/train"] * 2
+    assert "names a corpus twice" in fails("merge", *twice, "--prefix-keys", "--out", tmp_path / "twice")
+
+
+def test_rows_of_all_splits_are_taken_down(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fsspec.filesystem("memory").put(str(shards), "/lessened", recursive=True)
+    keys = [read_rows(shards / name)[0]["key"] for name in ("train", "eval")]
+    (tmp_path / "list").write_text("\n".join(keys))
+    run("takedown", "memory://lessened", "--list", tmp_path / "list")
+    said = capsys.readouterr().out
+    assert all(f"memory://lessened/{name}: 1 rows are taken down" in said for name in ("train", "eval"))
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_retry_at_a_url_gives_what_it_gives_in_a_folder(
-    tmp_path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     """Also if it was killed when all was there but in its place."""
     write_folder(tmp_path / "in", 12)
@@ -103,6 +124,7 @@ def test_a_retry_at_a_url_gives_what_it_gives_in_a_folder(
         assert files.exists(f"/retried-{killed}/out/.retry.json")
         monkeypatch.undo()
     run("retry", f"memory://retried-{killed}/o*", "--workers", 1)
+    assert f": {url}/train holds no source.json" in fails("retry", f"{url}/train")
     files.get(f"/retried-{killed}/out", str(tmp_path / "fetched"), recursive=True)
     assert tree(tmp_path / "fetched") == tree(out)
     assert len(read_rows(out / "train") + read_rows(out / "eval")) == 12
