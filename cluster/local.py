@@ -78,7 +78,8 @@ def submit(job: Job, overrides: list[str]) -> int:
     """
     _check_supported(job)
     run, pid = run_folder(job, overrides).resolve(), os.getpid()
-    record = JobRecord(job.name, "local", str(run), socket.gethostname(), pid, processes.start_time(pid))
+    started = processes.start_time(pid)
+    record = JobRecord(job.name, "local", str(run), socket.gethostname(), pid, started, is_command=bool(job.command))
     with claim(job.log_folder):
         _refuse_second(job)
         keep_files(job)

@@ -34,7 +34,13 @@ class JobRecord:
     pid_started: str | None = None  # tells it from a later process of the same id
     job_id: str = ""  # the scheduler's
     makes_shards: bool = False
+    is_command: bool = False
     attempts: list[JobAttempt] = field(default_factory=list)
+
+    @property
+    def makes_steps(self) -> bool:
+        """Whether their number tells how far it is."""
+        return not (self.makes_shards or self.is_command)
 
     def save(self, logs: Path) -> None:
         write_durably(logs / RECORD, json.dumps(asdict(self), indent=1))

@@ -34,7 +34,7 @@ def as_text(status: JobStatus) -> str:
     lines = [f"{status.record.name}: {status.words}"]
     lines += [describe_attempt(one, status.running and one in last) for one in status.attempts]
     lines += [f"{Path(run.record.run_folder).name} {run.words}, {_progress(run.record)}" for run in status.runs]
-    if not status.runs and not status.record.makes_shards:
+    if not status.runs and status.record.makes_steps:
         lines.append(_progress(status.record))
     return "\n  ".join(lines)
 
@@ -56,7 +56,7 @@ def as_facts(status: JobStatus) -> dict[str, Any]:
 
 def describe_end(record: JobRecord) -> str:
     """Such as "has ended at step 120."."""
-    if record.makes_shards:
+    if not record.makes_steps:
         return "has ended."
     metrics = last_training_line(Path(record.run_folder))
     return "has ended " + (f"at step {metrics['step']}." if metrics else "before its first step.")

@@ -85,7 +85,7 @@ class Supervisor:
             if code in FINAL or self._signals:
                 break
             steps.append(self.record.attempts[-1].step or 0)
-            if is_stuck(steps):
+            if self.record.makes_steps and is_stuck(steps):
                 log.info(f"attempt {number} {describe_exit(code)}; {describe_stuck(max(steps))}")
                 break
             more = "starting again" if number < last else "no restart is left"

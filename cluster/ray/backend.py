@@ -118,7 +118,9 @@ def submit(job: Job, overrides: list[str]) -> int:
         refuse_other_values(job, folder)
         keep_files(job)
         job_id = f"{job.name}-{secrets.token_hex(4)}"
-        JobRecord(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts).save(folder)
+        record = JobRecord(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts)
+        record.is_command = bool(job.command)
+        record.save(folder)
         spec.save(folder / FILE)
         metadata = {"job": job.name, "run": spec.run_folder}
         with refusals_as_mistakes():

@@ -53,7 +53,7 @@ class Coordinator:
 
     def __init__(self, spec: RayJobSpec) -> None:
         self._logs = Path(spec.logs)
-        self._record = JobRecord(spec.job.name, "ray", spec.run_folder, "")
+        self._record = JobRecord(spec.job.name, "ray", spec.run_folder, "", is_command=bool(spec.job.command))
         if (self._logs / RECORD).exists():
             self._record = read_record(self._logs)
         self._now: RunningAttempt | None = None
@@ -193,7 +193,7 @@ class Coordinator:
             attempt.step = max(now.step, *self._steps, 0)
             self._steps.append(attempt.step)
             self._say(f"attempt {attempt.number} {describe_exit(attempt.exit_code)}")
-            if is_stuck(self._steps) and attempt.exit_code not in FINAL:
+            if self._record.makes_steps and is_stuck(self._steps) and attempt.exit_code not in FINAL:
                 self._end(describe_stuck(attempt.step))
             elif attempt.exit_code not in FINAL and not now.stop:
                 self._count_restart()

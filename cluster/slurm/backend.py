@@ -70,7 +70,7 @@ def submit(job: Job, overrides: list[str]) -> int:
         if job.sweep:
             (job.log_folder / VALUES).write_text(json.dumps(_values(job.sweep)), encoding="utf-8")
         folder = str(run_folder(job, overrides).resolve())
-        record = JobRecord(job.name, "slurm", folder, socket.gethostname(), job_id=job_id)
+        record = JobRecord(job.name, "slurm", folder, socket.gethostname(), job_id=job_id, is_command=bool(job.command))
         record.save(job.log_folder)
         if job.sweep:
             for number, run in enumerate(_script_runs(job, overrides)):

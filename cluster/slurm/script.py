@@ -58,7 +58,7 @@ def script(job: Job, runs: Sequence[ScriptRun], first_attempt: int) -> str:
         command=_command(job, runs),
         launch=launchers.launch(job, [word for run in runs for word in run.overrides]),
         stop=launchers.LAUNCHERS[job.launcher].stop,
-        fruitless=FRUITLESS,
+        fruitless=job.requeue + 1 if job.command else FRUITLESS,  # a command makes no steps
         stuck=describe_stuck("${step:-0}"),
     )
 

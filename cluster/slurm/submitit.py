@@ -112,7 +112,7 @@ class TrainJob:
         while rank.poll() is None:  # no wait(): checkpoint() interrupts this, and must not find its lock taken
             time.sleep(POLL_SECONDS)
         code = rank.returncode
-        if code not in FINAL and here.global_rank == 0 and self._is_stuck(restarts):
+        if code not in FINAL and here.global_rank == 0 and not self.job.command and self._is_stuck(restarts):
             raise UserError(f"Rank 0 ended with exit code {code}, and {describe_stuck(self._newest_step())}.")
         if code in (ExitCode.MISTAKE, ExitCode.USAGE) or (code != ExitCode.DONE and restarts >= self.job.requeue):
             raise UserError(f"Rank {here.global_rank} ended with exit code {code}: its log is in {attempt}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import BACKENDS, main
+from cluster.attempt import JobAttempt
 from cluster.check import check_run
 from cluster.job import load_job
 from cluster.pipeline import commands, slurm
@@ -17,6 +18,8 @@ from cluster.pipeline.graph import Graph
 from cluster.pipeline.proof import is_proven
 from cluster.pipeline.submission import draft, prepare
 from cluster.pipeline.words import as_job, job_file
+from cluster.record import JobRecord
+from cluster.status import JobStatus, as_text, describe_end
 from mvlm.errors import UserError
 
 WORDS = ["evaluate", "retrieval", "--checkpoint", "runs/a b", "--data", "shards", "--json", "out.json"]
@@ -110,6 +113,13 @@ def test_a_sweep_and_a_preflight_need_a_run(job: Path, capsys: pytest.CaptureFix
     job.write_text(JOB + '[sweep]\nvalues = { "optim.lr" = [1, 2] }\n')
     with pytest.raises(UserError, match=r"\[sweep\]"):
         load_job(job)
+
+
+def test_a_job_that_makes_no_steps_is_not_said_to_have_made_none(tmp_path: Path) -> None:
+    record = JobRecord("eval", "local", str(tmp_path), "here", is_command=True)
+    status = JobStatus(record, "not running, the last attempt is done", False, False, [JobAttempt(1, 0.0, 9.0, 0)])
+    assert as_text(status).splitlines() == [f"eval: {status.words}", "  attempt 1 is done (0 min 9 s)"]
+    assert describe_end(record) == "has ended."
 
 
 @pytest.mark.campaign

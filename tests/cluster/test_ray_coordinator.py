@@ -80,6 +80,16 @@ def test_restarts_without_a_new_step_end_the_job(coordinator, tmp_path):
     )
 
 
+def test_a_command_makes_no_steps_that_could_be_missed(tmp_path):
+    job = Job("scores", command=("score", "shards"), requeue=REQUEUE)
+    coordinator = Coordinator(RayJobSpec(job, [], str(tmp_path), "python", str(tmp_path), str(tmp_path / "logs")))
+
+    async def story():
+        return [await outcome(coordinator, await coordinator.begin(1), {0: 75}) for _ in range(REQUEUE + 1)]
+
+    assert [one.final for one in asyncio.run(story())] == [False] * REQUEUE + [True]
+
+
 def test_a_job_is_restarted_as_often_as_it_allows(coordinator, tmp_path):
     """An attempt whose workers are lost counts; one that ends for nodes that have come does not."""
 

@@ -92,6 +92,15 @@ def test_restarts_without_a_new_step_end_the_job(cluster, job, tmp_path):
     assert ending(script, tmp_path, 8, code=0) == (0, "cluster: restart 8 of 7 ends with 0\n")
 
 
+def test_a_command_which_makes_no_steps_is_restarted_as_often_as_the_job_allows(cluster, tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text('[job]\nname = "scores"\ncommand = ["score", "shards", "--checkpoint", "run"]\nrequeue = 5\n')
+    script = slurm.render(load_job(job), [])
+    assert ["requeue JobState" in ending(script, tmp_path, restarts)[1] for restarts in range(6)] == [True] * 5 + [
+        False
+    ]
+
+
 @pytest.mark.parametrize("override", MISTAKES)
 @pytest.mark.parametrize("command", ["render", "submit"])
 def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, override):

@@ -22,6 +22,7 @@ from cluster.record import JobRecord
 from cluster.supervisor import Supervisor, TimeLimit
 logs, launcher, restarts, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), TimeLimit(*map(float, sys.argv[4:]))
 record = JobRecord("small", "local", str(logs), socket.gethostname(), os.getpid(), start_time(os.getpid()))
+record.is_command = "IS_COMMAND" in os.environ
 watch = Supervisor(record, logs, lambda number: [sys.executable, "-c", launcher], inherited(), restarts, limit)
 sys.exit(watch.run())
 """
@@ -104,6 +105,12 @@ raise SystemExit(75)
     assert f"3 restarts in a row have made no step beyond {newest}, so the job ends: see how its logs end" in said
     steps = [attempt["step"] for attempt in json.loads((tmp_path / "job.json").read_text())["attempts"]]
     assert steps[-4:] == [newest] * 4
+
+
+def test_a_command_which_makes_no_steps_is_restarted_as_often_as_the_job_allows(watch, tmp_path, monkeypatch):
+    monkeypatch.setenv("IS_COMMAND", "1")
+    assert watch("raise SystemExit(75)", restarts=5).wait(60) == 75
+    assert exit_codes(tmp_path) == [75] * 6
 
 
 def test_a_later_submission_counts_on(watch, tmp_path):
