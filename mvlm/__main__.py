@@ -17,7 +17,7 @@ from mvlm.cli.suggest import suggest_command, suggest_option
 from mvlm.errors import ExitCode, UserError, cannot_write
 from mvlm.runtime.cpu import keep_freed_memory
 from mvlm.runtime.imports import uncollected
-from mvlm.runtime.launch import environment, leave
+from mvlm.runtime.launch import end_when_told, environment, leave
 from mvlm.runtime.log import rank_log
 from mvlm.runtime.output import CLOSED, let_go, nobody_reads
 from mvlm.runtime.storage import NO_ROOM
@@ -52,6 +52,9 @@ takes seconds for some."""
 
 INFERRING = frozenset({"evaluate", "index", "predict", "report", "score", "search", "serve"})
 """Commands that compute with a trained model, in a process of their own."""
+
+SHARED = frozenset({"evaluate", "index", "score"})
+"""Commands whose work a launcher's ranks share. They leave nothing half-done that would have to be saved."""
 
 EXTRAS = {"serve": ("fastapi", "uvicorn")}
 """Commands with an extra of their name, and what it installs."""
@@ -130,7 +133,10 @@ def _report_mistake(error: UserError) -> int:
 
 def run() -> NoReturn:
     """Run the command that was typed, and end this process with its exit code."""
-    if not INFERRING.isdisjoint(sys.argv[1:3]):  # after the launcher's --local_rank, where that is
+    typed = sys.argv[1:3]  # the command, after the launcher's --local_rank, where that is
+    if not SHARED.isdisjoint(typed):
+        end_when_told()
+    if not INFERRING.isdisjoint(typed):
         keep_freed_memory()  # a third of an index's time was the kernel's, clearing it
     code = main()
     let_go(sys.stdout)

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from mvlm.errors import ExitCode
+
 LAUNCHERS = ("deepspeed", "torchrun")
 """As they are typed."""
 HELD = "MVLM_HELD"
@@ -47,6 +49,35 @@ def is_held() -> bool:
 def is_released() -> bool:
     """Waits for the word of whoever started this rank; False where that has ended without giving it."""
     return bool(sys.stdin.buffer.read(1))
+
+
+def end_when_told() -> None:
+    """Have SIGTERM and SIGUSR1 end this process with 75 if a launcher has started it, whatever it waits for.
+
+    For ranks with nothing to save. A thread does it: Python's handlers wait until the main thread is back from C.
+    """
+    if not {"RANK", "SLURM_PROCID"} & os.environ.keys():
+        return
+    told, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    for number in numbers:
+        signal.signal(number, lambda number, frame: None)
+
+    def wait() -> None:
+        while os.read(told, 1)[0] not in numbers:
+            pass
+        os.write(sys.stderr.fileno(), b"Stopped by a signal: start the same command again.\n")
+        os._exit(ExitCode.REQUEUE)
+
+    def forget() -> None:
+        signal.set_wakeup_fd(-1)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=forget)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def leave(code: int) -> NoReturn:

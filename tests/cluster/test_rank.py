@@ -9,6 +9,7 @@ import time
 import pytest
 
 from cluster.logs import rank_log
+from mvlm.runtime.launch import free_port
 from tests.conftest import ROOT
 
 SLOW_TO_LISTEN = """
@@ -45,6 +46,23 @@ def test_a_rank_too_young_to_listen_is_told_later(tmp_path, number):
         time.sleep(0.02)
     process.send_signal(number)
     assert process.wait(20) == 75
+
+
+@pytest.mark.parametrize("command", ["evaluate retrieval --data shards", "index shards --out index", "score shards"])
+def test_a_command_that_has_no_steps_to_save_ends_when_it_is_told(tmp_path, command):
+    """While it waits for another rank, or still imports what it needs for that."""
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/index.json").touch()
+    words = [sys.executable, "-m", "mvlm", *command.split(), "--checkpoint", "run"]
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    process = start(tmp_path, *words, **ranks, PYTHONPATH=str(ROOT))
+    log = tmp_path / "rank-00000.log"
+    while not log.exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert log.read_text() == "Stopped by a signal: start the same command again.\n"
 
 
 def test_a_command_can_come_by_a_file(tmp_path):
