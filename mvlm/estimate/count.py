@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mvlm.batch import Batch, Encoded, GlobalBatch, LabelledBatch, Negative
 from mvlm.config.schema import Data, Optim
-from mvlm.estimate.parts import PARTS, FlopsByPart, part_of
+from mvlm.estimate.parts import FlopsByPart
 from mvlm.estimate.sums import SumCounter, Sums
 from mvlm.estimate.synthetic import synthetic_batch
 from mvlm.model.finetune import TaskModel
@@ -25,6 +25,7 @@ from mvlm.model.flops import GPU, flop_counter, linear_by_torch, on_meta, withou
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.blocks import find_blocks
+from mvlm.training.gradient_norms import PARTS, part_of
 from mvlm.training.match_groups import Passes
 from mvlm.training.optim import muon_shapes, parameter_groups
 from mvlm.training.parallelize import recompute_blocks

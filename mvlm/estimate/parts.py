@@ -1,4 +1,4 @@
-"""The parts of a model that its parameters and operations are reported by."""
+"""The operations of each part of a model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
-"""In the order in which they are reported."""
+from mvlm.training.gradient_norms import part_of
 
 
 class FlopsByPart:
@@ -49,9 +48,3 @@ class FlopsByPart:
                 result.register_hook(enter)
 
         return leave
-
-
-def part_of(name: str) -> str:
-    """That a parameter or module belongs to."""
-    part = name.split(".")[0]
-    return part if part in PARTS else "heads"

@@ -13,11 +13,12 @@ from mvlm.runtime import dist, replicas
 from mvlm.training.zero.shares import ParamSlice
 
 PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
-"""First words of the parameters' names; what has another, such as projections and temperature, counts as a head."""
+"""First words of the names of parameters and modules, in the order in which they are reported; what has another, such
+as projections and temperature, counts as a head."""
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to."""
+    """The part of the model that a parameter or module belongs to."""
     part = name.partition(".")[0]
     return part if part in PARTS else "heads"
 
