@@ -76,25 +76,14 @@ class Img2datasetSource(Cuttable):
             self.position += size
 
     def _shard(self, folder: Path, name: str) -> Iterator[Record | Dropped]:
-        table = folder / f"{name}.parquet"
-        if not (folder / f"{name}.tar").is_file():
-            yield from self._listed_images(folder, name, table)
-            return
-        rows: dict[str, dict[str, Any]] = {}
-        problems = list(_held(table, name, rows))
-        yield from self._tar(folder / f"{name}.tar", name, rows)
-        yield from (_record(folder, name, row) for row in rows.values())
-        yield from problems
-
-    def _listed_images(self, folder: Path, name: str, table: Path) -> Iterator[Record | Dropped]:
-        """Of a shard without a tar: the images are in the table, or files."""
-        if not table.is_file():
-            yield Dropped("", NO_TABLE, name, table.name)
-            return
-        try:
-            yield from (_record(folder, name, row) for row in _rows(table))
-        except (pa.ArrowException, OSError) as error:
-            yield Dropped("", DAMAGED_TABLE, name, str(error)[:200])
+        """Without a tar the images are in the table, or files."""
+        listed = _table(folder / f"{name}.parquet", name)
+        if (folder / f"{name}.tar").is_file():
+            held = list(listed)
+            rows = {str(row.get("key")): row for row in held if isinstance(row, dict)}
+            yield from self._tar(folder / f"{name}.tar", name, rows)
+            listed = iter([*rows.values(), *(row for row in held if isinstance(row, Dropped))])
+        yield from (row if isinstance(row, Dropped) else _record(folder, name, row) for row in listed)
 
     def _tar(self, path: Path, name: str, rows: dict[str, dict[str, Any]]) -> Iterator[Record | Dropped]:
         """The tar's records, with what the table's `rows` say of them, which are then taken out of these.
@@ -120,13 +109,13 @@ def _joined(item: Record | Dropped, row: dict[str, Any]) -> Record | Dropped:
     return replace(item, captions=captions, fields=row | dict(item.fields))
 
 
-def _held(table: Path, name: str, rows: dict[str, dict[str, Any]]) -> Iterator[Dropped]:
-    """Fill in the rows of a table by key; yield what is wrong with it."""
-    if not table.is_file():
-        yield Dropped("", NO_TABLE, name, table.name)
+def _table(path: Path, name: str) -> Iterator[dict[str, Any] | Dropped]:
+    """The rows of a shard's table, and last what is wrong with it."""
+    if not path.is_file():
+        yield Dropped("", NO_TABLE, name, path.name)
         return
     try:
-        rows.update((str(row.get("key")), row) for row in _rows(table))
+        yield from _rows(path)
     except (pa.ArrowException, OSError) as error:
         yield Dropped("", DAMAGED_TABLE, name, str(error)[:200])
 
