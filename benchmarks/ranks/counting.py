@@ -28,11 +28,18 @@ def keep(name: str, found: dict[str, Any]) -> None:
 
 
 def about() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {"torch": torch.__version__, "cpus": os.cpu_count(), "python": platform.python_version()} | {
+    return {
+        "torch": torch.__version__,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 1),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    told = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return told.stdout.strip()
 
 
 class CountingStore(torch_dist.Store):

@@ -9,7 +9,6 @@ ranks.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results" / "folder.jsonl"
 sys.path[0] = str(ROOT)
 
+from benchmarks.ranks.counting import commit, keep  # noqa: E402
 from mvlm.runtime.launch import free_port  # noqa: E402
 from mvlm.training.health.heartbeat import period_s  # noqa: E402
 
@@ -44,14 +43,10 @@ def main() -> None:
     words.add_argument("shards", type=Path)
     words.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     asked = words.parse_args()
-    RESULTS.parent.mkdir(exist_ok=True)
     for ranks in asked.ranks:
         with tempfile.TemporaryDirectory() as folder:
             found = {"ranks": ranks} | counted(Path(folder), asked.shards.absolute(), ranks)
-        commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        print(json.dumps(found), flush=True)
-        with RESULTS.open("a") as file:
-            print(json.dumps(found | {"commit": commit.stdout.strip()}), file=file)
+        keep("folder.jsonl", found | {"commit": commit()})
 
 
 def counted(folder: Path, shards: Path, ranks: int) -> dict[str, Any]:

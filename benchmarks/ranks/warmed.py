@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,10 +21,10 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results" / "warmed.jsonl"
 sys.path[0] = str(ROOT)
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
 
+from benchmarks.ranks.counting import commit, keep  # noqa: E402
 from tests.conftest import TINY  # noqa: E402
 from tests.ranks import mvlm, run_ranks  # noqa: E402
 
@@ -87,12 +86,8 @@ def main() -> None:
     words.add_argument("shards", type=Path)
     words.add_argument("--ranks", type=int, nargs="+", default=[1, 16, 64])
     asked = words.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     for ranks in asked.ranks:
-        found = measured(asked.shards.absolute(), ranks) | {"commit": commit.stdout.strip()}
-        print(json.dumps(found), flush=True)
-        with RESULTS.open("a") as file:
-            print(json.dumps(found), file=file)
+        keep("warmed.jsonl", measured(asked.shards.absolute(), ranks) | {"commit": commit()})
 
 
 if __name__ == "__main__":
