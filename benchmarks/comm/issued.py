@@ -114,9 +114,8 @@ def one_rank(rank: int, world: int, port: int, cases: list[str], folder: str) ->
 
 
 def _step(case: str, issued: Issued, world: int, folder: str) -> dict[str, Any]:
-    from benchmarks.step.sizes import SIZES, build, make_batch
+    from benchmarks.step.sizes import SIZES, build, engine_for, make_batch
     from mvlm.config.load import load_config
-    from mvlm.training.parallelize import parallelize
     from mvlm.training.zero.config import RunSide, resolve
 
     size = SIZES["tiny"]
@@ -129,15 +128,7 @@ def _step(case: str, issued: Issued, world: int, folder: str) -> dict[str, Any]:
     run = RunSide(("json", "toml"), folder, config.train, config.optim, world, (100, 10), parameters)
     resolved = resolve({"zero_optimization": zero, "bf16": {"enabled": True}}, run)
     issued.watch(model)
-    engine = parallelize(
-        model,
-        resolved,
-        train=config.train,
-        kernels=config.kernels,
-        optim=config.optim,
-        objectives=config.objectives,
-        seed=0,
-    )
+    engine = engine_for(model, config, resolved)
     engine.step([batch], 0.5, 0)
     with issued.counting():
         engine.step([batch], 0.5, 1)

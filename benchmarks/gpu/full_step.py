@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.record import Line, Record, device, finish, seconds_left
-from benchmarks.step.sizes import SIZES, Size, build, make_batch
+from benchmarks.step.sizes import SIZES, Size, build, engine_for, make_batch
 from benchmarks.step.variants import speed_up
 from mvlm.batch import Batch
 from mvlm.config.schema import Config, Kernels
@@ -127,22 +127,13 @@ def prepare_update(size: Size, way: str) -> tuple[Callable[[int], Tensor], list[
     """The engine's step as a run makes it."""
     from mvlm.runtime import dist
     from mvlm.training.optim import count_parameters
-    from mvlm.training.parallelize import parallelize
     from mvlm.training.zero.config import RunSide, resolve
 
     dist.init()
     config, model = configuration(size, way), build(size)
     batches = [make_batch(size, model.grid, start=n * size.pairs, rounding=rounding(way)) for n in range(BATCHES)]
     side = RunSide(("json", "toml"), "", config.train, config.optim, 1, (1000, 10), count_parameters(model))
-    engine = parallelize(
-        model,
-        resolve(DS_JSON, side),
-        train=config.train,
-        kernels=config.kernels,
-        optim=config.optim,
-        objectives=config.objectives,
-        seed=0,
-    )
+    engine = engine_for(model, config, resolve(DS_JSON, side))
     assert isinstance(engine.model, MaskVLM)
     return (
         lambda turn: torch.stack(list(engine.step([batches[turn % BATCHES]], 1e-3, turn).values())).sum(),

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 from benchmarks.step.ladder import device_name
-from benchmarks.step.sizes import SIZES, Size, build, make_batch
+from benchmarks.step.sizes import SIZES, Size, build, engine_for, make_batch
 from mvlm.batch import Batch
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.memory import contrastive_bytes, peak
@@ -31,8 +31,6 @@ from mvlm.model.flops import GPU, count_flops
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.runtime.live_memory import LiveMemory
-from mvlm.training.engine import Engine
-from mvlm.training.parallelize import parallelize
 from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.memory import Zero, states
 
@@ -120,33 +118,20 @@ def _counted(size: Size, batch: Batch, device: torch.device) -> int:
     return count_flops(lambda: sum(model(batch).values()).backward())
 
 
-def engine_for(model: MaskVLM, size: Size, resolved: dict[str, Any]) -> Engine:
-    config = size.config
-    return parallelize(
-        model,
-        resolved,
-        train=config.train,
-        kernels=config.kernels,
-        optim=config.optim,
-        objectives=config.objectives,
-        seed=config.run.seed,
-    )
-
-
 def _peak_of_second_step(
     model: MaskVLM, size: Size, resolved: dict[str, Any], batches: list[Batch], memory: LiveMemory
 ) -> float:
     """The first step makes the optimiser's state."""
     on_gpu = dist.device().type == "cuda"
     if on_gpu:
-        engine = engine_for(model, size, resolved)
+        engine = engine_for(model, size.config, resolved)
         engine.step(batches, 0.5, 0)
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
         engine.step(batches, 0.5, 1)
         return float(torch.cuda.max_memory_allocated())
     with memory:
-        engine = engine_for(model, size, resolved)
+        engine = engine_for(model, size.config, resolved)
         engine.step(batches, 0.5, 0)
         gc.collect()
         memory.peak = memory.live

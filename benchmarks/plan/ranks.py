@@ -29,8 +29,8 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 import torch
 import torch.distributed as torch_dist
 
-from benchmarks.plan.compare import README, engine_for
-from benchmarks.step.sizes import ROOT, Size, build, make_batch, overrides
+from benchmarks.plan.compare import README
+from benchmarks.step.sizes import ROOT, Size, build, engine_for, make_batch, overrides
 from mvlm.estimate.cards import CARDS
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.memory import contrastive_bytes, peak
@@ -223,7 +223,7 @@ def engine_of(case: Case, size: Size, folder: str) -> tuple[Engine, Any]:
     ]
     count = sum(parameter.numel() for parameter in model.parameters())
     side = RunSide(("json", "toml"), folder, config.train, config.optim, replicas.world(), (100, 10), count)
-    return engine_for(model, size, resolve(case.content, side)), batches
+    return engine_for(model, config, resolve(case.content, side)), batches
 
 
 def carried() -> float:

@@ -29,6 +29,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_L
 
 import torch  # noqa: E402
 
+from benchmarks.step.sizes import engine_for  # noqa: E402
 from mvlm.checkpoint.fencing import FencingToken  # noqa: E402
 from mvlm.checkpoint.integrity import find_damage  # noqa: E402
 from mvlm.checkpoint.layout import CHECKPOINTS, step_name  # noqa: E402
@@ -41,7 +42,6 @@ from mvlm.training.checkpoint.resume import restore  # noqa: E402
 from mvlm.training.checkpoint.save import Saver  # noqa: E402
 from mvlm.training.engine import Engine  # noqa: E402
 from mvlm.training.optim import count_parameters  # noqa: E402
-from mvlm.training.parallelize import parallelize  # noqa: E402
 from mvlm.training.zero.config import RunSide, resolve  # noqa: E402
 
 STEP, PER_PARAMETER, LIMIT = 7, 12, 1.1
@@ -160,9 +160,7 @@ def engine_of(stage: int, bf16: bool, seed: int) -> Engine:
     model, weights = build_recorded(config.blueprint, Vocabulary(2000, 1))
     content: dict[str, Any] = {"zero_optimization": {"stage": stage}} | ({"bf16": {"enabled": True}} if bf16 else {})
     side = RunSide(("json", "toml"), "", config.train, config.optim, dist.world(), (10, 2), count_parameters(model))
-    ds_config = resolve(content, side)
-    parts = {"train": config.train, "kernels": config.kernels, "optim": config.optim, "objectives": config.objectives}
-    return parallelize(model, ds_config, seed=config.run.seed, weights=weights, **parts)
+    return engine_for(model, config, resolve(content, side), weights)
 
 
 def save(run: Path, stage: int, bf16: bool) -> dict[str, Any]:

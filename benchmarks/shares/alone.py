@@ -40,6 +40,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
 from benchmarks.shares.__main__ import STEP, bytes_read, commit  # noqa: E402
 from benchmarks.shares.build import M_MMAP_THRESHOLD, memory  # noqa: E402
+from benchmarks.step.sizes import engine_for  # noqa: E402
 from mvlm.checkpoint.fencing import FencingToken  # noqa: E402
 from mvlm.checkpoint.integrity import find_damage  # noqa: E402
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, STATE, Entry, step_name  # noqa: E402
@@ -54,7 +55,6 @@ from mvlm.training.checkpoint.resume import restore  # noqa: E402
 from mvlm.training.checkpoint.save import Saver  # noqa: E402
 from mvlm.training.engine import Engine  # noqa: E402
 from mvlm.training.optim import count_parameters  # noqa: E402
-from mvlm.training.parallelize import parallelize  # noqa: E402
 from mvlm.training.zero.config import RunSide, resolve  # noqa: E402
 from mvlm.training.zero.json_file import read_deepspeed_json  # noqa: E402
 from mvlm.training.zero.start import import_deepspeed  # noqa: E402
@@ -149,7 +149,7 @@ def save(run: Path, rank: int, ranks: int, fp32: bool) -> dict[str, Any]:
     config, model, weights, ds_config = described(fp32, seed=0)
     facts = {"parameters": count_parameters(model), "largest": 4 * max(p.numel() for p in model.parameters())}
     meter = Meter()
-    engine = engine_of(config, model, weights, ds_config)
+    engine = engine_for(model, config, ds_config, weights)
     meter.tell("built")
     engine.prepare_state(STEP)
     engine.updates = STEP
@@ -172,9 +172,9 @@ def save(run: Path, rank: int, ranks: int, fp32: bool) -> dict[str, Any]:
 def restored(run: Path, rank: int, ranks: int, fp32: bool) -> dict[str, Any]:
     """Build with other weights, and restore what this rank saved."""
     be_alone(rank, ranks)
-    parts = described(fp32, seed=1)
+    config, model, weights, ds_config = described(fp32, seed=1)
     meter, checkpoint = Meter(), run / CHECKPOINTS / step_name(STEP)
-    engine = engine_of(*parts)
+    engine = engine_for(model, config, ds_config, weights)
     before = bytes_read()
     find_damage(checkpoint)
     verified = bytes_read() - before
@@ -203,12 +203,6 @@ def described(fp32: bool, seed: int) -> tuple[Any, Any, InitialWeights, dict[str
     content = read_deepspeed_json(ROOT / "ds_configs/zero3.json") | ({"bf16": {"enabled": False}} if fp32 else {})
     side = RunSide(("json", "toml"), "", config.train, config.optim, dist.world(), (10, 2), count_parameters(model))
     return config, model, weights, resolve(content, side)
-
-
-def engine_of(config: Any, model: Any, weights: InitialWeights, ds_config: dict[str, Any]) -> Engine:
-    """As a run makes it."""
-    parts = {"train": config.train, "kernels": config.kernels, "optim": config.optim, "objectives": config.objectives}
-    return parallelize(model, ds_config, seed=config.run.seed, weights=weights, **parts)
 
 
 def drawn(name: str, key: str, start: int, stop: int) -> Tensor:

@@ -29,7 +29,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 
 from benchmarks.step.ladder import FOLDER, RESULTS, read
-from benchmarks.step.sizes import ROOT, SIZES, Size, build, make_batch
+from benchmarks.step.sizes import ROOT, SIZES, Size, build, engine_for, make_batch
 from benchmarks.step.table import END
 from benchmarks.step.trial import _forget_peak, _memory, _peak
 from benchmarks.step.variants import LADDER
@@ -38,7 +38,6 @@ from mvlm.runtime import dist
 from mvlm.runtime.cpu import keep_freed_memory
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.engine import Engine
-from mvlm.training.parallelize import parallelize
 from mvlm.training.zero.config import RunSide, resolve
 
 CPU = torch.device("cpu")
@@ -144,16 +143,7 @@ def engine_of(stage: int, size: Size, folder: str) -> tuple[Engine, Batch]:
     batch, count = make_batch(size, model.grid), sum(parameter.numel() for parameter in model.parameters())
     side = RunSide(("json", "toml"), folder, config.train, config.optim, 1, (100, 10), count)
     resolved = resolve({"zero_optimization": {"stage": stage}}, side)
-    engine = parallelize(
-        model,
-        resolved,
-        train=config.train,
-        kernels=config.kernels,
-        optim=config.optim,
-        objectives=config.objectives,
-        seed=0,
-    )
-    return engine, batch
+    return engine_for(model, config, resolved), batch
 
 
 def table(lines: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,12 @@ from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.bpe import SPECIAL_TOKENS
 from mvlm.data.samples.captions import FINE, Rounding
 from mvlm.data.samples.pairs import Pair
+from mvlm.model.initialization import InitialWeights
 from mvlm.model.masking import Purpose, generator, patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
+from mvlm.training.engine import Engine
+from mvlm.training.parallelize import parallelize
 
 ROOT = Path(__file__).parents[2]
 SHORTEST = 8  # tokens of a synthetic caption, with the two special ones
@@ -86,6 +90,14 @@ def build(size: Size) -> MaskVLM:
         mask_token="<mask>",
     )
     return build_model(size.config.blueprint, tokenizer)
+
+
+def engine_for(
+    model: MaskVLM, config: Config, resolved: dict[str, Any], weights: InitialWeights | None = None
+) -> Engine:
+    """As a run makes it, of a resolved DeepSpeed JSON."""
+    parts = {"train": config.train, "kernels": config.kernels, "optim": config.optim, "objectives": config.objectives}
+    return parallelize(model, resolved, seed=config.run.seed, weights=weights, **parts)
 
 
 def make_batch(
