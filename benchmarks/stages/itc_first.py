@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,8 @@ from typing import Any
 
 from benchmarks.claim.corpora import prepare
 from benchmarks.claim.grid import EMOJI, SCENES
+from benchmarks.small.__main__ import keep, read
+from benchmarks.small.cell import JSON, TOML, commit
 from data_tools.__main__ import main as data_tools
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, read_stages
@@ -32,7 +33,6 @@ from mvlm.training.fit.run import train
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CELLS = HERE / "results/itc_first.jsonl"
-TOML, JSON = ROOT / "mvlm/configs/tiny.toml", str(ROOT / "ds_configs/cpu.json")
 ROUNDS, MEASURED = 5, 30  # in which a cost is measured, and updates of each
 SETTINGS = (
     "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}",
@@ -103,16 +103,6 @@ def corpora(home: Path) -> dict[str, tuple[list[str], str]]:
     }
 
 
-def read(cells: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in cells.read_text().splitlines()] if cells.exists() else []
-
-
-def keep(cells: Path, cell: dict[str, Any]) -> None:
-    cells.parent.mkdir(exist_ok=True)
-    with cells.open("a") as file:
-        file.write(json.dumps(cell) + "\n")
-
-
 def measure(folders: tuple[list[str], str], home: Path, arm: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one arm and return what its last evaluation found."""
     home.mkdir(exist_ok=True)
@@ -172,11 +162,6 @@ def trained(
     config, given = load_config(toml, words), given_keys(toml, words)
     assert train(config, (JSON, str(toml)), given, evaluator, None, read_stages(toml)) == 0
     return time.process_time() - began
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    return found.stdout.strip()
 
 
 def table() -> str:

@@ -18,19 +18,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stages.itc_first import (
-    HERE,
-    SHOWN,
-    asked,
-    commit,
-    compared,
-    corpora,
-    keep,
-    last_evaluation,
-    read,
-    relative_cost,
-    trained,
-)
+from benchmarks.small.__main__ import keep, read
+from benchmarks.small.cell import commit
+from benchmarks.stages.itc_first import HERE, SHOWN, asked, compared, corpora, last_evaluation, relative_cost, trained
 from mvlm.runtime import dist
 
 CELLS = HERE / "results/muon.jsonl"

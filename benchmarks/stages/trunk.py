@@ -21,7 +21,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stages.itc_first import HERE, JSON, SETTINGS, SHOWN, TOML, asked, commit, compared, corpora, keep, read
+from benchmarks.small.__main__ import keep, read
+from benchmarks.small.cell import JSON, TOML, commit
+from benchmarks.stages.itc_first import HERE, SETTINGS, SHOWN, asked, compared, corpora, last_evaluation
 
 CELLS = HERE / "results/trunk.jsonl"
 CORPORA = ("emoji", "scenes")
@@ -82,8 +84,7 @@ def trainer(folders: tuple[list[str], str], home: Path, seed: int) -> Any:
     def run(name: str, *overrides: str) -> float:
         folder = home / name
         mvlm("train", TOML, "--deepspeed_config", JSON, *SETTINGS, *always, f"run.dir={folder}", *overrides)
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return next(line[MEASURE] for line in reversed(lines) if MEASURE in line)
+        return last_evaluation(folder)[MEASURE]
 
     return run
 
