@@ -71,15 +71,14 @@ class ShardReport:
         """Count what another part has counted."""
         for name in COUNTERS:
             getattr(self, name).update(getattr(other, name))
-        self.read, self.kept, self.captions = (
-            self.read + other.read,
-            self.kept + other.kept,
-            self.captions + other.captions,
-        )
+        self.read += other.read
+        self.kept += other.kept
+        self.captions += other.captions
         for name, of_it in other.sources.items():
             known = name in self.sources or len(self.sources) < MOST_SOURCES
             mine = self.sources.setdefault(name if known else OTHERS, SourceReport())
-            mine.read, mine.kept = mine.read + of_it.read, mine.kept + of_it.kept
+            mine.read += of_it.read
+            mine.kept += of_it.kept
             mine.dropped.update(of_it.dropped)
 
     def as_dict(self) -> dict[str, Any]:

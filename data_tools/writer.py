@@ -90,9 +90,6 @@ class CorpusWriter:
         """Finish the last shard."""
         self._flush()
         self._end_shard()
-        return self.manifest()
-
-    def manifest(self) -> Manifest:
         return Manifest(self.rows, self.captions, self.image_bytes, Shards(self.shards), self.task)
 
     def close(self) -> Manifest:
