@@ -60,16 +60,15 @@ class DedupIndex:
             self._at[place] = self.pictures.add(mark.look, mark.name)
 
 
-class Excluded:
-    """The images of some corpora, by how they look; all are decoded on opening."""
-
-    def __init__(self, corpora: Sequence[PathOrUrl], folder: Path, run: Map) -> None:
-        self.pictures = PerceptualHashFile(folder)
-        with corpora_here(corpora) as here:
-            for (name, _), look in run(row_perceptual_hash, _images(here), row_size):
-                if not look:
-                    raise UserError(f"{name} cannot be decoded: find what is damaged with `mvlm-data verify`.")
-                self.pictures.add(look, name)
+def excluded_pictures(corpora: Sequence[PathOrUrl], folder: Path, run: Map) -> PerceptualHashFile:
+    """The images of some corpora, by how they look."""
+    pictures = PerceptualHashFile(folder)
+    with corpora_here(corpora) as here:
+        for (name, _), look in run(row_perceptual_hash, _images(here), row_size):
+            if not look:
+                raise UserError(f"{name} cannot be decoded: find what is damaged with `mvlm-data verify`.")
+            pictures.add(look, name)
+    return pictures
 
 
 def row_perceptual_hash(row: tuple[str, bytes]) -> bytes:

@@ -21,6 +21,7 @@ from .near import NearJoin, PicturePairs
 from .part import PartManifest
 from .perceptual_hash import CUTS, SEEN
 from .perceptual_hash_file import PerceptualHashFile
+from .pipeline import Options
 from .record import Dropped
 from .report import ShardReport
 from .store.store import Store, part_file
@@ -107,16 +108,16 @@ def _place(part: int, number: int) -> int:
 
 
 def find_pairs(
-    store: Store, parts: Sequence[PartManifest], known: Sequence[PerceptualHashFile], among: bool, memory: int
-) -> PicturePairs:
-    """The images that may show the same, by their places.
+    store: Store, parts: Sequence[PartManifest], known: Sequence[PerceptualHashFile], options: Options
+) -> PicturePairs | None:
+    """The images that may show the same, by their places; None where none is looked for.
 
     Args:
         known: images that the rows' are compared with, whose places are their numbers, from one to the next.
-        among: whether those of the rows are compared with each other, too.
-        memory: bytes that sorting may take.
     """
-    join, count = NearJoin(store.work, memory, len(CUTS)), 0
+    if not options.checked.look:
+        return None
+    join, count = NearJoin(store.work, options.memory_bytes, len(CUTS)), 0
     for pictures in known:
         for start in range(0, len(pictures), MANY):
             seen = pictures.seen(start, min(start + MANY, len(pictures)))
@@ -129,7 +130,7 @@ def find_pairs(
             image = np.concatenate([NOBODY, *(np.arange(count, dtype=np.uint64) for count in images)])
             seen = np.frombuffer(b"".join(batch["seen"].to_pylist()), SEEN)
             _add(join, (rows << np.uint64(IMAGE_BITS)) + image, seen)
-    return join.pairs(count, among)
+    return join.pairs(count, among=options.dedup == "perceptual")
 
 
 def _add(join: NearJoin, places: np.ndarray, seen: np.ndarray) -> None:

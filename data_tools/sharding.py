@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mvlm.data.shards.schema import EMPTY_SPLIT, MANIFEST, Manifest
+from mvlm.data.shards.schema import EMPTY_SPLIT, MANIFEST
 from mvlm.errors import UserError
 from mvlm.runtime.storage import sync, write_durably
 
 from .corpora import manifest_at
-from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, DedupIndex, Excluded
+from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, DedupIndex, excluded_pictures
 from .engines import Map, engine
 from .engines.chunks import CHUNK_BYTES
 from .filters import TOO_ELONGATED, TOO_SMALL
@@ -134,11 +134,11 @@ def _made(
 
 
 def _losers(job: PartJob, done: list[PartManifest], run: Map) -> Losers:
-    options, store, memory = job.options, job.store, job.options.memory_bytes
-    excluded = Excluded(options.exclude, store.work, run).pictures
-    among = options.dedup == "perceptual"
-    pairs = find_pairs(store, done, [excluded], among, memory) if options.checked.look else None
-    suspects = find_suspects(store, done, ["id", "exact"] if options.dedup == "exact" else ["id"], pairs, memory)
+    options, store = job.options, job.store
+    excluded = excluded_pictures(options.exclude, store.work, run)
+    pairs = find_pairs(store, done, [excluded], options)
+    columns = ["id", "exact"] if options.dedup == "exact" else ["id"]
+    suspects = find_suspects(store, done, columns, pairs, options.memory_bytes)
     return find_losers(store, done, DedupIndex(options.dedup, store.work), excluded, pairs, suspects)
 
 
@@ -147,7 +147,7 @@ def _pruned(job: PartJob, parts: list[Part], done: list[PartManifest], losers: L
     away = {made.number: [loser.number for loser in losers.get(made.number, ())] for made in done}
     wrong = [made for made in done if made.pruned != digest(away[made.number])]
     again = [parts[made.number] for made in wrong if made.pruned]  # of a restart that has changed what it found
-    whole = {made.number: made for made in wrong} | _made(job, again, run, lambda image_bytes: None)
+    whole = {made.number: made for made in wrong} | _made(job, again, run)
     todo = [(parts[made.number], made, away[made.number]) for made in whole.values() if away[made.number]]
     kept = dict(whole)
     if len(todo) == 1:
@@ -173,15 +173,11 @@ def _finish(job: PartJob, out: Path | str, parts: list[PartManifest], losers: Lo
     texts = {YIELD: report.to_json(), YIELD_TEXT: report.text()}
     if options.origin is not None:
         texts[SOURCE] = json.dumps(dict(options.origin), indent=1) + "\n"
-    named = _files(found)
+    named = {within(name, MANIFEST): manifest.to_json() for name, manifest in found.items()}
     for name, text in (texts | named).items():
         write_durably(store.work / name, text)
     store.finish([QUARANTINE, *texts, *named])
     return report
-
-
-def _files(found: Mapping[str, Manifest]) -> dict[str, str]:
-    return {within(name, MANIFEST): manifest.to_json() for name, manifest in found.items()}
 
 
 def _check_tolerance(store: Store, report: ShardReport, out: Path | str, tolerate: float) -> None:

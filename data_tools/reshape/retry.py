@@ -25,12 +25,11 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, sync, write_durably
 
 from ..corpora import batches
-from ..dedup import NEAR_DUPLICATE, DedupIndex, Excluded, row_perceptual_hash, row_size
+from ..dedup import NEAR_DUPLICATE, DedupIndex, excluded_pictures, row_perceptual_hash, row_size
 from ..engines import Map, engine
 from ..filters import exact_hash
 from ..join import find_losers, find_pairs, total_report, write_dropped
 from ..marks import RowMark, id_digest
-from ..near import PicturePairs
 from ..part import PartManifest
 from ..pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
 from ..readers.source import Source
@@ -129,7 +128,7 @@ class _Retry:
         self._out, self._stage, self._options, self._near, self._map = out, stage, options, near, run
         self._manifests = {name: read_manifest(out / name) for name in options.names}
         self._index = DedupIndex(options.dedup, stage)
-        self._excluded = Excluded(options.exclude, stage, run).pictures
+        self._excluded = excluded_pictures(options.exclude, stage, run)
         self._ids: set[bytes] = set()  # of the rows there are
         rows = self._rows()
         looks = (
@@ -154,7 +153,8 @@ class _Retry:
         """Stage the shards, the manifests, the list and the report."""
         job = PartJob(FolderStore(self._stage, self._out), self._options)
         made = make_part(job, self._next(), self._records(source), self._map, on_record=on_record)
-        losers = find_losers(job.store, [made], self._index, self._excluded, self._pairs(job, made), None)
+        pairs = find_pairs(job.store, [made], [self._excluded, self._index.pictures], self._options)
+        losers = find_losers(job.store, [made], self._index, self._excluded, pairs, None)
         if losers:
             made = prune_part(job, made, [loser.number for loser in losers[made.number]])
         self._write_manifests(made)
@@ -175,13 +175,6 @@ class _Retry:
             write_durably(self._stage / name, text)
         sync(self._stage / QUARANTINE)
         return Outcome(len(listed), sum(recovered.values()), left)
-
-    def _pairs(self, job: PartJob, made: PartManifest) -> PicturePairs | None:
-        if not self._options.checked.look:
-            return None
-        among = self._options.dedup == "perceptual"
-        known = [self._excluded, self._index.pictures]
-        return find_pairs(job.store, [made], known, among, self._options.memory_bytes)
 
     def _next(self) -> int:
         """A number that no part of the corpora has."""
