@@ -31,18 +31,18 @@ PRETRAINED = ("foils", "recall")
 """What is measured without fine-tuning."""
 
 
-def limited_data(measured: Measured, file: Path) -> bool:
-    """Against the share of the training pairs; bars hold LEVEL of the seeds' mean. False: there is nothing to draw."""
+def limited_data(measured: Measured, file: Path) -> None:
+    """Against the share of the training pairs; bars hold LEVEL of the seeds' mean."""
     panels = [
         (corpus, name)
         for corpus in measured.corpora
         for name in TITLES
         if any(measured.values(_cell(corpus, ALL_FOUR, share, STEPS, name), name) for share in SHARES)
     ]
-    return _draw(panels, file, lambda axes, panel: _curves(axes, measured, *panel))
+    _draw(panels, file, lambda axes, panel: _curves(axes, measured, *panel))
 
 
-def ablation(measured: Measured, file: Path) -> bool:
+def ablation(measured: Measured, file: Path) -> None:
     """A bar for each row of the paper's Table 5, and the ALBEF-like one."""
     panels = [
         (corpus, name)
@@ -50,14 +50,14 @@ def ablation(measured: Measured, file: Path) -> bool:
         for name in PRETRAINED
         if measured.values(Cell(corpus, ALL_FOUR), name)
     ]
-    return _draw(panels, file, lambda axes, panel: _bars(axes, measured, *panel))
+    _draw(panels, file, lambda axes, panel: _bars(axes, measured, *panel))
 
 
 SHOWN = 6
 """Test pairs whose pictures are restored."""
 
 
-def reconstructions(measured: Measured, folder: Path, file: Path) -> bool:
+def reconstructions(measured: Measured, folder: Path, file: Path) -> None:
     """The first test images of each corpus, restored by each objective whose run of the first seed is still there."""
     rows = []
     for corpus in measured.corpora:
@@ -66,7 +66,7 @@ def reconstructions(measured: Measured, folder: Path, file: Path) -> bool:
             if run := _kept_run(measured, folder, Cell(corpus, objective)):
                 rows.append((f"{corpus}\n{objective}", _restored(run, data)))
     if not rows:
-        return False
+        return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 * SHOWN, 0.9 * len(rows) + 0.4), layout="constrained")
@@ -77,7 +77,6 @@ def reconstructions(measured: Measured, folder: Path, file: Path) -> bool:
         axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=7)
     figure.suptitle("as it is, hidden, restored with its text, without", fontsize=8)
     figure.savefig(file, dpi=110)
-    return True
 
 
 def _kept_run(measured: Measured, folder: Path, cell: Cell) -> Path | None:
@@ -111,9 +110,9 @@ def _cell(corpus: str, objective: str, share: int, budget: str, name: str) -> Ce
     return Cell(corpus, objective, share, budget, "" if name in PRETRAINED else "vqa")
 
 
-def _draw(panels: list[tuple[str, str]], file: Path, draw) -> bool:
+def _draw(panels: list[tuple[str, str]], file: Path, draw) -> None:
     if not panels:
-        return False
+        return
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(panels) / 3)
@@ -125,7 +124,6 @@ def _draw(panels: list[tuple[str, str]], file: Path, draw) -> bool:
         axes.set_title(panel[0])
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)
-    return True
 
 
 def _curves(axes: Axes, measured: Measured, corpus: str, name: str) -> None:
