@@ -42,8 +42,8 @@ def write_json(path: Path | None, content: Any) -> None:
         write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
 
 
-def write_picture(path: Path, picture: Image.Image, option: str) -> None:
-    """Write a PNG, as `write_whole` does."""
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG in the folder of --out, as `write_whole` does."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    write_whole(path, buffer.getvalue(), option)
+    write_whole(path, buffer.getvalue(), "--out")

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     answer = prediction.run(loaded, asked, device)
     print(answer.text)
     for name, picture in answer.pictures.items():
-        write_picture(args.out / f"{args.what}_{name}", picture, "--out")
+        write_picture(args.out / f"{args.what}_{name}", picture)
     write_json(args.json, {"what": args.what, "step": loaded.step, "answers": answer.entries})
     return 0
 

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         print(_line(each))
     for number, each in enumerate(found if args.out else []):
         name = file_name(number, Path(each.key.replace("/", "_")))
-        write_picture(args.out / name, index.picture(each.image), "--out")
+        write_picture(args.out / name, index.picture(each.image))
     answers = [dataclasses.asdict(each) for each in found]
     image = args.image and str(args.image)
     write_json(args.json, {"text": args.text, "image": image, "step": loaded.step, "found": answers})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,14 +19,10 @@ from mvlm.predict.prediction import Answer, Asked, file_name, pair_up, printable
 from mvlm.pretrained.runs import Loaded
 
 
+@dataclass
 class TaskPrediction:
-    """Args:
-    name: what the user types.
-    tasks: those that a run may be fine-tuned for.
-    """
-
-    def __init__(self, name: str, tasks: tuple[str, ...]) -> None:
-        self.name, self.tasks = name, tasks
+    name: str  # what the user types
+    tasks: tuple[str, ...]  # those that a run may be fine-tuned for
 
     def run(self, loaded: Loaded[TaskModel], asked: Asked, device: torch.device) -> Answer:
         """NLVR2's statements take two images each, the left one first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,22 +66,24 @@ def best(
     return [[answer(query, item) for item in row[:top]] for query, row in enumerate(top_AK.tolist())]
 
 
+@dataclass
 class Best:
     """The best items, sentences or images, for each query, an image or a sentence."""
 
-    def __init__(self, name: str, query: str, item: str) -> None:
-        self.name, self._query, self._item = name, query, item
+    name: str
+    query: str
+    item: str
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
-        pictures, of_images = open_pictures(loaded, asked.images, asked.sentences), self._query == "image"
+        pictures, of_images = open_pictures(loaded, asked.images, asked.sentences), self.query == "image"
         entries, lines, drawings = [], [], {}
         given = {"image": [str(path) for path in asked.images], "sentence": asked.sentences}
         found = best(loaded.model, pictures, asked.search, asked.top, device, of_images)
-        for number, (query, answers) in enumerate(zip(given[self._query], found, strict=True)):
+        for number, (query, answers) in enumerate(zip(given[self.query], found, strict=True)):
             row, sentence = (number, answers[0]["item"]) if of_images else (answers[0]["item"], number)
-            shown = [{self._item: given[self._item][answer.pop("item")], **answer} for answer in answers]
-            entries.append({self._query: query, f"{self._item}s": shown})
-            lines += [printable(query), *(_line(answer, self._item) for answer in shown)]
+            shown = [{self.item: given[self.item][answer.pop("item")], **answer} for answer in answers]
+            entries.append({self.query: query, f"{self.item}s": shown})
+            lines += [printable(query), *(_line(answer, self.item) for answer in shown)]
             if asked.draws:
                 drawn = attention_strips(loaded.model, pictures, row, asked.sentences[sentence], device)
                 drawings[file_name(number, asked.images[row])] = drawn
