@@ -14,11 +14,10 @@ from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.shards.mixture import Mixture
-from mvlm.evaluate import memory, ranking, shares
+from mvlm.evaluate import ranking, shares
 from mvlm.evaluate.accuracy import vqa_accuracy
 from mvlm.evaluate.labelled import evaluate_labelled
 from mvlm.evaluate.matching import match_pairs
-from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Direction, SearchSettings, image_features, retrieve, summary, text_features
 from mvlm.evaluate.settings import reading_of
@@ -92,8 +91,7 @@ def foils(model: MaskVLM, dataset: FoilDataset, search: SearchSettings, device: 
         text_N2E = text_features(model, dataset, search.batch, device).unflatten(0, (len(dataset), 2))
         scores = {"itc": (image_NE[:, None] * text_N2E).sum(-1).cpu().numpy()}
         if model.objectives.itm:
-            tokens = Tokens.of(model, dataset.tokens.length)
-            sizes = memory.sizes(search.memory_gb, search.batch, len(dataset), len(dataset.captions), tokens)
+            sizes = search.sizes(model, dataset)
             first_N = np.arange(len(dataset)) * (len(dataset.captions) + 2)  # image i and its own sentence, 2 i
             pair_P = (first_N[:, None] + np.arange(2)).ravel()
             scores["itm"] = match_pairs(model, dataset, pair_P, sizes, device).reshape(-1, 2)

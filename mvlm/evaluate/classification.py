@@ -14,8 +14,7 @@ from torch import Tensor
 
 from mvlm.data.samples.pictures import ClassFolder, Pictures
 from mvlm.errors import UserError
-from mvlm.evaluate import intervals, memory, ranking, shares
-from mvlm.evaluate.memory import Tokens
+from mvlm.evaluate import intervals, ranking, shares
 from mvlm.evaluate.retrieval import SearchSettings, image_features, rank_items, text_features
 from mvlm.evaluate.settings import Settings, open_pictures
 from mvlm.evaluate.tables import percent, render
@@ -67,8 +66,7 @@ def evaluate_classification(
         `top1`, `top5` and `mean_per_class`, the mean over classes of their top1, in shares; `interval` of each;
         `chance` of top1 and top5; `images`, `classes`; `protocol`.
     """
-    tokens = Tokens.of(model, pictures.tokens.length)
-    sizes = memory.sizes(search.memory_gb, search.batch, len(pictures), len(pictures.captions), tokens)
+    sizes = search.sizes(model, pictures)
     with shares.inference(model):
         image_NE = image_features(model, pictures, sizes.batch, device)
         class_CE = class_features(text_features(model, pictures, sizes.batch, device), classes)

@@ -14,9 +14,8 @@ from rich.table import Table
 
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.shards.mixture import Mixture
-from mvlm.evaluate import intervals, memory, shares
+from mvlm.evaluate import intervals, shares
 from mvlm.evaluate.matching import match_pairs
-from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.retrieval import SearchSettings, image_features, text_features
 from mvlm.evaluate.settings import Settings, reading_of
 from mvlm.evaluate.tables import percent, render
@@ -37,8 +36,7 @@ def evaluate_foils(
         `interval`, the same tree; `chance`; `rows`; `protocol`.
     """
     rows = np.arange(len(dataset))
-    tokens = Tokens.of(model, dataset.tokens.length)
-    sizes = memory.sizes(search.memory_gb, search.batch, len(dataset), len(dataset.captions), tokens)
+    sizes = search.sizes(model, dataset)
     with shares.inference(model):
         image_NE = image_features(model, dataset, sizes.batch, device)
         text_N2E = text_features(model, dataset, sizes.batch, device).unflatten(0, (len(dataset), 2))

@@ -44,6 +44,11 @@ class SearchSettings:
         """As a run's [eval] says."""
         return cls(settings.batch, settings.rerank, settings.memory_gb)
 
+    def sizes(self, model: MaskVLM, data: ImagesAndTexts) -> Sizes:
+        """What is held at once of these images and texts; raises as `memory.sizes`."""
+        tokens = Tokens.of(model, data.tokens.length)
+        return memory.sizes(self.memory_gb, self.batch, len(data), len(data.captions), tokens)
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -84,8 +89,7 @@ def retrieve(model: MaskVLM, dataset: EvalDataset, search: SearchSettings, devic
     rerank = search.rerank if model.objectives.itm else 0
     search = replace(search, rerank=rerank)
     of_image, of_caption = ranking.answers(dataset.owner, len(dataset), _labels(dataset, search.equal_captions))
-    tokens = Tokens.of(model, dataset.tokens.length)
-    sizes = memory.sizes(search.memory_gb, search.batch, len(dataset), len(dataset.captions), tokens)
+    sizes = search.sizes(model, dataset)
     with shares.inference(model):
         image_NE, text_ME = (
             image_features(model, dataset, sizes.batch, device),

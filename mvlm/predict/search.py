@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from mvlm.data.samples.pictures import Pictures
-from mvlm.evaluate import memory, ranking, shares
+from mvlm.evaluate import ranking, shares
 from mvlm.evaluate.matching import match_pairs
-from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.retrieval import SearchSettings, image_features, rank_items, text_features
 from mvlm.evaluate.settings import open_pictures
 from mvlm.model.maskvlm import MaskVLM
@@ -29,10 +28,7 @@ def best(
         For each query its answers, best first: {`item`: its number, `similarity`: the cosine of ITC, `match`: the
         probability by ITM, None beyond the `search.rerank` that it orders again}.
     """
-    sentences = len(pictures.captions)
-    sizes = memory.sizes(
-        search.memory_gb, search.batch, len(pictures), sentences, Tokens.of(model, pictures.tokens.length)
-    )
+    sentences, sizes = len(pictures.captions), search.sizes(model, pictures)
     with shares.inference(model):
         query_AE = image_features(model, pictures, sizes.batch, device)
         item_NE = text_features(model, pictures, sizes.batch, device)
