@@ -37,7 +37,17 @@ class LabelledTask:
         return result | {"fingerprint": mixture.fingerprint, "predictions": file}
 
     def text(self, result: dict[str, Any]) -> str:
-        return as_text(result)
+        table = Table("", "%", "rows", title=TITLES[self.name])
+        answered = sum(found["rows"] for found in result["by_kind"].values())
+        for name in ("accuracy", "consistency"):
+            if name in result:
+                table.add_row(name, f"{100 * result[name]:.2f}", str(answered))
+        if "accuracy" not in result:
+            table.add_row("accuracy", "unknown", str(result["rows"]))
+        table.add_section()
+        for kind, found in result["by_kind"].items():
+            table.add_row(kind, f"{100 * found['score']:.2f}", str(found["rows"]))
+        return render(table, result["protocol"])
 
 
 def predict(model: TaskModel, dataset: LabelledEvalDataset, batch: int, device: torch.device) -> np.ndarray:
@@ -110,21 +120,6 @@ def submission(task: str, dataset: LabelledEvalDataset, predicted: Sequence[str]
     if task == "nlvr2":
         return "".join(f"{key},{label}\n" for key, label in pairs)
     return "".join(json.dumps({"pairID": key, "prediction": label}) + "\n" for key, label in pairs)
-
-
-def as_text(result: dict[str, Any]) -> str:
-    """The result as a table with its protocol, for a terminal."""
-    table = Table("", "%", "rows", title=TITLES[result["task"]])
-    answered = sum(found["rows"] for found in result["by_kind"].values())
-    for name in ("accuracy", "consistency"):
-        if name in result:
-            table.add_row(name, f"{100 * result[name]:.2f}", str(answered))
-    if "accuracy" not in result:
-        table.add_row("accuracy", "unknown", str(result["rows"]))
-    table.add_section()
-    for kind, found in result["by_kind"].items():
-        table.add_row(kind, f"{100 * found['score']:.2f}", str(found["rows"]))
-    return render(table, result["protocol"])
 
 
 def _protocol(task: str, dataset: LabelledEvalDataset, classes: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from mvlm.data.samples.answers import frequent_answers, normalize_answer, soft_target
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
-from mvlm.evaluate.labelled import as_text, score
+from mvlm.evaluate.labelled import LabelledTask, score
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,6 @@ def test_scores_are_averaged_by_kind() -> None:
 
 def test_the_table_counts_the_rows_that_the_accuracy_is_of() -> None:
     rows = [{"answers": answers, "question_type": "what"} for answers in (["red"] * 10, [], [])]
-    result = {"task": "vqa", "rows": 3, "protocol": ""} | score("vqa", ["red", "blue", "red"], rows)
-    (accuracy,) = (line for line in as_text(result).splitlines() if "accuracy" in line)
+    result = {"rows": 3, "protocol": ""} | score("vqa", ["red", "blue", "red"], rows)
+    (accuracy,) = (line for line in LabelledTask("vqa").text(result).splitlines() if "accuracy" in line)
     assert accuracy.split("│")[1:4] == [" accuracy ", " 100.00 ", " 1    "]
