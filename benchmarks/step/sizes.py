@@ -131,21 +131,12 @@ def _sample(size: Size, grid: tuple[int, int], place: int, shortest: int) -> Pai
         generator(0, Purpose.TOKENS, 0, 0, place),
         text_L,
         text_L < len(SPECIAL_TOKENS),
-        ratio=objectives.text_mask_ratio,
-        minimum=objectives.text_mask_minimum,
-        mask_share=objectives.text_mask_token,
-        random_share=objectives.text_mask_random,
+        objectives,
         mask_id=SPECIAL_TOKENS.index("<mask>"),
         random_ids=np.arange(len(SPECIAL_TOKENS), size.vocabulary),
     )
     image_CHW = drawn.integers(0, 256, (3, side, side), dtype=np.uint8)
-    hidden_N = patch_mask(
-        generator(0, Purpose.PATCHES, 0, 0, place),
-        grid,
-        objectives.image_mask_block,
-        objectives.image_mask_ratio,
-        objectives.image_mask_rounding,
-    )
+    hidden_N = patch_mask(generator(0, Purpose.PATCHES, 0, 0, place), grid, objectives)
     return Pair(
         images=image_CHW[None],
         flip=False,

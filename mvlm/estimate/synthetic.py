@@ -25,24 +25,14 @@ def synthetic_batch(model: MaskVLM, data: Data, lengths: Sequence[int]) -> Batch
 
 def _synthetic_pair(objectives: Objectives, grid: tuple[int, int], length: int) -> Pair:
     rng, text_L = np.random.default_rng(0), np.arange(length)
-    masked_text_L, target_L = token_mask(
-        rng,
-        text_L,
-        (text_L == 0) | (text_L == length - 1),
-        ratio=objectives.text_mask_ratio,
-        minimum=objectives.text_mask_minimum,
-        mask_share=objectives.text_mask_token,
-        random_share=objectives.text_mask_random,
-        mask_id=0,
-        random_ids=text_L,
-    )
-    block, ratio = objectives.image_mask_block, objectives.image_mask_ratio
+    special_L = (text_L == 0) | (text_L == length - 1)
+    masked_text_L, target_L = token_mask(rng, text_L, special_L, objectives, mask_id=0, random_ids=text_L)
     return Pair(
         images=np.empty(0),
         flip=False,
         position=0,
         row=0,
-        patch_mask_N=patch_mask(rng, grid, block, ratio, objectives.image_mask_rounding),
+        patch_mask_N=patch_mask(rng, grid, objectives),
         text_L=text_L,
         masked_text_L=masked_text_L,
         target_L=target_L,

@@ -89,18 +89,9 @@ def mask_tokens(
         shares: of masked tokens that are shown as the mask token, and as another one; None = as in training.
         spared_L: True = never masked, beside special tokens.
     """
-    mask_share, random_share = shares or (objectives.text_mask_token, objectives.text_mask_random)
-    return masking.token_mask(
-        masking.generator(seed, masking.Purpose.TOKENS, 0, occurrence, sample),
-        text_L,
-        tokens.special(text_L) if spared_L is None else tokens.special(text_L) | spared_L,
-        ratio=objectives.text_mask_ratio,
-        minimum=objectives.text_mask_minimum,
-        mask_share=mask_share,
-        random_share=random_share,
-        mask_id=tokens.mask_id,
-        random_ids=tokens.ordinary_ids,
-    )
+    stream = masking.generator(seed, masking.Purpose.TOKENS, 0, occurrence, sample)
+    spared_L = tokens.special(text_L) if spared_L is None else tokens.special(text_L) | spared_L
+    return masking.token_mask(stream, text_L, spared_L, objectives, tokens.mask_id, tokens.ordinary_ids, shares)
 
 
 class ChosenWords:

@@ -96,17 +96,8 @@ def mean_image(dataset: EvalDataset, batch: int) -> Tensor:
 
 def patch_masks(model: MaskVLM, rows: np.ndarray) -> Tensor:
     """The masked patches of these images, bool BN, a function of the run's seed and the row alone."""
-    objectives = model.objectives
-    masks = [
-        masking.patch_mask(
-            masking.generator(model.seed, masking.Purpose.PATCHES, 0, 0, int(row)),
-            model.grid,
-            objectives.image_mask_block,
-            objectives.image_mask_ratio,
-            objectives.image_mask_rounding,
-        )
-        for row in rows
-    ]
+    streams = (masking.generator(model.seed, masking.Purpose.PATCHES, 0, 0, int(row)) for row in rows)
+    masks = [masking.patch_mask(stream, model.grid, model.objectives) for stream in streams]
     return torch.from_numpy(np.stack(masks))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
 from mvlm.batch import IGNORE
+from mvlm.config.schema import Objectives
 from mvlm.errors import UserError
 
 Rounding = Literal["ceil", "floor", "nearest"]
@@ -76,24 +77,22 @@ def block_grid(grid: tuple[int, int], block: int) -> tuple[int, int]:
     return rows // block, cols // block
 
 
-def patch_mask(
-    rng: np.random.Generator, grid: tuple[int, int], block: int, ratio: float, rounding: Rounding
-) -> np.ndarray:
-    """Mask whole blocks of `block` x `block` patches.
+def patch_mask(rng: np.random.Generator, grid: tuple[int, int], objectives: Objectives) -> np.ndarray:
+    """Mask whole blocks of patches.
 
     Returns:
-        bool [N], row by row, True = masked: exactly `ratio` of the blocks, rounded; at least one, and at least
-        one left to see where there are several.
+        bool [N], row by row, True = masked: exactly `image_mask_ratio` of the blocks, rounded; at least one, and at
+        least one left to see where there are several.
 
     Raises:
         UserError: the blocks do not tile the grid.
     """
-    rows, cols = block_grid(grid, block)
+    rows, cols = block_grid(grid, objectives.image_mask_block)
     blocks = rows * cols
-    count = max(1, min(exact_count(ratio, blocks, rounding), blocks - 1))
+    wanted = exact_count(objectives.image_mask_ratio, blocks, objectives.image_mask_rounding)
     masked = np.zeros(blocks, dtype=bool)
-    masked[rng.permutation(blocks)[:count]] = True
-    return masked[_block_of_patch(rows, cols, block)]
+    masked[rng.permutation(blocks)[: max(1, min(wanted, blocks - 1))]] = True
+    return masked[_block_of_patch(rows, cols, objectives.image_mask_block)]
 
 
 @lru_cache(64)
@@ -106,30 +105,27 @@ def token_mask(
     rng: np.random.Generator,
     tokens_L: np.ndarray,
     special_L: np.ndarray,
-    *,
-    ratio: float,
-    minimum: int,
-    mask_share: float,
-    random_share: float,
+    objectives: Objectives,
     mask_id: int,
     random_ids: np.ndarray,
+    shares: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask tokens of one sentence, as BERT does but an exact number of them.
 
     Args:
         tokens_L: int64 ids.
         special_L: bool, True = never masked.
-        ratio: share of the other tokens to mask, rounded to the nearest number.
-        minimum: masked tokens at least, as far as the sentence has them.
-        mask_share: probability that a masked token is shown as `mask_id`.
-        random_share: probability that it is shown as one of `random_ids`; otherwise it is shown as it is.
         random_ids: int64, the ordinary tokens of the vocabulary.
+        shares: probabilities that a masked token is shown as `mask_id`, and as one of `random_ids`; otherwise it is
+            shown as it is. None = as `objectives` says.
 
     Returns:
         The sentence as shown [L] and the targets [L], both int64; IGNORE where nothing is masked.
     """
+    mask_share, random_share = shares or (objectives.text_mask_token, objectives.text_mask_random)
     ordinary = (~special_L).nonzero()[0]
-    count = min(max(minimum, exact_count(ratio, len(ordinary), "nearest")), len(ordinary))
+    wanted = exact_count(objectives.text_mask_ratio, len(ordinary), "nearest")
+    count = min(max(objectives.text_mask_minimum, wanted), len(ordinary))
     places = rng.permutation(ordinary)[:count]
     draw = rng.random(count)
     replacement = random_ids[rng.integers(len(random_ids), size=count)]

@@ -132,7 +132,9 @@ def test_pixel_scores_equal_plain_loops(request, model, dataset, standardized):
     sums, values = dict.fromkeys(("right", "none", "wrong", "constant"), 0.0), 0
     for row in range(len(dataset)):
         rng = masking.generator(CONFIG.run.seed, masking.Purpose.PATCHES, 0, 0, row)
-        mask = masking.patch_mask(rng, (2, 2), 1, 0.6, "ceil")
+        mask = masking.patch_mask(
+            rng, (2, 2), Objectives(image_mask_block=1, image_mask_ratio=0.6, image_mask_rounding="ceil")
+        )
         texts = {"right": dataset.tokens.batch([CAPTIONS[row][0]]), "none": empty}
         texts["wrong"] = dataset.tokens.batch([CAPTIONS[(row + 1) % len(dataset)][0]])
         predicted = {"constant": np.sort(targets, axis=0)[len(dataset) // 2]}

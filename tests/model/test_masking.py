@@ -9,15 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvlm.batch import IGNORE
+from mvlm.config.schema import Objectives
 from mvlm.errors import UserError
 from mvlm.model.masking import Purpose, exact_count, generator, patch_mask, token_mask
 
-SHARES = {"ratio": 0.3, "minimum": 1, "mask_share": 0.8, "random_share": 0.1}
 MASK, ORDINARY = 4, np.arange(10, 1000)
 
 
-def hide(rng, tokens, special, **changes):
-    return token_mask(rng, tokens, special, mask_id=MASK, random_ids=ORDINARY, **(SHARES | changes))
+def hide(rng, tokens, special, ratio=0.3, minimum=1, mask_share=0.8, random_share=0.1):
+    shares = {"text_mask_token": mask_share, "text_mask_random": random_share}
+    objectives = Objectives(text_mask_ratio=ratio, text_mask_minimum=minimum, **shares)
+    return token_mask(rng, tokens, special, objectives, MASK, ORDINARY)
+
+
+def hide_patches(rng, grid, block, ratio, rounding):
+    asked = Objectives(image_mask_block=block, image_mask_ratio=ratio, image_mask_rounding=rounding)
+    return patch_mask(rng, grid, asked)
 
 
 def sentence(length, specials=(0, -1)):
@@ -28,7 +35,7 @@ def sentence(length, specials=(0, -1)):
 
 
 def test_the_papers_mask_hides_30_of_49_blocks_of_2_by_2():
-    mask = patch_mask(generator(0, Purpose.PATCHES, 0, 0, 0), (14, 14), 2, 0.6, "ceil")
+    mask = hide_patches(generator(0, Purpose.PATCHES, 0, 0, 0), (14, 14), 2, 0.6, "ceil")
     assert mask.shape == (196,) and mask.dtype == bool and mask.sum() == 30 * 4
     blocks = mask.reshape(7, 2, 7, 2).sum(axis=(1, 3))
     assert set(blocks.ravel()) == {0, 4}
@@ -44,7 +51,7 @@ def test_the_papers_mask_hides_30_of_49_blocks_of_2_by_2():
 )
 def test_block_counts_are_those_of_exact_arithmetic(percent, rows, cols, block, rounding, seed):
     rng = generator(seed, Purpose.PATCHES, 0, 0, 0)
-    mask = patch_mask(rng, (rows * block, cols * block), block, percent / 100, rounding)
+    mask = hide_patches(rng, (rows * block, cols * block), block, percent / 100, rounding)
     exact = Fraction(percent, 100) * rows * cols
     wanted = {"ceil": math.ceil, "floor": math.floor, "nearest": round}[rounding](exact)
     assert mask.sum() == block**2 * max(1, min(wanted, rows * cols - 1))
@@ -58,13 +65,13 @@ def test_no_float_error_adds_a_block():
 
 
 def test_every_block_is_masked_as_often():
-    masks = [patch_mask(generator(1, Purpose.PATCHES, 0, 0, i), (4, 4), 1, 0.25, "ceil") for i in range(4000)]
+    masks = [hide_patches(generator(1, Purpose.PATCHES, 0, 0, i), (4, 4), 1, 0.25, "ceil") for i in range(4000)]
     assert np.abs(np.mean(masks, axis=0) - 0.25).max() < 0.03
 
 
 def test_blocks_that_do_not_tile_the_grid_are_refused():
     with pytest.raises(UserError, match=r"image_mask_block = 2 .* 14 x 15 patches.*choose"):
-        patch_mask(generator(0, 0, 0, 0, 0), (14, 15), 2, 0.6, "ceil")
+        hide_patches(generator(0, 0, 0, 0, 0), (14, 15), 2, 0.6, "ceil")
 
 
 @given(length=st.integers(3, 60), percent=st.integers(1, 99), minimum=st.integers(1, 5), sample=st.integers(0, 999))

@@ -119,7 +119,7 @@ class PairDataset(CaptionDataset[Pair]):
         return Pair(
             images=out_VCHW,
             flip=self.is_symmetric(caption),
-            patch_mask_N=self._mask_patches(self.rng(Purpose.PATCHES, visit)),
+            patch_mask_N=patch_mask(self.rng(Purpose.PATCHES, visit), self.grid, self.objectives),
             text_L=text_L,
             masked_text_L=masked_text_L,
             target_L=target_L,
@@ -134,7 +134,7 @@ class PairDataset(CaptionDataset[Pair]):
         return Pair(
             images=np.empty(0),
             flip=False,
-            patch_mask_N=self._mask_patches(drawn),
+            patch_mask_N=patch_mask(drawn, self.grid, self.objectives),
             text_L=text_L,
             masked_text_L=masked_text_L,
             target_L=target_L,
@@ -142,26 +142,7 @@ class PairDataset(CaptionDataset[Pair]):
             row=position,
         )
 
-    def _mask_patches(self, rng: np.random.Generator) -> np.ndarray:
-        objectives = self.objectives
-        return patch_mask(
-            rng,
-            self.grid,
-            objectives.image_mask_block,
-            objectives.image_mask_ratio,
-            objectives.image_mask_rounding,
-        )
-
     def _mask_tokens(self, text_L: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        objectives = self.objectives
-        return token_mask(
-            rng,
-            text_L,
-            self.captions.special(text_L),
-            ratio=objectives.text_mask_ratio,
-            minimum=objectives.text_mask_minimum,
-            mask_share=objectives.text_mask_token,
-            random_share=objectives.text_mask_random,
-            mask_id=self.captions.mask_id,
-            random_ids=self.captions.ordinary_ids,
-        )
+        captions = self.captions
+        special_L = captions.special(text_L)
+        return token_mask(rng, text_L, special_L, self.objectives, captions.mask_id, captions.ordinary_ids)
