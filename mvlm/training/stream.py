@@ -14,7 +14,7 @@ from mvlm.data.loading.prefetch import start_prefetcher
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.loading.streams import Drawing
 from mvlm.data.samples.dataset import ShardDataset
-from mvlm.errors import DataLost
+from mvlm.errors import ExitCode, UserError
 from mvlm.runtime import dist, replicas
 from mvlm.training.health.anomaly import Anomaly
 from mvlm.training.health.quarantine import Quarantine, Skipped
@@ -70,7 +70,7 @@ class TrainingStream:
             self.order, change = resumed(orders, order_of(data), position + self._shift, self.per_epoch)
         if change:
             self._say(change)
-        self.lost = ""
+        self.lost: UserError | None = None
         if drawing:
             self._sampler = drawing.sampler(self.order)
         else:
@@ -108,8 +108,8 @@ class TrainingStream:
             while not self.loader.ready(LOOK_S):
                 if self._mixture.cache.outages.reasons:
                     return False
-        except DataLost as error:
-            self.lost = str(error)
+        except UserError as error:
+            self.lost = error
         return True
 
     def is_here(self) -> bool:
@@ -122,10 +122,13 @@ class TrainingStream:
         except Exception:
             return False
 
-    def why_lost(self) -> str:
-        """The words of the ranks that have lost their data; all ranks must call."""
-        words = [f"rank {rank}: {lost}" for rank, lost in enumerate(dist.gather_objects(self.lost)) if lost]
-        return "; ".join(words[:REPORTED]) + (f"; and {len(words) - REPORTED} more" if len(words) > REPORTED else "")
+    def why_lost(self) -> tuple[str, ExitCode]:
+        """The words of the ranks that have lost their data, and the code that all end with; all ranks must call."""
+        own = self.lost and (str(self.lost), self.lost.exit_code)
+        found = [(rank, *lost) for rank, lost in enumerate(dist.gather_objects(own)) if lost]
+        words = [f"rank {rank}: {lost}" for rank, lost, _ in found]
+        more = f"; and {len(words) - REPORTED} more" if len(words) > REPORTED else ""
+        return "; ".join(words[:REPORTED]) + more, min(code for *_, code in found)
 
     def list_faults(self, samples_seen: int) -> None:
         """Write down the images replaced since the last time; all ranks must call."""

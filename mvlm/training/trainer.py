@@ -84,7 +84,7 @@ class Trainer:
             elif flags.reason_to_stop:
                 return self._stop(flags.reason_to_stop)
             elif flags.without_data:
-                return self._stop(f"for lack of data ({self.stream.why_lost()})")
+                return self._stop_without_data()
             elif flags.ready == dist.world():
                 self._step(began)
         return self._finish()
@@ -266,7 +266,14 @@ class Trainer:
                 "leave out the nodes that the ranks' warnings name, and start the same command again."
             )
 
-    def _stop(self, reason: str) -> int:
+    def _stop_without_data(self) -> int:
+        why, code = self.stream.why_lost()
+        self._stop(f"for lack of data ({why})", code)
+        if self.stream.lost and code == ExitCode.MISTAKE:
+            raise self.stream.lost
+        return code
+
+    def _stop(self, reason: str, code: ExitCode = ExitCode.REQUEUE) -> int:
         asked = time.perf_counter()
         if anomaly := self._drain():
             self._set_aside(anomaly)  # what was saved before it stays the latest
@@ -278,7 +285,7 @@ class Trainer:
             f"Stopped {reason} at step {self.state.step}, saved in {time.perf_counter() - asked:.1f} s; "
             "the same command resumes from there."
         )
-        return self._leave(ExitCode.REQUEUE)
+        return self._leave(code)
 
     def _finish(self) -> int:
         self.stream.list_faults(self.state.samples_seen)

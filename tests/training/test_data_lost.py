@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_config
+from mvlm.errors import UserError
 from mvlm.runtime import storage
 from mvlm.training.fit.run import train
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
@@ -76,6 +78,31 @@ def test_a_store_that_goes_away(
     assert train_here(run, *given) == 0
     assert losses_by_step(run) == losses_by_step(whole)
     assert [line["step"] for line in read_metrics(run)] == list(range(1, STEPS + 1))
+
+
+def test_a_mistake_in_the_data_loses_no_steps(
+    train_here: TrainHere, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards are replaced at the store, by those that it has again when the run goes on."""
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01, 0.01))
+    store.stop()
+    store.start()
+    run, kept = tmp_path / "run", shutil.copytree(store.folder, tmp_path / "kept")
+
+    def replace_shards(model: Any, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
+        for path in store.folder.glob("*.arrow") if step == 2 else ():
+            path.write_bytes(bytes(path.stat().st_size))
+        return {}, None
+
+    a_quarter = "data.cache_gb=0.00035"  # which the tokenizer's reading of all has filled
+    given = words(run, store.url, "eval.every=2", "eval.share=1e9", a_quarter)
+    with pytest.raises(UserError, match="its hash is not the manifest's"):
+        train_here(run, *given, evaluate=replace_shards)
+    step = read_metrics(run)[-1]["step"]
+    assert 0 < step < STEPS and find_checkpoint(run).name == f"step_{step:08d}"
+    shutil.copytree(kept, store.folder, dirs_exist_ok=True)
+    assert train_here(run, *given, evaluate=replace_shards) == 0
+    assert sorted({line["step"] for line in read_metrics(run)}) == list(range(1, STEPS + 1))
 
 
 def test_a_loader_process_that_is_killed(one_rank: None, scenes: Path, tmp_path: Path) -> None:
