@@ -67,16 +67,16 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which by itself would leave temporary folders behind."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
     for worker in multiprocessing.active_children():
         worker.terminate()  # or the end would wait for what they are at
-    raise Terminated
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts commands that ignore it
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _stop)  # a background shell starts commands that ignore it
+    signal.signal(signal.SIGTERM, _stop)
     words = sys.argv[1:] if argv is None else argv
     of_a_source = words[:1] in (["shard"], ["count"])
     described = of_a_source and not {"-h", "--help"}.isdisjoint(words)

@@ -24,7 +24,9 @@ def start_in_background(*words: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(("number", "workers", "code"), [(signal.SIGINT, "1", 130), (signal.SIGTERM, "2", 75)])
+@pytest.mark.parametrize(
+    ("number", "workers", "code"), [(signal.SIGINT, "1", 130), (signal.SIGINT, "2", 130), (signal.SIGTERM, "2", 75)]
+)
 def test_sharding_stops_and_says_how_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, workers: str, code: int
 ) -> None:
@@ -36,7 +38,8 @@ def test_sharding_stops_and_says_how_to_resume(
     records = ({"id": str(number), "image": "noise.jpg", "caption": "noise"} for number in range(5000))
     (source / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
     process = start_in_background(
-        "data_tools", "shard", "folder", str(source), "--out", f"file://{out}", "--workers", workers
+        *("data_tools", "shard", "folder", str(source)),
+        *("--out", f"file://{out}", "--workers", workers, "--shard-mb", "1000"),
     )
     try:
         deadline = time.monotonic() + 100
@@ -49,6 +52,7 @@ def test_sharding_stops_and_says_how_to_resume(
         process.kill()
     assert process.returncode == code and "the same command again" in errors and "Traceback" not in errors
     assert not (out / "manifest.json").exists()
+    assert not any(out.glob(".state/*.part"))  # it waits for none that a worker has begun
     assert not any(work.iterdir())
 
 
