@@ -86,11 +86,11 @@ def joined(parts: Iterable[pa.Array]) -> pa.ChunkedArray:
     """End to end, as a type that holds them all."""
     arrays = list(parts)
     types = {part.type for part in arrays if not pa.types.is_null(part.type)}
-    if len(types) > 1:
-        common = pa.float64() if types <= {pa.int64(), pa.float64()} else pa.string()
-        return pa.chunked_array([part.cast(common, safe=False) for part in arrays], common)
-    type_ = types.pop() if types else pa.null()
-    return pa.chunked_array([part.cast(type_) for part in arrays], type_)
+    if len(types) > 1 and not types <= {pa.int64(), pa.float64()}:
+        # As `column` has them within a batch: Arrow would write 1.0 as 1.
+        return pa.chunked_array([pa.array(map(_text, part.to_pylist()), pa.string()) for part in arrays], pa.string())
+    type_ = pa.float64() if len(types) > 1 else types.pop() if types else pa.null()
+    return pa.chunked_array([part.cast(type_, safe=False) for part in arrays], type_)
 
 
 def with_meta(rows: Iterable[dict[str, Any]], tables: Sequence[Path], task: str) -> Iterator[dict[str, Any]]:

@@ -136,6 +136,7 @@ def test_what_json_does_not_know_splits_rows_and_meets_conditions(tmp_path, caps
 def test_parts_of_a_column_are_joined_as_what_holds_both():
     assert joined([column([1]), column([None]), column([0.5])]).to_pylist() == [1.0, None, 0.5]
     assert joined([column([1]), column(["a"]), column([True])]).to_pylist() == ["1", "a", "true"]
+    assert joined([column([1.0, 1e-7]), column(["a", 1.0])]).to_pylist() == ["1.0", "1e-07", "a", "1.0"]
     assert joined([column([2**60 + 1]), column([0.5])]).to_pylist() == [float(2**60), 0.5]
 
 
