@@ -112,7 +112,7 @@ class Attempts:
         """What to raise once there is to be no other attempt; DataLost where another start may find the store back."""
         failed = f"{self._name} cannot be read, after {self._made} attempts ({describe(error)})"
         if not may_pass(error):
-            return UserError(f"{failed}: is it still there?")
+            return UserError(f"{failed}: see that it is there as it was uploaded.")
         waited = f" in {self._outages.patience:g} minutes, data.patience" if self._outages.patience else ""
         return DataLost(f"{failed}{waited}: start the same command again when its store is back.")
 
