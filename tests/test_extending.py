@@ -19,6 +19,7 @@ from mvlm.__main__ import main as mvlm
 from mvlm.batch import Encoded
 from mvlm.cli import evaluate as cli_evaluate
 from mvlm.evaluate import task
+from mvlm.evaluate.measured import evaluate_checkpoint
 from mvlm.model.losses import extra
 from tests.conftest import ROOT, TINY
 from tests.training.conftest import one_rank  # noqa: F401
@@ -87,6 +88,12 @@ def test_an_objective_and_a_task(
     out = tmp_path / "gap.json"
     assert mvlm(["evaluate", "gap", "--checkpoint", str(run), "--data", f"{scenes}/eval", "--json", str(out)]) == 0
     assert 0 < json.loads(out.read_text())["gap"] < 2
+
+    few = evaluate_checkpoint("gap", run, [f"{scenes}/eval"], limit=4, where="width > 0")
+    assert few["images"] == 4 and "At most 4 images" in few["protocol"] and "width > 0" in few["protocol"]
+    unsaid = {name: value for name, value in few.items() if name not in ("protocol", "where")}
+    monkeypatch.setattr(gap, "run", lambda *_: dict(unsaid))
+    assert "At most 4 images" in evaluate_checkpoint("gap", run, [f"{scenes}/eval"], limit=4)["protocol"]
 
 
 def test_an_objective_is_the_same_in_any_micro_batches() -> None:

@@ -26,9 +26,10 @@ class Gap:
             image_NE = image_features(loaded.model, dataset, settings.search.batch, device)
             text_ME = text_features(loaded.model, dataset, settings.search.batch, device)
         gap = (image_NE.mean(0) - text_ME.mean(0)).norm()
-        return {"gap": float(gap), "images": len(image_NE), "captions": len(text_ME)}
+        protocol = f"Distance of the means of {len(image_NE)} images and {len(text_ME)} captions."
+        return {"gap": float(gap), "images": len(image_NE), "captions": len(text_ME), "protocol": protocol}
 
     def text(self, result: dict[str, Any]) -> str:
         table = Table("modality gap", "of at most")
         table.add_row(f"{result['gap']:.3f}", "2")
-        return render(table, f"Distance of the means of {result['images']} images and {result['captions']} captions.")
+        return render(table, result["protocol"])

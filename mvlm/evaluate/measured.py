@@ -75,11 +75,13 @@ def evaluate_checkpoint(
     settings = _settings(places, asked, loaded.eval)
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
     kind = "rows" if "rows" in result else "images"
+    told = [result.get("protocol", "")]  # an extension's result may have none
     if settings.limit and result.get(kind) == settings.limit:
-        result["protocol"] += f" At most {settings.limit:,} {kind} are used: a limit of 0 takes all."
+        told.append(f"At most {settings.limit:,} {kind} are used: a limit of 0 takes all.")
     if settings.where:
-        told = f"{result['protocol']} Only the rows where {settings.where} are used."
-        result |= {"where": settings.where, "protocol": told}
+        told.append(f"Only the rows where {settings.where} are used.")
+        result["where"] = settings.where
+    result["protocol"] = " ".join(filter(None, told))
     if loaded.ema:
         result["weights"] = f"averaged, train.ema = {loaded.ema}"
     return result
