@@ -13,7 +13,7 @@ from mvlm.api.corpus import find_shards
 from mvlm.api.recipe import choose_tuning
 from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, require_data, run_folder, write_recipe
 from mvlm.checkpoint.description import CONFIG, described_in
-from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.layout import CHECKPOINTS, find_checkpoint
 from mvlm.config.load import load_stored_config
 from mvlm.config.places import as_path
 from mvlm.config.schema import Task
@@ -72,6 +72,8 @@ def finetune(
 def _require_beginning(run: Path, model: Path, task: Tuned) -> None:
     """Raises `UserError` where a run is fine-tuned for another task, or began with another run's weights."""
     recipe = read_tables(run / RECIPE, "recipe")
+    if "task" not in recipe:
+        raise UserError(f"{run} is a run of mvlm.train and not fine-tuned for {task}: give another `out`.")
     known, begun = recipe["task"]["name"], Path(recipe["checkpoint"]["init"])
     if known != task:
         raise UserError(f"{run} is fine-tuned for {known} and not for {task}: give another `out`.")
@@ -79,5 +81,11 @@ def _require_beginning(run: Path, model: Path, task: Tuned) -> None:
         asked = find_checkpoint(model)
     except UserError:  # it has gone since
         return
-    if begun.parent.resolve() != asked.parent.resolve():
+    if _beginning(begun) != _beginning(asked):
         raise UserError(f"{run} began with {begun} and not with {model}: give another `out`.")
+
+
+def _beginning(checkpoint: Path) -> Path:
+    """The checkpoints of its run, whichever of them it is; a soup stands for itself, whatever lies beside it."""
+    home = checkpoint.resolve().parent
+    return home if home.name == CHECKPOINTS else checkpoint.resolve()

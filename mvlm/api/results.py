@@ -22,6 +22,7 @@ from mvlm.config.load import load_config
 from mvlm.config.places import as_paths
 from mvlm.config.toml import as_toml, read_tables
 from mvlm.errors import UserError
+from mvlm.evaluate.labelled import TITLES
 from mvlm.evaluate.measured import evaluate_checkpoint
 from mvlm.evaluate.task import TASKS
 from mvlm.export.written import Format, export_run
@@ -184,7 +185,8 @@ def _conclude(folder: Path, task: str, held_out: Sequence[str]) -> None:
     write_whole(folder / REPORT, report_on([read_facts(folder)]), "out")
     print(f"Written to {folder / REPORT}", flush=True)
     if (best := best_checkpoint(folder)) and best != find_checkpoint(folder):
-        print(f"An earlier checkpoint evaluated best: {best}; mvlm.load({str(folder / BEST)!r}) loads it.", flush=True)
+        loads = f"mvlm.load{'_finetuned' if task in TITLES else ''}({str(folder / BEST)!r})"
+        print(f"An earlier checkpoint evaluated best: {best}; {loads} loads it.", flush=True)
 
 
 def _where_it_stopped(folder: Path) -> str:

@@ -16,7 +16,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.api.corpus import ShardedCorpus
 from mvlm.api.images import view
 from mvlm.api.recipe import choose_tuning
-from mvlm.api.results import write_recipe
+from mvlm.api.results import _conclude, write_recipe
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_config, load_stored_config
 from mvlm.config.schema import Task
@@ -107,6 +107,17 @@ def test_a_run_is_fine_tuned_by_one_call(trained: Path, tmp_path: Path) -> None:
     assert answer in tuned.load("cpu").answers
 
 
+def test_the_best_checkpoint_is_loaded_as_the_call_that_is_named_does(
+    made_run: MadeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_run("vqa")
+    shutil.copytree(run / "checkpoints/step_00000007", run / "checkpoints/step_00000005")
+    (run / "checkpoints/best").write_text("step_00000005")
+    _conclude(run, "vqa", ())
+    assert f"mvlm.load_finetuned('{run}/best') loads it" in capsys.readouterr().out
+    assert mvlm.load_finetuned(run / "best", "cpu").task == "vqa"
+
+
 def test_a_run_folder_keeps_its_task_its_beginning_and_its_data(made_run: MadeRun, tmp_path: Path) -> None:
     run, out, shards = made_run(), tmp_path / "out", tmp_path / "shards"
     for task in ("vqa", "entailment"):
@@ -131,3 +142,23 @@ def test_a_run_folder_keeps_its_task_its_beginning_and_its_data(made_run: MadeRu
     shutil.rmtree(run)
     with pytest.raises(UserError, match=r"unknown key train\.step"):
         mvlm.finetune(run, "vqa", vqa, out, wrong)
+    pretrained = tmp_path / "pretrained"
+    pretrained.mkdir()
+    (pretrained / "recipe.toml").write_text("[run]\ndir = 'pretrained'\n")  # as mvlm.train's, without a task
+    with pytest.raises(UserError, match=r"pretrained is a run of mvlm\.train and not fine-tuned for vqa: give another"):
+        mvlm.finetune(other, "vqa", vqa, pretrained)
+
+
+def test_a_soup_is_another_beginning_than_the_one_beside_it(made_run: MadeRun, tmp_path: Path) -> None:
+    run, out, shards = made_run(), tmp_path / "out", tmp_path / "shards"
+    words = ["synth", "--task", "vqa", "--count", "20", "--seed", "3", "--split", "train=1"]
+    assert data_tools([*words, "--out", str(shards)]) == 0
+    config = load_stored_config(run / "config.toml")
+    first, second = (shutil.copytree(find_checkpoint(run), tmp_path / "soups" / name) for name in "ab")
+    start, corpus = (config.data, config.model, config.optim), ShardedCorpus((str(shards / "train"),), (), 20)
+    write_recipe(out, choose_tuning(start, first, "vqa", corpus, out, 0), "A test.")
+    wrong = {"train.step": 1}  # nothing else stands in the way
+    with pytest.raises(UserError, match=r"unknown key train\.step"):
+        mvlm.finetune(first, "vqa", shards, out, wrong)
+    with pytest.raises(UserError, match=r"out began with .*/soups/a and not with .*/soups/b: give another `out`"):
+        mvlm.finetune(second, "vqa", shards, out, wrong)
