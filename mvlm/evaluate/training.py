@@ -80,16 +80,23 @@ class Evaluator:
 
     def _check_select(self) -> None:
         select, names = self.settings.select, self._choices() if self.task.is_labelled else self._recalls()
+        if not names:
+            raise UserError(
+                f"eval.select is {select!r}, and no question of {', '.join(self.data.eval)} has answers to measure it "
+                "by: leave eval.select empty, or evaluate on questions with answers."
+            )
         if select not in names:
             raise UserError(f"eval.select is {select!r}, which is not among {', '.join(names)}: name one.")
 
     def _choices(self) -> list[str]:
-        """Of a task that chooses; there is one for each kind of row."""
+        """Of a task that chooses; there is one for each kind of row, and none where no row has an answer."""
         names = ["eval/accuracy", *(["eval/consistency"] if self.task.name == "nlvr2" else [])]
-        if self.settings.select in names:
-            return names
         rows = range(min(self.settings.limit or len(self._mixture), len(self._mixture)))
-        return [*names, *sorted({f"eval/{kind_of(self.task.name, row.own)}" for row in self._mixture.sound(rows)})]
+        scored = (row.own for row in self._mixture.sound(rows) if row.own.get("answers", True))
+        kinds = (f"eval/{kind_of(self.task.name, own)}" for own in scored)
+        if (first := next(kinds, None)) is None:
+            return []
+        return names if self.settings.select in names else [*names, *sorted({first, *kinds})]
 
     def _recalls(self) -> list[str]:
         kinds = ("", "_reranked") if self.settings.rerank and self.objectives.itm else ("",)

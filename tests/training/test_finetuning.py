@@ -190,6 +190,18 @@ def test_a_metric_that_is_not_measured_is_refused_before_training(worlds: Callab
         Evaluator(data, Task("entailment"), Objectives(), 32, Eval(select="eval/mean_recall"), 0)
 
 
+def test_nor_is_accuracy_on_questions_without_answers(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "COCO_test2015_000000000001.jpg")
+    asked = [{"image_id": 1, "question_id": number, "question": "what is it?"} for number in range(2)]
+    (tmp_path / "asked.json").write_text(json.dumps({"questions": asked}))
+    shards = str(tmp_path / "shards")
+    words = ["shard", "vqa", str(tmp_path / "asked.json"), "--images", str(tmp_path), "--out", shards]
+    assert data_tools(words) == 0
+    Evaluator(Data(eval=(shards,)), Task("vqa"), Objectives(), 32, Eval(), 0)
+    with pytest.raises(UserError, match=r"'eval/accuracy', and no question of .*/shards has answers to measure it by"):
+        Evaluator(Data(eval=(shards,)), Task("vqa"), Objectives(), 32, Eval(select="eval/accuracy"), 0)
+
+
 def test_nor_is_one_of_an_objective_without_weight_or_of_no_kind_of_foils(
     worlds: Callable[[str], Path], scenes: Path
 ) -> None:
