@@ -104,7 +104,8 @@ class LinearProbeTask:
             _rank(train, (train_XD - mean) / std, (test_ND - mean) / std, test.label_N) if dist.rank() == 0 else None
         )
         result = scores(rank_N, test.label_N, len(test.names)) | {"names": test.names, "strength": strength}
-        return result | {"train_images": len(train.paths), "protocol": _protocol(result, train.label_N)}
+        seen = len(set(train.paths) & set(test.paths))
+        return result | {"train_images": len(train.paths), "protocol": _protocol(result, train.label_N, seen)}
 
     def text(self, result: dict[str, Any]) -> str:
         return table(result, "Linear probe")
@@ -118,7 +119,8 @@ def _rank(train: ClassFolder, train_XD: Tensor, test_ND: Tensor, label_N: np.nda
     return (order_NC == label_N[:, None]).argmax(axis=1), strength
 
 
-def _protocol(result: dict[str, Any], label_X: np.ndarray) -> str:
+def _protocol(result: dict[str, Any], label_X: np.ndarray, seen: int) -> str:
+    others = f"{result['images']} others" if not seen else f"{result['images']}, {seen} of which it has learned from"
     chosen = (
         "the one that is best on every fifth training picture"
         if _held_out(torch.from_numpy(label_X)).any()
@@ -126,7 +128,7 @@ def _protocol(result: dict[str, Any], label_X: np.ndarray) -> str:
     )
     return (
         f"A logistic regression on the frozen image encoder's CLS features, standardised, learned from {len(label_X)} "
-        f"pictures and tried on {result['images']} others; of {len(STRENGTHS)} L2 penalties {chosen}, "
+        f"pictures and tried on {others}; of {len(STRENGTHS)} L2 penalties {chosen}, "
         f"{result['strength']:g}, fitted to all of them. "
         f"{intervals.explain('the pictures')}"
     )

@@ -99,9 +99,13 @@ def test_a_probe_of_one_picture_a_class_does_not_say_that_it_has_chosen(model, t
     for picture in folder.rglob("0.PNG"):
         (one / picture.parts[-3]).mkdir()
         shutil.copy(picture, one / picture.parts[-3])
-    for train, told in ((folder, "best on every fifth training picture"), (one, "the strongest, for no class has a")):
+    for train, told, tried in (
+        (folder, "best on every fifth training picture", "{0}, {0} of which it has learned from;"),
+        (one, "the strongest, for no class has a", "{0} others;"),
+    ):
         asked = Settings((str(folder),), 0, SEARCH, train=str(train))
-        assert told in probe.LinearProbeTask().run(loaded, asked, CPU)["protocol"]
+        result = probe.LinearProbeTask().run(loaded, asked, CPU)
+        assert told in result["protocol"] and f"tried on {tried.format(result['images'])}" in result["protocol"]
 
 
 def test_limit_takes_pictures_of_all_classes(folder, capsys):
