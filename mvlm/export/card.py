@@ -13,7 +13,7 @@ import mvlm
 from mvlm.checkpoint.average import PARTS
 from mvlm.checkpoint.description import described_in
 from mvlm.checkpoint.integrity import read_step
-from mvlm.checkpoint.layout import WEIGHTS, find_checkpoint
+from mvlm.checkpoint.layout import BEST, CHECKPOINTS, WEIGHTS, find_checkpoint
 from mvlm.checkpoint.selection import PUT_OFF
 from mvlm.checkpoint.tensors import is_averaged, open_tensors
 from mvlm.config.schema import Model
@@ -126,7 +126,10 @@ def _place(place: str) -> str:
 
 def _started(model: Model, init: str) -> str:
     if init:
-        return f"the run or checkpoint `{Path(init).name}`"
+        place = Path(init)
+        needs_run = place.name == BEST or place.parent.name == CHECKPOINTS  # a step alone means nothing elsewhere
+        named = [part for part in place.parts if part != CHECKPOINTS]
+        return f"the run or checkpoint `{'/'.join(named[-2 if needs_run else -1 :])}`"
     if model.vision_weights == model.text_weights == "random":
         return "none, both began from random weights"
     parts = []

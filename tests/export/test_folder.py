@@ -368,6 +368,19 @@ def test_the_card_names_an_encoder_from_a_folder_by_its_name_alone(made_run):
     assert "| text encoder | minilm |" in card and "| image encoder | vit |" in card and "somebody" not in card
 
 
+@pytest.mark.parametrize(
+    ("means", "named"),
+    [("mine/checkpoints/step_00000007", "mine/step_00000007"), ("mine/best", "mine/best"), ("mine", "mine")],
+)
+def test_the_card_names_the_run_that_a_checkpoint_to_begin_with_is_of(made_run, means, named):
+    run = made_run("vqa")
+    config = load_stored_config(run / "config.toml")
+    begun = replace(config.checkpoint, init=f"/home/somebody/{means}")
+    (run / "config.toml").write_text(dump_config(replace(config, checkpoint=begun)))
+    card = model_card(run, "small")
+    assert f"the run or checkpoint `{named}`" in card and "somebody" not in card
+
+
 def test_the_card_of_a_task_asks_for_no_measure_that_it_cannot_have(made_run):
     run = made_run("vqa")
     (run / "metrics.jsonl").write_text("")
