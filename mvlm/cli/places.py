@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from glob import iglob
 from pathlib import Path
 
+from mvlm.checkpoint.layout import INDEX
 from mvlm.config.places import expanded
 from mvlm.errors import UserError, no_shards
 
@@ -22,6 +23,13 @@ def require_folder(*places: str | Path, why: str) -> None:
     for place in places:
         if not Path(place).is_dir():
             raise UserError(f"No folder at {place}: {why}")
+
+
+def require_no_checkpoint(*folders: Path) -> None:
+    """Raises `UserError` for the first that is one: it has a run's description, and nothing that the run has logged."""
+    for folder in folders:
+        if (folder / INDEX).is_file():
+            raise UserError(f"{folder} is a checkpoint, which has no log: give the folder of its run.")
 
 
 def require_index(folder: Path) -> None:

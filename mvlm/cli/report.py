@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from mvlm.cli.output import write_whole
+from mvlm.cli.places import require_no_checkpoint
 from mvlm.report.facts import read_facts
 
 
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
     """
+    require_no_checkpoint(*args.runs)
     facts = [read_facts(folder) for folder in args.runs]  # before imports that take seconds
 
     from mvlm.report.written import report_on

@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from mvlm.cli.places import require_no_checkpoint
 from mvlm.errors import UserError
 from mvlm.watch.screen import screen
 from mvlm.watch.status import Status, Watcher
@@ -40,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
     """Show it; returns the exit code.
 
     Raises:
-        UserError: --once, and there is no such folder.
+        UserError: --once, and there is no such folder, or it is a checkpoint.
     """
+    require_no_checkpoint(args.run_folder)
     watcher = Watcher(args.run_folder)
     status = watcher.look()
     if args.once or not (args.json or sys.stdout.isatty()):

@@ -14,9 +14,11 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.report.compare import corpora, differences
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
+from tests.conftest import ROOT
 from tests.report.conftest import HOSTILE
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -254,6 +256,13 @@ def test_mistakes_are_one_sentence(bare_run, add_metrics, tmp_path, capsys):
     add_metrics(bare_run, "not json\n", {"step": 9, "loss": 1.0})
     assert re.search(r"metrics\.jsonl, line \d+, is not a metrics line", mistake(capsys, bare_run))
     assert not (bare_run / "report.html").exists()
+
+
+def test_a_checkpoint_is_no_run_to_report_on_or_watch(capsys):
+    checkpoint = find_checkpoint(ROOT / "tests/training/kept_runs/zero0")
+    assert f"{checkpoint} is a checkpoint, which has no log: give the folder of its run" in mistake(capsys, checkpoint)
+    assert main(["watch", str(checkpoint), "--once"]) == 1
+    assert "which has no log: give the folder of its run" in capsys.readouterr().err
 
 
 def test_long_curves_are_thinned_to_means():
