@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +73,10 @@ class ReconstructionTask:
         dataset = captions_of(loaded, settings)
         result = evaluate_reconstruction(loaded.model, dataset, settings.search.batch, device, settings.words)
         if settings.pictures:
-            write_pictures(loaded.model, dataset, EXAMPLES, Path(settings.pictures), loaded.step, device)
+            folder = Path(settings.pictures)
+            with suppress(OSError):  # of which the writing tells
+                folder.mkdir(parents=True, exist_ok=True)
+            write_pictures(loaded.model, dataset, EXAMPLES, folder, loaded.step, device)
         return result | {"fingerprint": dataset.mixture.fingerprint}
 
     def text(self, result: dict[str, Any]) -> str:
