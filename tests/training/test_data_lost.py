@@ -17,11 +17,12 @@ import pytest
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_config
 from mvlm.errors import UserError
-from mvlm.runtime import storage
+from mvlm.runtime import dist, storage
 from mvlm.training.fit.run import train
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.data.http_store import Store
 from tests.data.made_shards import make_rows, write_shards
+from tests.ranks import run_ranks
 from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
 
 STEPS = 20
@@ -80,29 +81,40 @@ def test_a_store_that_goes_away(
     assert [line["step"] for line in read_metrics(run)] == list(range(1, STEPS + 1))
 
 
-def test_a_mistake_in_the_data_loses_no_steps(
-    train_here: TrainHere, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Shards are replaced at the store, by those that it has again when the run goes on."""
-    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01, 0.01))
-    store.stop()
-    store.start()
-    run, kept = tmp_path / "run", shutil.copytree(store.folder, tmp_path / "kept")
+def train_while_shards_are_replaced(folder: Path, run: Path, given: list[str]) -> int:
+    """As a rank: what `folder` serves is spoiled at step 2."""
 
-    def replace_shards(model: Any, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
-        for path in store.folder.glob("*.arrow") if step == 2 else ():
+    def replace_shards(model: Any, _: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
+        for path in folder.glob("*.arrow") if step == 2 else ():
             path.write_bytes(bytes(path.stat().st_size))
         return {}, None
 
+    storage.PAUSES_S = (0.01, 0.01, 0.01)
+    dist.init()
+    config = load_config(TOML, [*words(run, *given), "eval.every=2", "eval.share=1e9"])
+    try:
+        return train(config, (JSON, TOML), frozenset(), lambda _: replace_shards)
+    except UserError as error:
+        print(error)
+        return int(error.exit_code)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_mistake_in_the_data_loses_no_steps(store: Store, tmp_path: Path, ranks: int) -> None:
+    """Shards are replaced at the store, by those that it has again when the run goes on."""
+    store.stop()
+    store.start()
+    run, kept = tmp_path / "run", shutil.copytree(store.folder, tmp_path / "kept")
     a_quarter = "data.cache_gb=0.00035"  # which the tokenizer's reading of all has filled
-    given = words(run, store.url, "eval.every=2", "eval.share=1e9", a_quarter)
-    with pytest.raises(UserError, match="its hash is not the manifest's"):
-        train_here(run, *given, evaluate=replace_shards)
+    place = store.folder, run, [store.url, a_quarter]
+    done = run_ranks(train_while_shards_are_replaced, *place, ranks=ranks)
+    assert done.returncode == 1 and "its hash is not the manifest's" in done.stdout, done.stderr
     step = read_metrics(run)[-1]["step"]
     assert 0 < step < STEPS and find_checkpoint(run).name == f"step_{step:08d}"
+    assert f"at step {step}, saved in" in done.stderr and "Stopped for lack of data (rank" in done.stderr
     shutil.copytree(kept, store.folder, dirs_exist_ok=True)
-    assert train_here(run, *given, evaluate=replace_shards) == 0
-    assert sorted({line["step"] for line in read_metrics(run)}) == list(range(1, STEPS + 1))
+    assert run_ranks(train_while_shards_are_replaced, *place, ranks=ranks).returncode == 0
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, STEPS + 1))
 
 
 def test_a_loader_process_that_is_killed(one_rank: None, scenes: Path, tmp_path: Path) -> None:
