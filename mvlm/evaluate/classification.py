@@ -93,18 +93,21 @@ def class_features(text_ME: Tensor, classes: int) -> Tensor:
 def scores(rank_N: np.ndarray, label_N: np.ndarray, classes: int) -> dict[str, Any]:
     """The shares of `evaluate_classification` from the place, from 0, of each picture's class."""
 
-    def shares_of(weight_N: np.ndarray) -> dict[str, float]:
-        size_C = np.bincount(label_N, weights=weight_N, minlength=classes)
-        right_C = np.bincount(label_N, weights=weight_N * (rank_N == 0), minlength=classes)
-        drawn_C = size_C > 0
+    order_N = np.argsort(label_N)
+    first_C = np.unique(label_N[order_N], return_index=True)[1]  # of each class that has pictures
+
+    def shares_of(weight_RN: np.ndarray) -> dict[str, np.ndarray]:
+        size_RC = np.add.reduceat(weight_RN[:, order_N], first_C, axis=1)
+        right_RC = np.add.reduceat((weight_RN * (rank_N == 0))[:, order_N], first_C, axis=1)
+        passed_RB = ranking.passed(rank_N, weight_RN)
         return {
-            "top1": float(np.average(rank_N == 0, weights=weight_N)),
-            "top5": float(np.average(rank_N < 5, weights=weight_N)),
-            "mean_per_class": float((right_C[drawn_C] / size_C[drawn_C]).mean()),
+            "top1": ranking.recall(passed_RB, 1),
+            "top5": ranking.recall(passed_RB, 5),
+            "mean_per_class": (right_RC / size_RC.clip(min=1)).sum(axis=1) / (size_RC > 0).sum(axis=1),
         }
 
     return {
-        **shares_of(np.ones(len(label_N))),
+        **intervals.point(len(label_N), shares_of),
         "interval": intervals.bootstrap(len(label_N), shares_of),
         "chance": {"top1": 1 / classes, "top5": min(5, classes) / classes, "mean_per_class": 1 / classes},
         "images": len(label_N),

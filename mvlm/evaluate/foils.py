@@ -49,18 +49,18 @@ def evaluate_foils(
     kinds |= {kind: np.array(dataset.swapped) == kind for kind in sorted(set(dataset.swapped))}
     group_N = _groups(dataset)
 
-    def accuracy(drawn: np.ndarray) -> dict[str, float]:
-        weight_N = drawn[group_N]
-        return {
-            f"{scorer}/{kind}": float(np.average(right_N[of_kind], weights=weight_N[of_kind]))
-            for kind, of_kind in kinds.items()
-            if weight_N[of_kind].any()
-            for scorer, right_N in right.items()
-        }
+    def accuracy(drawn_RG: np.ndarray) -> dict[str, np.ndarray]:
+        weight_RN = drawn_RG[:, group_N]
+        with np.errstate(invalid="ignore"):  # a resample may have no rows of a kind
+            return {
+                f"{scorer}/{kind}": weight_RN @ (right_N * of_kind) / (weight_RN @ of_kind)
+                for kind, of_kind in kinds.items()
+                for scorer, right_N in right.items()
+            }
 
     groups = int(group_N.max()) + 1
     return {
-        "accuracy": _by_scorer(accuracy(np.ones(groups))),
+        "accuracy": _by_scorer(intervals.point(groups, accuracy)),
         "interval": _by_scorer(intervals.bootstrap(groups, accuracy)),
         "chance": CHANCE,
         "rows": len(rows),

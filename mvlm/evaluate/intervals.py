@@ -10,25 +10,33 @@ import numpy as np
 RESAMPLES = 1000
 LEVEL = 0.95
 SEED = 0
+VALUES = 1 << 16
+"""Of units in resamples that are scored together, which bounds the memory."""
+
+Score = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""From how often each of N units counts in each of R resamples, float64 RN, to R numbers by name; NaN where a resample
+has nothing of a number."""
 
 
-def bootstrap(units: int, score: Callable[[np.ndarray], dict[str, float]]) -> dict[str, list[float]]:
+def point(units: int, score: Score) -> dict[str, float]:
+    """The numbers of the data themselves."""
+    return {name: float(number) for name, [number] in score(np.ones((1, units))).items()}
+
+
+def bootstrap(units: int, score: Score) -> dict[str, list[float]]:
     """The lower and upper end for each number that `score` gives.
 
     Args:
         units: what is drawn with replacement, such as images, each with all that belongs to it.
-        score: from how often each unit was drawn, float64 [units], to numbers by name; those are left out of which
-            nothing was drawn.
     """
-    rng = np.random.default_rng(SEED)
-    drawn = [
-        score(np.bincount(rng.integers(units, size=units), minlength=units).astype(float)) for _ in range(RESAMPLES)
-    ]
+    rng, together = np.random.default_rng(SEED), max(1, VALUES // units)
+    parts = []
+    for start in range(0, RESAMPLES, together):
+        resamples = min(together, RESAMPLES - start)
+        drawn = rng.integers(units, size=(resamples, units)) + units * np.arange(resamples)[:, None]
+        parts.append(score(np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float)))
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    names = dict.fromkeys(name for numbers in drawn for name in numbers)
-    return {
-        name: np.quantile([numbers[name] for numbers in drawn if name in numbers], tails).tolist() for name in names
-    }
+    return {name: np.nanquantile(np.concatenate([part[name] for part in parts]), tails).tolist() for name in parts[0]}
 
 
 def explain(units: str) -> str:

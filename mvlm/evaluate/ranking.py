@@ -136,16 +136,26 @@ def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right: RelevantIt
     return np.concatenate(ranks)
 
 
-def recalls(rank_A: np.ndarray, weight_A: np.ndarray | None = None) -> dict[str, float]:
-    """Share of the queries, each counted `weight_A` times, whose right item is among the first 1, 5 and 10."""
-    return {f"r{k}": float(np.average(rank_A < k, weights=weight_A)) for k in RECALLS}
+def passed(rank_A: np.ndarray, weight_RA: np.ndarray) -> np.ndarray:
+    """How many of the queries have their right item among the first 1, 2, ..., to the last place that one has -> RB.
+
+    Args:
+        weight_RA: how often each query counts, R times over.
+    """
+    places = int(rank_A.max()) + 1
+    return np.cumsum([np.bincount(rank_A, weight_A, places) for weight_A in weight_RA], axis=1)
 
 
-def median_rank(rank_A: np.ndarray, weight_A: np.ndarray | None) -> float:
-    """The median over the queries, each counted `weight_A` times, of the rank from 1 of the best right item."""
-    passed = np.cumsum(np.bincount(rank_A, weights=weight_A))
-    middle = np.searchsorted(passed, passed[-1] / 2 + np.array([0, 1e-9]))  # two of an even number
-    return float(middle.mean() + 1)
+def recall(passed_RB: np.ndarray, k: int) -> np.ndarray:
+    """R shares of the queries whose right item is among the first `k`."""
+    return passed_RB[:, :k][:, -1] / passed_RB[:, -1]
+
+
+def median_rank(passed_RB: np.ndarray) -> np.ndarray:
+    """R medians over the queries of the rank from 1 of the best right item."""
+    half_R = passed_RB[:, -1] / 2
+    middle = [(passed_RB < at_R[:, None]).sum(axis=1) for at_R in (half_R, half_R + 1e-9)]  # two of an even number
+    return np.mean(middle, axis=0) + 1
 
 
 def chance(right_per_query: np.ndarray, items: int) -> dict[str, float]:

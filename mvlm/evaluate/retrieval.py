@@ -120,11 +120,11 @@ def summary(found: Retrieval, dataset: EvalDataset) -> dict[str, Any]:
     )
     kinds = KINDS if found.search.rerank else KINDS[:1]
 
-    def scores(drawn_N: np.ndarray) -> dict[str, float]:
-        return _scores(found, kinds, drawn_N, drawn_N[dataset.owner])
+    def scores(drawn_RN: np.ndarray) -> dict[str, np.ndarray]:
+        return _scores(found, kinds, drawn_RN, drawn_RN[:, dataset.owner])
 
     return {
-        **_tree(scores(np.ones(images)), kinds),
+        **_tree(intervals.point(images, scores), kinds),
         "interval": _tree(intervals.bootstrap(images, scores), kinds),
         "chance": {key: max(shares[key] for shares in by_chance) for key in by_chance[0]},
         "images": images,
@@ -146,16 +146,20 @@ KINDS = ("itc", "reranked", "summed")
 """By ITC; by ITM, as the paper does; by ITM and ITC together, as a search does."""
 
 
-def _scores(found: Retrieval, kinds: tuple[str, ...], weight_N: np.ndarray, weight_M: np.ndarray) -> dict[str, float]:
-    """Every number by direction/kind/name, with the images and the captions counted so many times."""
-    numbers: dict[str, float] = {}
+def _scores(
+    found: Retrieval, kinds: tuple[str, ...], weight_RN: np.ndarray, weight_RM: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Every number by direction/kind/name, with the images and the captions counted so many times in each of R."""
+    numbers: dict[str, np.ndarray] = {}
     for kind in kinds:
-        for direction, weight_A in zip(DIRECTIONS, (weight_N, weight_M), strict=True):
+        for direction, weight_RA in zip(DIRECTIONS, (weight_RN, weight_RM), strict=True):
             rank_A = getattr(getattr(found, direction), f"{kind}_A")
-            of_kind = ranking.recalls(rank_A, weight_A) | {"median_rank": ranking.median_rank(rank_A, weight_A)}
-            numbers |= {f"{direction}/{kind}/{name}": number for name, number in of_kind.items()}
+            passed_RB = ranking.passed(rank_A, weight_RA)
+            for k in ranking.RECALLS:
+                numbers[f"{direction}/{kind}/r{k}"] = ranking.recall(passed_RB, k)
+            numbers[f"{direction}/{kind}/median_rank"] = ranking.median_rank(passed_RB)
         six = [numbers[f"{direction}/{kind}/r{k}"] for direction in DIRECTIONS for k in ranking.RECALLS]
-        numbers[f"mean_recall/{kind}"] = sum(six) / len(six)
+        numbers[f"mean_recall/{kind}"] = np.mean(six, axis=0)
     return numbers
 
 

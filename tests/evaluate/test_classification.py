@@ -14,7 +14,7 @@ from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.pictures import ClassFolder, Pictures
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
-from mvlm.evaluate import probe
+from mvlm.evaluate import intervals, probe
 from mvlm.evaluate.classification import evaluate_classification, read_templates, scores
 from mvlm.evaluate.foils import evaluate_foils
 from mvlm.evaluate.retrieval import SearchSettings
@@ -63,6 +63,34 @@ def test_mean_per_class_weighs_classes_alike():
     assert (result["top1"], result["top5"], result["mean_per_class"]) == (0.8, 0.9, 0.5)
     low, high = result["interval"]["top1"]
     assert low < 0.8 < high
+
+
+def test_intervals_are_percentiles_over_resampled_pictures():
+    """Every resample by itself, some of which lack a class; one class has no pictures at all."""
+    label, rank = np.array([0, 2, 2, 2, 3, 3]), np.array([0, 1, 0, 6, 5, 0])
+    ends = scores(rank, label, 5)["interval"]
+    rng, top5, per_class = np.random.default_rng(intervals.SEED), [], []
+    for _ in range(intervals.RESAMPLES):
+        drawn = rng.integers(6, size=6)
+        top5.append(np.mean(rank[drawn] < 5))
+        per_class.append(np.mean([np.mean(rank[drawn][label[drawn] == one] == 0) for one in set(label[drawn])]))
+    assert ends["top5"] == pytest.approx(np.quantile(top5, [0.025, 0.975]))
+    assert ends["mean_per_class"] == pytest.approx(np.quantile(per_class, [0.025, 0.975]))
+
+
+def test_a_number_that_some_resamples_lack_has_the_interval_of_the_others(monkeypatch):
+    monkeypatch.setattr(intervals, "VALUES", 4)  # several parts
+    drawn_RN = []
+
+    def share(weight_RN):
+        drawn_RN.extend(weight_RN)
+        with np.errstate(invalid="ignore"):
+            return {"first": weight_RN[:, 0] / weight_RN[:, :2].sum(axis=1)}
+
+    found = intervals.bootstrap(4, share)["first"]
+    assert [drawn.sum() for drawn in drawn_RN] == [4] * intervals.RESAMPLES
+    had = [drawn[0] / drawn[:2].sum() for drawn in drawn_RN if drawn[:2].any()]
+    assert len(had) < intervals.RESAMPLES and found == pytest.approx(np.quantile(had, [0.025, 0.975]))
 
 
 def test_mistakes_in_folders_and_templates(folder, tmp_path):

@@ -51,7 +51,9 @@ def test_ranks_equal_brute_force(search, top):
 def test_all_equal_features_earn_no_more_than_chance():
     count = 40
     rank_A, _ = ranking.rank_tile(torch.ones(count, count), torch.arange(count)[:, None], 10)
-    assert ranking.recalls(rank_A.numpy()) == ranking.chance(np.ones(count, dtype=int), count)
+    passed_1B = ranking.passed(rank_A.numpy(), np.ones((1, count)))
+    recalls = {f"r{k}": ranking.recall(passed_1B, k).item() for k in ranking.RECALLS}
+    assert recalls == ranking.chance(np.ones(count, dtype=int), count)
 
 
 @settings(max_examples=150, deadline=None)
@@ -114,16 +116,17 @@ def test_many_equal_captions_are_kept_in_the_space_of_one():
 @settings(max_examples=100, deadline=None)
 @given(rank=st.lists(st.integers(0, 12), min_size=1, max_size=9), data=st.data())
 def test_weighted_numbers_are_those_of_repeated_queries(rank, data):
-    weight = data.draw(st.lists(st.integers(0, 3), min_size=len(rank), max_size=len(rank)).filter(any))
-    repeated = np.repeat(rank, weight)
-    assert ranking.median_rank(np.array(rank), np.array(weight)) == np.median(repeated) + 1
-    assert ranking.recalls(np.array(rank), np.array(weight)) == pytest.approx(
-        {f"r{k}": np.mean(repeated < k) for k in (1, 5, 10)}
-    )
+    counted = st.lists(st.integers(0, 3), min_size=len(rank), max_size=len(rank)).filter(any)
+    weights = data.draw(st.lists(counted, min_size=1, max_size=3))
+    passed_RB, repeated = ranking.passed(np.array(rank), np.array(weights)), [np.repeat(rank, each) for each in weights]
+    assert ranking.median_rank(passed_RB).tolist() == [np.median(each) + 1 for each in repeated]
+    for k in (1, 5, 10):
+        assert ranking.recall(passed_RB, k) == pytest.approx([np.mean(each < k) for each in repeated])
 
 
 def test_recall_counts_ranks_below_k():
-    assert ranking.recalls(np.array([0, 1, 4, 5, 9, 10, 99, 0])) == {"r1": 2 / 8, "r5": 4 / 8, "r10": 6 / 8}
+    passed_1B = ranking.passed(np.array([0, 1, 4, 5, 9, 10, 99, 0]), np.ones((1, 8)))
+    assert [ranking.recall(passed_1B, k).item() for k in (1, 5, 10)] == [2 / 8, 4 / 8, 6 / 8]
 
 
 def test_chance_agrees_with_simulation():
