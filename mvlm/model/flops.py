@@ -68,6 +68,7 @@ _FORMULAS |= {
 if torch.backends.mkldnn.is_available():
     _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear
 """What torch's counter takes for nothing, or counts the repeated scores of."""
+_COUNTED = FlopCounterMode(display=False, custom_mapping=_FORMULAS).flop_registry
 
 
 def flop_counter() -> FlopCounterMode:
@@ -79,6 +80,28 @@ def count_flops(work: Callable[[], object]) -> int:
     with flop_counter() as counter:
         work()
     return counter.get_total_flops()
+
+
+class Products(TorchDispatchMode):
+    """The matrix products within, each with its operations and the sizes of its result.
+
+    Torch's own counter takes longer: it asks of everything else, too, what it consists of.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, torch.Size]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if formula := _COUNTED.get(func._overloadpacket):
+            first = result[0] if isinstance(result, tuple) else result
+            self.found.append((formula(*args, **(kwargs or {}), out_val=result), first.shape))
+        return result
+
+    def with_size(self, size: int) -> int:
+        """Operations of those of whose result a dimension is a multiple of `size`."""
+        return sum(flops for flops, shape in self.found if any(each % size == 0 for each in shape))
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from mvlm.batch import Batch, LabelledBatch
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.flops import count_flops, on_meta, without_values
+from mvlm.model.flops import Products, on_meta, without_values
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.training.zero.fill import low_precision
@@ -91,45 +90,46 @@ class Arithmetic:
         return {"tflops": executed / 1e12} | ({"mfu": executed / self.peak} if self.peak else {})
 
 
+TOKENS, MASKED = 1_000_003, 1_000_033
+"""Primes, of which no other size of a model or batch is a multiple."""
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Operations of a micro-batch: of it all, and for each of its tokens and of its masked ones."""
+
+    fixed: float
+    token: float
+    masked: float
+
+
 class FlopsOfBatches:
     """Operations of a micro-batch's forward and backward pass, which costs twice the forward pass.
 
-    One batch is counted by torch for each length that texts are padded to. What the others of that length cost beside
-    it goes with their tokens and with those that are masked.
+    One batch is counted for each length that texts are padded to, with so many tokens, and so many masked ones, that
+    each product tells by its size which of them it is computed for.
     """
 
     def __init__(self, model: MaskVLM) -> None:
         self._model = on_meta(model).requires_grad_(False)  # torch's counter loses parameters that are given to a layer
-        self._counted: dict[tuple[int, ...], tuple[float, int, int]] = {}
-        self._per_token, self._per_masked = 0.0, 0.0
+        self._costs: dict[tuple[int, ...], _Cost] = {}
 
     def __call__(self, batch: Batch) -> float:
-        tokens, masked = len(batch.packing.token_T), len(batch.masked.token_M)
         padded = len(batch), batch.text_BL.shape[1], batch.masked.token_BC.shape[1]
-        if not self._counted:
-            flops, more_tokens, more_masked = self._count(batch, *_with_each_token_twice(batch))
-            self._per_token = (more_tokens - flops) / max(1, tokens)
-            self._per_masked = (more_masked - flops) / max(1, masked)
-            self._counted[padded] = flops, tokens, masked
-        elif padded not in self._counted:
-            [flops] = self._count(batch)
-            self._counted[padded] = flops, tokens, masked
-        flops, counted_tokens, counted_masked = self._counted[padded]
-        return flops + self._per_token * (tokens - counted_tokens) + self._per_masked * (masked - counted_masked)
+        if padded not in self._costs:
+            self._costs[padded] = self._count(batch)
+        cost = self._costs[padded]
+        return cost.fixed + cost.token * len(batch.packing.token_T) + cost.masked * len(batch.masked.token_M)
 
-    def _count(self, *batches: Batch) -> list[float]:
-        """Of each batch, by one copy of the model: to make that takes as long as to count."""
+    def _count(self, batch: Batch) -> _Cost:
+        packing = replace(batch.packing, token_T=batch.packing.token_T.new_empty(1).expand(TOKENS))
+        masked = replace(batch.masked, token_M=batch.masked.token_M.new_empty(1).expand(MASKED))
+        batch = replace(batch, packing=packing, masked=masked)
         try:
-            with without_values(self._model) as (model, without_value), torch.no_grad():
-                return [3.0 * count_flops(partial(model, without_value(batch))) for batch in batches]
+            with without_values(self._model) as (model, without_value), torch.no_grad(), Products() as products:
+                model(without_value(batch))
         except UserError:  # its text encoder cannot be counted
-            return [math.nan] * len(batches)
-
-
-def _with_each_token_twice(batch: Batch) -> tuple[Batch, Batch]:
-    """The batch with more tokens, and with more masked ones."""
-    packing, masked = batch.packing, batch.masked
-    return (
-        replace(batch, packing=replace(packing, token_T=packing.token_T.repeat(2))),
-        replace(batch, masked=replace(masked, token_M=masked.token_M.repeat(2))),
-    )
+            return _Cost(math.nan, math.nan, math.nan)
+        tokens, masked_ones = products.with_size(TOKENS), products.with_size(MASKED)
+        fixed = sum(flops for flops, _ in products.found) - tokens - masked_ones
+        return _Cost(3.0 * fixed, 3.0 * tokens / TOKENS, 3.0 * masked_ones / MASKED)
