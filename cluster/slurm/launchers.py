@@ -143,6 +143,7 @@ def launch(job: Job, overrides: list[str]) -> str:
     cpus = (job.cpus_per_process or 1) * (ranks if launcher.by_node else 1)
     # srun waits for every rank: those that are left when one has ended may be saving
     step = [*([f"--cpus-per-task={cpus}"] if cpus > 1 else []), *_binding(job), "--wait=0", "--kill-on-bad-exit=0"]
+    step.append("--export=ALL")  # what the script exports, also where sbatch was told --export=NONE
     container = _container(job, overrides) if job.container else []
     return BashTemplate(launcher.launch).substitute(
         ranks=ranks,

@@ -70,7 +70,7 @@ def within_job(job: Job, overrides: list[str]) -> list[str]:
 
 
 def _task(job: Job, overrides: list[str]) -> list[str]:
-    bounds = (f"--wait={LAST_SECONDS}", "--no-kill", "--kill-on-bad-exit=0")
+    bounds = (f"--wait={LAST_SECONDS}", "--no-kill", "--kill-on-bad-exit=0", "--export=ALL")
     run = [str(python(job)), "-u", "-m", "mvlm", "preflight", job.run, *overrides]
     modules = f"{shlex.join(['module', 'load', *job.modules])} || exit {ExitCode.MISTAKE}\n" if job.modules else ""
     shell = ["bash", *(["--login"] if job.modules else []), "-c", modules + TASK, "preflight"]

@@ -152,6 +152,12 @@ def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
     assert slurm.cluster("status", job.logs).count("failed with exit code 137") == 2
 
 
+def test_the_ranks_have_what_the_script_exports_on_a_cluster_that_wants_jobs_without_an_environment(slurm, make):
+    job = make("bare")
+    job.submit(f"job.venv={environment(job, 'exit 0')}", 'job.sbatch=["--export=NONE"]', "job.requeue=0")
+    assert job.end(1) == "0", job.said(1)
+
+
 @pytest.mark.campaign  # tests/benchmarks/test_claim.py runs the cells here
 def test_the_claims_cells_are_jobs_that_are_submitted_once_and_measured_when_they_have_ended(
     slurm, make, tmp_path, capsys
