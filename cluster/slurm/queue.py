@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from mvlm.errors import UserError
 ANSWER_SECONDS = 60.0  # that a busy controller may take
 ACCOUNTS_SECONDS = 10.0  # that sacct may take, which is asked for a detail only
 GONE = "invalid job id"
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+"""How its commands reach it, within an allocation as elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def submit(script: Path) -> str:
     Raises:
         UserError: SLURM is not here, does not answer or refuses.
     """
-    done = _run("sbatch", "--parsable", str(script))
+    done = _run("sbatch", "--parsable", str(script), environment=_outside())
     if done.returncode:
         raise UserError(f"sbatch refuses {script} ({_complaint(done)}): change the job file accordingly.")
     return done.stdout.strip().partition(";")[0]
@@ -93,10 +96,20 @@ def remove(job_id: str) -> None:
     _run("scancel", job_id)
 
 
-def _run(*command: str, seconds: float = ANSWER_SECONDS) -> subprocess.CompletedProcess[str]:
+def _outside() -> dict[str, str]:
+    """This process's variables without those of an allocation that it runs in, such as an interactive session's: sbatch
+    hands them on, and srun would bind and place the ranks by them."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return dict(os.environ)
+    return {name: value for name, value in os.environ.items() if name in OF_THE_CLUSTER or name[:5] != "SLURM"}
+
+
+def _run(
+    *command: str, seconds: float = ANSWER_SECONDS, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     require(command[0])
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
     except subprocess.TimeoutExpired:
         raise UserError(
             f"{command[0]} did not answer within {seconds:.0f} s: see whether SLURM's controller is up."

@@ -158,6 +158,14 @@ def test_the_ranks_have_what_the_script_exports_on_a_cluster_that_wants_jobs_wit
     assert job.end(1) == "0", job.said(1)
 
 
+def test_an_allocation_around_the_submission_does_not_place_the_ranks(slurm, make, monkeypatch):
+    for name, value in (("SLURM_JOB_ID", "1"), ("SLURM_TRES_PER_TASK", "cpu=1,gres/gpu=1")):  # salloc --gpus-per-task=1
+        monkeypatch.setenv(name, value)
+    job = make("within")
+    job.submit(f"job.venv={environment(job, 'exit 0')}", "job.requeue=0")
+    assert job.end(1) == "0", job.said(1)
+
+
 @pytest.mark.campaign  # tests/benchmarks/test_claim.py runs the cells here
 def test_the_claims_cells_are_jobs_that_are_submitted_once_and_measured_when_they_have_ended(
     slurm, make, tmp_path, capsys
