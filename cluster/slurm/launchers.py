@@ -27,6 +27,11 @@ stop() { # SLURM does not know the ranks; the first is on this node, and tells t
   kill -USR1 "$(<"$attempt/rank-00000.pid")"
 }"""
 DEEPSPEED = """\
+  variables=( # not exported: DeepSpeed would log some of them, in quotes that stay or cut off at a comma
+    "PATH=$PATH" "SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-}" ${PYTHONPATH:+"PYTHONPATH=$PYTHONPATH"}
+    @@variables
+  )
+  (umask 077 && printf "%s\\0" env "${variables[@]}" "${command[@]}" >"$attempt/command")
   printf "%s slots=@@ranks\\n" "${hosts[@]}" >"$attempt/hostfile"
   @@python -m deepspeed.launcher.runner --force_multi --no_ssh_check --hostfile "$attempt/hostfile" \\
     --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \\
@@ -74,17 +79,11 @@ LAUNCHERS = {
         DEEPSPEED
         + """\
     --launcher slurm --launcher_args "--ntasks-per-node=@@ranks @@options" \\
-    "$(@@python -c "import @@rank as rank; print(rank.__file__)")" "$attempt" "${command[@]}\""""
+    "$(@@python -c "import @@rank as rank; print(rank.__file__)")" "$attempt\"""",
+        exports=False,
     ),
     "pdsh": Launcher(
-        """\
-  variables=( # not exported: DeepSpeed would have the remote shells read some of them
-    "PATH=$PATH" "SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-}"
-    @@variables
-  )
-  (umask 077 && printf "%s\\0" env "${variables[@]}" "${command[@]}" >"$attempt/command")
-"""
-        + DEEPSPEED
+        DEEPSPEED
         + """\
     --launcher pdsh --no_local_rank --module @@rank "$attempt\"""",
         stop=STOP_RANK,

@@ -103,9 +103,12 @@ def _environment(job: Job) -> str:
 
 
 def _import_check(job: Job) -> str:
-    interpreter = shlex.quote(str(python(job)))
+    """With what the launcher is not given and the ranks are."""
+    exported, interpreter = launchers.exports(job), shlex.quote(str(python(job)))
+    others = {name: value for name, value in launchers.variables(job).items() if name not in exported}
+    words = " ".join([*(launchers.assignment(name, value) for name, value in others.items()), interpreter])
     return (
-        f'if ! {interpreter} -c "import {rank.__name__}, mvlm"; then  # by its path: another must not take its place\n'
+        f'if ! {words} -c "import {rank.__name__}, mvlm"; then  # by its path: another must not take its place\n'
         f'  echo "cluster: $(hostname) cannot import mvlm with "{interpreter}": set job.venv to one that it sees"\n'
         f"  exit {ExitCode.MISTAKE}\n"
         "fi\n"

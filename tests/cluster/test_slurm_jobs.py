@@ -166,6 +166,15 @@ def test_an_allocation_around_the_submission_does_not_place_the_ranks(slurm, mak
     assert job.end(1) == "0", job.said(1)
 
 
+def test_deepspeeds_launcher_leaves_the_environment_as_it_is_and_out_of_its_log(slurm, make):
+    job, text = make("quoted"), "two words, and more"
+    venv = environment(job, 'echo "$MLFLOW_TAGS"')
+    job.submit(f"job.venv={venv}", "job.launcher=deepspeed", f"job.environment.MLFLOW_TAGS={text}", "job.requeue=0")
+    assert job.end(1) == "0", job.said(1)
+    assert (job.attempt(1) / "rank-00000.log").read_text() == f"{text}\n"
+    assert text not in (job.attempt(1) / "launcher.log").read_text()
+
+
 @pytest.mark.campaign  # tests/benchmarks/test_claim.py runs the cells here
 def test_the_claims_cells_are_jobs_that_are_submitted_once_and_measured_when_they_have_ended(
     slurm, make, tmp_path, capsys

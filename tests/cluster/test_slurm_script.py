@@ -148,7 +148,7 @@ def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, t
 def test_a_secret_by_reference_is_read_on_the_node(job, launcher, monkeypatch):
     script = render(job, f"job.launcher={launcher}", "job.environment.GREETING=env:MVLM_TEST_WORD")
     monkeypatch.setenv("MVLM_TEST_WORD", "two words")
-    if launcher == "pdsh":
+    if launcher in ("deepspeed", "pdsh"):
         lines = re.search(r"variables=\(.*?\n  \)", script, re.DOTALL)[0] + '\nprintf "%s\\n" "${variables[@]}"'
     else:
         lines = re.search(r"^export GREETING=.*", script, re.MULTILINE)[0] + "\nenv"
@@ -181,7 +181,7 @@ def test_nothing_of_the_job_is_run_by_the_shell(cluster, job, tmp_path, launcher
     train = ["train", f"{tmp_path}/logs/run.toml", "--deepspeed_config", f"{tmp_path}/logs/deepspeed.json"]
     assert array(script, "command")[1:] == ["-m", "mvlm", *train, *overrides]
     exports = re.findall(r"^export PYTHON\d=.*", script, re.MULTILINE)
-    if launcher == "pdsh":  # DeepSpeed has remote shells read what is exported
+    if launcher in ("deepspeed", "pdsh"):  # DeepSpeed passes on what is exported, with quotes of its own
         given = [f"PYTHON{number}={text}" for number, text in enumerate(HOSTILE)]
         assert not exports and array(script, "variables")[-len(given) :] == given
     else:
