@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mvlm.errors import UserError
+from mvlm.runtime.storage import write_durably
 
 from ..attempt import JobAttempt, describe_exit
 from ..job import Job, Sweep, check_files, refuse, run_folder
@@ -66,9 +67,9 @@ def submit(job: Job, overrides: list[str]) -> int:
         keep_files(job)
         path = job.log_folder / SCRIPT
         write_private(path, text)
-        job_id = slurm_queue.submit(path)
         if job.sweep:
-            (job.log_folder / VALUES).write_text(json.dumps(_values(job.sweep)), encoding="utf-8")
+            _note_values(job.log_folder / VALUES, _values(job.sweep))
+        job_id = slurm_queue.submit(path)
         folder = str(run_folder(job, overrides).resolve())
         record = JobRecord(job.name, "slurm", folder, socket.gethostname(), job_id=job_id, is_command=bool(job.command))
         record.save(job.log_folder)
@@ -174,11 +175,19 @@ def _values(sweep: Sweep) -> list[list[str]]:
     return [[override(name, value) for name, value in picked.items()] for picked in combinations(sweep)]
 
 
+def _noted_values(path: Path) -> list[list[str]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _note_values(path: Path, values: list[list[str]]) -> None:
+    """Keep those of runs that are not tried this time: they have begun."""
+    write_durably(path, json.dumps([*values, *_noted_values(path)[len(values) :]]))
+
+
 def _refuse_other_values(job: Job) -> None:
     """Raises: UserError: a run that has begun would go on, or count as done, as one of other values."""
-    path = job.log_folder / VALUES
-    if job.sweep and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if job.sweep:
+        before = _noted_values(job.log_folder / VALUES)
         for number, (first, now) in enumerate(zip(before, _values(job.sweep), strict=False)):
             if first != now and attempt_numbers(job.log_folder / _label(number)):
                 raise UserError(

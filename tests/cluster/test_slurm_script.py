@@ -111,11 +111,12 @@ def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, overrid
 
 @pytest.fixture
 def queue_of_one(tmp_path, monkeypatch):
-    """Whatever is submitted is job 17."""
+    """Whatever is submitted is job 17, and soon over."""
     (tmp_path / "bin").mkdir()
-    sbatch = tmp_path / "bin/sbatch"
-    sbatch.write_text("#!/bin/sh\necho 17\n")
-    sbatch.chmod(0o755)
+    for name, answer in (("sbatch", "echo 17"), ("squeue", "true")):
+        command = tmp_path / "bin" / name
+        command.write_text(f"#!/bin/sh\n{answer}\n")
+        command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
 
 
@@ -140,6 +141,11 @@ def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, t
     (tmp_path / "logs/001/attempt-001").mkdir()
     render(job)  # the first two are the same
     (tmp_path / "logs/002/attempt-001").mkdir()
+    with pytest.raises(UserError, match=r"Run 002 of small has begun with optim.lr=0.0003 run.seed=1, and would"):
+        render(job)
+    job.write_text(text.format("").replace(", 3e-4", ""))
+    assert slurm.submit(load_job(job), []) == 0  # without run 002
+    job.write_text(text.format(", 3"))
     with pytest.raises(UserError, match=r"Run 002 of small has begun with optim.lr=0.0003 run.seed=1, and would"):
         render(job)
 
