@@ -17,7 +17,15 @@ from mvlm.config.schema import Log
 from mvlm.errors import UserError
 from mvlm.training.logging import trackers
 from mvlm.training.logging.monitor import Monitor
-from mvlm.training.logging.trackers import Follower, MLflow, TensorBoard, WeightsAndBiases, numbers, require_installed
+from mvlm.training.logging.trackers import (
+    Follower,
+    MLflow,
+    TensorBoard,
+    WeightsAndBiases,
+    end_all,
+    numbers,
+    require_installed,
+)
 from tests.conftest import free_port
 
 WANDB = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed (the extra `trackers`)")
@@ -48,7 +56,7 @@ def test_a_follower_passes_everything_on_in_order() -> None:
     follower = Follower("A tracker", lambda: recorder, said.append)
     for step in range(100):
         follower.log(step, {"loss": 0.5 * step})
-    follower.close(done=True)
+    end_all([follower], done=True)
     assert recorder.lines == [(step, {"loss": 0.5 * step}) for step in range(100)]
     assert recorder.closed is True
     assert said == []
@@ -67,7 +75,7 @@ def test_a_tracker_that_fails_in_the_middle_is_given_up_with_one_sentence() -> N
         time.sleep(0.001)
     for step in range(2, trackers.LINES + 10):  # more than would wait for one that lives
         follower.log(step, {})
-    follower.close(done=True)
+    end_all([follower], done=True)
     assert recorder.lines == [(0, {})]
     assert said == [
         "A tracker has failed (no route to host), so the run continues without it; metrics.jsonl has everything."
@@ -80,7 +88,7 @@ def test_a_tracker_that_hangs_holds_up_nothing() -> None:
     began = time.monotonic()
     for step in range(trackers.LINES + 10):
         follower.log(step, {})
-    follower.close(done=True, patience=0.2)
+    end_all([follower], done=True, patience=0.2)
     assert time.monotonic() - began < 60
     assert said == [
         "A tracker accepts lines more slowly than they come, so some are missing there; metrics.jsonl has everything."
@@ -93,8 +101,24 @@ def test_a_tracker_that_is_slow_at_the_end_is_left_behind() -> None:
     follower = Follower("A tracker", lambda: Recorder(held.wait), said.append)
     follower.log(1, {})
     follower.log(2, {})
-    follower.close(done=True, patience=0.1)
+    end_all([follower], done=True, patience=0.1)
     assert said == ["A tracker has not accepted everything within 0 s and is abandoned; metrics.jsonl has everything."]
+    held.set()
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["first", "last"])
+def test_one_that_hangs_takes_no_time_from_another(run: Path, place: int) -> None:
+    from tensorboard.summary.writer import record_writer  # noqa: F401 - which takes seconds that are not counted here
+    from torch.utils import tensorboard  # noqa: F401
+
+    held, said = threading.Event(), []
+    hanging = Follower("One", lambda: Recorder(held.wait), said.append)
+    hanging.log(1, {})
+    hanging.log(2, {})
+    following = [Follower("TensorBoard", lambda: TensorBoard(run, 0), said.append)]
+    following.insert(place, hanging)
+    end_all(following, done=True, patience=3)
+    assert said == ["One has not accepted everything within 3 s and is abandoned; metrics.jsonl has everything."]
     held.set()
 
 
@@ -114,7 +138,7 @@ def test_tensorboard_on_a_full_disk_is_one_sentence(mount_disk: Callable[[str], 
     (run / "full").write_bytes(bytes(8 << 10))
     follower = Follower("TensorBoard", lambda: TensorBoard(run, 0), said.append)
     follower.log(1, {"loss": 1.0})
-    follower.close(done=True)
+    end_all([follower], done=True)
     assert said == [
         "TensorBoard has failed ([Errno 28] No space left on device), so the run continues without it; metrics.jsonl "
         "has everything."
@@ -152,7 +176,7 @@ def attempt(begin: Callable[[], trackers.Tracker], done: bool, *steps: int, pict
         follower.log(step, {"loss": 1.0 / step, "lr": 0.1, "grad_norm": 2.0, "grad_norms/vision": 1.5})
     if picture:
         follower.picture(steps[-1], picture)
-    follower.close(done, patience=120)
+    end_all([follower], done, patience=120)
     return said
 
 

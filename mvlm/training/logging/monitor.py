@@ -20,7 +20,7 @@ from mvlm.config.schema import Log
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.files import drop_torn_line
-from mvlm.training.logging.trackers import PATIENCE, Follower, followers, numbers
+from mvlm.training.logging.trackers import PATIENCE, Follower, end_all, followers, numbers
 
 HURRY = 5.0  # seconds that trackers get when a run ends on an error
 SHOWN = ("loss", "image", "text", "itc", "itm", "task")
@@ -99,9 +99,8 @@ class Monitor:
             done: the run has reached its last step.
             patience: seconds that all of them get together.
         """
-        deadline = time.monotonic() + patience
-        while self._followers:
-            self._followers.pop().close(done, max(0.0, deadline - time.monotonic()))
+        end_all(self._followers, done, patience)
+        self._followers = []
 
     def advance(self, step: int) -> None:
         if self._progress:

@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,15 +89,18 @@ class Follower:
     def picture(self, step: int, path: Path) -> None:
         self._put(lambda tracker: tracker.picture(step, path))
 
-    def close(self, done: bool, patience: float = PATIENCE) -> None:
-        """Let it take what still waits, for so many seconds at most.
+    def end(self, done: bool) -> None:
+        """Have it end once it has taken what still waits.
 
         Args:
             done: the run has reached its last step.
         """
         self._done = done
         self._put(None)
-        self._thread.join(patience)
+
+    def wait(self, deadline: float, patience: float) -> None:
+        """Wait for its end until a time of `time.monotonic`, and abandon it there, after all seconds of patience."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._complain(f"{self.name} has not accepted everything within {patience:.0f} s and is abandoned")
 
@@ -123,6 +126,20 @@ class Follower:
         if not self._said:
             self._said = True
             self._say(f"{sentence}; metrics.jsonl has everything.")
+
+
+def end_all(following: Sequence[Follower], done: bool, patience: float = PATIENCE) -> None:
+    """Let trackers take what still waits, all at once, so that none has less time because of another.
+
+    Args:
+        done: the run has reached its last step.
+        patience: seconds that all of them get together.
+    """
+    deadline = time.monotonic() + patience
+    for follower in following:
+        follower.end(done)
+    for follower in following:
+        follower.wait(deadline, patience)
 
 
 class TensorBoard:
