@@ -46,7 +46,7 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 def as_toml(value: Any) -> str:
-    """A value as it stands in a TOML file."""
+    """A value as it stands in a TOML file; raises `UserError` for one that TOML has no form for, such as None."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):  # TOML's escapes are JSON's, but for DEL
@@ -59,6 +59,8 @@ def as_toml(value: Any) -> str:
         return as_toml(fspath(value))
     if hasattr(value, "tolist"):  # of numpy or torch, whose own form TOML does not know
         return as_toml(value.tolist())
+    if not isinstance(value, (int, float)):
+        raise UserError(f"{value!r} cannot be a setting: give a number, a text, a list or a table, or leave it out.")
     return repr(value)
 
 

@@ -180,6 +180,9 @@ def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_pa
         mvlm.train(scenes, out=tmp_path / "run", settings=["train.steps=3"])
     with pytest.raises(UserError, match=r"train\.step.*train\.steps"):
         mvlm.train(scenes, tmp_path / "run", {"train.step": 3})
+    for value in (None, {"vision"}):
+        with pytest.raises(UserError, match="cannot be a setting: give a number"):
+            mvlm.train(scenes, tmp_path / "run", {"log.wandb": value})
     with pytest.raises(UserError, match="`out` is empty"):
         mvlm.train(scenes, "")
     with pytest.raises(UserError, match="path of the data is empty"):
