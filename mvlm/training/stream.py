@@ -70,7 +70,7 @@ class TrainingStream:
             self.order, change = resumed(orders, order_of(data), position + self._shift, self.per_epoch)
         if change:
             self._say(change)
-        self.lost: UserError | None = None
+        self.lost = self.quarantine.excess
         if drawing:
             self._sampler = drawing.sampler(self.order)
         else:
@@ -124,6 +124,8 @@ class TrainingStream:
 
     def why_lost(self) -> tuple[str, ExitCode]:
         """The words of the ranks that have lost their data, and the code that all end with; all ranks must call."""
+        if self.quarantine.excess:  # which every rank will say in full
+            return "too many images cannot be used", ExitCode.MISTAKE
         own = self.lost and (str(self.lost), self.lost.exit_code)
         found = [(rank, *lost) for rank, lost in enumerate(dist.gather_objects(own)) if lost]
         words = [f"rank {rank}: {lost}" for rank, lost, _ in found]
@@ -131,9 +133,10 @@ class TrainingStream:
         return "; ".join(words[:REPORTED]) + more, min(code for *_, code in found)
 
     def list_faults(self, samples_seen: int) -> None:
-        """Write down the images replaced since the last time; all ranks must call."""
+        """Write down the images replaced since the last time; all ranks must call. Too many of them end the data."""
         self.quarantine.add(self.loader.faults, samples_seen)
         self.loader.faults.clear()
+        self.lost = self.quarantine.excess or self.lost
 
     def skip(self, anomaly: Anomaly) -> None:
         """Leave a batch out from the next restart on; all ranks must call, and raise where that makes too many."""

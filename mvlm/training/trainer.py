@@ -81,10 +81,10 @@ class Trainer:
                 self.stream.list_faults(self.state.samples_seen)
             if anomaly:
                 self._roll_back(anomaly)
+            elif flags.without_data or self.stream.lost:
+                return self._stop_without_data()  # with a code that a stop for another reason would hide
             elif flags.reason_to_stop:
                 return self._stop(flags.reason_to_stop)
-            elif flags.without_data:
-                return self._stop_without_data()
             elif flags.ready == dist.world():
                 self._step(began)
         return self._finish()
@@ -289,6 +289,8 @@ class Trainer:
 
     def _finish(self) -> int:
         self.stream.list_faults(self.state.samples_seen)
+        if self.stream.lost:
+            return self._stop_without_data()
         self._await_files()
         self.saver.uploads.finish()
         self.saver.require_own_folder(self.state.step)

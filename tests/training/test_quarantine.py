@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.data.samples.dataset import Fault
 from mvlm.errors import UserError
 from mvlm.training.health.quarantine import QUARANTINE, Quarantine
-from tests.conftest import TINY, mvlm_command, run_command
-from tests.training.conftest import TrainHere
+from tests.conftest import ROOT, TINY
+from tests.ranks import mvlm, run_ranks
+from tests.training.conftest import TOML, read_metrics
+
+JSON = str(ROOT / "ds_configs/cpu.json")
 
 
 def fault(row: int, position: int = 0) -> Fault:
@@ -60,10 +64,13 @@ def test_the_tolerance_is_a_share_or_a_number(
 ) -> None:
     quarantine = Quarantine(tmp_path, tolerance, rows)
     quarantine.add([fault(row) for row in range(allowed)], seen)
-    with pytest.raises(UserError, match=rf"{allowed + 1} images .*data\.tolerance.*row {allowed} \(key.*{QUARANTINE}"):
-        quarantine.add([fault(allowed)], seen)
-    assert len(listed(tmp_path)) == allowed + 1
-    Quarantine(tmp_path, tolerance, rows).add([fault(0)], seen)  # what is known stops no later attempt
+    assert not quarantine.excess
+    quarantine.add([fault(allowed)], seen)
+    words = rf"{allowed + 1} images .*data\.tolerance.*row {allowed} \(key.*{QUARANTINE}"
+    assert re.match(words, str(quarantine.excess)) and len(listed(tmp_path)) == allowed + 1
+    again = Quarantine(tmp_path, tolerance, rows)
+    again.add([fault(0)], seen)
+    assert not again.excess  # what is known stops no later attempt
 
 
 def test_a_list_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -81,33 +88,29 @@ def write_damaged(scenes: Path, out: Path) -> None:
     shard.write_bytes(b"\0PNG".join(shard.read_bytes().split(b"\x89PNG", 8)))
 
 
-def goes_on_without_four(run: Path) -> None:
-    rows = listed(run)
-    assert 5 <= len(set(rows)) == len(rows) and set(rows) <= set(range(8))
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    counts = [line["bad_images"] for line in lines if "loss" in line]
-    assert counts == sorted(counts) and 0 < counts[-1] <= 4
-
-
-def test_a_run_goes_on_without_a_few_images_and_stops_at_too_many(
-    scenes: Path, tmp_path: Path, train_here: TrainHere
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_goes_on_without_a_few_images_and_loses_no_steps_to_too_many(
+    scenes: Path, tmp_path: Path, ranks: int
 ) -> None:
     write_damaged(scenes, tmp_path / "shards")
-    words = [f"data.train={tmp_path}/shards", "checkpoint.every=0", "data.tolerance=4", "train.steps=16"]
-    with pytest.raises(UserError, match=r"[5-8] images cannot be used, .*data\.tolerance = 4.*000000\.arrow row \d"):
-        train_here(tmp_path / "run", *words)
-    goes_on_without_four(tmp_path / "run")
+    given = [TOML, "--deepspeed_config", JSON, *TINY, f"data.train={tmp_path}/shards", "checkpoint.every=0"]
 
+    def train(run: Path, tolerance: int, steps: int) -> str:
+        words = [*given, f"run.dir={run}", f"data.tolerance={tolerance}", f"train.steps={steps}"]
+        ended = run_ranks(mvlm, "train", *words, ranks=ranks)
+        assert ended.returncode == (tolerance == 4) and "Traceback" not in ended.stderr, ended.stderr
+        return ended.stderr
 
-@pytest.mark.campaign
-def test_two_ranks_go_on_without_a_few_images_and_stop_at_too_many(scenes: Path, tmp_path: Path) -> None:
-    write_damaged(scenes, tmp_path / "shards")
-    words = [
-        *["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *TINY, "train.steps=16"],
-        *[f"data.train={tmp_path}/shards", f"run.dir={tmp_path}/run", "checkpoint.every=0", "data.tolerance=4"],
-    ]
-    ended = run_command(mvlm_command(*words, ranks=2))
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
-    said = [line for line in ended.stderr.splitlines() if line.startswith("mvlm: ")]
-    assert re.search(r"[5-8] images cannot be used, .*data\.tolerance = 4.*000000\.arrow row \d", said[0])
-    goes_on_without_four(tmp_path / "run")
+    run, last = tmp_path / "run", tmp_path / "last"
+    said = train(run, 4, 16)
+    assert re.search(r"mvlm: [5-8] images cannot be used, .*data\.tolerance = 4.*000000\.arrow row \d", said), said
+    rows, lines = listed(run), read_metrics(run)
+    assert 5 <= len(set(rows)) == len(rows) and set(rows) <= set(range(8))
+    counts = [line["bad_images"] for line in lines if "loss" in line]
+    assert counts == sorted(counts) and 0 < counts[-1] <= 4
+    step = lines[-1]["step"]
+    assert find_checkpoint(run).name == f"step_{step:08d}" and f"at step {step}, saved in" in said
+    train(last, 4, step)  # they are too many once all steps are made
+    assert find_checkpoint(last).name == f"step_{step:08d}"
+    train(run, 8, 16)
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, 17))

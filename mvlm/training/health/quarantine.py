@@ -35,12 +35,16 @@ class Quarantine:
     Args:
         tolerance: images that may be bad, as a share of the samples drawn or, from 1 on, as a number.
         rows: of the data, of which no more than all can be drawn.
+
+    Attributes:
+        excess: what to raise when the steps that are done are saved, once the list is longer than the tolerance.
     """
 
     def __init__(self, run: Path, tolerance: float, rows: int) -> None:
         self._path = run / QUARANTINE
         self._tolerance, self._all_rows = tolerance, rows
         self._known = set(_read(self._path, _identity))
+        self.excess: UserError | None = None
 
     def __len__(self) -> int:
         """Different images listed."""
@@ -50,7 +54,7 @@ class Quarantine:
         """List what is new among all ranks' faults, once each; all ranks must call.
 
         Raises:
-            UserError: on every rank, where the list cannot be written or has become longer than the tolerance.
+            UserError: on every rank, where the list cannot be written.
         """
         mine = [fault for fault in own if fault.reason != TAKEN_DOWN]
         met = sorted((fault for faults in dist.gather_objects(mine) for fault in faults), key=_place)
@@ -61,7 +65,7 @@ class Quarantine:
         drawn = min(samples_seen, self._all_rows)
         allowed = self._tolerance if self._tolerance >= 1 else self._tolerance * max(drawn, FIRST_SAMPLES)
         if new and len(self) > allowed:
-            raise UserError(
+            self.excess = UserError(
                 f"{len(self)} images cannot be used, more than data.tolerance = {self._tolerance} allows after "
                 f"{drawn} samples, the last of them {new[-1]}; all are listed in {self._path}: "
                 "repair those shards, or raise data.tolerance."
