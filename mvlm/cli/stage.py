@@ -8,7 +8,7 @@ examples:
 `add` uses the settings of the run for the new stage, except those given as key=value. A run that is in progress begins
 the stage by itself when its last stage ends; a run that has ended begins it when you enter the command that trained it
 again. If the data of the stages differ, each data set continues in its own order: no row comes again before all others
-have come.
+have come. `show --rows` reads the shards: data.train says where those lie that have been moved since.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "mvlm stage add RUN (--steps N | --pairs N | --epochs X) [--name NAME] [--continue] [key=value ...]\n"
-        "       mvlm stage show RUN [--rows] [--json]"
+        "       mvlm stage show RUN [--rows [data.train=PLACES]] [--json]"
     )
     parser.add_argument("action", choices=("add", "show"))
     parser.add_argument("run_folder", type=Path, metavar="RUN")
@@ -160,15 +160,23 @@ def _require_deepspeed(
 def _show(args: argparse.Namespace) -> int:
     from mvlm.checkpoint.integrity import read_state
     from mvlm.checkpoint.layout import find_checkpoint
+    from mvlm.config.load import config_from_dict
+    from mvlm.config.toml import apply_override
     from mvlm.training.fit.stages import stored_stages
     from mvlm.training.ledger import count_seen, ledger
 
+    if strangers := [each for each in args.overrides if not (args.rows and each.startswith("data.train="))]:
+        raise UserError(f"mvlm stage show takes no setting {strangers[0]}: only data.train, with --rows.")
+    table: dict[str, Any] = {}
+    for override in args.overrides:
+        apply_override(table, override)
+    places = config_from_dict(table, "The command line").data.train
     state, stored = read_state(find_checkpoint(args.run_folder)), stored_stages(args.run_folder)
     lines = ledger(state)
     if not lines and not stored:
         raise UserError(f"{args.run_folder} is a run without stages: `mvlm stage add` appends one.")
     if args.rows and lines:
-        for line, counted in zip(lines, count_seen(args.run_folder), strict=True):
+        for line, counted in zip(lines, count_seen(args.run_folder, places), strict=True):
             for drawn, (_, counts) in zip(line["drawn"], counted, strict=True):
                 drawn[drawn["of"]] = len(counts)
                 drawn["seen"] = {str(times): int((counts == times).sum()) for times in sorted(set(counts.tolist()))}

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from glob import iglob
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from mvlm.config.stages import load_stored_stages
 from mvlm.data.loading.sampler import make_sampler
 from mvlm.data.loading.streams import positions_of, remembered, taken, takes_turns
 from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.corpus import Corpus
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.runtime.storage import write_durably
@@ -84,13 +87,14 @@ def order_hash(stream: DataStream, number: int, seed: int) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def count_seen(run: str | Path) -> list[list[tuple[tuple[str, ...], np.ndarray]]]:
+def count_seen(run: str | Path, places: Sequence[str] = ()) -> list[list[tuple[tuple[str, ...], np.ndarray]]]:
     """Of each stage that has begun, and of each data set that it has drawn from, how often each of its rows was seen.
 
     Or each of its pairs, where an epoch draws pairs. Batches that were left out are not counted.
 
     Args:
         run: a run folder, of which the latest checkpoint counts, or a checkpoint.
+        places: where data sets lie that have been moved since a stage drew them.
 
     Raises:
         UserError: it is no run with stages, or its shards are gone or changed.
@@ -99,9 +103,17 @@ def count_seen(run: str | Path) -> list[list[tuple[tuple[str, ...], np.ndarray]]
     state = read_state(checkpoint)
     if not state.stages:
         raise UserError(f"{run} is a run without stages: how often it has seen its rows is its epochs.")
+    settings = _settings(checkpoint, state)
+    last, task = settings[-1]
+    here = (*places, *filter(_is_here, last.train))
+    corpora = [Corpus(place, Cache(last.cache, last.cache_gb), task) for place in here]
+    moved = {corpus.fingerprint: str(corpus.folder) for corpus in corpora}
     return [
-        [(tuple(drawn["data"]), _count(state, data, task, number, part)) for part, drawn in enumerate(line["drawn"])]
-        for number, (line, (data, task)) in enumerate(zip(ledger(state), _settings(checkpoint, state), strict=True))
+        [
+            (tuple(drawn["data"]), _count(state, data, task, number, part, moved))
+            for part, drawn in enumerate(line["drawn"])
+        ]
+        for number, (line, (data, task)) in enumerate(zip(ledger(state), settings, strict=True))
     ]
 
 
@@ -117,16 +129,25 @@ def _settings(checkpoint: Path, state: TrainState) -> list[tuple[Data, str]]:
     return [(config.data, config.task.corpus) for config in configs]
 
 
-def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> np.ndarray:
-    """int64 [numbers]: how often a stage, of these settings, has drawn each number of one of its streams."""
+def _count(state: TrainState, data: Data, task: str, number: int, part: int, moved: Mapping[str, str]) -> np.ndarray:
+    """int64 [numbers]: how often a stage, of these settings, has drawn each number of one of its streams.
+
+    Args:
+        moved: folders by the fingerprint of what lies in them now, whatever the stage knew them as.
+    """
     stage, line = state.stages[number], ledger(state)[number]
     which = stage.streams[part]
     stream, drawn = remembered(state)[which], line["drawn"][part]
     weights = () if takes_turns(stage, state.streams) else data.weights
     cache = Cache(data.cache, data.cache_gb)
-    mixture = Mixture(stream.data, weights, cache, task, stream.pairs, stream.where, trains=True)
+    places = [moved.get(of_part, place) for of_part, place in zip(stream.parts, stream.data, strict=True)]
+    if gone := [place for place in places if "://" not in place and not _is_here(place)]:
+        raise UserError(
+            f"{gone[0]}, which stage {number + 1} has drawn, is gone: give its new place as data.train=PLACE."
+        )
+    mixture = Mixture(places, weights, cache, task, stream.pairs, stream.where, trains=True)
     if mixture.fingerprint != stream.fingerprint:
-        raise UserError(f"{', '.join(stream.data)} holds rows other than those the run has seen: restore them.")
+        raise UserError(f"{', '.join(places)} holds rows other than those the run has seen: restore them.")
     sampler = make_sampler(mixture, state.seed + which, stream.order)
     counts = np.zeros(sum(mixture.numbers.sizes), dtype=np.int64)
     _add(counts, sampler, drawn["from"], drawn["to"], 1)
@@ -135,6 +156,11 @@ def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> 
         ends = taken(stage.shares, left_out - stage.samples)[part] + stage.begins[part]
         _add(counts, sampler, int(ends[0]), int(ends[1]), -1)
     return counts
+
+
+def _is_here(place: str) -> bool:
+    """Whether a folder or files of this machine are there."""
+    return Path(place).exists() or any(iglob(place, recursive=True))
 
 
 def _add(counts: np.ndarray, sampler: Any, begin: int, end: int, sign: int) -> None:

@@ -150,7 +150,7 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
 
 
 def test_a_run_goes_on_without_the_data_of_a_stage_that_is_over(
-    staged: Run, scenes: Path, two_sets: tuple[str, str], tmp_path: Path
+    staged: Run, scenes: Path, two_sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(two_sets[0], tmp_path / "gone")
     text = stage("train.steps = 2", f'data.train = ["{tmp_path / "gone"}"]')
@@ -165,6 +165,12 @@ def test_a_run_goes_on_without_the_data_of_a_stage_that_is_over(
     done = run_ranks(mvlm, "train", toml, "--deepspeed_config", str(tmp_path / "zero0.json"), *words)
     assert done.returncode == 0, done.stderr
     assert all_losses(run)[4:] == whole[2:]
+    capsys.readouterr()
+    shown = ["stage", "show", str(run), "--rows"]
+    assert main(shown) == 1 and f"{tmp_path / 'gone'}, which stage 1 has drawn, is gone" in capsys.readouterr().err
+    assert main([*shown, f"data.train={two_sets[0]}"]) == 0
+    assert main(["stage", "show", str(run), "train.steps=9"]) == 1
+    assert "takes no setting train.steps=9" in capsys.readouterr().err
 
 
 def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None:
