@@ -16,6 +16,9 @@ from .inputs import PathOrUrl, as_place, name_of, require_shards
 KINDS = (".png", ".html")
 """Of histograms."""
 
+SHOWN = 5
+"""Lines of a list that name no row."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checked = subparsers.add_parser("verify", help="read and decode everything; exit 1 on damage")
@@ -120,12 +123,13 @@ def takedown(arguments: argparse.Namespace) -> int:
     from .takedown import read_list, take_down
 
     lines = read_list(arguments.list)
+    unmatched = frozenset(lines)
     for folder in corpus_places([arguments.shards]):
         found = take_down(folder, lines, arguments.by)
-        print(
-            f"{folder}: {found.rows:,} rows are taken down, {found.new:,} of them now; "
-            f"{found.unmatched:,} of {len(lines):,} lines name no row of it"
-        )
+        unmatched &= found.unmatched  # a line that names a row of one split names none of the others
+        print(f"{folder}: {found.rows:,} rows are taken down, {found.new:,} of them now")
+    shown = ", ".join([*sorted(unmatched)[:SHOWN], *["..."] * (len(unmatched) > SHOWN)])
+    print(f"{len(unmatched):,} of {len(lines):,} lines name no row" + (f": {shown}" if shown else ""))
     return 0
 
 

@@ -38,7 +38,7 @@ class TakenDown:
 
     rows: int
     new: int
-    unmatched: int
+    unmatched: frozenset[str]
 
 
 def read_list(paths: Sequence[Path]) -> set[str]:
@@ -116,9 +116,9 @@ class _Named:
                     self._found_hashes.add(sha256)
         return np.flatnonzero(named).tolist()
 
-    def unmatched(self) -> int:
+    def unmatched(self) -> frozenset[str]:
         """Lines that name no row of all shards looked at."""
-        return sum(line not in self._found and line.lower() not in self._found_hashes for line in self._lines)
+        return frozenset(line for line in self._lines - self._found if line.lower() not in self._found_hashes)
 
 
 def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:

@@ -143,7 +143,7 @@ def test_hashes_are_the_same_in_letters_of_either_case(tmp_path, capsys):
     mixed = [sha256[:32] + sha256[32:].upper(), "ab" * 32, "Cd" * 32, said[2].upper(), said[5]]
     (tmp_path / "list").write_text("\n".join([*mixed, "F" * 64]))
     assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 0
-    assert "5 rows are taken down, 5 of them now; 1 of 6 lines name no row" in capsys.readouterr().out
+    assert "5 rows are taken down, 5 of them now\n1 of 6 lines name no row: " in capsys.readouterr().out
     assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [1, 2, 3, 4, 5]
 
 
@@ -174,8 +174,8 @@ def test_lists_that_are_taken_down_at_the_same_time_both_hold(whole, tmp_path):
                 taken.append(take_down(folder, {mixture.key(3)}))
             return super().__contains__(name)
 
-    assert take_down(folder, {mixture.key(4), mixture.key(20)}, Columns(["key"])) == TakenDown(3, 2, 0)
-    assert taken == [TakenDown(1, 1, 0)]
+    assert take_down(folder, {mixture.key(4), mixture.key(20)}, Columns(["key"])) == TakenDown(3, 2, frozenset())
+    assert taken == [TakenDown(1, 1, frozenset())]
     assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [3, 4, 20]
 
 
@@ -200,8 +200,8 @@ def test_a_corpus_at_a_url_is_lessened_by_urls_and_hashes(whole, lessened, tmp_p
             (tmp_path / "list").write_text(text)
             assert main(["takedown", url, "--list", str(tmp_path / "list")]) == 0
         said = capsys.readouterr().out
-        assert "2 rows are taken down, 2 of them now; 1 of 3 lines name no row" in said
-        assert "5 rows are taken down, 3 of them now; 0 of 3 lines name no row" in said
+        assert "2 rows are taken down, 2 of them now\n1 of 3 lines name no row: http://nowhere/\n" in said
+        assert "5 rows are taken down, 3 of them now\n0 of 3 lines name no row\n" in said
         cache = Cache(str(tmp_path / "cache"))
         there, here = (Mixture([place], cache=cache, trains=True) for place in (url, lessened))
         assert [there.is_taken_down(row) for row in range(ROWS)] == [here.is_taken_down(row) for row in range(ROWS)]

@@ -99,10 +99,11 @@ def test_keys_are_prefixed_with_the_names_that_the_corpora_have_there(
 def test_rows_of_all_splits_are_taken_down(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fsspec.filesystem("memory").put(str(shards), "/lessened", recursive=True)
     keys = [read_rows(shards / name)[0]["key"] for name in ("train", "eval")]
-    (tmp_path / "list").write_text("\n".join(keys))
+    (tmp_path / "list").write_text("\n".join([*keys, "nowhere"]))
     run("takedown", "memory://lessened", "--list", tmp_path / "list")
     said = capsys.readouterr().out
     assert all(f"memory://lessened/{name}: 1 rows are taken down" in said for name in ("train", "eval"))
+    assert said.endswith("\n1 of 3 lines name no row: nowhere\n")
 
 
 @pytest.mark.parametrize("killed", [False, True])
