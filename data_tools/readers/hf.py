@@ -23,6 +23,7 @@ from ..record import Dropped, Record
 from .captions import captions_of
 from .hf_places import Places, placed
 from .images import MISSING_IMAGE, Refused, read_inside
+from .parquet_pages import ENDING, is_parquet
 from .row_files import undecided
 from .source import Cuttable
 from .table import IMAGE_COLUMNS
@@ -168,7 +169,7 @@ def _source(path: PathOrUrl) -> str:
 
 def _files(path: PathOrUrl, subset: str) -> Sequence[PathOrUrl]:
     """The files of a data set in order; every one of them has rows of the splits asked for."""
-    if isinstance(path, str) and not path.endswith(".parquet"):
+    if isinstance(path, str) and not path.lower().endswith(ENDING):
         starts = [f"{split}-" for split in subset.split(",") if split] or [""]
         return expanded([f"{path.rstrip('/')}/**/{start}*.parquet" for start in starts])
     if isinstance(path, str) or path.is_file() or (path / "state.json").is_file():
@@ -185,7 +186,7 @@ def _files(path: PathOrUrl, subset: str) -> Sequence[PathOrUrl]:
         _check_splits(path, chosen, map(str, splits))
         folders = [path / PurePath(str(split)).name for split in splits if not chosen or split in chosen]
         return [file for folder in folders for file in _saved(folder)]
-    parquet = sorted(path.rglob("*.parquet"))
+    parquet = sorted(filter(is_parquet, path.rglob("*")))
     if not parquet:
         raise UserError(f"{path} holds neither state.json nor parquet files: check it.")
     _check_splits(path, chosen, map(_split, parquet))
@@ -224,7 +225,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _schema(file: Path) -> pa.Schema:
     try:
-        if file.suffix == ".parquet":
+        if is_parquet(file):
             return pq.read_schema(file, memory_map=True)
         with pa.memory_map(str(file)) as mapped, _open_arrow(mapped) as reader:
             return reader.schema
@@ -243,7 +244,7 @@ def _open_arrow(mapped: pa.NativeFile) -> Any:
 
 def _groups(file: Path) -> Iterator[int]:
     """Bytes of each row group of a parquet file; of another file, of all of it."""
-    if file.suffix != ".parquet":
+    if not is_parquet(file):
         yield file.stat().st_size
         return
     about = pq.read_metadata(file, memory_map=True)
@@ -255,7 +256,7 @@ def _groups(file: Path) -> Iterator[int]:
 def _batches(file: Path, first: int = 0, last: int | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Those of the row groups `first` to `last`, each with the number of its first row."""
     row = 0
-    if file.suffix == ".parquet":
+    if is_parquet(file):
         with pq.ParquetFile(file, memory_map=True) as parquet:
             groups = range(parquet.num_row_groups)
             row = sum(parquet.metadata.row_group(group).num_rows for group in groups[:first])

@@ -12,7 +12,7 @@ from mvlm.data.shards.in_place import PlaceInFile
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.errors import UserError
 
-from .parquet_pages import Page, UnknownPage, pages
+from .parquet_pages import Page, UnknownPage, is_parquet, pages
 
 Places = Callable[[bytes], PlaceInFile]
 """Where each image lies, asked for in the order of the rows."""
@@ -24,7 +24,7 @@ def placed(file: Path, image_column: str, first_group: int) -> Places:
     Raises:
         UserError: the images are compressed, by anything but snappy; or, of `Places`, one is not in the file.
     """
-    return _in_parquet(file, image_column, first_group) if file.suffix == ".parquet" else _in_arrow(file)
+    return _in_parquet(file, image_column, first_group) if is_parquet(file) else _in_arrow(file)
 
 
 def _in_arrow(file: Path) -> Places:

@@ -13,13 +13,17 @@ import pyarrow.parquet as pq
 from mvlm.errors import UserError
 
 from .annotated import check_file, lines
+from .parquet_pages import ENDING, is_parquet
 from .row_files import LINK_COLUMNS, Row, first_names, json_row, rows_of, table_header, undecided
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "alt_text", "alt")
 KEY_COLUMNS = ("uid",)
 """Looked for in this order whatever their case: LAION's and COYO's URL and TEXT, DataComp's url, text and uid."""
 
-ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+SEPARATED = (".csv", ".tsv")
+ENDINGS = (ENDING, *SEPARATED, ".jsonl", ".json")
+"""In letters of either case."""
+
 BATCH = 1024
 DAMAGED = "table is cut short or damaged from here on"
 
@@ -37,7 +41,7 @@ def table_files(paths: Sequence[Path]) -> list[Path]:
     files = [file for path in paths for file in (_inside(path) if path.is_dir() else [path])]
     for file in files:
         check_file(file)
-        if file.suffix not in ENDINGS:
+        if file.suffix.lower() not in ENDINGS:
             raise UserError(f"{file} is not a table of links: give files that end in {', '.join(ENDINGS)}.")
     if len({file.stem for file in files}) < len(files):
         raise UserError(
@@ -47,7 +51,7 @@ def table_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
     if not files:
         raise UserError(f"{folder} holds no table: give a folder of files that end in {', '.join(ENDINGS)}.")
     return files
@@ -70,7 +74,7 @@ class LinkTable:
     @cached_property
     def _length(self) -> int:
         """How many rows it has; of anything but parquet they are counted one by one."""
-        if self.path.suffix == ".parquet":
+        if is_parquet(self.path):
             return int(pq.read_metadata(self.path).num_rows)
         return sum(1 for _ in self._all())
 
@@ -79,20 +83,20 @@ class LinkTable:
 
     def rows(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Row | None]]:
         """Number and content of each row from `start` to before `end`, None for a malformed one; raises `Damaged`."""
-        if self.path.suffix == ".parquet":
+        if is_parquet(self.path):
             yield from self._parquet(start, end)
         else:
             yield from itertools.islice(enumerate(self._all()), start, end)
 
     def _read_columns(self) -> list[str]:
         """In a parquet those of numbers, texts and lists of texts: an embedding is neither read nor kept."""
-        if self.path.suffix == ".parquet":
+        if is_parquet(self.path):
             try:
                 schema = pq.read_schema(self.path)
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{self.path} is not a readable parquet file ({error}): copy it again.") from None
             return [field.name for field in schema if _is_plain(field.type)]
-        if self.path.suffix in (".csv", ".tsv"):
+        if self.path.suffix.lower() in SEPARATED:
             return table_header(self.path)[0]
         return first_names(self.path)
 
@@ -123,7 +127,7 @@ class LinkTable:
 
     def _all(self) -> Iterator[Row | None]:
         with self.path.open("rb") as file:
-            if self.path.suffix in (".csv", ".tsv"):
+            if self.path.suffix.lower() in SEPARATED:
                 yield from rows_of(file, self.path, *table_header(self.path))
             else:
                 yield from (json_row(line) for line in lines(file) if line.strip())

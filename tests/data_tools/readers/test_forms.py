@@ -67,9 +67,11 @@ def test_captions_as_objects_are_read_by_every_source_that_may_have_them(tmp_pat
     put(tmp_path / "in/captions.jsonl", json.dumps({"id": 0, "image": "0.jpg", "captions": sentences}).encode())
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "folder", "--workers", 1)
     table = pa.table({"image": [{"bytes": photo(0), "path": None}], "sentences": [sentences]})
-    pq.write_table(table, tmp_path / "x.parquet")
-    run("shard", "hf", tmp_path / "x.parquet", "--out", tmp_path / "hf", "--workers", 1)
-    for out in ("folder", "hf"):
+    (tmp_path / "tables").mkdir()
+    pq.write_table(table, tmp_path / "tables/x.PARQUET")  # as some systems write names
+    run("shard", "hf", tmp_path / "tables/x.PARQUET", "--out", tmp_path / "hf", "--workers", 1)
+    run("shard", "hf", tmp_path / "tables", "--in-place", "--out", tmp_path / "in_place", "--workers", 1)
+    for out in ("folder", "hf", "in_place"):
         assert read_rows(tmp_path / out)[0]["captions"] == ["one", "two"]
 
 

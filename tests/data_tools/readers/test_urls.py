@@ -232,18 +232,18 @@ def test_columns_are_known_by_the_names_that_everybody_uses(tmp_path: Path, port
     link = f"http://127.0.0.1:{port}/ok/3.jpg"
     pq.write_table(
         pa.table({"uid": ["u1"], "url": [link], "text": ["a cat"], "clip": [0.3], "vector": [[0.1, 0.2]]}),
-        tmp_path / "datacomp.parquet",
+        tmp_path / "datacomp.PARQUET",
     )
-    (tmp_path / "mine.csv").write_text(f'url,caption\n{link},"a dog, asleep"\n{link},\n')
+    (tmp_path / "mine.CSV").write_text(f'url,caption\n{link},"a dog, asleep"\n{link},\n')
     (tmp_path / "more.jsonl").write_text(json.dumps({"url": link, "TEXT": "a bird"}) + "\n\nnot json\n\n")
     source = UrlSource([tmp_path], allow_loopback=True)
     items = list(source)
     assert source.size == source.position == 5
     records = [item for item in items if isinstance(item, Record)]
     assert [(r.key, list(r.captions), r.image == image(3), r.where, r.source) for r in records] == [
-        ("u1", ["a cat"], True, "datacomp.parquet:0", "datacomp"),
-        ("mine-000000000", ["a dog, asleep"], True, "mine.csv:0", "mine"),
-        ("mine-000000001", [""], False, "mine.csv:1", "mine"),
+        ("u1", ["a cat"], True, "datacomp.PARQUET:0", "datacomp"),
+        ("mine-000000000", ["a dog, asleep"], True, "mine.CSV:0", "mine"),
+        ("mine-000000001", [""], False, "mine.CSV:1", "mine"),
         ("more-000000000", ["a bird"], True, "more.jsonl:0", "more"),
     ]
     assert dict(records[0].fields) == {"uid": "u1", "url": link, "clip": 0.3}
