@@ -5,9 +5,10 @@
 # Retrieval among icons of held-out concepts, held-out designers, and both; foils by opposites and by styles; masked words
 # and patches, with the right other modality, with none and with a wrong one.
 set -euo pipefail
+run=${1:+$(realpath -m -- "$1")} shards=${SHARDS:+$(realpath -m -- "$SHARDS")} # from where the command was typed
 cd "$(dirname "$0")/../.."
-run=${1:-runs/icons} rows=${2:-0}
-shards=${SHARDS:-shards/icons} out=$run/evaluation
+run=${run:-runs/icons} rows=${2:-0}
+shards=${shards:-shards/icons} out=$run/evaluation
 mkdir -p "$out"
 
 evaluate() { # NAME TASK SHARDS OPTIONS...: what is there is not measured again

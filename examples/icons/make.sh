@@ -4,11 +4,12 @@
 # PACKAGE is the archive or folder of the npm package @iconify/json; without it npm fetches the archive (104 MB).
 # If interrupted, it resumes when started again.
 set -euo pipefail
+given=${1:+$(realpath -m -- "$1")} # from where the command was typed
 cd "$(dirname "$0")/../.."
 OUT=shards/icons
 VERSION=2.2.535
 
-package=${1:-$OUT.package/iconify-json-$VERSION.tgz}
+package=${given:-$OUT.package/iconify-json-$VERSION.tgz}
 if [ ! -e "$package" ]; then
   [ $# -eq 0 ] || { echo "There is nothing at $package: check the path."; exit 1; }
   mkdir -p $OUT.package.part

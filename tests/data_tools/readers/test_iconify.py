@@ -183,11 +183,13 @@ def test_one_command_makes_shards_sheet_statistics_and_attribution_and_resumes(t
         content = icon_set(f"s{number}", f"Author {number}", drawn_by(number))
         (tmp_path / f"package/json/s{number}.json").write_text(json.dumps(content))
     shutil.copytree(ROOT / "examples/icons", tmp_path / "examples/icons")
-    words = ["bash", str(tmp_path / "examples/icons/make.sh"), str(tmp_path / "package")]
+    (tmp_path / "elsewhere").mkdir()
+    words = ["bash", str(tmp_path / "examples/icons/make.sh"), "../package"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = []
     for _ in range(2):
-        done.append(subprocess.run(words, env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}, **TOLD))
+        variables = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+        done.append(subprocess.run(words, env=variables, cwd=tmp_path / "elsewhere", **TOLD))
         assert done[-1].returncode == 0, done[-1].stderr
         made = tree(tmp_path / "shards/icons")
         if len(done) == 1:
