@@ -36,6 +36,11 @@ from mvlm.runtime.storage import write_durably
 
 OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 """Keys that a run adds to its DeepSpeed JSON, which follow from its ranks and its TOML."""
+FIXED = (
+    *("run.dir", "train.steps", "train.pairs", "train.epochs"),
+    *("optim.schedule", "optim.decay_steps", "checkpoint.resume", "eval.patience"),
+)
+"""Settings of a branch that no override may change: it would be another one, or never be done."""
 LINES = 10
 """Log lines that a training loss is the mean of."""
 
@@ -100,9 +105,15 @@ class Branch(ChainStep):
         """Write the branch's TOML and DeepSpeed JSON, unless it has begun, with other settings maybe.
 
         Raises:
-            UserError: the trunk has no such checkpoint or is not at its peak there, or the folder cannot be written, or
-                the branch that lies there falls in another number of steps.
+            UserError: an override is of what makes a branch, the trunk has no such checkpoint or is not at its peak
+                there, or the folder cannot be written, or the branch that lies there falls in another number of steps.
         """
+        for override in self.overrides:
+            if override.partition("=")[0].strip() in FIXED:
+                raise UserError(
+                    f"{override} cannot be given to branches, since `mvlm decay` sets that itself: leave it out, and "
+                    "say with --at, --steps and --out where they begin, how long they are and where they lie."
+                )
         if self.has_begun():
             begun = load_stored_config(self.toml).optim.decay_steps
             if begun != self.steps:

@@ -80,6 +80,14 @@ def test_a_run_whose_rate_has_left_its_peak_is_no_trunk(
     assert not (tmp_path / "trunk-decay").exists()
 
 
+@pytest.mark.parametrize("override", ["run.dir=elsewhere", "train.steps=9", "train.epochs=2", "optim.schedule=cosine"])
+def test_what_makes_a_branch_is_not_overridden(
+    tmp_path: Path, override: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["decay", str(tmp_path), "--at", "1", "--steps", "3", "--launch", LAUNCH, override]) == 1
+    assert f"{override} cannot be given to branches" in capsys.readouterr().err
+
+
 def test_a_trunk_is_not_decayed_from_within_its_own_decay(train_here: TrainHere, tmp_path: Path) -> None:
     """Of wsd whose fall is a tenth of the run, unless something else is said, or none."""
     trunk = tmp_path / "trunk"
