@@ -152,7 +152,10 @@ def _print_chain(steps: list[ChainStep], prices: Prices | None) -> None:
 
 
 def _check_out(place: Workplace) -> None:
-    """Raises `UserError` where a rehearsal's shards would count as the published data's, or the other way round."""
+    """Raises `UserError` where runs would lie elsewhere than in --out, or where a rehearsal's shards would count as the
+    published data's, or the other way round."""
+    if moved := [override for override in place.overrides if override.partition("=")[0].strip() == "run.dir"]:
+        raise UserError(f"{moved[0]} would be the folder of every run: give --out, in which each has its own.")
     generated = place.out / "data"
     rehearsed = generated.exists() and (place.miniature or generated.resolve() != place.data.resolve())
     if place.shards.exists() and rehearsed != place.miniature:

@@ -166,6 +166,12 @@ def test_a_rehearsals_shards_do_not_count_as_the_published_datas(
     assert mvlm([*words, "--data", str(out / "data")]) == 1 and "are missing" in capsys.readouterr().err
 
 
+def test_a_folder_for_all_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "nlvr2", "--miniature", "--out", str(tmp_path / "out"), "run.dir=mine"]
+    assert mvlm(words) == 1
+    assert "run.dir=mine would be the folder of every run: give --out" in capsys.readouterr().err
+
+
 def test_a_dry_run_in_miniature_misses_nothing_that_it_would_generate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
