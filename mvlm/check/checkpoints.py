@@ -12,13 +12,14 @@ from mvlm.check.shards import report_neighbours
 from mvlm.checkpoint.integrity import check_continuity, find_damage, read_whole_state
 from mvlm.checkpoint.layout import step_folders
 from mvlm.checkpoint.mirror import Mirror
+from mvlm.checkpoint.newest import search_whole
 from mvlm.checkpoint.peers import ROOM, SHARED
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
-from mvlm.training.checkpoint.resume import Start, given_start, search_whole, with_stored_order
+from mvlm.training.checkpoint.resume import Start, given_start, with_stored_order
 from mvlm.training.fit.settings import resume_config
 
 

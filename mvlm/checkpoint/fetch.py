@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from functools import partial
@@ -24,7 +23,7 @@ from mvlm.checkpoint.layout import (
     step_of,
 )
 from mvlm.checkpoint.mirror import Mirror, MirrorPath, read_entries
-from mvlm.checkpoint.placing import UNFINISHED, finish, make_ready, on_each
+from mvlm.checkpoint.placing import UNFINISHED, finish, make_ready, on_each, set_damaged_aside
 from mvlm.errors import UserError
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
@@ -129,7 +128,7 @@ def _fetch_files(mirror: Mirror, remote: MirrorPath, entries: list[Entry], unfin
 
 def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: FolderGroup) -> None:
     def described() -> None:
-        if (run / CHECKPOINTS / f"step_{remote.step:08d}" / CONFIG).exists():
+        if (run / CHECKPOINTS / step_name(remote.step) / CONFIG).exists():
             return  # it is whole by itself; one of version 0.1 needs these:
         for name in (CONFIG, *mirror.sizes(TOKENIZER), *mirror.sizes(TEXT_ENCODER)):
             if DESCRIPTION.fullmatch(name):
@@ -179,6 +178,4 @@ def _own_whole(run: Path) -> str | None:
 def _set_parts_aside(run: Path) -> None:
     (run / CHECKPOINTS / LATEST).unlink(missing_ok=True)
     for folder in step_folders(run):
-        aside = folder.with_name(f"{folder.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(folder, aside)
+        set_damaged_aside(folder)

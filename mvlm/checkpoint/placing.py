@@ -44,3 +44,10 @@ def finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -
         shutil.rmtree(folder)
     os.rename(unfinished, folder)
     write_durably(folder.parent / LATEST, folder.name)
+
+
+def set_damaged_aside(folder: Path) -> Path:
+    """Keep a step folder that is not whole under another name, in place of one that was kept so before."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)

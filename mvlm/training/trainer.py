@@ -8,11 +8,12 @@ import time
 import torch
 
 from mvlm.batch import MetricAccumulator
+from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.state import TrainState
 from mvlm.errors import ExitCode, MemoryCorrupted
 from mvlm.runtime import dist
 from mvlm.training.agreement import Agreement, StepFlags
-from mvlm.training.checkpoint import resume as checkpoints
+from mvlm.training.checkpoint.resume import restore
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
 from mvlm.training.health.anomaly import Anomaly, AnomalyDetector
@@ -242,9 +243,9 @@ class Trainer:
             self.saver.copies.drain()
         self._set_aside(anomaly)
         self.saver.uploads.complete_folder()
-        checkpoint = checkpoints.newest_whole(self.saver.run)
+        checkpoint = newest_whole(self.saver.run)
         self.stream.close()
-        state = checkpoints.restore(self.engine, checkpoint, begins_stage=bool(self._first.stages))
+        state = restore(self.engine, checkpoint, begins_stage=bool(self._first.stages))
         if state.step == self._first.step:  # its losses may be no measure any more, and its stage may be another
             state = self._first
         state = self.saver.settle_best(state) if self.validation.selector else dataclasses.replace(state, best=None)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.newest import newest_whole, search_whole
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.pretrained.read import read_tensors
-from mvlm.training.checkpoint.resume import newest_whole, search_whole, starting_point
+from mvlm.training.checkpoint.resume import starting_point
 from tests.training.test_saver import steps_saved
 
 WEIGHTS, MOMENTS = "weights-00000-of-00001.safetensors", "moments-00000-of-00001.safetensors"

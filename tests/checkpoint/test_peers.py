@@ -18,11 +18,11 @@ from mvlm.checkpoint.fetch import fetch_newest
 from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
 from mvlm.checkpoint.layout import Entry
 from mvlm.checkpoint.mirror import Mirror
+from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.peers import PeerCopies, memory_of, partners, require_own
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Checkpoint
 from mvlm.runtime import dist
-from mvlm.training.checkpoint.resume import newest_whole
 from mvlm.training.checkpoint.save import Saver
 from tests.ranks import run_ranks
 from tests.training.saver_worker import Trained, save

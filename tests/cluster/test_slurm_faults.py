@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mvlm.training.checkpoint import resume as checkpoints
+from mvlm.checkpoint.newest import newest_whole
 from tests.cluster.slurm_fixture import SlurmJob, StepClock, wait_for
 from tests.conftest import ROOT
 
@@ -156,7 +156,7 @@ def test_a_rank_of_a_sweep_that_was_cut_off_ends_at_its_next_step_and_harms_noth
 
 def test_every_checkpoint_that_is_left_is_whole(story):
     for job in (story.job, *story.trials, *story.launched.values()):
-        assert (newest := checkpoints.newest_whole(job.run)), job.run
+        assert (newest := newest_whole(job.run)), job.run
         assert newest.name.startswith("step_")
 
 
@@ -176,7 +176,7 @@ def test_cancel_has_the_ranks_save_under_every_launcher(story, launcher):
     job = story.launched[launcher]
     step = job.steps(1)[-1]
     assert job.exit_codes() == ["75"] and story.cancelled[launcher] == f"{launcher} has ended at step {step}.\n"
-    assert checkpoints.newest_whole(job.run).name == f"step_{step:08d}"
+    assert newest_whole(job.run).name == f"step_{step:08d}"
     assert losses(job) == losses(story.undisturbed)[:step] and not (ROOT / "pwned").exists()
 
 

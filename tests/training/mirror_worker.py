@@ -15,11 +15,11 @@ from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import begin_without, fetch_newest
 from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
 from mvlm.checkpoint.mirror import Mirror
+from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime import dist
-from mvlm.training.checkpoint.resume import newest_whole
 from mvlm.training.checkpoint.save import Saver
 from tests.training.saver_worker import Trained, save
 

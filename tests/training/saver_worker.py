@@ -11,11 +11,11 @@ import torch
 from mvlm.checkpoint.cut import TensorPart
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.integrity import find_damage
+from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime import dist
-from mvlm.training.checkpoint.resume import newest_whole
 from mvlm.training.checkpoint.save import Saver
 
 

@@ -25,13 +25,13 @@ from mvlm.checkpoint.folder_group import FolderGroup, _connected
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.mirror import Mirror, MirrorPath
+from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.peers import memory_of
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import StorageLost, UserError, cannot_write
 from mvlm.runtime import storage
-from mvlm.training.checkpoint.resume import newest_whole
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.fit.run import train
 from mvlm.training.health.heartbeat import QUIET_AFTER, Heartbeat

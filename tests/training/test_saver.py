@@ -20,15 +20,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvlm.batch import Batch
+from mvlm.checkpoint import newest
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.newest import make_latest, newest_whole
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import open_tensors, write_tensors
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
-from mvlm.training.checkpoint import resume as checkpoints
-from mvlm.training.checkpoint.resume import make_latest, newest_whole, restore
+from mvlm.training.checkpoint.resume import restore
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
 from tests.ranks import run_ranks
@@ -322,6 +323,6 @@ def test_what_a_living_attempt_deletes_is_not_taken_for_damaged(
             break
         return find_damage(checkpoint, hashes)
 
-    monkeypatch.setattr(checkpoints, "find_damage", find_late)
+    monkeypatch.setattr(newest, "find_damage", find_late)
     assert newest_whole(run).name == "step_00000006"
     assert names(run) == ["06", "latest"]

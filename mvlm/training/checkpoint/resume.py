@@ -1,14 +1,11 @@
 """Resuming from a checkpoint, with any number of ranks and any ZeRO stage. Its layout: mvlm/checkpoint/layout.py.
 
-Written by mvlm/training/checkpoint/save.py. Where the run's latest checkpoint turns out to be damaged, the newest older
-one that is whole takes its place; where `latest` is lost or names none, the newest whole one.
+Written by mvlm/training/checkpoint/save.py. Where the run's latest checkpoint turns out to be damaged, another takes
+its place: mvlm/checkpoint/newest.py.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,26 +17,18 @@ from torch import Tensor
 
 from mvlm.checkpoint.cut import whole_shape
 from mvlm.checkpoint.description import CONFIG, described_in
-from mvlm.checkpoint.integrity import (
-    can_resume,
-    check_continuity,
-    compare_shapes,
-    find_damage,
-    read_whole_state,
-    refusal,
-)
+from mvlm.checkpoint.integrity import check_continuity, compare_shapes, read_whole_state
 from mvlm.checkpoint.layout import EMA, LATEST, MOMENTS, WEIGHTS, candidates, find_checkpoint, has_checkpoints
+from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import StoredTensor, open_tensors, require_finite
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Checkpoint
 from mvlm.data.loading.sampler import order_of
-from mvlm.errors import UserError, cannot_write
+from mvlm.errors import UserError
 from mvlm.pretrained.positions import fit_trained, is_image_position
 from mvlm.pretrained.read import is_external
 from mvlm.runtime import dist
-from mvlm.runtime.log import log
-from mvlm.runtime.storage import sync, write_durably
 from mvlm.training.engine import Engine
 from mvlm.training.zero.shares import gathered
 from mvlm.training.zero.state import MOMENTS as KEYS
@@ -97,75 +86,6 @@ def _refuse_another_of(run: Path, resume: str) -> None:
             f"checkpoint.resume names {named.name} of {run} itself, which stands at {stands.name}: leave it out and "
             f"write {named.name} into {stands.parent / LATEST}, or set another run.dir."
         )
-
-
-def make_latest(checkpoint: Path) -> None:
-    """Point the run's `latest` at one of its own checkpoints, whatever lies beyond it; all ranks must call."""
-    dist.as_rank_0(partial(_point_latest, checkpoint))
-
-
-def _point_latest(checkpoint: Path) -> None:
-    try:
-        write_durably(checkpoint.parent / LATEST, checkpoint.name)
-    except OSError as error:
-        raise cannot_write(str(checkpoint.parent), error, "free some room or set run.dir") from None
-
-
-@dataclass(frozen=True)
-class Search:
-    """What the checkpoints of a run folder are good for.
-
-    Attributes:
-        whole: that the run can be resumed from.
-        damaged: newer ones that are not whole, the latest first.
-        reason: what is wrong with the first of them.
-        problem: what is wrong with the file `latest`, where it names none of them.
-    """
-
-    whole: Path
-    damaged: tuple[Path, ...] = ()
-    reason: str = ""
-    problem: str = ""
-
-
-def newest_whole(run: Path) -> Path:
-    """The checkpoint to resume from, which becomes the latest: the one that `latest` names; where that is damaged, the
-    newest older whole one; where `latest` is no use, the newest whole one.
-
-    Damaged ones are then renamed to `step_N.damaged`, and one sentence says so. All ranks must call.
-
-    Raises:
-        UserError: none is whole; nothing has been renamed.
-    """
-    found = search_whole(run)
-    if found.damaged or found.problem:
-        dist.as_rank_0(partial(_settle, found))
-    return found.whole
-
-
-def search_whole(run: Path, hashes: bool = True) -> Search:
-    """Find it and change nothing; all ranks must call. Raises as `newest_whole`.
-
-    Args:
-        hashes: False compares lengths alone.
-    """
-    found = dist.as_rank_0(lambda: candidates(run))
-    while reason := find_damage(found.first, hashes):
-        again = dist.as_rank_0(lambda: candidates(run))
-        if again.first == found.first:
-            break
-        found = again  # another attempt lives, and has deleted what it no longer keeps
-    if not reason and (not found.problem or can_resume(found.first)):
-        return Search(found.first, problem=found.problem)
-    damaged = [found.first] if reason else []
-    for candidate in found.others:
-        if find_damage(candidate, hashes):
-            damaged.append(candidate)
-        elif can_resume(candidate):
-            return Search(candidate, tuple(damaged), reason or "", found.problem)
-    if reason:
-        raise refusal(found.first, reason)
-    return Search(found.first, problem=found.problem)
 
 
 def restore_start(
@@ -271,35 +191,6 @@ class Shares:
             part = torch.zeros(stop - start)
             self.problem = self.problem or f"{stored.path} cannot be read ({error}): use another checkpoint."
         return part
-
-
-def _settle(found: Search) -> None:
-    """Set aside what is damaged, have `latest` name what is used, and say why."""
-    damaged, used = found.damaged, found.whole
-    why = [found.problem] if found.problem else []
-    why += [f"{damaged[0]} is damaged ({found.reason})"] if damaged else []
-    try:
-        _clear_latest(used.parent / LATEST)
-        write_durably(used.parent / LATEST, used.name)
-        kept = []
-        for folder in filter(Path.is_dir, damaged):
-            aside = folder.with_name(f"{folder.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(folder, aside)
-            kept.append(aside.name)
-        sync(used.parent)
-    except OSError as error:
-        so = f"free some room, or set checkpoint.resume={used} and another run.dir"
-        raise cannot_write(f"{' and '.join(why)}, and {used.parent}", error, so) from None
-    kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
-    newest = ", the newest whole checkpoint" if found.problem else ""
-    log.warning(f"{' and '.join(why)}: the run resumes from {used.name}{newest}{kept_as}.")
-
-
-def _clear_latest(latest: Path) -> None:
-    """A folder in its place could not be replaced by a file."""
-    if latest.is_dir() and not latest.is_symlink():
-        os.rename(latest, latest.with_name(f"{LATEST}.aside-{time.time_ns()}"))
 
 
 def with_stored_order(state: TrainState, checkpoint: Path) -> TrainState:

@@ -21,8 +21,7 @@ from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
 from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.runtime import dist, replicas
 from mvlm.training.build import build_dataset, build_empty, coming_classes, coming_tokenizer
-from mvlm.training.checkpoint import resume as checkpoints
-from mvlm.training.checkpoint.resume import Start
+from mvlm.training.checkpoint.resume import Start, starting_point
 from mvlm.training.compilation import is_compiled
 from mvlm.training.fit.settings import Resumed, resume_config
 from mvlm.training.fit.stages import Standing, settle_stages
@@ -129,7 +128,7 @@ def make_plan(
     group = find_folder_group(folder, mirrored=mirror is not None)
     if mirror and not fetch_newest(mirror, folder, group, memory_of(folder) if config.checkpoint.peers else None):
         begin_without(mirror, folder, group)
-    start = checkpoints.starting_point(folder, config.checkpoint)
+    start = starting_point(folder, config.checkpoint)
     standing = dist.as_rank_0(partial(settle_stages, config, given, tables, names[1], start, folder))
     if standing:
         resumed, config = standing.resumed, standing.config

@@ -11,6 +11,7 @@ from typing import Any
 
 from mvlm.checkpoint.description import TOKENIZER
 from mvlm.checkpoint.fencing import FencingToken
+from mvlm.checkpoint.newest import make_latest
 from mvlm.checkpoint.peers import PeerCopies, memory_of
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
@@ -27,8 +28,7 @@ from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist, replicas
 from mvlm.training.auto_batch import find_micro_batch
 from mvlm.training.build import build_dataset, build_starting_model
-from mvlm.training.checkpoint import resume as checkpoints
-from mvlm.training.checkpoint.resume import Start
+from mvlm.training.checkpoint.resume import Start, restore_start
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.compilation import is_compiled
 from mvlm.training.engine import Engine
@@ -212,7 +212,7 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
     state = TrainState(0, 0, plan.config.run.seed, data[0], frozen=plan.config.train.freeze, selection=data[1])
 
     def restore(start: Start) -> tuple[Start, TrainState]:
-        return checkpoints.restore_start(engine, plan.folder, start, data, plan.begins_stage)
+        return restore_start(engine, plan.folder, start, data, plan.begins_stage)
 
     if resumed:
         start, state = restore(start)
@@ -221,7 +221,7 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
         if not dist.as_rank_0(start.checkpoint.is_dir):  # until now the attempt before might still be alive
             start, state = restore(start)
         assert start.checkpoint
-        checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
+        make_latest(start.checkpoint)  # it is where a bad step goes back to
     if plan.standing:
         state = plan.standing.enter(state, mixture)
     if resumed and resumed.alters_loss:  # the losses before are no measure of those to come
