@@ -11,7 +11,6 @@ from mvlm.model.flops import count_flops
 from mvlm.training.logging.mfu import Arithmetic, FlopsOfBatches, peak_flops
 
 
-@pytest.mark.campaign
 def test_mfu_is_the_share_of_executed_operations() -> None:
     """Of batches whose captions are of other lengths than those of the batch that is counted."""
     size = SIZES["tiny"]
