@@ -42,15 +42,18 @@ def run(args: argparse.Namespace) -> int:
         UserError: the checkpoints are not of one model, or the soup cannot be written, or the data cannot be used.
     """
     from mvlm.checkpoint.layout import find_checkpoint
+    from mvlm.cli.output import require_no_folder, write_json
     from mvlm.cli.places import require_shards
+    from mvlm.config.places import require_each_once
 
     if args.json and not args.data:
         raise UserError("--json writes what is measured on --data: give --data too, or leave --json out.")
     parts = [find_checkpoint(path) for path in args.checkpoints]  # before imports that take seconds
     require_shards(args.data)
+    require_each_once(args.data)
+    require_no_folder(args.json, "--json")
 
     from mvlm.checkpoint.average import average
-    from mvlm.cli.output import write_json
     from mvlm.runtime import dist
 
     average(parts, args.out)

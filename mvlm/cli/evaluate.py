@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.cli.output import write_whole
-from mvlm.cli.places import require_folder, require_shards
+from mvlm.cli.output import require_no_folder, write_whole
+from mvlm.cli.places import require_folder, require_no_checkpoint, require_shards
 from mvlm.runtime.arguments import above_zero, count, positive
 
 LABELLED, CLASSES = ("vqa", "nlvr2", "entailment"), ("classification", "probe")
@@ -133,6 +133,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.task:
         args.refuse("a task is required, or --follow RUN")
     find_checkpoint(args.checkpoint)  # before imports that take seconds
+    require_no_folder(args.json, "--json")
+    require_no_folder(getattr(args, "predictions", None), "--predictions")
     if args.task in CLASSES:
         require_folder(*args.data, why="give one that has a folder of pictures for each class.")
     else:
@@ -162,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
 def _follow(args: argparse.Namespace) -> int:
     if args.task:
         args.refuse("--follow evaluates as the run's own [eval] says: leave the task out")
+    require_no_checkpoint(args.follow)
 
     from mvlm.evaluate.follow import EvaluationJob
     from mvlm.runtime import dist

@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+def require_no_folder(path: Path | None, option: str) -> None:
+    """Raises `UserError` where the file that is to be written is a folder; to be asked before work that takes long."""
+    if path and path.is_dir():
+        raise UserError(f"{path} is a folder: give {option} a file in it.")
+
+
 def write_whole(path: Path, content: str | bytes, option: str) -> None:
     """Write text or bytes beside and rename; missing folders are made.
 
     Raises:
         UserError: it is a folder, or cannot be written; names the `option` that says where.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give {option} a file in it.")
+    require_no_folder(path, option)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.cli.output import write_json, write_picture
+from mvlm.cli.output import require_no_folder, write_json, write_picture
 from mvlm.cli.places import require_files
 from mvlm.config.load import load_stored_config
 from mvlm.errors import UserError
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("There is no sentence: give --sentences or --sentences-file.")
     find_checkpoint(args.checkpoint)  # before imports that take seconds
     require_files(args.images)
+    require_no_folder(args.json, "--json")
 
     from mvlm.data.samples.pictures import find_pictures
     from mvlm.evaluate.retrieval import SearchSettings

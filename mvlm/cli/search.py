@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.cli.output import write_json, write_picture
+from mvlm.cli.output import require_no_folder, write_json, write_picture
 from mvlm.cli.places import require_files, require_index
 from mvlm.errors import UserError
 from mvlm.runtime.log import log
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     find_checkpoint(args.checkpoint)  # before imports that take seconds
     require_index(args.index)
     require_files([args.image] if args.image else [])
+    require_no_folder(args.json, "--json")
 
     from mvlm.predict.prediction import file_name, printable
     from mvlm.pretrained.runs import load_run

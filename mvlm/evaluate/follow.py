@@ -84,7 +84,8 @@ class EvaluationJob:
         """Return when every checkpoint of the finished run has been evaluated.
 
         Raises:
-            UserError: another job follows the run, the data cannot be used, or the run folder cannot be written.
+            UserError: another job follows the run, the data cannot be used, or the run folder cannot be written or is
+                gone.
         """
         while not dist.as_rank_0(self.run.is_dir):
             time.sleep(LOOK_S)
@@ -97,6 +98,8 @@ class EvaluationJob:
 
     def _next(self) -> Turn:
         """On rank 0: the lowest step that has not been evaluated as it is now."""
+        if not self.run.is_dir():
+            raise UserError(f"{self.run} has been moved or deleted: follow the run where it is now.")
         done, known = is_done(self.run), {(line["step"], line["weights"]) for line in read_evaluations(self.run)}
         for folder in filter(step_of, reversed(step_folders(self.run))):
             try:

@@ -9,6 +9,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from mvlm.config.places import require_each_once
 from mvlm.config.schema import Eval
 from mvlm.errors import UserError
 from mvlm.evaluate.labelled import TITLES
@@ -67,11 +68,11 @@ def evaluate_checkpoint(
     asked |= {name: _text(name, asked[name]) for name in TEXTS if name in asked}
     if not isinstance(asked.get("memory_gb", 1), Real) or not asked.get("memory_gb", 1) > 0:
         raise UserError(f"{asked['memory_gb']!r} cannot be `memory_gb`: give a number above 0.")
+    require_each_once(places := tuple(fspath(place) for place in data))
     device = dist.device()
     loaded: Loaded[Any] = (
         load_task_run(Path(checkpoint), task, device) if task in TITLES else load_run(Path(checkpoint), device)
     )
-    places = tuple(fspath(place) for place in data)
     settings = _settings(places, asked, loaded.eval)
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
     kind = "rows" if "rows" in result else "images"

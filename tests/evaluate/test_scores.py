@@ -19,7 +19,7 @@ from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
-from mvlm.evaluate import memory
+from mvlm.evaluate import measured, memory
 from mvlm.evaluate.masked_words import RandomWords
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
@@ -197,8 +197,24 @@ def test_a_part_that_is_none_is_refused(text):
         parse_part(text)
 
 
-def test_a_corpus_that_is_named_twice_is_refused(scenes, trained, capsys):
-    """Each of its rows would be a near-duplicate of itself."""
+def test_a_corpus_that_is_named_twice_is_refused(scenes, trained, tmp_path, capsys):
+    """Each of its rows would be a near-duplicate of itself, or count twice."""
     shards = str(scenes / "eval")
-    assert main(["score", shards, f"{shards}/", "--checkpoint", str(trained), "--clusters", "2"]) == 1
-    assert "names a corpus twice: name each once" in capsys.readouterr().err
+    for words in (
+        ["score", shards, f"{shards}/", "--clusters", "2"],
+        ["evaluate", "retrieval", "--data", shards, shards],
+    ):
+        assert main([*words, "--checkpoint", str(trained)]) == 1
+        assert "names a corpus twice: name each once" in capsys.readouterr().err
+    assert main(["average", str(trained), "--out", str(tmp_path / "soup"), "--data", shards, shards]) == 1
+    assert "names a corpus twice" in capsys.readouterr().err and not (tmp_path / "soup").exists()
+
+
+@pytest.mark.parametrize(("task", "option"), [("retrieval", "--json"), ("vqa", "--predictions")])
+def test_a_folder_where_a_file_is_to_be_is_refused_before_anything_is_measured(
+    task, option, scenes, trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(measured, "evaluate_checkpoint", lambda *_, **__: pytest.fail("it has been measured"))
+    words = ["--checkpoint", str(trained), "--data", str(scenes / "eval"), option, str(tmp_path)]
+    assert main(["evaluate", task, *words]) == 1
+    assert f"{tmp_path} is a folder: give {option} a file in it." in capsys.readouterr().err

@@ -107,3 +107,5 @@ def test_a_refusal_is_one_sentence_and_the_folder_stays(
     assert (tmp_path / "model/config.json").exists() and hub.files == {}
     onnx = ["export", str(run), "--out", str(tmp_path / "onnx"), "--format", "onnx", "--push-to-hub", "lab/model"]
     assert main(onnx) == 1 and not (tmp_path / "onnx").exists()
+    assert main(["export", str(run), "--out", str(tmp_path / "not"), "--private"]) == 1
+    assert "give --push-to-hub OWNER/NAME too" in capsys.readouterr().err and not (tmp_path / "not").exists()

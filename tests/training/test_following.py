@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main
-from mvlm.checkpoint.description import EVALUATIONS
+from mvlm.checkpoint.description import EVALUATIONS, RUN_JSON
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, find_checkpoint, step_name, step_of
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.tensors import fingerprint
@@ -115,6 +115,21 @@ def test_following_takes_what_the_run_says(capfd: pytest.CaptureFixture[str]) ->
         assert ended.value.code == 2
     said = capfd.readouterr().err
     assert "leave the task out" in said and "a task is required, or --follow RUN" in said
+
+
+def test_a_checkpoint_is_not_followed_and_a_run_that_is_gone_no_longer(
+    train_here: TrainHere, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one never becomes a run, the other would be waited for to no end."""
+    run = tmp_path / "run"
+    assert train_here(run, *words, "eval.every=-1", "train.steps=2", "checkpoint.every=1") == 0
+    checkpoint = find_checkpoint(run)
+    assert main(["evaluate", "--follow", str(checkpoint)]) == 1
+    assert f"{checkpoint} is a checkpoint, which has no log: give the folder of its run." in capsys.readouterr().err
+    (run / RUN_JSON).unlink()  # as of a run that has not come to its end
+    job = EvaluationJob(run, (), lambda sentence: shutil.rmtree(run) if "step 2" in sentence else None)
+    with pytest.raises(UserError, match=f"{run} has been moved or deleted: follow the run where it is now"):
+        job.follow()
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
