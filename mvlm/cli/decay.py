@@ -13,6 +13,7 @@ resumes. Overrides (key=value) apply to every branch. Prints a table and writes 
 from __future__ import annotations
 
 import argparse
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     trunk: Path = args.run_folder
     if not trunk.is_dir():
         raise UserError(f"There is no run folder {trunk}: give that of the run to decay.")
-    out = args.out or trunk.with_name(f"{trunk.resolve().name}-decay")
+    out = args.out or Path(normpath(trunk / ".." / f"{trunk.resolve().name}-decay"))  # also of the current folder
     launch, overrides = tuple(args.launch), tuple(args.overrides)
     branches = [Branch(trunk, at, args.steps, out, launch, args.deepspeed_config, overrides) for at in args.at]
     for branch in branches:

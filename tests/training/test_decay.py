@@ -88,6 +88,15 @@ def test_what_makes_a_branch_is_not_overridden(
     assert f"{override} cannot be given to branches" in capsys.readouterr().err
 
 
+def test_a_trunk_may_be_the_current_folder(
+    train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launched: list[list[str]]
+) -> None:
+    assert train_here(tmp_path / "trunk", *TRUNK, "train.steps=2") == 0
+    monkeypatch.chdir(tmp_path / "trunk")
+    assert main(["decay", ".", "--at", "2", "--steps", "1", "--launch", LAUNCH]) == 0
+    assert (tmp_path / "trunk-decay/decay.json").exists()
+
+
 def test_a_trunk_is_not_decayed_from_within_its_own_decay(train_here: TrainHere, tmp_path: Path) -> None:
     """Of wsd whose fall is a tenth of the run, unless something else is said, or none."""
     trunk = tmp_path / "trunk"
