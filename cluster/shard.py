@@ -158,7 +158,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
     kind = JOBS[table]
     job: ShardJob = build(kind, tables[table], str(path), f"{table}.", mistakes)
     mistakes.settle()
-    if not job.name or not NAME.fullmatch(job.name):
+    if not NAME.fullmatch(job.name):
         raise UserError(f"{path}: {table}.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
     if kind.needs not in job.command:
         program = "mvlm-data shard" if kind is ShardJob else "mvlm score"

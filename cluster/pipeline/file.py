@@ -147,7 +147,7 @@ def pipeline_from_tables(tables: dict[str, Any], where: str) -> Pipeline:
         if name != "pipeline"
     }
     mistakes.settle()
-    if not settings.name or not NAME.fullmatch(settings.name):
+    if not NAME.fullmatch(settings.name):
         mistakes.add(f"{where}: pipeline.name is {settings.name!r}: use letters, digits, dashes and underscores.")
     for step in steps.values():
         for sentence in _complaints(step):

@@ -33,6 +33,7 @@ from mvlm.checkpoint.layout import (
     step_name,
     step_of,
 )
+from mvlm.checkpoint.placing import UNFINISHED
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import BestEvaluation
 from mvlm.checkpoint.tensors import fingerprint
@@ -48,7 +49,6 @@ from mvlm.runtime.storage import write_durably
 EVALUATING = "evaluating"
 LOOK_S, DIGITS = 2.0, 16
 SO = "free some room and start again"
-PARTIAL = ".partial-0"  # of no attempt, as in mvlm/checkpoint/fetch.py
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class EvaluationJob:
         pointer = self.run / CHECKPOINTS / BEST
         for held in (self.run / EVALUATING).glob("step_*"):
             if best_checkpoint(self.run) is None and pointer.exists() and pointer.read_text() == held.name:
-                partial = pointer.with_name(held.name + PARTIAL)
+                partial = pointer.with_name(held.name + UNFINISHED)
                 shutil.rmtree(partial, ignore_errors=True)
                 _link(held, partial)
                 os.rename(partial, pointer.with_name(held.name))

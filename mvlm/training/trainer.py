@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 
-import torch
-
 from mvlm.batch import MetricAccumulator
 from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.state import TrainState
@@ -22,7 +20,7 @@ from mvlm.training.health.watchdog import Watchdog
 from mvlm.training.logging.metrics import Reporter
 from mvlm.training.schedule import Schedule
 from mvlm.training.stream import TrainingStream
-from mvlm.training.validation import Evaluate, Validation
+from mvlm.training.validation import Validation
 
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, rolling back, files
 CORRUPTIONS = 3  # roll-backs for memory's sake that an attempt makes before it ends
@@ -57,7 +55,7 @@ class Trainer:
     has_checkpoint: bool
 
     def __post_init__(self) -> None:
-        self._first, self._corruptions, self._evaluation_seconds = self.state, 0, 0.0
+        self._first, self._corruptions = self.state, 0
         self._begun: Agreement | None = None  # with what the ranks said before the last step
         self._start_from(self.state)
 
@@ -101,8 +99,8 @@ class Trainer:
         schedule, before = self.schedule, self.state.step
         step = before + 1
         saves = schedule.is_due(schedule.save_every, step) or schedule.is_due(schedule.keep_every, step)
-        evaluate = self.validation.evaluate if schedule.is_due(schedule.eval_every, step) else None
-        if not saves and not evaluate:  # after which much may have changed
+        evaluates = self.validation.evaluate is not None and schedule.is_due(schedule.eval_every, step)
+        if not saves and not evaluates:  # after which much may have changed
             self._begun = self._begin_sync(ready=self.stream.is_here())
         self._mark("computing the update")
         factor = schedule.learning_rate(before)
@@ -119,11 +117,11 @@ class Trainer:
         if metrics:
             self.reporter.report(losses, metrics, self.state, factor, micro_batches)
         aside = time.perf_counter()
-        if (saves or evaluate) and (anomaly := self._drain()):
+        if (saves or evaluates) and (anomaly := self._drain()):
             self._roll_back(anomaly)
             return
-        if evaluate:
-            self._evaluate(evaluate)
+        if evaluates:
+            self._evaluate()
         if saves or self.state.is_best or self.validation.why_over(self.state):
             self._save()  # after the evaluation, whose outcome is part of the state
         self.reporter.leave_out(time.perf_counter() - aside)  # neither is training
@@ -211,13 +209,10 @@ class Trainer:
         self.saver.start(self.state)
         self._saved_step = self.state.step
 
-    def _evaluate(self, evaluate: Evaluate) -> None:
+    def _evaluate(self) -> None:
         self._mark("evaluating", LONG)
-        step, began = self.state.step, time.perf_counter()
-        self.engine.engine.eval()
-        with torch.no_grad(), self.engine.ema_weights():
-            metrics, picture = evaluate(self.engine.model, self.saver.run, step, step == self.schedule.steps)
-        self._evaluation_seconds = max(self._evaluation_seconds, time.perf_counter() - began)
+        step = self.state.step
+        metrics, picture = self.validation.measure(self.engine, self.saver.run, step, self.is_over)
         self.reporter.log({"step": step} | metrics)
         if selector := self.validation.selector:
             best = selector.judge(self.state.best, step, metrics)
@@ -228,7 +223,7 @@ class Trainer:
     def _coming_evaluation_seconds(self) -> float:
         """The longest that one has taken, where one follows on a step which is made before the ranks agree again."""
         coming = (self.schedule.is_due(self.schedule.eval_every, self.state.step + ahead) for ahead in (1, 2))
-        return self._evaluation_seconds if any(coming) else 0.0
+        return self.validation.seconds if any(coming) else 0.0
 
     def _roll_back(self, anomaly: Anomaly) -> None:
         """Restore the newest checkpoint and leave the bad batch out from then on, where it is to blame.

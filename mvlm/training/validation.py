@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
+from mvlm.training.engine import Engine
 
 Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
 """(model, run folder, step, whether it is the last) -> flat metrics, and pictures; called on every rank at once."""
@@ -21,10 +25,22 @@ class Validation:
     Attributes:
         evaluate: None = nothing is evaluated.
         selector: keeps the best checkpoint; None = nothing does.
+        seconds: the longest that an evaluation has taken.
     """
 
     evaluate: Evaluate | None
     selector: Selector | None
+    seconds: float = 0.0
+
+    def measure(self, engine: Engine, run: Path, step: int, is_last: bool) -> tuple[dict[str, float], Path | None]:
+        """Evaluate the weights that the run's results are, averaged ones where there are such; all ranks must call."""
+        assert self.evaluate
+        began = time.perf_counter()
+        engine.engine.eval()
+        with torch.no_grad(), engine.ema_weights():
+            found = self.evaluate(engine.model, run, step, is_last)
+        self.seconds = max(self.seconds, time.perf_counter() - began)
+        return found
 
     def why_over(self, state: TrainState) -> str:
         """Why the run ends early: evaluations have found nothing better for so long; "" where it does not."""

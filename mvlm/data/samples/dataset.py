@@ -116,19 +116,17 @@ class ShardDataset(Generic[S]):
         Raises:
             UserError: a shard has changed or is damaged as a whole, or no row drawn is good; names shard, row and key.
         """
-        described = [self._described(*draw, images_VBCHW[:, at], []) for at, draw in enumerate(draws)]
+        described = [self._described(*draw, images_VBCHW[:, at]) for at, draw in enumerate(draws)]
         return [self._with_images(*one) for one in described]
 
-    def _described(
-        self, position: int, number: int, occurrence: int, out_VCHW: np.ndarray, faults: list[Fault]
-    ) -> Described[S]:
+    def _described(self, position: int, number: int, occurrence: int, out_VCHW: np.ndarray) -> Described[S]:
         """A row and its sample, or of the first one drawn in its place whose texts are those that were written."""
+        faults: list[Fault] = []
         try:
             row, caption = self.mixture.numbers.visit(number)
         except UnreadableRow as error:
             row = self.mixture.numbers.first_row(number)
-            self._list(faults, Fault(row, error.where, error.key, error.reason, position))
-            visit = self._in_its_place(position, len(faults))
+            visit = self._replace(faults, Fault(row, error.where, error.key, error.reason, position))
         else:
             visit = Visit(position, row, number, occurrence, caption)
         return self._read(visit, out_VCHW, faults)
@@ -136,14 +134,13 @@ class ShardDataset(Generic[S]):
     def _read(self, visit: Visit, out_VCHW: np.ndarray, faults: list[Fault]) -> Described[S]:
         while True:
             if self.mixture.is_taken_down(visit.row):
-                self._list(faults, Fault(visit.row, self.mixture.where(visit.row), "", TAKEN_DOWN, visit.position))
-                visit = self._in_its_place(visit.position, len(faults))
+                fault = Fault(visit.row, self.mixture.where(visit.row), "", TAKEN_DOWN, visit.position)
+                visit = self._replace(faults, fault)
                 continue
             try:
                 content = self.mixture.row(visit.row)
             except UnreadableRow as error:
-                self._list(faults, Fault(visit.row, error.where, error.key, error.reason, visit.position))
-                visit = self._in_its_place(visit.position, len(faults))
+                visit = self._replace(faults, Fault(visit.row, error.where, error.key, error.reason, visit.position))
             else:
                 return content, self.describe(content, visit, out_VCHW), visit, faults
 
@@ -154,20 +151,14 @@ class ShardDataset(Generic[S]):
                 self._draw_images(content, sample, visit)
             except BadImage as error:
                 where = self.mixture.where(visit.row)
-                self._list(faults, Fault(visit.row, where, content.key, why_bad(error), visit.position))
-                visit = self._in_its_place(visit.position, len(faults))
+                visit = self._replace(faults, Fault(visit.row, where, content.key, why_bad(error), visit.position))
                 content, sample, visit, _ = self._read(visit, sample.images, faults)
             else:
                 return replace(sample, faults=tuple(faults)) if faults else sample
 
-    def _in_its_place(self, position: int, bad: int) -> Visit:
-        """What is tried at a position where so many rows were bad."""
-        rng = generator(self.seed, Purpose.REPLACEMENT, 0, bad, position)
-        row = int(rng.integers(len(self.mixture)))
-        return Visit(position, row, row, REPLACED + position, None)
-
-    def _list(self, faults: list[Fault], fault: Fault) -> None:
-        """List a bad row, unless its shard is being changed: for that no other row is an answer."""
+    def _replace(self, faults: list[Fault], fault: Fault) -> Visit:
+        """List a bad row, and give the next to be tried at its position, unless its shard is being changed: for that no
+        other row is an answer."""
         faults.append(fault)
         if self.mixture.changed(fault.row):
             raise UserError(
@@ -178,6 +169,9 @@ class ShardDataset(Generic[S]):
                 f"{faults[0]}, and the {ATTEMPTS} rows drawn in its place cannot be used either: "
                 "check the shards with `mvlm-data verify`."
             )
+        rng = generator(self.seed, Purpose.REPLACEMENT, 0, len(faults), fault.position)
+        row = int(rng.integers(len(self.mixture)))
+        return Visit(fault.position, row, row, REPLACED + fault.position, None)
 
     def fetch(self, number: int) -> None:
         """Have what is drawn by that number on this node; raises `UserError` where it cannot be fetched."""

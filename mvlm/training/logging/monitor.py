@@ -47,14 +47,13 @@ class Monitor:
         if not self.main:
             return
         self._followers = followers(run, first_step, log, self.say)
-        columns = ("[progress.description]{task.description}", "{task.fields[report]}")
         self._progress = Progress(
-            TextColumn(columns[0]),
+            TextColumn("[progress.description]{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn(columns[1]),
+            TextColumn("{task.fields[report]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
