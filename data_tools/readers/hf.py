@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvlm.data.shards.forms import image_columns
+from mvlm.data.shards.forms import image_columns, is_parquet
 from mvlm.errors import UserError
 
 from ..inputs import PathOrUrl, expanded, fetched, name_of, size_of
@@ -23,7 +23,6 @@ from ..record import Dropped, Record
 from .captions import captions_of
 from .hf_places import Places, placed
 from .images import MISSING_IMAGE, Refused, read_inside
-from .parquet_pages import ENDING, is_parquet
 from .row_files import undecided
 from .source import Cuttable
 from .table import IMAGE_COLUMNS
@@ -169,7 +168,7 @@ def _source(path: PathOrUrl) -> str:
 
 def _files(path: PathOrUrl, subset: str) -> Sequence[PathOrUrl]:
     """The files of a data set in order; every one of them has rows of the splits asked for."""
-    if isinstance(path, str) and not path.lower().endswith(ENDING):
+    if isinstance(path, str) and not path.lower().endswith(".parquet"):
         starts = [f"{split}-" for split in subset.split(",") if split] or [""]
         return expanded([f"{path.rstrip('/')}/**/{start}*.parquet" for start in starts])
     if isinstance(path, str) or path.is_file() or (path / "state.json").is_file():

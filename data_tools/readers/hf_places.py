@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mvlm.data.shards.forms import IN_PLACE
+from mvlm.data.shards.forms import IN_PLACE, is_parquet
 from mvlm.data.shards.in_place import PlaceInFile
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.errors import UserError
 
-from .parquet_pages import Page, UnknownPage, is_parquet, pages
+from .parquet_pages import Page, UnknownPage, pages
 
 Places = Callable[[bytes], PlaceInFile]
 """Where each image lies, asked for in the order of the rows."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mvlm.data.shards.forms import is_parquet
 from mvlm.errors import UserError
 
 from .annotated import check_file, lines
-from .parquet_pages import ENDING, is_parquet
 from .row_files import LINK_COLUMNS, Row, first_names, json_row, rows_of, table_header, undecided
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "alt_text", "alt")
@@ -21,7 +21,7 @@ KEY_COLUMNS = ("uid",)
 """Looked for in this order whatever their case: LAION's and COYO's URL and TEXT, DataComp's url, text and uid."""
 
 SEPARATED = (".csv", ".tsv")
-ENDINGS = (ENDING, *SEPARATED, ".jsonl", ".json")
+ENDINGS = (".parquet", *SEPARATED, ".jsonl", ".json")
 """In letters of either case."""
 
 BATCH = 1024

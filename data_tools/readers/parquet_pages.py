@@ -18,19 +18,12 @@ import pyarrow.parquet as pq
 from mvlm.data.shards.in_place import KEPT, PlaceInFile
 from mvlm.data.shards.mapped import MappedFile
 
-ENDING = ".parquet"
-"""Of a file's name, in letters of either case."""
-
 SHORTEST = 64
 """Bytes of a run that is referred to; what is shorter takes more room as a reference than by itself."""
 
 DATA_V2 = 3
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 12
 """Types of Thrift's compact protocol (thrift-compact-protocol.md of apache/thrift)."""
-
-
-def is_parquet(file: Path) -> bool:
-    return file.suffix.lower() == ENDING
 
 
 class UnknownPage(ValueError):

@@ -68,11 +68,13 @@ _FORMULAS |= {
 if torch.backends.mkldnn.is_available():
     _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear
 """What torch's counter takes for nothing, or counts the repeated scores of."""
-_COUNTED = FlopCounterMode(display=False, custom_mapping=_FORMULAS).flop_registry
 
 
 def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+
+
+_COUNTED = flop_counter().flop_registry
 
 
 def count_flops(work: Callable[[], object]) -> int:

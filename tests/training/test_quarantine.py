@@ -88,12 +88,14 @@ def write_damaged(scenes: Path, out: Path) -> None:
     shard.write_bytes(b"\0PNG".join(shard.read_bytes().split(b"\x89PNG", 8)))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 16), (2, 4)])
 def test_a_run_goes_on_without_a_few_images_and_loses_no_steps_to_too_many(
-    scenes: Path, tmp_path: Path, ranks: int
+    scenes: Path, tmp_path: Path, ranks: int, micro_batch: int
 ) -> None:
+    """Without accumulation on one rank, and with it on two."""
     write_damaged(scenes, tmp_path / "shards")
     given = [TOML, "--deepspeed_config", JSON, *TINY, f"data.train={tmp_path}/shards", "checkpoint.every=0"]
+    given.append(f"train.micro_batch={micro_batch}")
 
     def train(run: Path, tolerance: int, steps: int) -> str:
         words = [*given, f"run.dir={run}", f"data.tolerance={tolerance}", f"train.steps={steps}"]

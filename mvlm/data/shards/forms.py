@@ -92,7 +92,7 @@ def _of_folder(path: Path) -> CorpusForm | None:
     if tars := sorted(path.glob("*.tar")):
         first = _of_file(tars[0])
         return _several(first, tars) if first and first.source == "webdataset" else None
-    if tables := sorted(file for file in path.rglob("*") if _is_parquet(file) and not _OF_SHARDS.fullmatch(file.name)):
+    if tables := sorted(file for file in path.rglob("*") if is_parquet(file) and not _OF_SHARDS.fullmatch(file.name)):
         return form("hf", tables, _is_plain(tables[0]))
     if not _has_pairs(path) and (table := _table_in(path)):
         return CorpusForm("table", (table,), False, (table,))
@@ -143,7 +143,7 @@ def _has_pairs(path: Path) -> bool:
 def _of_file(path: Path) -> CorpusForm | None:
     if _is_table(path):
         return CorpusForm("table", (path,), False, (path,))
-    if _is_parquet(path):
+    if is_parquet(path):
         return CorpusForm("hf", (path,), _is_plain(path), (path,))
     if path.suffix.lower() == ".arrow":
         return None if (path.parent / MANIFEST).is_file() else CorpusForm("hf", (path,), True, (path,))
@@ -165,7 +165,8 @@ def _is_json_list(path: Path) -> bool:
         return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
-def _is_parquet(path: Path) -> bool:
+def is_parquet(path: Path) -> bool:
+    """By its name, in letters of either case."""
     return path.suffix.lower() == ".parquet"
 
 
