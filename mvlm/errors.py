@@ -102,6 +102,17 @@ class DataLost(UserError):
     exit_code = ExitCode.REQUEUE
 
 
+class HeldOutLost(UserError):
+    """An evaluation's data cannot be read by some rank: raised on every rank alike, when none waits for another.
+
+    What the run has done can still be saved. It ends with the code of the cause.
+    """
+
+    def __init__(self, cause: UserError) -> None:
+        super().__init__(*cause.args)
+        self.exit_code = cause.exit_code
+
+
 def first_line(error: BaseException | str) -> str:
     """Of an error's text without its stop, or its kind where it has none."""
     text = str(error).strip() or type(error).__name__

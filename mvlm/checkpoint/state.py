@@ -148,6 +148,7 @@ class TrainState:
     stages: tuple[StageState, ...] = ()  # that have begun, the running one last; none of a run without any
     streams: tuple[DataStream, ...] = ()  # that these have drawn from, in the order in which they first did
     selection: str = ""  # a hash of the rows that data.where keeps; "" without it
+    unevaluated: bool = False  # its own evaluation is still to come, since held-out data could not be read
 
     @property
     def is_best(self) -> bool:

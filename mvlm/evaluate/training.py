@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,10 @@ from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.pictures import ClassFolder, Pictures
+from mvlm.data.samples.standing_in import StandIns
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.mixture import Mixture, held_out
-from mvlm.errors import UserError
+from mvlm.errors import HeldOutLost, UserError
 from mvlm.evaluate.classification import SHARES, TEMPLATES, evaluate_classification, sentences_of
 from mvlm.evaluate.foils import evaluate_foils
 from mvlm.evaluate.labelled import evaluate_labelled, kind_of
@@ -57,6 +59,7 @@ class Evaluator:
 
     Raises:
         UserError: at once, if the data cannot be opened, or `eval.select` names what is not measured.
+        HeldOutLost: when called, on every rank alike, where any cannot read its share.
     """
 
     data: Data
@@ -68,7 +71,7 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         self._mixture = held_out(self.data, self.task.corpus, self.data.patience)
-        self._pace = Pace(self.settings.share)
+        self._pace, self._stand_ins = Pace(self.settings.share), StandIns()
         self._dataset: Any = None
         self._foils: FoilDataset | None = None
         cache, foils = self._mixture.cache, self.settings.foils
@@ -117,23 +120,44 @@ class Evaluator:
         if not last and self._pace.too_soon():
             return Evaluated({"eval/put_off": self._pace.seconds})
         with self._pace:
+            _try_on_all(lambda: self._open(run))
             if self.task.is_labelled:
-                return self._choose(model, run)
-            return self._retrieve(model, run, last or is_due(step // self.settings.every), step)
+                found = self._choose(model, run)
+            else:
+                found = self._retrieve(model, run, last or is_due(step // self.settings.every), step)
+            _try_on_all(self._stand_ins.settle)
+        return found
+
+    def _open(self, run: Path) -> None:
+        """What is evaluated on, the first time: the run's tokenizer is not there before training begins."""
+        if self._dataset:
+            return
+        length, size, limit = self.data.text_length, self.image_size, self.settings.limit
+        tokenizer, classes = load_tokenizer(str(run / TOKENIZER)), self._classes
+        if self.task.is_labelled:
+            dataset: Any = LabelledEvalDataset(self._mixture, self.task.name, tokenizer, length, size, limit)
+        else:
+            dataset = EvalDataset(self._mixture, tokenizer, length, size, limit)
+            if self._foil_shards:
+                self._foils = FoilDataset(self._foil_shards, tokenizer, length, size, limit)
+                self._foils.stand_ins = self._stand_ins
+            if classes:
+                self._pictures = Pictures(classes.paths, sentences_of(classes, TEMPLATES), tokenizer, length, size)
+                self._pictures.stand_ins = self._stand_ins
+        dataset.stand_ins = self._stand_ins
+        self._dataset = dataset
 
     def _retrieve(self, model: MaskVLM, run: Path, draws: bool, step: int) -> Evaluated:
-        search = SearchSettings.of(self.settings)
-        dataset = self._dataset = self._dataset or EvalDataset(self._mixture, *self._reading(run))
+        search, dataset = SearchSettings.of(self.settings), self._dataset
         metrics = flat_metrics(evaluate_retrieval(model, dataset, search, dist.device()))
-        metrics |= self._tell_foils(model, run, search) | self._classify(model, run, search)
+        metrics |= self._tell_foils(model, search) | self._classify(model, search)
         if not self.pictures or not draws:
             return Evaluated(metrics)
         return Evaluated(metrics, write_pictures(model, dataset, self.pictures, run, step, dist.device()))
 
-    def _tell_foils(self, model: MaskVLM, run: Path, search: SearchSettings) -> dict[str, float]:
-        if self._foil_shards is None:
+    def _tell_foils(self, model: MaskVLM, search: SearchSettings) -> dict[str, float]:
+        if self._foils is None:
             return {}
-        self._foils = self._foils or FoilDataset(self._foil_shards, *self._reading(run))
         right = evaluate_foils(model, self._foils, search, dist.device())["accuracy"]
         return {
             f"eval/foils_{scorer}{'' if kind == 'all' else f'_{kind}'}": share
@@ -141,30 +165,28 @@ class Evaluator:
             for kind, share in shares.items()
         }
 
-    def _classify(self, model: MaskVLM, run: Path, search: SearchSettings) -> dict[str, float]:
+    def _classify(self, model: MaskVLM, search: SearchSettings) -> dict[str, float]:
         folder = self._classes
-        if folder is None:
+        if folder is None or self._pictures is None:
             return {}
-        if self._pictures is None:
-            tokenizer, length, size, _ = self._reading(run)
-            self._pictures = Pictures(folder.paths, sentences_of(folder, TEMPLATES), tokenizer, length, size)
         known = folder.label_N, len(folder.names), search, dist.device()
         result = evaluate_classification(model, self._pictures, *known)
         return {f"eval/classification_{share}": result[share] for share in SHARES}
 
     def _choose(self, model: TaskModel, run: Path) -> Evaluated:
         name = self.task.name
-        self._dataset = self._dataset or LabelledEvalDataset(self._mixture, name, *self._reading(run))
         classes = class_names(name, run / TOKENIZER)
         result, _ = evaluate_labelled(model, self._dataset, classes, self.settings.batch, dist.device())
         kinds = {f"eval/{kind}": found["score"] for kind, found in result["by_kind"].items()}
         shares = {f"eval/{name}": result[name] for name in ("accuracy", "consistency") if name in result}
         return Evaluated(shares | kinds)
 
-    def _reading(self, run: Path) -> tuple[Any, int, int, int]:
-        """How rows are read; the run's tokenizer is not there before training begins."""
-        tokenizer = load_tokenizer(str(run / TOKENIZER))
-        return tokenizer, self.data.text_length, self.image_size, self.settings.limit
+
+def _try_on_all(act: Callable[[], object]) -> None:
+    try:
+        dist.try_on_all(act)
+    except UserError as error:
+        raise HeldOutLost(error) from error
 
 
 def flat_metrics(result: dict[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from mvlm.data.loading.prefetch import start_prefetcher
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.loading.streams import Drawing
 from mvlm.data.samples.dataset import ShardDataset
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import ExitCode, UserError, first_line
 from mvlm.runtime import dist, replicas
 from mvlm.training.health.anomaly import Anomaly
 from mvlm.training.health.quarantine import Quarantine, Skipped
@@ -126,7 +126,7 @@ class TrainingStream:
         """The words of the ranks that have lost their data, and the code that all end with; all ranks must call."""
         if self.quarantine.excess:  # which every rank will say in full
             return "too many images cannot be used", ExitCode.MISTAKE
-        own = self.lost and (str(self.lost), self.lost.exit_code)
+        own = self.lost and (first_line(self.lost), self.lost.exit_code)
         found = [(rank, *lost) for rank, lost in enumerate(dist.gather_objects(own)) if lost]
         words = [f"rank {rank}: {lost}" for rank, lost, _ in found]
         more = f"; and {len(words) - REPORTED} more" if len(words) > REPORTED else ""

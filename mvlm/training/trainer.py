@@ -8,7 +8,7 @@ import time
 from mvlm.batch import MetricAccumulator
 from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.state import TrainState
-from mvlm.errors import ExitCode, MemoryCorrupted
+from mvlm.errors import ExitCode, MemoryCorrupted, first_line
 from mvlm.runtime import dist
 from mvlm.training.agreement import Agreement, StepFlags
 from mvlm.training.checkpoint.resume import restore
@@ -23,7 +23,6 @@ from mvlm.training.stream import TrainingStream
 from mvlm.training.validation import Validation
 
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, rolling back, files
-CORRUPTIONS = 3  # roll-backs for memory's sake that an attempt makes before it ends
 
 
 @dataclasses.dataclass
@@ -55,7 +54,7 @@ class Trainer:
     has_checkpoint: bool
 
     def __post_init__(self) -> None:
-        self._first, self._corruptions = self.state, 0
+        self._first = self.state
         self._begun: Agreement | None = None  # with what the ranks said before the last step
         self._start_from(self.state)
 
@@ -69,7 +68,12 @@ class Trainer:
         if not self.has_checkpoint:  # and a disk that cannot hold a checkpoint is better met now than in an hour
             self._save()
             self.saver.finish()
-        while not self.is_over and not self.validation.why_over(self.state):
+        elif self.state.unevaluated and self.validation.evaluate:
+            self._evaluate()
+            if not self.validation.lost:
+                self._save()
+            self._first = self.state  # where its first steps may go back to
+        while not self.is_over and not self.validation.ends(self.state):
             began = time.perf_counter()
             flags, anomaly = self._sync()
             if self.saver.pending and flags.written == dist.world():
@@ -112,7 +116,7 @@ class Trainer:
         faults = engine.overflowed, engine.corrupted, miscomputed
         self.health.detector.watch(step, position, total, engine.grad_norm, *faults)
         seen = position + self.stream.global_batch
-        self.state = dataclasses.replace(self.state, step=step, samples_seen=seen)
+        self.state = dataclasses.replace(self.state, step=step, samples_seen=seen, unevaluated=False)
         self.reporter.stepped(step, time.perf_counter() - began)
         if metrics:
             self.reporter.report(losses, metrics, self.state, factor, micro_batches)
@@ -122,7 +126,7 @@ class Trainer:
             return
         if evaluates:
             self._evaluate()
-        if saves or self.state.is_best or self.validation.why_over(self.state):
+        if saves or self.state.is_best or self.validation.ends(self.state):
             self._save()  # after the evaluation, whose outcome is part of the state
         self.reporter.leave_out(time.perf_counter() - aside)  # neither is training
 
@@ -213,6 +217,9 @@ class Trainer:
         self._mark("evaluating", LONG)
         step = self.state.step
         metrics, picture = self.validation.measure(self.engine, self.saver.run, step, self.is_over)
+        self.state = dataclasses.replace(self.state, unevaluated=bool(self.validation.lost))
+        if self.validation.lost:
+            return
         self.reporter.log({"step": step} | metrics)
         if selector := self.validation.selector:
             best = selector.judge(self.state.best, step, metrics)
@@ -251,22 +258,18 @@ class Trainer:
         self.reporter.monitor.say(f"At step {anomaly.step} {anomaly.reason}: back to {checkpoint.name}{apart}.")
 
     def _set_aside(self, anomaly: Anomaly) -> None:
-        """Have a batch left out; where memory is to blame, count it."""
+        """Have a batch left out, unless memory is to blame."""
         if anomaly.is_of_data:
             self.stream.skip(anomaly)
-            return
-        self._corruptions += 1
-        if self._corruptions > CORRUPTIONS:
-            raise MemoryCorrupted(
-                f"At step {anomaly.step} {anomaly.reason}, the {self._corruptions}th time in this attempt: "
-                "leave out the nodes that the ranks' warnings name, and start the same command again."
-            )
+        else:
+            self.health.detector.count_corruption(anomaly)
 
     def _stop_without_data(self) -> int:
-        why, code = self.stream.why_lost()
+        lost = self.validation.lost
+        why, code = (first_line(lost), ExitCode(lost.exit_code)) if lost else self.stream.why_lost()
         self._stop(f"for lack of data ({why})", code)
-        if self.stream.lost and code == ExitCode.MISTAKE:
-            raise self.stream.lost
+        if code == ExitCode.MISTAKE and (mistake := lost or self.stream.lost):
+            raise mistake
         return code
 
     def _stop(self, reason: str, code: ExitCode = ExitCode.REQUEUE) -> int:
@@ -285,7 +288,7 @@ class Trainer:
 
     def _finish(self) -> int:
         self.stream.list_faults(self.state.samples_seen)
-        if self.stream.lost:
+        if self.stream.lost or self.validation.lost:
             return self._stop_without_data()
         self._await_files()
         self.saver.uploads.finish()

@@ -12,6 +12,7 @@ import torch
 
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
+from mvlm.errors import HeldOutLost, UserError
 from mvlm.training.engine import Engine
 
 Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
@@ -26,21 +27,35 @@ class Validation:
         evaluate: None = nothing is evaluated.
         selector: keeps the best checkpoint; None = nothing does.
         seconds: the longest that an evaluation has taken.
+        lost: why the last could not be made, alike on all ranks.
     """
 
     evaluate: Evaluate | None
     selector: Selector | None
     seconds: float = 0.0
+    lost: UserError | None = None
 
     def measure(self, engine: Engine, run: Path, step: int, is_last: bool) -> tuple[dict[str, float], Path | None]:
-        """Evaluate the weights that the run's results are, averaged ones where there are such; all ranks must call."""
+        """Evaluate the weights that the run's results are, averaged ones where there are such; all ranks must call.
+
+        Returns:
+            Metrics, none where the evaluation is `lost`, and a picture where one was made.
+        """
         assert self.evaluate
         began = time.perf_counter()
         engine.engine.eval()
-        with torch.no_grad(), engine.ema_weights():
-            found = self.evaluate(engine.model, run, step, is_last)
-        self.seconds = max(self.seconds, time.perf_counter() - began)
-        return found
+        try:
+            with torch.no_grad(), engine.ema_weights():
+                return self.evaluate(engine.model, run, step, is_last)
+        except HeldOutLost as lost:
+            self.lost = lost
+            return {}, None
+        finally:
+            self.seconds = max(self.seconds, time.perf_counter() - began)
+
+    def ends(self, state: TrainState) -> bool:
+        """Whether no step may follow: for want of something better, or of the data to find out."""
+        return bool(self.lost or self.why_over(state))
 
     def why_over(self, state: TrainState) -> str:
         """Why the run ends early: evaluations have found nothing better for so long; "" where it does not."""

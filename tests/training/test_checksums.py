@@ -127,7 +127,7 @@ def test_every_kind_is_rolled_back_as_if_nothing_had_been(
         return losses
 
     assert train_here(tmp_path / "plain", *ON, deepspeed=LAYOUTS[layout]) == 0
-    monkeypatch.setattr("mvlm.training.trainer.CORRUPTIONS", 10)
+    monkeypatch.setattr("mvlm.training.health.anomaly.CORRUPTIONS", 10)
     monkeypatch.setattr(Engine, "step", stepping)
     assert train_here(tmp_path / "run", *ON, deepspeed=LAYOUTS[layout]) == 0
     assert set(flipped) == {"master", "exp_avg", "exp_avg_sq", "ema", "trained", "frozen"}

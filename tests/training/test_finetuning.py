@@ -20,7 +20,9 @@ from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Data, Eval, Objectives, Task
 from mvlm.data.samples.answers import load_answers
+from mvlm.data.samples.evaluation import LabelledEvalDataset
 from mvlm.data.samples.labelled import class_names
+from mvlm.data.samples.standing_in import StandIns
 from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
@@ -188,6 +190,24 @@ def test_a_metric_that_is_not_measured_is_refused_before_training(worlds: Callab
         Evaluator(data, Task("entailment"), Objectives(), 32, Eval(select=select), 0)
     with pytest.raises(UserError, match=r"'eval/mean_recall', which is not among eval/accuracy, eval/"):
         Evaluator(data, Task("entailment"), Objectives(), 32, Eval(select="eval/mean_recall"), 0)
+
+
+def test_a_pair_that_cannot_be_read_is_stood_in_for_by_two(
+    worlds: Callable[[str], Path], pretrained: Path, tmp_path: Path
+) -> None:
+    """And by nothing after it: what cannot be read may take long to say so."""
+    shards = shutil.copytree(worlds("nlvr2") / "eval", tmp_path / "shards")
+    shard = shards / "000000.arrow"
+    shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\0PNG", 1))
+    mixture, tokenizer = Mixture([shards], task="nlvr2"), load_tokenizer(str(pretrained / "tokenizer"))
+    dataset = LabelledEvalDataset(mixture, "nlvr2", tokenizer, 16, 32)
+    dataset.stand_ins = StandIns()
+    image_VBCHW, text_BL, _ = dataset.samples([1, 0, 2])
+    assert image_VBCHW.shape == (2, 3, 3, 32, 32) and len(text_BL) == 3
+    assert image_VBCHW[:, 0].any() and not image_VBCHW[:, 1:].any()
+    with pytest.raises(UserError, match=r"000000\.arrow row 0 \(key "):
+        dataset.stand_ins.settle()
+    assert dataset.samples([2])[0].any()
 
 
 def test_nor_is_accuracy_on_questions_without_answers(tmp_path: Path) -> None:

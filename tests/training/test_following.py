@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_tools.__main__ import main as data_tools
@@ -21,9 +24,10 @@ from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.tensors import fingerprint
 from mvlm.cli.train import evaluator
 from mvlm.config.load import load_config
-from mvlm.errors import UserError
+from mvlm.errors import HeldOutLost, UserError
 from mvlm.evaluate.follow import EVALUATING, EvaluationJob, read_evaluations
 from mvlm.evaluate.training import Evaluator
+from mvlm.pretrained.runs import load_trained
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
 from mvlm.watch.screen import screen
@@ -53,6 +57,29 @@ def words(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"eval.select={SELECT}",
         "optim.warmup_steps=0",
     ]
+
+
+@pytest.mark.parametrize("damaged", ["rows", "foils", "classes"])
+def test_what_cannot_be_read_is_told_once_all_is_over(
+    one_rank: None, trained: Path, words: list[str], tmp_path: Path, damaged: str
+) -> None:
+    config = load_config(TOML, [*TINY, *words, "eval.select="])
+    places = {"rows": config.data.eval[0], "foils": config.eval.foils[0], "classes": config.eval.classes}
+    copies = {name: str(shutil.copytree(place, tmp_path / name)) for name, place in places.items()}
+    files = sorted(Path(copies[damaged]).rglob("*.png" if damaged == "classes" else "*.arrow"))
+    whole = files[0].read_bytes()
+    settings = replace(config.eval, foils=(copies["foils"],), classes=copies["classes"])
+    data = replace(config.data, eval=(copies["rows"],))
+    loaded: Any = load_trained(find_checkpoint(trained), torch.device("cpu"))
+    given = data, config.task, config.objectives, config.model.image_size, settings, 0
+    files[0].write_bytes(whole.replace(b"\x89PNG", b"\0PNG", 2))
+    evaluate = Evaluator(*given)
+    for _ in range(2):
+        with pytest.raises(HeldOutLost, match=re.escape(str(files[0]))):
+            evaluate(loaded.model, trained, 2, True)
+    files[0].write_bytes(whole)
+    metrics = Evaluator(*given)(loaded.model, trained, 2, True).metrics
+    assert {"eval/mean_recall", "eval/foils_itc", "eval/classification_top1"} < metrics.keys()
 
 
 @pytest.mark.campaign

@@ -24,7 +24,7 @@ from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
 from mvlm.config.schema import Config
 from mvlm.config.stages import load_stored_stages
-from mvlm.errors import UserError
+from mvlm.errors import HeldOutLost, UserError
 from mvlm.evaluate.follow import is_done
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
@@ -212,6 +212,41 @@ def test_the_best_at_a_border_stays_what_was_evaluated_and_a_bad_batch_after_it_
     assert (line["step"], line["position"]) == (3, 32)
     state = read_state(run / "checkpoints/step_00000004")
     assert (state.frozen, state.skipped, [each.step for each in state.stages]) == (("text",), (32,), [0, 2])
+
+
+def test_an_evaluation_that_was_lost_at_a_border_is_made_up_for_before_the_next_stage(
+    staged: Run, scenes: Path, poison: Callable[..., None], tmp_path: Path
+) -> None:
+    """And a bad batch right after it goes back to what was saved then."""
+    text = stage("train.steps = 2") + stage("train.steps = 2", "train.freeze = ['text']")
+    words = ["eval.select=eval/score", f"data.eval={scenes}/eval", *FLAT]
+    lost = [False]
+
+    def evaluator(config: Config) -> Any:
+        def evaluate(model: Any, run: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
+            if step == 2 and any(lost):
+                raise HeldOutLost(UserError("A row is damaged."))
+            return {"eval/score": float(step == 2)}, None
+
+        return evaluate
+
+    leave_out(tmp_path / "clean", 32)
+    clean = staged("clean", text, *words, evaluator=evaluator)
+    lost[0] = True
+    with pytest.raises(HeldOutLost, match="A row is damaged"):
+        staged("run", text, *words, evaluator=evaluator)
+    assert read_state(find_checkpoint(tmp_path / "run")).unevaluated
+    lost[0] = False
+    poison({32: math.nan})
+    run = staged("run", text, *words, evaluator=evaluator)
+    assert losses_by_step(run) == losses_by_step(clean)
+    scores = [
+        [(line["step"], line["eval/score"]) for line in read_metrics(each) if "eval/score" in line]
+        for each in (run, clean)
+    ]
+    assert scores[0] == scores[1] == [(2, 1.0), (4, 0.0)]
+    ours, theirs = (read_state(each / "checkpoints/step_00000004") for each in (run, clean))
+    assert ours == theirs and find_checkpoint(run / "best").name == "step_00000002"
 
 
 def test_an_end_of_a_stage_that_has_been_passed_is_told_in_steps_of_the_run(staged: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.labelled import SENTENCES
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.pictures import ImagesAndTexts
+from mvlm.data.samples.standing_in import StandIns
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 
@@ -25,10 +26,14 @@ class EvalImages:
 
     Args:
         image_size: their side as the model reads them, in pixels.
+
+    Attributes:
+        stand_ins: for images that cannot be read; None = that is a mistake at once.
     """
 
     def __init__(self, mixture: Mixture, rows: int, image_size: int):
         self.mixture, self.rows, self.image_size = mixture, rows, image_size
+        self.stand_ins: StandIns | None = None
 
     def __len__(self) -> int:
         """Images."""
@@ -44,6 +49,15 @@ class EvalImages:
 
     def _views(self, row: int) -> list[np.ndarray]:
         """The images of a row, which are two only of a pair."""
+        read = partial(self._read, row)
+        return self.stand_ins.or_read(read, self.views, self.image_size) if self.stand_ins else read()
+
+    @property
+    def views(self) -> int:
+        """Images of a row."""
+        return 2 if self.mixture.task == "nlvr2" else 1
+
+    def _read(self, row: int) -> list[np.ndarray]:
         content = self.mixture.row(row)
         try:
             return [eval_view(open_picture(encoded.checked()), self.image_size) for encoded in content.encoded]

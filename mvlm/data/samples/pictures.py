@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from mvlm.data.images.decode import BadImage, Decoded, load_image
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.padding import BatchTokenizer
+from mvlm.data.samples.standing_in import StandIns
 from mvlm.errors import UserError
 
 SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
@@ -49,6 +51,9 @@ class Pictures(ImagesAndTexts):
     Args:
         tokenizer: a fast transformers tokenizer.
         text_length: tokens of a sentence at most.
+
+    Attributes:
+        stand_ins: for files that cannot be read; None = that is a mistake at once.
     """
 
     def __init__(
@@ -56,14 +61,21 @@ class Pictures(ImagesAndTexts):
     ) -> None:
         self.paths, self.captions = list(paths), list(captions)
         self.tokens, self.image_size = BatchTokenizer(tokenizer, text_length), image_size
+        self.stand_ins: StandIns | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def images(self, rows: Sequence[int]) -> Tensor:
         """uint8 [B, 3, H, W], resized without a crop; raises `UserError` naming a file that is no picture."""
-        views = [eval_view(Decoded(read_picture(self.paths[row])), self.image_size) for row in rows]
-        return torch.from_numpy(np.stack(views))
+        return torch.from_numpy(np.concatenate([self._views(row) for row in rows]))
+
+    def _views(self, row: int) -> list[np.ndarray]:
+        read = partial(self._read, row)
+        return self.stand_ins.or_read(read, 1, self.image_size) if self.stand_ins else read()
+
+    def _read(self, row: int) -> list[np.ndarray]:
+        return [eval_view(Decoded(read_picture(self.paths[row])), self.image_size)]
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -97,7 +97,7 @@ def _train_stage(
     with ExitStack() as stack:
         trainer = build(plan, evaluate, stop, stack)
         try:
-            return trainer.run(), trainer.is_over and not trainer.validation.why_over(trainer.state)
+            return trainer.run(), trainer.is_over and not trainer.validation.ends(trainer.state)
         except OSError as error:
             if error.errno in OUT_OF_SIGHT:
                 raise cannot_write(f"The run folder {plan.folder}", error, so="") from None
@@ -131,6 +131,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     saver = stack.enter_context(Saver(engine, folder, config.checkpoint, attempt, group, uploads, description, copies))
     selector = Selector.of(config.eval) if evaluate else None
     state = saver.settle_best(state) if selector and start.own else replace(state, best=None)
+    state = replace(state, unevaluated=state.unevaluated and start.own)
     seed, pairs = config.run.seed, layout["micro_batch"]
     stream = TrainingStream(dataset, config.data, config.train, folder, seed, pairs, state, monitor.say)
     stack.callback(stream.close)

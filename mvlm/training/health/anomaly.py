@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mvlm.errors import MemoryCorrupted
 from mvlm.runtime.log import rank_log
 
 CORRUPTED = "weights or moments had changed in memory since the update before"
 MISCOMPUTED = "a micro-batch came out differently on a second rank"
 LAG = 2  # steps after which numbers are read: a GPU has them by then, and the host need not wait for it
 HISTORY, ENOUGH = 64, 16  # losses that a spike is measured by: the last ones, and how many there must be
+CORRUPTIONS = 3  # roll-backs for memory's sake that an attempt makes before it ends
 SMALL = 1.0  # nats; losses below it, as of fine-tuning near its end, jump by multiples at a hard batch and fall back
 
 
@@ -48,7 +50,7 @@ class AnomalyDetector:
     """
 
     def __init__(self, spike: float, recent_losses: tuple[float, ...] = (), audits: str = "") -> None:
-        self._spike, self._audits = spike, audits
+        self._spike, self._audits, self._corruptions = spike, audits, 0
         self.restart(recent_losses)
 
     def restart(self, recent_losses: tuple[float, ...]) -> None:
@@ -105,6 +107,15 @@ class AnomalyDetector:
             here = socket.gethostname()
             rank_log.warning(f"in step {reading.step} {MISCOMPUTED}: here, on {here}, than on {self._audits}.")
         return loss, norm, corrupted, miscomputed
+
+    def count_corruption(self, anomaly: Anomaly) -> None:
+        """Raises MemoryCorrupted where memory has now been to blame too often in this attempt."""
+        self._corruptions += 1
+        if self._corruptions > CORRUPTIONS:
+            raise MemoryCorrupted(
+                f"At step {anomaly.step} {anomaly.reason}, the {self._corruptions}th time in this attempt: "
+                "leave out the nodes that the ranks' warnings name, and start the same command again."
+            )
 
     def judge(self, loss: float, grad_norm: float, corrupted: float, miscomputed: float) -> Anomaly | None:
         """Take the oldest reading off, given its means over ranks; what is wrong with it, if anything."""
