@@ -156,7 +156,9 @@ class Trainer:
             signalled=stop.signalled,
             orphaned=stop.orphaned(),
             time_is_up=stop.time_is_up(
-                self.reporter.longest_step, saver.seconds + saver.uploads.seconds, self._coming_evaluation_seconds()
+                self.reporter.longest_step,
+                saver.seconds + saver.uploads.seconds,
+                self.validation.coming_seconds(self.schedule, self.state.step),
             ),
             superseded=saver.attempt.superseded(),
             gone=saver.attempt.is_gone(),
@@ -197,6 +199,7 @@ class Trainer:
             MemoryCorrupted: its bits are not those of the last update.
         """
         self._mark("taking a checkpoint", LONG)
+        self.saver.finish()  # the one before, which is whole whatever is found now
         if not self.engine.is_intact():
             raise MemoryCorrupted(
                 f"Weights or moments have changed in memory since the update of step {self.state.step}: nothing of "
@@ -226,11 +229,6 @@ class Trainer:
             self.state = dataclasses.replace(self.state, best=dist.broadcast_object(best))
         if picture:
             self.reporter.monitor.picture(step, picture)
-
-    def _coming_evaluation_seconds(self) -> float:
-        """The longest that one has taken, where one follows on a step which is made before the ranks agree again."""
-        coming = (self.schedule.is_due(self.schedule.eval_every, self.state.step + ahead) for ahead in (1, 2))
-        return self.validation.seconds if any(coming) else 0.0
 
     def _roll_back(self, anomaly: Anomaly) -> None:
         """Restore the newest checkpoint and leave the bad batch out from then on, where it is to blame.

@@ -14,6 +14,7 @@ from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
 from mvlm.errors import HeldOutLost, UserError
 from mvlm.training.engine import Engine
+from mvlm.training.schedule import Schedule
 
 Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
 """(model, run folder, step, whether it is the last) -> flat metrics, and pictures; called on every rank at once."""
@@ -52,6 +53,11 @@ class Validation:
             return {}, None
         finally:
             self.seconds = max(self.seconds, time.perf_counter() - began)
+
+    def coming_seconds(self, schedule: Schedule, step: int) -> float:
+        """The longest that one has taken, where one follows on a step which is made before the ranks agree again."""
+        coming = (schedule.is_due(schedule.eval_every, step + ahead) for ahead in (1, 2))
+        return self.seconds if any(coming) else 0.0
 
     def ends(self, state: TrainState) -> bool:
         """Whether no step may follow: for want of something better, or of the data to find out."""

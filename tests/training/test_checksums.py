@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mvlm.checkpoint.description import SKIPPED
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import ExitCode, MemoryCorrupted
 from mvlm.runtime import dist
+from mvlm.training.checkpoint.share import ShareWriter
 from mvlm.training.engine import Engine
 from mvlm.training.zero import checksums
 from mvlm.training.zero.checksums import Checksums, sum_bits
@@ -154,7 +156,14 @@ def flip_after(number: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory changes after the update that a checkpoint is due at."""
+    """Memory changes after the update that a checkpoint is due at, while the one before is still being written."""
+    write = ShareWriter.run
+
+    def write_late(self: ShareWriter) -> None:
+        time.sleep(1.0)
+        write(self)
+
+    monkeypatch.setattr(ShareWriter, "run", write_late)
     flip_after(6, "exp_avg", monkeypatch)
     with pytest.raises(MemoryCorrupted, match="since the update of step 6: nothing of them is saved") as error:
         train_here(tmp_path / "run", *ON)
