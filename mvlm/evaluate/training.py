@@ -33,6 +33,9 @@ from mvlm.runtime import dist
 LONG_SECONDS = 30.0
 """A shorter evaluation is never put off."""
 
+MOST_PATIENCE = 15.0
+"""Minutes that a store is waited for: the other ranks wait within a collective, which is given up after 30."""
+
 
 class Evaluated(NamedTuple):
     """Flat metrics, and pictures for people to look at, where there are any."""
@@ -70,7 +73,7 @@ class Evaluator:
     pictures: int
 
     def __post_init__(self) -> None:
-        self._mixture = held_out(self.data, self.task.corpus, self.data.patience)
+        self._mixture = held_out(self.data, self.task.corpus, min(self.data.patience, MOST_PATIENCE))
         self._pace, self._stand_ins = Pace(self.settings.share), StandIns()
         self._dataset: Any = None
         self._foils: FoilDataset | None = None

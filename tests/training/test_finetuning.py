@@ -28,6 +28,7 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.evaluate.training import Evaluator
 from mvlm.pretrained.runs import load_run, load_task_run
+from mvlm.runtime import dist
 from mvlm.training.fit.run import train
 from mvlm.training.run_folder import find_answers
 from tests.conftest import ROOT, TINY, mvlm_command, run_command, signals_kept
@@ -247,6 +248,15 @@ def test_foils_at_a_url_come_through_the_cache_of_the_run(
         data, Task(), Objectives(), 32, Eval(select="eval/foils_itm", foils=(f"local://{worlds('foils')}/eval",)), 0
     )
     assert list((tmp_path / "cache").glob("*.arrow"))
+
+
+@pytest.mark.parametrize(("patience", "waits"), [(2.0, 2.0), (90.0, 15.0)])
+def test_a_store_of_held_out_data_is_given_up_before_the_other_ranks_do(
+    scenes: Path, patience: float, waits: float
+) -> None:
+    data = Data(eval=(f"{scenes}/eval",), patience=patience)
+    evaluate = Evaluator(data, Task(), Objectives(), 32, Eval(), 0)
+    assert evaluate._mixture.cache.outages.patience == waits < dist.TIMEOUT.total_seconds() / 60
 
 
 def test_mistakes_are_told_in_a_sentence(
