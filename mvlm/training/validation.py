@@ -45,14 +45,13 @@ class Validation:
         assert self.evaluate
         began = time.perf_counter()
         engine.engine.eval()
-        try:
-            with torch.no_grad(), engine.ema_weights():
-                return self.evaluate(engine.model, run, step, is_last)
-        except HeldOutLost as lost:
-            self.lost = lost
-            return {}, None
-        finally:
-            self.seconds = max(self.seconds, time.perf_counter() - began)
+        with torch.no_grad(), engine.ema_weights():
+            try:
+                found = self.evaluate(engine.model, run, step, is_last)
+            except HeldOutLost as lost:  # here, so that what is saved are the weights and not their averages
+                self.lost, found = lost, ({}, None)
+        self.seconds = max(self.seconds, time.perf_counter() - began)
+        return found
 
     def coming_seconds(self, schedule: Schedule, step: int) -> float:
         """The longest that one has taken, where one follows on a step which is made before the ranks agree again."""

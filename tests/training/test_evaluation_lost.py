@@ -47,7 +47,7 @@ def state(run: Path) -> dict[str, Any]:
     return json.loads((find_checkpoint(run) / "state.json").read_text())
 
 
-def train_with_and_without(scenes: Path, shards: Path, place: Path) -> None:
+def train_with_and_without(scenes: Path, shards: Path, place: Path, ema: float) -> None:
     """As a rank: a run of its own, and one while a row of `shards` is damaged, twice, and then mended."""
     dist.init()
     shard = shards / "000000.arrow"
@@ -57,6 +57,7 @@ def train_with_and_without(scenes: Path, shards: Path, place: Path) -> None:
             before(shard)
         dist.barrier()
         words = [*TINY, *WORDS, f"data.train={scenes}/train", f"data.eval={shards}", f"run.dir={place / name}"]
+        words.append(f"train.ema={ema}")
         words += [f"data.tokenizer={place}/whole/tokenizer"] if name == "run" else []
         try:
             code = train(load_config(TOML, words), (JSON, TOML), frozenset(), evaluator)
@@ -72,11 +73,11 @@ def train_with_and_without(scenes: Path, shards: Path, place: Path) -> None:
     run("run", mend)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_damaged_row_loses_no_steps_and_no_evaluation(scenes: Path, tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "ema"), [(1, 0.0), (2, 0.5)])
+def test_a_damaged_row_loses_no_steps_and_no_evaluation(scenes: Path, tmp_path: Path, ranks: int, ema: float) -> None:
     """With the best checkpoint chosen by the evaluations, the first of which meets it."""
     shards = shutil.copytree(scenes / "eval", tmp_path / "eval")
-    done = run_ranks(train_with_and_without, scenes, shards, tmp_path, ranks=ranks)
+    done = run_ranks(train_with_and_without, scenes, shards, tmp_path, ema, ranks=ranks)
     assert done.stdout.split() == ["ended", "with", "0", *["ended", "with", "1"] * 2, "ended", "with", "0"] * ranks
     assert done.stderr.count(f"Stopped for lack of data ({shards}/000000.arrow row {DAMAGED} (key ") == 2
     assert done.stderr.count("at step 3, saved in") == 2
