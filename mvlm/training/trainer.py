@@ -68,7 +68,7 @@ class Trainer:
         if not self.has_checkpoint:  # and a disk that cannot hold a checkpoint is better met now than in an hour
             self._save()
             self.saver.finish()
-        elif self.state.unevaluated and self.validation.evaluate:
+        elif self.state.unevaluated:
             self._evaluate()
             if not self.validation.lost:
                 self._save()
@@ -221,7 +221,7 @@ class Trainer:
         step = self.state.step
         metrics, picture = self.validation.measure(self.engine, self.saver.run, step, self.is_over)
         self.state = dataclasses.replace(self.state, unevaluated=bool(self.validation.lost))
-        if self.validation.lost:
+        if not metrics:
             return
         self.reporter.log({"step": step} | metrics)
         if selector := self.validation.selector:

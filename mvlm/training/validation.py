@@ -40,9 +40,10 @@ class Validation:
         """Evaluate the weights that the run's results are, averaged ones where there are such; all ranks must call.
 
         Returns:
-            Metrics, none where the evaluation is `lost`, and a picture where one was made.
+            Metrics, none where the evaluation is `lost` or nothing is evaluated, and a picture where one was made.
         """
-        assert self.evaluate
+        if not self.evaluate:
+            return {}, None
         began = time.perf_counter()
         engine.engine.eval()
         with torch.no_grad(), engine.ema_weights():

@@ -217,8 +217,9 @@ def test_the_best_at_a_border_stays_what_was_evaluated_and_a_bad_batch_after_it_
 def test_an_evaluation_that_was_lost_at_a_border_is_made_up_for_before_the_next_stage(
     staged: Run, scenes: Path, poison: Callable[..., None], tmp_path: Path
 ) -> None:
-    """And a bad batch right after it goes back to what was saved then."""
-    text = stage("train.steps = 2") + stage("train.steps = 2", "train.freeze = ['text']")
+    """With the settings of the stage that it ends; and a bad batch right after it goes back to what was saved then."""
+    second = stage("train.steps = 2", "model.image_size = 48", "train.freeze = ['text']")
+    text = stage("train.steps = 2", "train.ema = 0.5") + second
     words = ["eval.select=eval/score", f"data.eval={scenes}/eval", *FLAT]
     lost = [False]
 
@@ -226,7 +227,7 @@ def test_an_evaluation_that_was_lost_at_a_border_is_made_up_for_before_the_next_
         def evaluate(model: Any, run: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
             if step == 2 and any(lost):
                 raise HeldOutLost(UserError("A row is damaged."))
-            return {"eval/score": float(step == 2)}, None
+            return {"eval/score": float(step == 2), "eval/side": config.model.image_size}, None
 
         return evaluate
 
@@ -240,13 +241,25 @@ def test_an_evaluation_that_was_lost_at_a_border_is_made_up_for_before_the_next_
     poison({32: math.nan})
     run = staged("run", text, *words, evaluator=evaluator)
     assert losses_by_step(run) == losses_by_step(clean)
-    scores = [
-        [(line["step"], line["eval/score"]) for line in read_metrics(each) if "eval/score" in line]
-        for each in (run, clean)
-    ]
-    assert scores[0] == scores[1] == [(2, 1.0), (4, 0.0)]
+    scores = [[tuple(line.values()) for line in read_metrics(each) if "eval/score" in line] for each in (run, clean)]
+    assert scores[0] == scores[1] == [(2, 1.0, 32), (4, 0.0, 48)]
     ours, theirs = (read_state(each / "checkpoints/step_00000004") for each in (run, clean))
     assert ours == theirs and find_checkpoint(run / "best").name == "step_00000002"
+
+
+def test_an_evaluation_that_was_lost_at_a_border_is_owed_no_more_where_nothing_is_evaluated(
+    staged: Run, scenes: Path, tmp_path: Path
+) -> None:
+    def lose(model: Any, run: Path, step: int, last: bool) -> Any:
+        raise HeldOutLost(UserError("A row is damaged."))
+
+    text = stage("train.steps = 2") + stage("train.steps = 2")
+    clean = staged("clean", text, *FLAT)
+    with pytest.raises(HeldOutLost, match="A row is damaged"):
+        staged("run", text, f"data.eval={scenes}/eval", *FLAT, evaluator=lambda config: lose)
+    run = staged("run", text, *FLAT)
+    assert losses_by_step(run) == losses_by_step(clean)
+    assert not read_state(find_checkpoint(run)).unevaluated
 
 
 def test_an_end_of_a_stage_that_has_been_passed_is_told_in_steps_of_the_run(staged: Run) -> None:

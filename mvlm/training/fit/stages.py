@@ -146,7 +146,8 @@ def settle_stages(
     if not state.stages:
         known = _first(stages, kept, state, end)
         before, state = (known.stages, known.streams), known
-    number = running + (state.step >= end and running + 1 < len(stages))
+    is_over = state.step >= end and not state.unevaluated  # which is made up for with its own settings
+    number = running + (is_over and running + 1 < len(stages))
     for coming in range(running + 1, len(stages)):  # now, and not when hours have led there
         check_drawable(state, _mixture(stages.config(coming)), kept.data, draws_alike(stages))
     now = stages.config(number)
