@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from mvlm.checkpoint.layout import INDEX, STATE, UNREADABLE, candidates, has_checkpoints, read_index
+from mvlm.checkpoint.layout import INDEX, STATE, UNREADABLE, candidates, has_checkpoints, read_index, step_of
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import STAGE
 from mvlm.config.toml import read_tables
@@ -63,12 +63,22 @@ def count_stages(run: Path) -> int:
     return len(read_tables(run / STAGES, "file of stages").get(STAGE, [{}])) if (run / STAGES).is_file() else 1
 
 
+def is_at_end(run: Path, steps: int) -> bool:
+    """Whether the latest checkpoint of a run that has one is of so many steps, and no evaluation of them is owed."""
+    latest = candidates(run).first
+    try:
+        owes = json.loads((latest / STATE).read_text(encoding="utf-8")).get("unevaluated", False)
+    except UNREADABLE:
+        owes = False
+    return step_of(latest) >= steps and not owes
+
+
 def stages_over(run: Path) -> int:
     """How many stages of a run its latest checkpoint has behind it, whose data the run needs no more."""
     if not has_checkpoints(run):
         return 0
     try:
         state = TrainState.from_json(json.loads((candidates(run).first / STATE).read_text(encoding="utf-8")))
-        return sum(state.step >= stage.end for stage in state.stages)
+        return sum(state.step - state.unevaluated >= stage.end for stage in state.stages)
     except (*UNREADABLE, UserError):  # which training meets again, and tells
         return 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RUN_JSON, STAGES, described_in
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RUN_JSON, STAGES, described_in, is_at_end
 from mvlm.checkpoint.layout import (
     CHECKPOINTS,
     INDEX,
@@ -90,7 +90,7 @@ class Branch(ChainStep):
         return [*self.launch, "train", str(self.toml), "--deepspeed_config", str(self.json), *self.overrides]
 
     def is_done(self) -> bool:
-        return self.has_begun() and step_of(candidates(self.folder).first) >= self.at + self.steps
+        return self.has_begun() and is_at_end(self.folder, self.at + self.steps)
 
     def pairs_seen(self) -> int:
         """As its latest checkpoint has counted them, since the trunk's global batch may have been another."""

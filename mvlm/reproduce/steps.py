@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, find_checkpoint, has_checkpoints, step_name, step_of
+from mvlm.checkpoint.description import is_at_end
+from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, find_checkpoint, has_checkpoints, step_name, step_of
 from mvlm.config.load import load_config
 from mvlm.config.schema import Blueprint, Data, Optim, Train
 from mvlm.config.shipped import package
@@ -174,7 +175,7 @@ class TrainStep(ChainStep):
         folder = self.place.run(self.name)
         if not self.counted() or not has_checkpoints(folder):
             return False
-        return step_of(candidates(folder).first) >= self.updates()
+        return is_at_end(folder, self.updates())
 
     def checkpoint(self) -> Path:
         """What is tested: the best epoch's on validation where there is one, else the last.

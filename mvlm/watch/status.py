@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.checkpoint.description import EVALUATIONS, METRICS, RUN_JSON, count_stages
-from mvlm.checkpoint.layout import ATTEMPTS, STATE, UNREADABLE, best_checkpoint, candidates, step_of
+from mvlm.checkpoint.layout import ATTEMPTS, STATE, best_checkpoint, candidates, step_of
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import BestEvaluation
 from mvlm.config.schema import Eval
@@ -94,9 +94,11 @@ class Watcher:
         liveness = self._heartbeats.read(number, hang_minutes)
         steps, step = facts.get("steps"), self.history.last.get("step", 0)
         quiet_s = min(liveness.age_s.values(), default=None)
+        saved = self._saved_state()
         goes_on = count_stages(self.run) > len(facts.get("stages", [None]))  # one that has not begun yet
+        goes_on = goes_on or saved.get("unevaluated", False)
         state, note = _judge(step, None if goes_on else steps, checkpoint, liveness)
-        if ended := self._ended_early(config.get("eval", {})):
+        if ended := _ended_early(config.get("eval", {}), saved):
             state, note = "done", ended
         best, score = self._best(config.get("eval", {}).get("select", ""))
         if not liveness.beats and state == "starting" and claimed > QUIET_AFTER * period_s(hang_minutes):
@@ -143,17 +145,12 @@ class Watcher:
         value = self.history.evaluations.get(step_of(folder), {}).get(metric)
         return step_of(folder), {} if value is None else {metric: value}
 
-    def _ended_early(self, settings: dict[str, Any]) -> str:
-        """Why the run has ended before its last step; "" where it has not."""
-        known = {name: settings[name] for name in ("select", "select_lower", "patience") if name in settings}
-        selector = Selector.of(Eval(**known))
-        if not selector or not selector.patience:
-            return ""
-        try:  # not by mvlm/checkpoint/integrity.py, which needs torch
-            best = BestEvaluation(**_object(candidates(self.run).first / STATE)["best"])
-        except (*UNREADABLE, UserError):
-            return ""
-        return selector.why_over(best)
+    def _saved_state(self) -> dict[str, Any]:
+        """The latest checkpoint's; not by mvlm/checkpoint/integrity.py, which needs torch."""
+        try:
+            return _object(candidates(self.run).first / STATE)
+        except UserError:
+            return {}
 
     def _checkpoint(self) -> tuple[int | None, float | None]:
         """The latest checkpoint's step, and how many seconds old it is."""
@@ -185,6 +182,22 @@ def _judge(step: int, steps: int | None, checkpoint: int | None, liveness: Liven
             "clock; watch until there are new ones"
         )
     return "running", doing
+
+
+def _ended_early(settings: dict[str, Any], saved: dict[str, Any]) -> str:
+    """Why a run has ended before its last step; "" where it has not.
+
+    Args:
+        saved: the state of its latest checkpoint.
+    """
+    known = {name: settings[name] for name in ("select", "select_lower", "patience") if name in settings}
+    selector = Selector.of(Eval(**known))
+    if not selector or not selector.patience:
+        return ""
+    try:
+        return selector.why_over(BestEvaluation(**saved["best"]))
+    except (TypeError, KeyError):
+        return ""
 
 
 def _stage(facts: dict[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from mvlm.training.zero.config import RunSide, resolve
 from tests.conftest import ROOT, written
 from tests.training.conftest import TrainHere, losses_by_step, read_metrics
 from tests.training.test_ds_config import config
+from tests.training.test_evaluation_lost import damage, mend
 from tests.training.test_stages import Run, stage, staged  # noqa: F401 - a fixture
 
 LAUNCH = f"{sys.executable} -m mvlm"
@@ -68,6 +70,21 @@ def test_a_trunk_whose_batch_has_changed_and_that_has_ended_early_is_decayed_to_
     result = json.loads((tmp_path / "trunk-decay/decay.json").read_text())
     assert [branch["pairs"] for branch in result["branches"]] == [5 * 16, 2 * 16 + 5 * 32]
     assert [step for step, _ in result["trunk"]] == [1, 2, 3, 4]
+
+
+def test_a_branch_that_owes_its_evaluation_is_not_done(
+    train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]]
+) -> None:
+    shards, branch = shutil.copytree(scenes / "eval", tmp_path / "eval"), tmp_path / "trunk-decay/step_00000002"
+    evaluated = [f"data.eval={shards}", "eval.limit=4", "eval.every=100", "log.pictures=0"]
+    assert train_here(tmp_path / "trunk", *TRUNK, "train.steps=2", *evaluated) == 0
+    words = ["decay", str(tmp_path / "trunk"), "--at", "2", "--steps", "1", "--launch", LAUNCH]
+    damage(shards / "000000.arrow", row=2)
+    assert main(words) == 1
+    mend(shards / "000000.arrow")
+    assert main(words) == 0
+    assert [line["step"] for line in read_metrics(branch) if "eval/mean_recall" in line] == [3]
+    assert main(words) == 0 and len(launched) == 2
 
 
 def test_a_run_whose_rate_has_left_its_peak_is_no_trunk(

@@ -29,9 +29,9 @@ MAGIC, NOT_ONE = b"\x89PNG", b"\0PNG"
 DAMAGED = 12  # of 16 rows, so that of two ranks only the second meets it
 
 
-def damage(shard: Path) -> None:
+def damage(shard: Path, row: int = DAMAGED) -> None:
     parts = shard.read_bytes().split(MAGIC)
-    before, after = MAGIC.join(parts[: DAMAGED + 1]), MAGIC.join(parts[DAMAGED + 1 :])
+    before, after = MAGIC.join(parts[: row + 1]), MAGIC.join(parts[row + 1 :])
     shard.write_bytes(before + NOT_ONE + after)
 
 

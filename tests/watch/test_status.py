@@ -151,6 +151,17 @@ def test_a_job_without_a_sign_of_life_is_dead_or_has_stopped_well(running: Job) 
     assert watcher(running).look().state == "stopped"
 
 
+def test_a_job_that_owes_its_last_evaluation_is_not_done(running: Job) -> None:
+    running.log(STEPS)
+    running.save(STEPS)
+    state = running.folder / f"checkpoints/step_{STEPS:08d}/state.json"
+    state.write_text(json.dumps({"unevaluated": True}))
+    running.now += QUIET_AFTER * PERIOD_S + 1
+    assert watcher(running).look().state == "stopped"
+    state.write_text(json.dumps({"unevaluated": False}))
+    assert watcher(running).look().state == "done"
+
+
 def test_a_process_that_is_gone_from_this_host_is_dead_sooner(running: Job) -> None:
     gone = os.fork()
     if gone == 0:
