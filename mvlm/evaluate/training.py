@@ -124,12 +124,12 @@ class Evaluator:
             return Evaluated({"eval/put_off": self._pace.seconds})
         with self._pace:
             _try_on_all(lambda: self._open(run))
-            if self.task.is_labelled:
-                found = self._choose(model, run)
-            else:
-                found = self._retrieve(model, run, last or is_due(step // self.settings.every), step)
+            metrics = self._choose(model, run) if self.task.is_labelled else self._retrieve(model)
+            _try_on_all(self._stand_ins.settle)  # before what has stood in is drawn
+            draws = self.pictures and not self.task.is_labelled and (last or is_due(step // self.settings.every))
+            picture = self._draw(model, run, step) if draws else None
             _try_on_all(self._stand_ins.settle)
-        return found
+        return Evaluated(metrics, picture)
 
     def _open(self, run: Path) -> None:
         """What is evaluated on, the first time: the run's tokenizer is not there before training begins."""
@@ -150,13 +150,13 @@ class Evaluator:
         dataset.stand_ins = self._stand_ins
         self._dataset = dataset
 
-    def _retrieve(self, model: MaskVLM, run: Path, draws: bool, step: int) -> Evaluated:
-        search, dataset = SearchSettings.of(self.settings), self._dataset
-        metrics = flat_metrics(evaluate_retrieval(model, dataset, search, dist.device()))
-        metrics |= self._tell_foils(model, search) | self._classify(model, search)
-        if not self.pictures or not draws:
-            return Evaluated(metrics)
-        return Evaluated(metrics, write_pictures(model, dataset, self.pictures, run, step, dist.device()))
+    def _retrieve(self, model: MaskVLM) -> dict[str, float]:
+        search = SearchSettings.of(self.settings)
+        metrics = flat_metrics(evaluate_retrieval(model, self._dataset, search, dist.device()))
+        return metrics | self._tell_foils(model, search) | self._classify(model, search)
+
+    def _draw(self, model: MaskVLM, run: Path, step: int) -> Path | None:
+        return write_pictures(model, self._dataset, self.pictures, run, step, dist.device())
 
     def _tell_foils(self, model: MaskVLM, search: SearchSettings) -> dict[str, float]:
         if self._foils is None:
@@ -176,13 +176,13 @@ class Evaluator:
         result = evaluate_classification(model, self._pictures, *known)
         return {f"eval/classification_{share}": result[share] for share in SHARES}
 
-    def _choose(self, model: TaskModel, run: Path) -> Evaluated:
+    def _choose(self, model: TaskModel, run: Path) -> dict[str, float]:
         name = self.task.name
         classes = class_names(name, run / TOKENIZER)
         result, _ = evaluate_labelled(model, self._dataset, classes, self.settings.batch, dist.device())
         kinds = {f"eval/{kind}": found["score"] for kind, found in result["by_kind"].items()}
         shares = {f"eval/{name}": result[name] for name in ("accuracy", "consistency") if name in result}
-        return Evaluated(shares | kinds)
+        return shares | kinds
 
 
 def _try_on_all(act: Callable[[], object]) -> None:
