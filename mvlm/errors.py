@@ -103,7 +103,7 @@ class DataLost(UserError):
 
 
 class HeldOutLost(UserError):
-    """An evaluation's data cannot be read by some rank: raised on every rank alike, when none waits for another.
+    """An evaluation's data cannot be read by some rank, or do not fit: raised on every rank alike, when none waits.
 
     What the run has done can still be saved. It ends with the code of the cause.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Evaluator:
 
     Raises:
         UserError: at once, if the data cannot be opened, or `eval.select` names what is not measured.
-        HeldOutLost: when called, on every rank alike, where any cannot read its share.
+        HeldOutLost: when called, on every rank alike: any cannot read its share, or `eval.memory_gb` is too little.
     """
 
     data: Data
@@ -152,6 +153,8 @@ class Evaluator:
 
     def _retrieve(self, model: MaskVLM) -> dict[str, float]:
         search = SearchSettings.of(self.settings)
+        for data in filter(None, (self._dataset, self._foils, self._pictures)):
+            _try_on_all(partial(search.sizes, model, data))  # while it can still be said by all ranks at once
         metrics = flat_metrics(evaluate_retrieval(model, self._dataset, search, dist.device()))
         return metrics | self._tell_foils(model, search) | self._classify(model, search)
 

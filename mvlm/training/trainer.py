@@ -265,7 +265,7 @@ class Trainer:
     def _stop_without_data(self) -> int:
         lost = self.validation.lost
         why, code = (first_line(lost), ExitCode(lost.exit_code)) if lost else self.stream.why_lost()
-        self._stop(f"for lack of data ({why})", code)
+        self._stop(f"{'before an evaluation' if lost else 'for lack of data'} ({why})", code)
         if code == ExitCode.MISTAKE and (mistake := lost or self.stream.lost):
             raise mistake
         return code
