@@ -124,11 +124,13 @@ def latest_checkpoint(run_folder: Path) -> str | None:
 
 
 def newest_step(run_folder: Path) -> int:
-    """The highest that the run has reported lately or saved; 0 before its first."""
-    reported = (metrics["step"] for metrics in _training_lines(run_folder))
-    names = (path.name.removeprefix("step_") for path in (run_folder / CHECKPOINTS).glob("step_*"))
-    saved = (int(name) for name in names if name.isdecimal())
-    return max((*reported, *saved), default=0)
+    """That the run has come to, by its newest line and by what it would resume from; 0 before its first.
+
+    Checkpoints of later steps may lie beside it, of a run that was rolled back.
+    """
+    line, latest = last_training_line(run_folder), latest_checkpoint(run_folder) or ""
+    saved = latest.removeprefix("step_")
+    return max(line["step"] if line else 0, int(saved) if saved.isdecimal() else 0)
 
 
 def newest_measures(run_folder: Path) -> dict[str, Any] | None:

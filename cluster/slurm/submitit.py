@@ -112,8 +112,10 @@ class TrainJob:
         while rank.poll() is None:  # no wait(): checkpoint() interrupts this, and must not find its lock taken
             time.sleep(POLL_SECONDS)
         code = rank.returncode
-        if code not in FINAL and here.global_rank == 0 and not self.job.command and self._is_stuck(restarts):
-            raise UserError(f"Rank 0 ended with exit code {code}, and {describe_stuck(self._newest_step())}.")
+        if code not in FINAL and here.global_rank == 0 and not self.job.command:
+            steps = self._note_step(restarts)
+            if is_stuck(steps):
+                raise UserError(f"Rank 0 ended with exit code {code}, and {describe_stuck(max(steps))}.")
         if code in (ExitCode.MISTAKE, ExitCode.USAGE) or (code != ExitCode.DONE and restarts >= self.job.requeue):
             raise UserError(f"Rank {here.global_rank} ended with exit code {code}: its log is in {attempt}.")
         if code != ExitCode.DONE and here.global_rank == 0:
@@ -131,14 +133,11 @@ class TrainJob:
             time.sleep(POLL_SECONDS)
         return submitit.helpers.DelayedSubmission(self)
 
-    def _newest_step(self) -> int:
-        return newest_step(run_folder(self.job, self.words))
-
-    def _is_stuck(self, restarts: int) -> bool:
-        """Whether this restart is one of several in a row without a new step; notes how far the run has come."""
+    def _note_step(self, restarts: int) -> list[int]:
+        """How far the run has come, after this attempt and those before it."""
         folders = [attempt_folder(self.job.log_folder, self.first_attempt + number) for number in range(restarts + 1)]
-        (folders[-1] / STEP).write_text(str(self._newest_step()), encoding="utf-8")
-        return is_stuck([int((folder / STEP).read_text()) for folder in folders if (folder / STEP).exists()])
+        (folders[-1] / STEP).write_text(str(newest_step(run_folder(self.job, self.words))), encoding="utf-8")
+        return [int((folder / STEP).read_text()) for folder in folders if (folder / STEP).exists()]
 
     def _command(self, attempt: Path) -> list[str]:
         interpreter = str(python(self.job))

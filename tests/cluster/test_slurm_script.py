@@ -80,16 +80,28 @@ def test_restarts_without_a_new_step_end_the_job(cluster, job, tmp_path):
 
     assert requeues(0)  # before its first step
     (checkpoints / "step_00000000").mkdir(parents=True)
-    (checkpoints / "latest").touch()
+    (checkpoints / "latest").write_text("step_00000000")
     assert requeues(1) and requeues(2, code=137) and not requeues(3)
     (tmp_path / "metrics.jsonl").write_text('{"step": 8, "loss": 2.5, "lr": 1}\n{"step": 8, "eval/tr": 9}\n')
     assert requeues(3)
-    (checkpoints / "step_00000010").mkdir()
+    (checkpoints / "latest").write_text("step_00000010")
     assert requeues(4) and requeues(5) and requeues(6)
     assert not requeues(7) and f"{stuck} 10, so the job ends" in ending(script, tmp_path, 7)[1]
-    (checkpoints / "step_00000011").mkdir()
+    (checkpoints / "latest").write_text("step_00000011")
     assert requeues(7)
     assert ending(script, tmp_path, 8, code=0) == (0, "cluster: restart 8 of 7 ends with 0\n")
+
+
+def test_a_run_that_was_rolled_back_is_not_held_to_the_step_it_had_come_to_before(cluster, job, tmp_path):
+    script, metrics = render(job, "job.requeue=9"), tmp_path / "metrics.jsonl"
+    (tmp_path / "checkpoints" / "step_00000090").mkdir(parents=True)
+    metrics.write_text('{"step": 90, "loss": 2.5}\n')
+    for restarts in range(5):
+        step = 10 * restarts + 10
+        (tmp_path / "checkpoints" / "latest").write_text(f"step_{step:08d}")
+        metrics.write_text(f'{metrics.read_text()}{{"step": {step}, "loss": 2.5}}\n')
+        assert "requeue JobState" in ending(script, tmp_path, restarts)[1]
+        assert (tmp_path / f"attempt-{restarts + 1:03d}" / "step").read_text() == f"{step}\n"
 
 
 def test_a_command_which_makes_no_steps_is_restarted_as_often_as_the_job_allows(cluster, tmp_path):

@@ -83,7 +83,7 @@ def test_what_may_go_better_is_tried_again_up_to_the_bound(watch, tmp_path, code
 
 @pytest.mark.parametrize(
     ("saved", "told", "expected"),
-    [([], [], 4), ([30] * 9, [], 4), ([], [30, 20, 30, 30, 30], 4), ([5, 5, 5, 7, 7, 7, 7], [1] * 9, 7)],
+    [([], [], 4), ([30] * 9, [], 4), ([], [30, 20, 30, 25, 30], 4), ([5, 5, 5, 7, 7, 7, 7], [1] * 9, 7)],
     ids=["no step", "one checkpoint", "repeated steps", "a step in between"],
 )
 def test_restarts_without_a_new_step_end_the_job(watch, tmp_path, saved, told, expected):
@@ -93,7 +93,8 @@ import json, pathlib
 run = pathlib.Path({str(tmp_path)!r})
 number, saved, told = len(list(run.glob("attempt-*"))) - 1, {saved}, {told}
 for step in saved[number : number + 1]:
-    (run / f"checkpoints/step_{{step:08d}}").mkdir(parents=True, exist_ok=True)
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "checkpoints/latest").write_text(f"step_{{step:08d}}")
 for step in told[number : number + 1]:
     print(json.dumps({{"step": step, "loss": 1.0}}), file=open(run / "metrics.jsonl", "a"))
 raise SystemExit(75)
@@ -104,7 +105,22 @@ raise SystemExit(75)
     newest = max(*saved, *told[:expected], 0, 0)
     assert f"3 restarts in a row have made no step beyond {newest}, so the job ends: see how its logs end" in said
     steps = [attempt["step"] for attempt in json.loads((tmp_path / "job.json").read_text())["attempts"]]
-    assert steps[-4:] == [newest] * 4
+    assert max(steps) == steps[-4] == newest
+
+
+def test_a_run_that_was_rolled_back_is_not_held_to_the_step_it_had_come_to_before(watch, tmp_path):
+    (tmp_path / "checkpoints/step_00000090").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 90, "loss": 1.0}\n')
+    launcher = f"""
+import json, pathlib
+run = pathlib.Path({str(tmp_path)!r})
+step = 10 * len(list(run.glob("attempt-*")))
+print(json.dumps({{"step": step, "loss": 1.0}}), file=open(run / "metrics.jsonl", "a"))
+(run / "checkpoints/latest").write_text(f"step_{{step:08d}}")
+raise SystemExit(75 if step < 60 else 0)
+"""
+    assert watch(launcher, restarts=8).wait(60) == 0
+    assert exit_codes(tmp_path) == [75] * 5 + [0]
 
 
 def test_a_command_which_makes_no_steps_is_restarted_as_often_as_the_job_allows(watch, tmp_path, monkeypatch):
