@@ -11,7 +11,7 @@ from mvlm.errors import ExitCode, UserError
 
 from .. import rank
 from ..attempt import FRUITLESS, describe_stuck
-from ..environment import LAUNCHER_VARIABLES, python
+from ..environment import LAUNCHER_VARIABLES, python, referred
 from ..job import Job
 from . import launchers, options
 
@@ -53,6 +53,7 @@ def script(job: Job, runs: Sequence[ScriptRun], first_attempt: int) -> str:
         run=_choice(job, runs),
         first=first_attempt,
         name=job.name,
+        mistake=int(ExitCode.MISTAKE),
         environment=_environment(job),
         import_check="" if job.container else _import_check(job),
         command=_command(job, runs),
@@ -95,6 +96,10 @@ def _choice(job: Job, runs: Sequence[ScriptRun]) -> str:
 
 def _environment(job: Job) -> str:
     lines = [f"unset {' '.join(LAUNCHER_VARIABLES)}"]
+    for name, value in job.environment.items():
+        if other := referred(value):
+            advice = f"it is the value of job.environment.{name}; name it in --export of job.sbatch"
+            lines.append(f'[[ -v {other} ]] || refuse "$(hostname) has not been given {other}: {advice}"')
     if not job.container:
         lines.append(f"export PATH={shlex.quote(str(python(job).parent))}:$PATH")
     return "\n".join(
@@ -108,10 +113,8 @@ def _import_check(job: Job) -> str:
     others = {name: value for name, value in launchers.variables(job).items() if name not in exported}
     words = " ".join([*(launchers.assignment(name, value) for name, value in others.items()), interpreter])
     return (
-        f'if ! {words} -c "import {rank.__name__}, mvlm"; then  # by its path: another must not take its place\n'
-        f'  echo "cluster: $(hostname) cannot import mvlm with "{interpreter}": set job.venv to one that it sees"\n'
-        f"  exit {ExitCode.MISTAKE}\n"
-        "fi\n"
+        f'{words} -c "import {rank.__name__}, mvlm" ||  # by its path: another must not take its place\n'
+        f'  refuse "$(hostname) cannot import mvlm with "{interpreter}": set job.venv to one that it sees"\n'
     )
 
 

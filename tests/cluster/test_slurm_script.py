@@ -174,6 +174,27 @@ def test_a_secret_by_reference_is_read_on_the_node(job, launcher, monkeypatch):
     assert "GREETING=two words" in done.stdout.splitlines()
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_node_that_cannot_begin_says_why_and_the_attempt_has_an_exit_code(job, tmp_path, launcher):
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").symlink_to(sys._base_executable)  # which has no mvlm
+
+    def begin(*words):
+        script = render(job, f"job.launcher={launcher}", *words)
+        found = f"set -euo pipefail\nattempt={tmp_path}; hosts=(n1); restarts=0; SLURM_JOB_ID=1\n"
+        found += script[script.index("refuse() {") : script.index("command=(")]
+        return subprocess.run(["bash", "-c", found], cwd=tmp_path, env={}, capture_output=True, text=True)
+
+    for words, said in (
+        (["job.environment.KEY=env:ABSENT"], "has not been given ABSENT: it is the value of job.environment.KEY; name"),
+        ([f"job.venv={tmp_path}/venv"], f'cannot import mvlm with "{tmp_path}/venv/bin/python": set job.venv to one'),
+    ):
+        (tmp_path / "exit_code").unlink(missing_ok=True)
+        done = begin(*words)
+        assert (done.returncode, (tmp_path / "exit_code").read_text()) == (1, "1\n")
+        assert done.stdout.startswith("cluster: ") and said.replace('"', "") in done.stdout
+
+
 def test_the_logs_show_what_slurm_says_of_a_job_that_could_not_begin(cluster, tmp_path):
     JobRecord("small", "slurm", str(tmp_path / "run"), "host", job_id="17").save(tmp_path)
     (tmp_path / "slurm-17.log").write_text("module: command not found\n")
