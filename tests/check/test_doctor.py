@@ -175,9 +175,9 @@ def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_slurm(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    program("sinfo", "echo 'gpu*|2|idle'; echo 'gpu*|1|down*'; echo 'debug|1|idle'")
-    found = one(schedulers.find_slurm(Folders()), "works", "partitions debug, gpu", "3 idle, 1 down*")
-    assert found.facts["nodes"] == {"idle": 3, "down*": 1}
+    program("sinfo", "echo 'n1|gpu*|idle'; echo 'n2|gpu*|idle'; echo 'n3|gpu*|down*'; echo 'n1|debug|idle'")
+    found = one(schedulers.find_slurm(Folders()), "works", "partitions debug, gpu", "2 idle, 1 down*")
+    assert found.facts["nodes"] == {"idle": 2, "down*": 1}
     program("sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller (connect failure)' >&2; exit 1")
     one(schedulers.find_slurm(Folders()), "broken", "Unable to contact slurm controller", "scontrol ping")
     program("sinfo", "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1")
@@ -264,7 +264,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, program: Program, capsys: 
         ["works", "clock"],
     ]
     assert lines[-1] == "doctor: 3 work, 0 absent, 1 broken"
-    program("sinfo", "echo 'all|1|idle'")
+    program("sinfo", "echo 'n1|all|idle'")
     assert main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["works"], told["broken"], told["problems"]) == (4, 0, 0)

@@ -1,5 +1,6 @@
 """Short jobs on a real SLURM cluster: what it reads of the script, what it refuses, and submitit."""
 
+import ast
 import json
 import sys
 from contextlib import redirect_stdout
@@ -156,6 +157,14 @@ def test_the_ranks_have_what_the_script_exports_on_a_cluster_that_wants_jobs_wit
     job = make("bare")
     job.submit(f"job.venv={environment(job, 'exit 0')}", 'job.sbatch=["--export=NONE"]', "job.requeue=0")
     assert job.end(1) == "0", job.said(1)
+
+
+def test_the_doctor_counts_a_node_of_two_partitions_once(slurm):
+    assert slurm.on("scontrol", "create", "PartitionName=debug", "Nodes=ALL").returncode == 0
+    probe = "from mvlm.check.machine.schedulers import *; print(next(find_slurm(Folders())).facts)"
+    facts = ast.literal_eval(slurm.on(sys.executable, "-c", probe).stdout)
+    assert slurm.on("scontrol", "delete", "PartitionName=debug").returncode == 0
+    assert facts["partitions"] == ["debug", "main"] and sum(facts["nodes"].values()) == 5
 
 
 def test_an_allocation_around_the_submission_does_not_place_the_ranks(slurm, make, monkeypatch):

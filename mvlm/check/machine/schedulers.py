@@ -31,7 +31,7 @@ def find_slurm(folders: Folders) -> Iterator[Finding]:
         return
     try:
         done = subprocess.run(
-            [path, "--noheader", "--format=%P|%D|%T"], capture_output=True, text=True, timeout=SINFO_SECONDS
+            [path, "--noheader", "--Node", "--format=%N|%P|%T"], capture_output=True, text=True, timeout=SINFO_SECONDS
         )
     except subprocess.TimeoutExpired:
         says = f"sinfo gave no answer within {SINFO_SECONDS:.0f} s"
@@ -59,10 +59,8 @@ def find_slurm(folders: Folders) -> Iterator[Finding]:
 
 def _nodes(said: str) -> Finding:
     rows = [line.split("|") for line in said.splitlines() if line.count("|") == 2]
-    states: Counter[str] = Counter()
-    for _, count, state in rows:
-        states[state] += int(count) if count.isdigit() else 0
-    partitions = sorted({row[0].rstrip("*") for row in rows})
+    states = Counter({node: state for node, _, state in rows}.values())  # each has a row in every partition of its own
+    partitions = sorted({partition.rstrip("*") for _, partition, _ in rows})
     nodes = ", ".join(f"{count} {state}" for state, count in states.most_common()) or "no nodes"
     facts = {"partitions": partitions, "nodes": dict(states)}
     return works("slurm", f"SLURM answers: partitions {', '.join(partitions)}; {nodes}", facts=facts)
