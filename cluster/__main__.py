@@ -121,7 +121,7 @@ def _refuse_elsewhere(folder: Path, chosen: str) -> None:
         status = BACKENDS[record.backend].status(folder)
     if status and status.active:
         how = f"{record.name} is under way on {record.backend} ({status.words})"
-        raise UserError(f"{how}: cancel it, or set another job.name.")
+        raise UserError(f"{how}: cancel it, or give this one another name and folder.")
 
 
 def _render(args: argparse.Namespace) -> int:

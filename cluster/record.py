@@ -105,7 +105,7 @@ def claim(logs: Path, what: str = "job") -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"A {what} is running with the log folder {logs}: cancel it, or set another {what}.name."
+                f"A {what} is running with the log folder {logs}: cancel it, or give this one another name and folder."
             ) from None
         yield
 

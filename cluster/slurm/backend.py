@@ -213,7 +213,8 @@ def refuse_second(job: Job) -> None:
     before = read_record(job.log_folder)
     if before.backend == "slurm" and slurm_queue.queued(before.job_id):
         raise UserError(
-            f"{job.name} is in the queue already, as job {before.job_id}: cancel it, or set another job.name."
+            f"{job.name} is in the queue already, as job {before.job_id}: cancel it, or give this one another name and "
+            "folder."
         )
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
+import time
 from pathlib import Path
 
 from mvlm.check.folders import nearest
 from mvlm.check.report import Report
 from mvlm.check.shards import report_neighbours
+from mvlm.checkpoint.description import METRICS
 from mvlm.checkpoint.integrity import check_continuity, find_damage, read_whole_state
-from mvlm.checkpoint.layout import step_folders
+from mvlm.checkpoint.layout import ATTEMPTS, step_folders
 from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.newest import search_whole
 from mvlm.checkpoint.peers import ROOM, SHARED
@@ -21,6 +25,9 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start, given_start, with_stored_order
 from mvlm.training.fit.settings import resume_config
+from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, duration, period_s, read
+
+STEP, TAIL_BYTES = re.compile(rb'^{"step": (\d+), "loss"', re.MULTILINE), 1 << 16
 
 
 def checkpoint_bytes(parameters: int, config: Config) -> int:
@@ -33,6 +40,7 @@ def check_start(report: Report, config: Config, deep: bool) -> tuple[Start | Non
     run = Path(config.run.dir)
     _check_writable(report, run)
     start, state = _find_start(report, config, run, deep)
+    _check_alone(report, config, state.step if state else -1)
     _check_others(report, run, start, deep)
     return start, state
 
@@ -139,6 +147,33 @@ def _check_others(report: Report, run: Path, start: Start | None, deep: bool) ->
         known = known or any(found.sentence.startswith(f"{folder} is damaged") for found in report.findings)
         if not known and (reason := find_damage(folder, hashes=deep)):
             report.warning("checkpoint", f"{folder} is damaged ({reason}): copy it again, or delete it.")
+
+
+def _check_alone(report: Report, config: Config, saved: int) -> None:
+    """Whether ranks train in the run folder that have not ended with everything saved, by the newest sign of life."""
+    run = Path(config.run.dir)
+    attempt = max((int(path.stem) for path in (run / ATTEMPTS).glob("*.json") if path.stem.isdecimal()), default=0)
+    names = (path.stem.removeprefix("rank-") for path in (run / HEARTBEATS).glob("rank-*.json"))
+    beats = [beat for name in names if name.isdecimal() and (beat := read(run / HEARTBEATS, int(name), attempt))]
+    if not beats:
+        return
+    newest = max(beats, key=lambda beat: beat.time)
+    age = time.time() - newest.time
+    has_ended = newest.ends or newest.is_gone or max(newest.step, _reported(run)) <= saved
+    if not has_ended and age < QUIET_AFTER * period_s(config.train.hang_minutes):
+        report.warning(
+            "run",
+            f"{run} is where attempt {attempt} trains, by a sign of life {duration(age)} ago on {newest.host}: a run "
+            "that begins there ends it at its next step; stop it first, or set another run.dir.",
+        )
+
+
+def _reported(run: Path) -> int:
+    """The step of the newest line of its metrics, which is younger than a heartbeat; 0 without one."""
+    with contextlib.suppress(OSError), open(run / METRICS, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return int((STEP.findall(file.read()) or [0])[-1])
+    return 0
 
 
 def _check_writable(report: Report, run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ class HeartbeatReader:
             before = self._heard.get(beat.rank) if beat else None
             if beat and (before is None or before[0].attempt != attempt):
                 age = self._clock() - beat.time
-                self._heard[beat.rank] = beat, now - (abs(age) if _is_gone(beat) else max(0.0, age))
+                self._heard[beat.rank] = beat, now - (abs(age) if beat.is_gone else max(0.0, age))
                 self._ahead[beat.rank] = -age
             elif beat and before and before[0] != beat:
                 self._heard[beat.rank] = beat, now
@@ -74,14 +73,7 @@ class HeartbeatReader:
         beats = {rank: beat for rank, (beat, _) in sorted(heard.items())}
         ages = {rank: now - heard[rank][1] for rank in beats}
         quiet = frozenset(
-            rank
-            for rank, beat in beats.items()
-            if ages[rank] > (GONE_AFTER if _is_gone(beat) else QUIET_AFTER) * period
+            rank for rank, beat in beats.items() if ages[rank] > (GONE_AFTER if beat.is_gone else QUIET_AFTER) * period
         )
         ahead = max((self._ahead[rank] for rank in beats), default=0.0)
         return Liveness(beats, ages, quiet, ahead if ahead > period else 0.0)
-
-
-def _is_gone(beat: Heartbeat) -> bool:
-    """Whether its process has ended, where that can be known: on its own host."""
-    return beat.host == socket.gethostname() and Path("/proc/self").exists() and not Path(f"/proc/{beat.pid}").exists()

@@ -6,7 +6,11 @@ import json
 import os
 import re
 import shutil
+import socket
+import subprocess
 import sys
+import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from mvlm.check.shards import check_corpus
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.load import given_keys, load_config
 from mvlm.training.fit.run import train
+from mvlm.training.health.heartbeat import HEARTBEATS, Heartbeat
 from tests.check.checked import check_run
 from tests.conftest import ROOT, TINY, run_command
 from tests.ranks import mvlm, run_ranks
@@ -156,6 +161,29 @@ def test_a_damaged_checkpoint_that_training_would_pass_over_does_not_refuse_the_
     report = check_run(TOML, overrides(scenes, run), JSON, 1, False)
     assert report.problems == []
     assert any(f.verdict == "warning" and "training would set it aside" in f.sentence for f in report.findings)
+
+
+def test_a_run_that_still_trains_in_the_folder_is_told_of(scenes: Path, run: Path) -> None:
+    """A second job of another name, in the same run.dir, ended the first."""
+    here = Heartbeat(1, 0, socket.gethostname(), os.getpid(), 3, "a step", 9, 0.0, False, False, False, time.time())
+    elsewhere = replace(here, host="n7", pid=1)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+
+    def warned(beat: Heartbeat) -> list[str]:
+        beat.write(run / HEARTBEATS)
+        findings = check_run(TOML, overrides(scenes, run), JSON, 1, False).findings
+        return [found.sentence for found in findings if (found.topic, found.verdict) == ("run", "warning")]
+
+    only(
+        warned(here), f"{run} is where attempt 1 trains", f"on {here.host}: a run that begins there ends it", "run.dir"
+    )
+    only(warned(elsewhere), "ago on n7: ")
+    assert not warned(replace(elsewhere, time=time.time() - 600)) and not warned(replace(elsewhere, attempt=2))
+    assert not warned(replace(here, pid=ended.pid)) and not warned(replace(here, step=2))  # which is saved
+    with open(run / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"step": 3, "loss": 1.5}\n')
+    only(warned(replace(here, step=1)), "where attempt 1 trains")  # it saves more often than it gives a sign of life
 
 
 def test_a_toml_with_several_mistakes(scenes: Path, tmp_path: Path) -> None:

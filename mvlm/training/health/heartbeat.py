@@ -38,6 +38,12 @@ class Heartbeat:
     ends: bool  # the ranks at fault have been named, and this one exits
     time: float
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process has ended, where that can be known: on its own host."""
+        is_here = self.host == socket.gethostname() and Path("/proc/self").exists()
+        return is_here and not Path(f"/proc/{self.pid}").exists()
+
     def write(self, folder: Path) -> None:
         """In place and in one call: it works on a full disk, and NFS shows it to others at once, unlike a renamed file.
 
