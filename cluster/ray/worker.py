@@ -11,7 +11,9 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
 
+from mvlm.errors import UserError
 from mvlm.runtime.launch import HELD, free_port
 
 from ..attempt import describe_exit, shell_code
@@ -97,11 +100,19 @@ def run_rank(spec: RayJobSpec, coordinator: Any, reports: Path) -> int:
 
 
 def _start(spec: RayJobSpec, variables: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """The rank; where this node lacks a variable that the job refers to, a process that says so and ends as a rank does
+    for a mistake, after which no other attempt is made."""
+    command = spec.command()
+    try:
+        variables = for_process(spec.job) | variables
+    except UserError as mistake:
+        sentence = f"cluster: {str(mistake).rstrip('.')}, which on {socket.gethostname()} is `ray start`."
+        command = [sys.executable, "-c", "import sys; sys.exit(sys.argv[1])", sentence]
     with open(log, "ab") as out:
         return subprocess.Popen(
-            spec.command(),
+            command,
             cwd=spec.directory,
-            env=os.environ | for_process(spec.job) | variables,
+            env=os.environ | variables,
             stdin=subprocess.PIPE if HELD in variables else subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

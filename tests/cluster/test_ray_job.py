@@ -19,9 +19,11 @@ from cluster.ray.backend import earlier_attempts, entrypoint, refuse_other_value
 from cluster.ray.client import connect
 from cluster.ray.spec import FILE, TUNE, RayJobSpec
 from cluster.ray.sweep import _write
+from cluster.ray.worker import _start
 from cluster.record import JobRecord, newest_measures, newest_step
 from data_tools.engines.ray import connected
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
+from mvlm.runtime.launch import HELD
 from tests.cluster.conftest import rendered
 from tests.conftest import free_port
 
@@ -104,6 +106,16 @@ def test_the_environment_of_a_job_is_its_owners_alone(job, tmp_path):
     RayJobSpec.of(load_job(job, ["job.environment.WANDB_API_KEY=secret"]), []).save(tmp_path / "ray.json")
     assert "secret" in (tmp_path / "ray.json").read_text()
     assert (tmp_path / "ray.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_that_a_node_lacks_ends_its_rank_with_a_sentence(job, tmp_path, monkeypatch):
+    monkeypatch.delenv("ABSENT", raising=False)
+    spec = RayJobSpec.of(load_job(job, ["job.environment.WANDB_API_KEY=env:ABSENT"]), [])
+    log = tmp_path / "rank-00000.log"
+    assert _start(spec, {HELD: "1"}, log).wait() == ExitCode.MISTAKE
+    said = log.read_text()
+    assert said.startswith("cluster: environment.WANDB_API_KEY is 'env:ABSENT', and ABSENT is not set")
+    assert said.endswith(" is `ray start`.\n") and said.count("\n") == 1
 
 
 def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(job, tmp_path, monkeypatch, capsys):
