@@ -115,7 +115,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     folder = Path(spec.logs)
     with claim(folder):
         attempts = earlier_attempts(folder)
-        refuse_other_values(job, folder)
+        refuse_another_sweep(job, folder)
         keep_files(job)
         job_id = f"{job.name}-{secrets.token_hex(4)}"
         record = JobRecord(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts)
@@ -134,14 +134,23 @@ def submit(job: Job, overrides: list[str]) -> int:
     return client.outcome(server, job_id)
 
 
-def refuse_other_values(job: Job, folder: Path) -> None:
-    """Raises: UserError: Tune would take runs that are done for those of the same numbers."""
-    if job.sweep and (folder / TUNE).exists() and (folder / FILE).exists():
-        before = RayJobSpec.load(folder / FILE).job.sweep
-        if before and combinations(before) != combinations(job.sweep):
+def refuse_another_sweep(job: Job, folder: Path) -> None:
+    """Raises: UserError: Tune would take runs that are done for those of the same numbers, or go by what it kept."""
+    if not (job.sweep and (folder / TUNE).exists() and (folder / FILE).exists()):
+        return
+    before = RayJobSpec.load(folder / FILE).job.sweep
+    if before is None:
+        return
+    if combinations(before) != combinations(job.sweep):
+        raise UserError(
+            f"{job.name} has begun as a sweep of other values, whose runs would count as done with these: "
+            "give it another job.name and run.dir."
+        )
+    for key in ("parallel", "grace_steps", *(("metric", "mode", "reduction") if before.grace_steps else ())):
+        if (kept := getattr(before, key)) != getattr(job.sweep, key):
             raise UserError(
-                f"{job.name} has begun as a sweep of other values, whose runs would count as done with these: "
-                "give it another job.name and run.dir."
+                f"{job.name} has begun with sweep.{key} = {kept!r}, by which it would go on: put that back, "
+                "or give it another job.name and run.dir."
             )
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -15,7 +15,7 @@ import ray
 
 from cluster.job import load_job
 from cluster.ray import driver as ray_driver
-from cluster.ray.backend import earlier_attempts, entrypoint, refuse_other_values, runtime_env
+from cluster.ray.backend import earlier_attempts, entrypoint, refuse_another_sweep, runtime_env
 from cluster.ray.client import connect
 from cluster.ray.spec import FILE, TUNE, RayJobSpec
 from cluster.ray.sweep import _write
@@ -71,11 +71,34 @@ def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, t
     first = load_job(job)
     RayJobSpec.of(first, []).save(tmp_path / FILE)
     job.write_text(text.format("5e-4"))
-    refuse_other_values(load_job(job), tmp_path)  # none of the first has begun
+    refuse_another_sweep(load_job(job), tmp_path)  # none of the first has begun
     (tmp_path / TUNE).mkdir()
-    refuse_other_values(first, tmp_path)
+    refuse_another_sweep(first, tmp_path)
     with pytest.raises(UserError, match=r"small has begun as a sweep of other values, .* give it another job.name and"):
-        refuse_other_values(load_job(job), tmp_path)
+        refuse_another_sweep(load_job(job), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "key"),
+    [
+        ("parallel = 1", "parallel = 4", "parallel = 1"),
+        ("", "grace_steps = 10", "grace_steps = 0"),
+        ("grace_steps = 10", 'grace_steps = 10\nmetric = "itc"', "metric = 'loss'"),
+        ("", 'metric = "itc"', None),  # the table's alone, where no run is given up
+    ],
+)
+def test_a_sweep_that_has_begun_goes_by_no_other_settings_unsaid(job, tmp_path, begun, now, key):
+    """Tune restores them as they were when it began."""
+    text = job.read_text() + '[sweep]\nvalues = { "optim.lr" = [1e-4, 3e-4] }\n'
+    job.write_text(text + begun)
+    RayJobSpec.of(load_job(job), []).save(tmp_path / FILE)
+    (tmp_path / TUNE).mkdir()
+    job.write_text(text + now)
+    refused = pytest.raises(
+        UserError, match=f"small has begun with sweep.{key}, by which it would go on: put that back"
+    )
+    with refused if key else nullcontext():
+        refuse_another_sweep(load_job(job), tmp_path)
 
 
 def test_what_held_out_data_says_goes_with_the_steps_after_it(tmp_path):
