@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,6 +83,13 @@ def _has_ray(address: str) -> None:
         raise OSError(next(said, f"joining it ends with {tried.returncode}").strip()[:200])
 
 
+def _apply_in(folder: str, function: Callable[[T], R], chunk: list[T]) -> list[R]:
+    """Of a task: relative paths count from the command's folder, and Ray's workers are in that of `ray start`."""
+    with suppress(OSError):  # a machine that does not have it may find all by absolute paths
+        os.chdir(folder)
+    return apply(function, chunk)
+
+
 def ray_map(
     function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], workers: int
 ) -> Iterator[tuple[T, R]]:
@@ -96,11 +103,11 @@ def ray_map(
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(apply)
-    shared = ray.put(function)
+    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_apply_in)
+    shared, folder = ray.put(function), os.getcwd()
 
     def submit(chunk: list[T]) -> Any:
-        return task.remote(shared, chunk)
+        return task.remote(folder, shared, chunk)
 
     def result(chunk: list[T], handle: Any) -> list[R]:
         try:

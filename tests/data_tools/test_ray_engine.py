@@ -78,17 +78,19 @@ def test_a_work_that_always_kills_is_one_sentence(ray_map: Map) -> None:
 
 
 @pytest.mark.campaign
-def test_the_same_bytes_through_a_running_ray(ray_map: Map, tmp_path: Path) -> None:
-    """The command, as a second driver, joins the Ray that is running and sends its code along."""
+def test_the_same_bytes_through_a_running_ray(ray_map: Map, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, as a second driver, joins the Ray that is running and sends its code along. Its relative paths count
+    from its own folder, not from that in which Ray was started."""
     import ray
 
-    write_folder(tmp_path / "in", 100)
-    (tmp_path / "in/images/5.jpg").write_bytes(b"<html>404</html>")
-    shard = ["shard", "folder", str(tmp_path / "in"), "--shard-mb", "0.02", "--dedup", "perceptual", "--workers"]
-    run(*shard, 1, "--out", tmp_path / "local")
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("in"), 100)
+    Path("in/images/5.jpg").write_bytes(b"<html>404</html>")
+    shard = ["shard", "folder", "in", "--shard-mb", "0.02", "--dedup", "perceptual", "--workers"]
+    run(*shard, 1, "--out", "local")
     address = ray.get_runtime_context().gcs_address
-    argv = [*shard, "2", "--out", str(tmp_path / "ray"), "--engine", "ray", "--ray-address", address]
-    ended = subprocess.run([sys.executable, "-m", "data_tools", *argv], cwd=ROOT, capture_output=True, text=True)
+    argv = [*shard, "2", "--out", "ray", "--engine", "ray", "--ray-address", address]
+    ended = subprocess.run([sys.executable, "-m", "data_tools", *argv], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
 
