@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
 
     address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    stop = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             _answers(address)
@@ -53,6 +55,7 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
         reason = first_line(error)
         advice = "check --ray-address" if address else "try again when the machine is less busy, or without Ray"
         raise UserError(f"No Ray at {address or 'this machine'} ({reason}): {advice}.") from None
+    signal.signal(signal.SIGTERM, stop)  # in whose place Ray has put one that aborts this process
     try:
         yield
     finally:

@@ -18,6 +18,13 @@ from data_tools.engines import Map, engine
 from mvlm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+TOLD_TO_END = """
+import os, signal, sys
+from data_tools.engines import engine
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
+with engine("ray", 1, sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
 
 
 def die_once(mark: str) -> str:
@@ -93,6 +100,15 @@ def test_the_same_bytes_through_a_running_ray(ray_map: Map, tmp_path: Path, monk
     ended = subprocess.run([sys.executable, "-m", "data_tools", *argv], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+@pytest.mark.campaign
+def test_a_command_on_ray_answers_sigterm_itself(ray_map: Map) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    ended = subprocess.run([sys.executable, "-c", TOLD_TO_END, address], capture_output=True, text=True)
+    assert ended.returncode == 75, ended.stderr
 
 
 def test_no_ray_there_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
