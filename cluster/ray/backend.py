@@ -160,9 +160,13 @@ def status(folder: Path) -> JobStatus:
     state, exit_code = _state(record)
     active = _is_active(state)
     words = describe_exit(exit_code) if state == "FAILED" and exit_code else IN_WORDS.get(state, state)
-    trials = [read_record(path.parent) for path in sorted(folder.glob(f"trial-*/{RECORD}"))]
-    runs = [JobStatus(trial, _last_attempt(trial, active), active, active, trial.attempts) for trial in trials]
+    runs = [JobStatus(one, _last_attempt(one, active), active, active, one.attempts) for one in _trials(folder)]
     return JobStatus(record, f"{words}, job {record.job_id} at {record.host}", active, active, record.attempts, runs)
+
+
+def _trials(folder: Path) -> list[JobRecord]:
+    """Those of a sweep that have begun; empty for a job that is none."""
+    return [read_record(path.parent) for path in sorted(folder.glob(f"trial-*/{RECORD}"))]
 
 
 def _last_attempt(trial: JobRecord, active: bool) -> str:
@@ -200,7 +204,12 @@ def cancel(folder: Path) -> str:
         connect(record.host).stop_job(record.job_id)
     while _is_active(_state(record)[0]):
         time.sleep(client.POLL_SECONDS)
-    return f"{record.name} {describe_end(record)}"
+    return describe_ends(folder)
+
+
+def describe_ends(folder: Path) -> str:
+    """How far the job has come; of a sweep, a line for each of its runs that has begun."""
+    return "\n".join(f"{one.name} {describe_end(one)}" for one in _trials(folder) or [read_record(folder)])
 
 
 def _check_supported(job: Job) -> None:

@@ -15,7 +15,7 @@ import ray
 
 from cluster.job import load_job
 from cluster.ray import driver as ray_driver
-from cluster.ray.backend import earlier_attempts, entrypoint, refuse_another_sweep, runtime_env
+from cluster.ray.backend import describe_ends, earlier_attempts, entrypoint, refuse_another_sweep, runtime_env
 from cluster.ray.client import connect
 from cluster.ray.spec import FILE, TUNE, RayJobSpec
 from cluster.ray.sweep import _write
@@ -99,6 +99,22 @@ def test_a_sweep_that_has_begun_goes_by_no_other_settings_unsaid(job, tmp_path, 
     )
     with refused if key else nullcontext():
         refuse_another_sweep(load_job(job), tmp_path)
+
+
+def test_a_sweep_that_is_cancelled_says_how_far_each_of_its_runs_has_come(tmp_path):
+    """Its own run folder holds no steps, and a sweep that had made many was said to have ended before the first."""
+    logs = tmp_path / "logs"
+    JobRecord("sweep", "ray", str(tmp_path), "").save(logs)
+    assert describe_ends(logs) == "sweep has ended before its first step."
+    for number, steps in ((0, [1, 2]), (1, [])):
+        run = tmp_path / f"trial-000{number}"
+        run.mkdir()
+        (run / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in steps))
+        JobRecord(f"sweep-{run.name}", "ray", str(run), "").save(logs / run.name)
+    assert describe_ends(logs).splitlines() == [
+        "sweep-trial-0000 has ended at step 2.",
+        "sweep-trial-0001 has ended before its first step.",
+    ]
 
 
 def test_what_held_out_data_says_goes_with_the_steps_after_it(tmp_path):
