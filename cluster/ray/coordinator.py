@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,30 @@ class Coordinator:
         self._metrics: dict[str, Any] | None = None
 
     async def begin(self, world: int) -> int | None:
-        """Begin an attempt, asked by its rank 0; its number, or None where the job is ending and none is to begin."""
+        """Begin an attempt, asked by its rank 0.
+
+        Returns:
+            Its number; None where the job is ending and none is to begin.
+
+        Raises:
+            OSError: it cannot have a folder, as on a full disk, which counts as a restart.
+        """
         if self._now:
             self._now.over.set()
             self._close(self._now)
         if self._ending:
             return None
         self._nodes, self._nodes_before = {}, set(self._nodes.values())
-        number = next_attempt(self._logs)
-        attempt_folder(self._logs, number).mkdir(parents=True)
+        try:
+            number = next_attempt(self._logs)
+            attempt_folder(self._logs, number).mkdir(parents=True)
+        except OSError as error:
+            self._say(f"no attempt can begin ({error})")
+            self._count_restart()
+            raise
         self._now = RunningAttempt(JobAttempt(number, time.time()), world)
         self._record.attempts.append(self._now.attempt)
-        self._record.save(self._logs)
+        self._note()
         self._say(f"attempt {number} of {self._record.name}, {world} ranks")
         return number
 
@@ -197,7 +210,7 @@ class Coordinator:
                 self._end(describe_stuck(attempt.step))
             elif attempt.exit_code not in FINAL and not now.stop:
                 self._count_restart()
-            self._record.save(self._logs)
+            self._note()
 
     def _count_restart(self) -> None:
         self._restarts_left -= 1
@@ -210,10 +223,16 @@ class Coordinator:
             self._ending = reason
             self._say(reason)
 
+    def _note(self) -> None:
+        """Leave word of the attempts, where there is room: what becomes of them does not depend on it."""
+        with suppress(OSError):
+            self._record.save(self._logs)
+
     def _say(self, sentence: str) -> None:
         print(f"cluster: {sentence}", flush=True)
         if self._now:
-            with open(launcher_log(self._logs, self._now.attempt.number), "a", encoding="utf-8") as log:
+            path = launcher_log(self._logs, self._now.attempt.number)
+            with suppress(OSError), open(path, "a", encoding="utf-8") as log:
                 log.write(f"{time.strftime('%H:%M:%S')} {sentence}\n")
 
 

@@ -133,6 +133,33 @@ def test_a_job_for_which_ray_begins_nothing_ends(coordinator):
     assert asyncio.run(story()) == [None] * REQUEUE + [75]
 
 
+def test_what_becomes_of_an_attempt_is_known_on_a_full_disk(coordinator, mount_disk):
+    """Where ranks end for a mistake because there is no room, none is left for the notes of the job either."""
+    disk = mount_disk("256k")
+    coordinator._logs = disk / "logs"
+
+    async def story():
+        attempt = await coordinator.begin(2)
+        with pytest.raises(OSError, match="No space left"), open(disk / "full", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1024))
+        return await outcome(coordinator, attempt, {0: 1, 1: 1})
+
+    assert asyncio.run(story()) == AttemptOutcome(1, final=True)
+
+
+def test_a_job_whose_attempts_cannot_have_a_folder_is_restarted_as_often_as_it_allows(coordinator, tmp_path):
+    (tmp_path / "logs").write_text("in the place of the folder")
+
+    async def story():
+        for _ in range(REQUEUE + 1):
+            with pytest.raises(OSError):
+                await coordinator.begin(2)
+        return await coordinator.begin(2), await coordinator.exit_code()
+
+    assert asyncio.run(story()) == (None, 75)
+
+
 def test_a_rank_that_does_not_end_after_another_has_failed_is_given_up(coordinator, monkeypatch):
     monkeypatch.setattr(ray_coordinator, "STRAGGLE", 0.05)
 
