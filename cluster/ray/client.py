@@ -27,12 +27,17 @@ WITHIN = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def address(job: Job) -> str:
-    """Raises: UserError: neither the job nor the environment names one."""
+    """Raises: UserError: neither the job nor the environment names one, or it is of another of Ray's servers."""
     given = job.ray_address or os.environ.get(ADDRESS, "")
     if not given:
         raise UserError(
             f"There is no address of a Ray cluster: set job.ray_address, or {ADDRESS}, "
             "to that of its dashboard, such as http://127.0.0.1:8265."
+        )
+    if not given.startswith(("http://", "https://")):
+        raise UserError(
+            f"{given} is not the address of a Ray cluster's dashboard: set job.ray_address, or {ADDRESS}, to one "
+            "such as http://127.0.0.1:8265."
         )
     return given
 

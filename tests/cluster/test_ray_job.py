@@ -205,6 +205,14 @@ def test_no_cluster_is_one_sentence(job, cluster, monkeypatch, tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto"])
+def test_the_address_of_another_server_of_ray_is_one_sentence(job, cluster, address):
+    """Ray's client would look for its store there for most of a minute, or take the job and not say how it stands."""
+    code, _, err = cluster("submit", job, "--on", "ray", f"job.ray_address={address}")
+    assert code == 1 and err.startswith(f"cluster: {address} is not the address of a Ray cluster's dashboard"), err
+    assert err.count("\n") == 1
+
+
 def test_the_address_of_a_job_goes_before_that_of_the_environment(monkeypatch):
     asked = []
 
