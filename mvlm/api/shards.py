@@ -24,8 +24,8 @@ class CaptionedImage:
     """A row of shards, checked against the checksums that were written with it.
 
     Attributes:
-        captions: for a task's rows, its sentences.
-        own: the columns that only the rows of this task have, such as `answers`.
+        captions: none where the row is one of a task's, whose sentences are in `own`.
+        own: the columns that only the rows of this task have, such as `question` and `answers`.
     """
 
     key: str
