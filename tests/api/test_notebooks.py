@@ -44,3 +44,4 @@ def test_the_first_trains_and_the_third_searches(tmp_path: Path) -> None:
 def test_the_second_trains_on_a_folder_of_pictures(tmp_path: Path) -> None:
     said = run_notebook("2_own_pictures.ipynb", tmp_path)
     assert "step 2 " in said and " on the left and " in said
+    assert "may know nothing" not in said  # the cells match sentences and reconstruct patches
