@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.launch import end_with_parent
@@ -75,8 +75,18 @@ def _run(command: Sequence[str], say: Callable[[str], object], stop: signal.Sign
         return process.wait(), list(said)
     except KeyboardInterrupt:
         process.send_signal(stop)
-        say(STOPPING)
-        for line in process.stdout:
-            say(line.rstrip("\n"))
-        process.wait()
+        _wait(process, process.stdout, say)
         raise
+
+
+def _wait(process: subprocess.Popen[str], output: Iterable[str], say: Callable[[str], object]) -> None:
+    """Until it has ended, however often this process is interrupted meanwhile: whoever called it says what was saved,
+    and would say so too early."""
+    while process.returncode is None:
+        try:
+            say(STOPPING)
+            for line in output:
+                say(line.rstrip("\n"))
+            process.wait()
+        except KeyboardInterrupt:
+            continue

@@ -14,6 +14,7 @@ from mvlm.runtime.commands import STOPPING
 SAVES = """
 import signal, sys, time
 def save(*_):
+    time.sleep(float(sys.argv[2]))
     open(sys.argv[1], "w").close()
     print("saved", flush=True)
     sys.exit(75)
@@ -27,14 +28,14 @@ import signal, sys
 from mvlm.runtime.commands import run_command
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    run_command([sys.executable, "-c", {SAVES!r}, sys.argv[1]], stop=signal.SIGTERM)
+    run_command([sys.executable, "-c", {SAVES!r}, *sys.argv[1:]], stop=signal.SIGTERM)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 
 
-def call(saved: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", CALLS, str(saved)]
+def call(saved: Path, seconds: float = 0) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", CALLS, str(saved), str(seconds)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0)
 
 
@@ -59,3 +60,17 @@ def test_ctrl_c_has_a_command_save_before_it_ends(tmp_path: Path) -> None:
     finally:
         caller.kill()
     assert caller.returncode == 0
+
+
+def test_a_second_ctrl_c_waits_for_what_is_being_saved(tmp_path: Path) -> None:
+    """It was told where the run would resume before that was saved, and the run was still there."""
+    caller = call(tmp_path / "saved", seconds=2)
+    try:
+        assert caller.stdout and caller.stdout.readline() == "training\n"
+        os.killpg(caller.pid, signal.SIGINT)
+        assert caller.stdout.readline() == f"{STOPPING}\n"
+        os.killpg(caller.pid, signal.SIGINT)
+        assert caller.communicate()[0].splitlines() == [STOPPING, "saved", "interrupted"]
+    finally:
+        caller.kill()
+    assert (tmp_path / "saved").exists()
