@@ -47,7 +47,15 @@ def run_command(
         say("Starting it again: everything was saved.")
         code, said = _run(command, say, stop)
     if code:
-        raise UserError(said[-1] if said else f"{' '.join(command[:4])} ended with exit code {code}: run it by itself.")
+        raise UserError(said[-1] if said else _ended(" ".join(command[:4]), code))
+
+
+def _ended(command: str, code: int) -> str:
+    """What is to be said of a command that could not say itself why it ended."""
+    if code > 0:
+        return f"{command} ended with exit code {code}: run it by itself."
+    why = ", as happens where memory runs out" if code == -signal.SIGKILL else ""
+    return f"{command} was ended by {signal.Signals(-code).name}{why}: make the same call again, which resumes."
 
 
 def _run(command: Sequence[str], say: Callable[[str], object], stop: signal.Signals) -> tuple[int, list[str]]:

@@ -9,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from mvlm.runtime.commands import STOPPING
+import pytest
+
+from mvlm.errors import UserError
+from mvlm.runtime.commands import STOPPING, run_command
 
 SAVES = """
 import signal, sys, time
@@ -74,3 +77,9 @@ def test_a_second_ctrl_c_waits_for_what_is_being_saved(tmp_path: Path) -> None:
     finally:
         caller.kill()
     assert (tmp_path / "saved").exists()
+
+
+def test_a_command_that_was_killed_is_resumed_by_the_same_call() -> None:
+    kills = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(UserError, match=r"ended by SIGKILL, .* memory .*: make the same call again, which resumes"):
+        run_command([sys.executable, "-c", kills])
