@@ -6,7 +6,9 @@ import hashlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from made_shards import write_shards
 
 from mvlm.data import CaptionLoader
@@ -71,11 +73,29 @@ def test_what_cannot_go_on_says_why(folder, rows, tmp_path):
         loader(folder, crop_scal=(1.0, 1.0))
 
 
-@pytest.mark.parametrize("options", [{"rank": 2, "world": 2}, {"rank": -1}, {"batch": 0}, {"image_size": 0}])
-def test_ranks_that_count_from_one_and_empty_sizes_are_refused(folder, options):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rank": 2, "world": 2}, "rank 2 of 2: give ranks from 0 up to"),
+        ({"rank": -1}, "-1 cannot be `rank`"),
+        ({"batch": 0}, "0 cannot be `batch`"),
+        ({"image_size": 32.5}, "32.5 cannot be `image_size`"),
+        ({"seed": None}, "seed is None: give a whole number"),
+    ],
+)
+def test_ranks_that_count_from_one_and_what_is_no_number_are_refused(folder, options, said):
     """Rank 2 of 2 would read what rank 0 reads a batch later."""
-    with pytest.raises(UserError, match=r"^CaptionLoader has batch = \d+, .* rank -?\d of \d: give .* from 0 up to"):
+    with pytest.raises(UserError, match=said):
         loader(folder, **options)
+
+
+def test_numpys_numbers_are_read_as_others_and_leave_a_state_that_torch_loads(folder, tmp_path):
+    numbers = {"batch": np.int64(16), "seed": np.int64(3), "workers": np.int64(1), "crop_scale": np.array([0.5, 1.0])}
+    with loader(folder, **numbers) as given, loader(folder, crop_scale=(0.5, 1.0)) as plain:
+        assert pairs([next(iter(given))]) == pairs([next(iter(plain))])
+        torch.save(given.state_dict(), tmp_path / "loader.pt")
+        given.load_state_dict(torch.load(tmp_path / "loader.pt"))
+        assert given.state_dict() == plain.state_dict()
 
 
 def test_loader_processes_import_the_package_without_torch():

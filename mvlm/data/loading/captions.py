@@ -16,6 +16,7 @@ from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import Captioned, PlainDataset
 from mvlm.data.shards.mixture import training_mixture
 from mvlm.errors import UserError
+from mvlm.runtime.arguments import whole
 
 Collate = Callable[[Tensor, list[str]], Any]
 """Turns images uint8 [B, 3, H, W] and as many captions into what a training loop expects."""
@@ -56,13 +57,12 @@ class CaptionLoader:
         world: int = 1,
         **settings: Any,
     ) -> None:
-        if min(batch, image_size) < 1 or not 0 <= rank < world:
-            raise UserError(
-                f"CaptionLoader has batch = {batch}, image_size = {image_size} and rank {rank} of {world}: give "
-                "sizes of 1 or more, and ranks from 0 up to world - 1."
-            )
-        table = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-        self._data = config_from_dict({"data": {"train": as_paths(data), **table}}, "CaptionLoader").data
+        batch, image_size, world = whole("batch", batch), whole("image_size", image_size), whole("world", world)
+        if (rank := whole("rank", rank, least=0)) >= world:
+            raise UserError(f"CaptionLoader has rank {rank} of {world}: give ranks from 0 up to world - 1.")
+        table = {"train": as_paths(data)} | {name: _plain(value) for name, value in settings.items()}
+        config = config_from_dict({"run": {"seed": _plain(seed)}, "data": table}, "CaptionLoader")
+        self._data, seed = config.data, config.run.seed
         self._mixture = training_mixture(self._data)
         order = order_of(self._data)
         self._sampler, self._order = make_sampler(self._mixture, seed, [order]), f"{order} of {self._data.epoch}"
@@ -143,3 +143,10 @@ class CaptionLoader:
     def _collated(self, samples: Sequence[Captioned], images_VBCHW: Tensor) -> Any:
         captions = [sample.caption for sample in samples]
         return self._collate(images_VBCHW[0], captions) if self._collate else (images_VBCHW[0], captions)
+
+
+def _plain(value: Any) -> Any:
+    """As TOML has it: a tuple is a list, and numpy's and torch's numbers are Python's."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
