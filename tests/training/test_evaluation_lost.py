@@ -23,7 +23,7 @@ from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metric
 JSON = str(ROOT / "ds_configs/cpu.json")
 WORDS = [
     *("eval.select=eval/mean_recall", "eval.limit=16", "eval.batch=4", "eval.rerank=4", "eval.every=3"),
-    *("train.steps=4", "checkpoint.every=100", "log.pictures=0"),
+    *("train.steps=4", "checkpoint.every=100"),
 ]
 MAGIC, NOT_ONE = b"\x89PNG", b"\0PNG"
 DAMAGED = 12  # of 16 rows, so that of two ranks only the second meets it
@@ -79,14 +79,31 @@ def test_a_damaged_row_loses_no_steps_and_no_evaluation(scenes: Path, tmp_path: 
     shards = shutil.copytree(scenes / "eval", tmp_path / "eval")
     done = run_ranks(train_with_and_without, scenes, shards, tmp_path, ema, ranks=ranks)
     assert done.stdout.split() == ["ended", "with", "0", *["ended", "with", "1"] * 2, "ended", "with", "0"] * ranks
-    assert done.stderr.count(f"Stopped for lack of data ({shards}/000000.arrow row {DAMAGED} (key ") == 2
+    assert done.stderr.count(f"Stopped before an evaluation ({shards}/000000.arrow row {DAMAGED} (key ") == 2
     assert done.stderr.count("at step 3, saved in") == 2
     stopped, run, whole = tmp_path / "stopped", tmp_path / "run", tmp_path / "whole"
     assert step_of(find_checkpoint(stopped)) == 3, "started again while nothing has been mended, it does not train on"
+    assert not list(stopped.glob("pictures/*")), "nothing is drawn of what stood in for images"
     assert state(stopped)["unevaluated"] and not state(stopped)["best"] and not evaluations(stopped)
     assert losses_by_step(run) == losses_by_step(whole)
     assert evaluations(run) == evaluations(whole) and state(run) == state(whole)
+    assert len(list(run.glob("pictures/*"))) == 2
     assert find_checkpoint(run / "best").name == find_checkpoint(whole / "best").name
+
+
+def test_too_little_memory_for_an_evaluation_loses_no_steps(
+    train_here: TrainHere, scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def train_with(*more: str) -> int:
+        words = [*WORDS, f"data.eval={scenes}/eval", "train.steps=2", "eval.every=1", *more]
+        return train_here(tmp_path, *words, evaluate=evaluator(load_config(TOML, [*TINY, *words])))
+
+    with pytest.raises(HeldOutLost, match=r"^eval.memory_gb 1e-05 does not hold one pair"):
+        train_with("eval.memory_gb=1e-5")
+    assert "Stopped before an evaluation (eval.memory_gb 1e-05 does not hold one pair" in capfd.readouterr().err
+    assert step_of(find_checkpoint(tmp_path)) == 1 and state(tmp_path)["unevaluated"]
+    assert train_with("eval.memory_gb=1") == 0
+    assert [line["step"] for line in evaluations(tmp_path)] == [1, 2]
 
 
 def test_a_store_that_is_gone_at_the_last_evaluation(train_here: TrainHere, scenes: Path, tmp_path: Path) -> None:
