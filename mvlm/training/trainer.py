@@ -221,7 +221,7 @@ class Trainer:
         step = self.state.step
         metrics, picture = self.validation.measure(self.engine, self.saver.run, step, self.is_over)
         self.state = dataclasses.replace(self.state, unevaluated=bool(self.validation.lost))
-        if not metrics:
+        if self.validation.lost or not self.validation.evaluate:
             return
         self.reporter.log({"step": step} | metrics)
         if selector := self.validation.selector:
