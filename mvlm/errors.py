@@ -108,9 +108,12 @@ class HeldOutLost(UserError):
     What the run has done can still be saved. It ends with the code of the cause.
     """
 
-    def __init__(self, cause: UserError) -> None:
-        super().__init__(*cause.args)
-        self.exit_code = cause.exit_code
+    @classmethod
+    def of(cls, cause: UserError) -> HeldOutLost:
+        """No constructor of its own: exceptions that ranks send each other are made anew of their sentences."""
+        lost = cls(*cause.args)
+        lost.exit_code = cause.exit_code
+        return lost
 
 
 def first_line(error: BaseException | str) -> str:

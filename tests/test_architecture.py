@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.search": {"data", "evaluate", "model", "pretrained", "runtime.dist", "search"},
     "mvlm.serve": {"data", "evaluate", "model", "predict", "pretrained", "search", "serve"},
     "mvlm.export": {"checkpoint", "config", "data", "export", "model", "pretrained", "report"},
-    "mvlm.watch": {"checkpoint", "config.schema", "training.health.heartbeat", "watch"},
+    "mvlm.watch": {"checkpoint", "config.schema", "runtime.jsonl", "training.health.heartbeat", "watch"},
     "mvlm.decay": {"checkpoint", "config", "decay", "report.facts", "runtime"},
     "mvlm.reproduce": {"checkpoint", "config", "data", "estimate", "report.facts", "reproduce", "runtime", "training"},
     "mvlm.report": {"batch", "checkpoint", "config", "data", "evaluate", "model", "pretrained", "report", "runtime"},

@@ -28,9 +28,9 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.runtime import dist
+from mvlm.runtime.jsonl import JsonLinesTail
 from mvlm.training.fit.run import train
 from mvlm.training.health.signals import StopRequests
-from mvlm.watch.jsonl import JsonLinesTail
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
 Record = dict[str, Any]

@@ -26,9 +26,9 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
+from mvlm.runtime.jsonl import JsonLinesTail
 from mvlm.training.fit.run import train
 from mvlm.training.health.signals import StopRequests
-from mvlm.watch.jsonl import JsonLinesTail
 
 WARM_UP = 0.05  # of the updates
 SEARCHED = ("concepts", "designers")

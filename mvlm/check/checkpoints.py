@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import shutil
 import time
 from pathlib import Path
@@ -23,11 +21,12 @@ from mvlm.config.schema import Config
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
+from mvlm.runtime.jsonl import JsonLinesTail
 from mvlm.training.checkpoint.resume import Start, given_start, with_stored_order
 from mvlm.training.fit.settings import resume_config
 from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, duration, period_s, read
 
-STEP, TAIL_BYTES = re.compile(rb'^{"step": (\d+), "loss"', re.MULTILINE), 1 << 16
+TAIL_BYTES = 1 << 16
 
 
 def checkpoint_bytes(parameters: int, config: Config) -> int:
@@ -159,21 +158,15 @@ def _check_alone(report: Report, config: Config, saved: int) -> None:
         return
     newest = max(beats, key=lambda beat: beat.time)
     age = time.time() - newest.time
-    has_ended = newest.ends or newest.is_gone or max(newest.step, _reported(run)) <= saved
+    lines = JsonLinesTail(run / METRICS, TAIL_BYTES).new()  # of which the newest is younger than a heartbeat
+    reported = next((line["step"] for line in reversed(lines) if "loss" in line), 0)
+    has_ended = newest.ends or newest.is_gone or max(newest.step, reported) <= saved
     if not has_ended and age < QUIET_AFTER * period_s(config.train.hang_minutes):
         report.warning(
             "run",
             f"{run} is where attempt {attempt} trains, by a sign of life {duration(age)} ago on {newest.host}: a run "
             "that begins there ends it at its next step; stop it first, or set another run.dir.",
         )
-
-
-def _reported(run: Path) -> int:
-    """The step of the newest line of its metrics, which is younger than a heartbeat; 0 without one."""
-    with contextlib.suppress(OSError), open(run / METRICS, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        return int((STEP.findall(file.read()) or [0])[-1])
-    return 0
 
 
 def _check_writable(report: Report, run: Path) -> None:

@@ -79,6 +79,7 @@ def stages_over(run: Path) -> int:
         return 0
     try:
         state = TrainState.from_json(json.loads((candidates(run).first / STATE).read_text(encoding="utf-8")))
-        return sum(state.step - state.unevaluated >= stage.end for stage in state.stages)
+        made = state.step - state.unevaluated  # a step whose evaluation is owed keeps its stage
+        return sum(made >= stage.end for stage in state.stages)
     except (*UNREADABLE, UserError):  # which training meets again, and tells
         return 0

@@ -128,7 +128,8 @@ class Evaluator:
             metrics = self._choose(model, run) if self.task.is_labelled else self._retrieve(model)
             _try_on_all(self._stand_ins.settle)  # before what has stood in is drawn
             draws = self.pictures and not self.task.is_labelled and (last or is_due(step // self.settings.every))
-            picture = self._draw(model, run, step) if draws else None
+            drawn = model, self._dataset, self.pictures, run, step, dist.device()
+            picture = write_pictures(*drawn) if draws else None
             _try_on_all(self._stand_ins.settle)
         return Evaluated(metrics, picture)
 
@@ -157,9 +158,6 @@ class Evaluator:
             _try_on_all(partial(search.sizes, model, data))  # while it can still be said by all ranks at once
         metrics = flat_metrics(evaluate_retrieval(model, self._dataset, search, dist.device()))
         return metrics | self._tell_foils(model, search) | self._classify(model, search)
-
-    def _draw(self, model: MaskVLM, run: Path, step: int) -> Path | None:
-        return write_pictures(model, self._dataset, self.pictures, run, step, dist.device())
 
     def _tell_foils(self, model: MaskVLM, search: SearchSettings) -> dict[str, float]:
         if self._foils is None:
@@ -192,7 +190,7 @@ def _try_on_all(act: Callable[[], object]) -> None:
     try:
         dist.try_on_all(act)
     except UserError as error:
-        raise HeldOutLost(error) from error
+        raise HeldOutLost.of(error) from error
 
 
 def flat_metrics(result: dict[str, Any]) -> dict[str, float]:

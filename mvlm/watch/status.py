@@ -14,9 +14,9 @@ from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import BestEvaluation
 from mvlm.config.schema import Eval
 from mvlm.errors import UserError
+from mvlm.runtime.jsonl import JsonLinesTail, json_object
 from mvlm.training.health.heartbeat import QUIET_AFTER, duration, period_s
 from mvlm.watch.history import History
-from mvlm.watch.jsonl import JsonLinesTail, json_object
 from mvlm.watch.liveness import HeartbeatReader, Liveness
 
 HANG_MINUTES = 15.0  # the configuration's default, where run.json is not there yet

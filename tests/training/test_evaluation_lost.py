@@ -113,7 +113,7 @@ def test_a_store_that_is_gone_at_the_last_evaluation(train_here: TrainHere, scen
     def evaluate(model: Any, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
         assert last
         if gone:
-            raise HeldOutLost(DataLost("http://store is gone."))
+            raise HeldOutLost.of(DataLost("http://store is gone."))
         return {"eval/mean_recall": 0.5}, None
 
     words = [f"data.eval={scenes}/eval", "train.steps=2"]

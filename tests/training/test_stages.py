@@ -226,7 +226,7 @@ def test_an_evaluation_that_was_lost_at_a_border_is_made_up_for_before_the_next_
     def evaluator(config: Config) -> Any:
         def evaluate(model: Any, run: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
             if step == 2 and any(lost):
-                raise HeldOutLost(UserError("A row is damaged."))
+                raise HeldOutLost.of(UserError("A row is damaged."))
             return {"eval/score": float(step == 2), "eval/side": config.model.image_size}, None
 
         return evaluate
@@ -251,7 +251,7 @@ def test_an_evaluation_that_was_lost_at_a_border_is_owed_no_more_where_nothing_i
     staged: Run, scenes: Path, tmp_path: Path
 ) -> None:
     def lose(model: Any, run: Path, step: int, last: bool) -> Any:
-        raise HeldOutLost(UserError("A row is damaged."))
+        raise HeldOutLost.of(UserError("A row is damaged."))
 
     text = stage("train.steps = 2") + stage("train.steps = 2")
     clean = staged("clean", text, *FLAT)

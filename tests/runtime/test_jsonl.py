@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mvlm.runtime.jsonl import JsonLinesTail
 from mvlm.watch.history import History, sparkline
-from mvlm.watch.jsonl import JsonLinesTail
 
 
 def test_every_line_is_given_once_and_when_it_is_whole(tmp_path: Path) -> None:
