@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.checkpoint.integrity import can_resume, find_damage, refusal
-from mvlm.checkpoint.layout import LATEST, candidates
+from mvlm.checkpoint.layout import CHECKPOINTS, LATEST, candidates
 from mvlm.checkpoint.placing import set_damaged_aside
+from mvlm.checkpoint.prune import put_back
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
@@ -43,6 +44,7 @@ def newest_whole(run: Path) -> Path:
     Raises:
         UserError: none is whole; nothing has been renamed.
     """
+    dist.as_rank_0(partial(put_back, run / CHECKPOINTS))
     found = search_whole(run)
     if found.damaged or found.problem:
         dist.as_rank_0(partial(_settle, found))

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from mvlm.checkpoint.layout import STEP, Writer, best_checkpoint, read_writer, step_folders, step_of
+from mvlm.checkpoint.layout import LATEST, STEP, Writer, best_checkpoint, read_writer, step_folders, step_of
 from mvlm.config.schema import Checkpoint
 from mvlm.runtime.log import rank_log
 
@@ -74,6 +74,15 @@ def make_way(folder: Path, writer: Writer) -> Path | None:
     aside = _rename(folder, f"aside-{writer.attempt}")
     rank_log.warning(f"{folder} does not belong to this run: it is kept as {aside.name}.")
     return None
+
+
+def put_back(home: Path) -> None:
+    """Undo `make_way` if a kill came before the checkpoint that was saved again, the latest, had taken its place."""
+    with contextlib.suppress(OSError, ValueError):  # then the run goes back to an older one
+        name = (home / LATEST).read_text(encoding="utf-8").strip()
+        if STEP.fullmatch(name) and not os.path.lexists(home / name):
+            for replaced in home.glob(f"{name}.deleted-*"):
+                os.rename(replaced, home / name)
 
 
 def delete_unfinished(home: Path, attempt: int) -> None:

@@ -269,6 +269,20 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(
     assert set(found) == {2, 4}
 
 
+def test_a_kill_at_any_moment_of_saving_the_only_checkpoint_again_leaves_it_or_the_new_one(tmp_path: Path) -> None:
+    steps_saved(tmp_path / "before", Checkpoint(keep=1), 4)
+    moment, alive = 0, False
+    while not alive:
+        moment += 1
+        run = tmp_path / f"moment-{moment}"
+        shutil.copytree(tmp_path / "before", run)
+        alive = not killed_at(moment, run, lambda run=run: steps_saved(run, Checkpoint(keep=1), 4))
+        checkpoint = newest_whole(run)
+        assert checkpoint.name == "step_00000004" and find_damage(checkpoint) is None
+        assert steps_saved(run, Checkpoint(keep=1), 6) == ["06", "latest"]
+    assert moment > 15
+
+
 def test_a_kill_at_any_moment_of_falling_back_is_made_good(tmp_path: Path) -> None:
     steps_saved(tmp_path / "before", Checkpoint(keep=3), 2, 4, 6)
     for step in (4, 6):
