@@ -12,7 +12,7 @@ __all__ = ["CaptionLoader"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when it is asked for: loader processes import this package, and do without torch."""
+    """Import on demand: loader processes import this package and do without torch."""
     if name != "CaptionLoader":
         raise AttributeError(f"module 'mvlm.data' has no attribute {name!r}")
     return import_module("mvlm.data.loading.captions").CaptionLoader

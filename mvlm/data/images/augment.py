@@ -1,5 +1,5 @@
-"""RandAugment of finished images, without the operations that change colours, since captions name them: our own
-operations, which keep every hue, or ALBEF's ten, two of which work on each channel by itself."""
+"""RandAugment of cropped and resized images, without the operations that change colours, since captions name them:
+our own operations, which keep every hue, or ALBEF's ten, two of which treat each channel separately."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if not native_is_missing:
     from mvlm.data.images import _native
 
 GREY = 128
-"""What is shown where a moved image leaves the view empty."""
+"""Fills the parts of the view that a moved image leaves empty."""
 
 Matrix = tuple[float, float, float, float, float, float]
-"""Output (x, y) shows the input's (m0 x + m1 y + m2, m3 x + m4 y + m5), measured from the upper left corner."""
+"""Output (x, y) shows the input at (m0 x + m1 y + m2, m3 x + m4 y + m5), measured from the upper left corner."""
 
 
 def randaugment(
     view: np.ndarray, rng: np.random.Generator, operations: int, magnitude: int, kind: str = "same_hue"
 ) -> None:
-    """Apply `operations` of a list below, drawn with replacement, at `magnitude` of 10.
+    """Apply `operations` operations, drawn with replacement from a list below, at `magnitude` out of 10.
 
     `view`, uint8 [3, size, size] and contiguous, is changed in place.
 
     Args:
-        kind: "same_hue", each in a random direction; or "albef", each half of the time, those that move the image in a
-            random direction and the others in the one that ALBEF has.
+        kind: "same_hue" applies each in a random direction; "albef" applies each half the time, in a random direction
+            if it moves the image and otherwise in the one ALBEF uses.
     """
     drawn = OPERATIONS if kind == "same_hue" else ALBEF_OPERATIONS
     changed = view
@@ -47,7 +47,7 @@ def identity(view: np.ndarray, level: float) -> np.ndarray:
 
 
 def autocontrast(view: np.ndarray, level: float) -> np.ndarray:
-    """Stretch to the full range by one map for all channels: each by its own would change the hue."""
+    """Stretch to the full range by one map for all channels: one for each would change the hue."""
     low, high = int(view.min()), int(view.max())
     if low == high:
         return view
@@ -56,7 +56,7 @@ def autocontrast(view: np.ndarray, level: float) -> np.ndarray:
 
 
 def brightness(view: np.ndarray, level: float) -> np.ndarray:
-    """Towards white or black: scaling would clip single channels and turn orange into yellow."""
+    """Blend with white or black: scaling would clip single channels and turn orange into yellow."""
     levels = np.arange(256)
     goal = 255 if level > 0 else 0
     return _mapped(view, levels + 0.5 * abs(level) * (goal - levels))
@@ -88,34 +88,34 @@ def translate_y(view: np.ndarray, level: float) -> np.ndarray:
 
 
 def rotate(view: np.ndarray, level: float) -> np.ndarray:
-    """By up to 30 degrees, counter-clockwise where `level` is positive, about the middle."""
+    """Rotate about the centre by up to 30 degrees, counter-clockwise if `level` is positive."""
     angle, middle = math.radians(30 * level), view.shape[1] / 2
     cos, sin = math.cos(angle), math.sin(angle)
     return warp(view, (cos, -sin, middle * (1 - cos + sin), sin, cos, middle * (1 - cos - sin)))
 
 
 def autocontrast_of_channels(view: np.ndarray, level: float) -> np.ndarray:
-    """Stretch each channel to the full range, as PIL's `autocontrast`."""
+    """Stretch each channel to the full range, like PIL's `autocontrast`."""
     return _by_channel(view, _stretch)
 
 
 def equalize(view: np.ndarray, level: float) -> np.ndarray:
-    """Even out the histogram of each channel, as PIL's `equalize`."""
+    """Equalise the histogram of each channel, like PIL's `equalize`."""
     return _by_channel(view, _even_out)
 
 
 def brightened(view: np.ndarray, level: float) -> np.ndarray:
-    """ALBEF's: all values times 0.1 to 1.9, whatever the sign of `level`."""
+    """ALBEF's brightness: scale all values by 0.1 to 1.9, whatever the sign of `level`."""
     return _mapped(view, np.clip(np.arange(256) * (1.8 * abs(level) + 0.1), 0, 255))
 
 
 def sharpened(view: np.ndarray, level: float) -> np.ndarray:
-    """ALBEF's: by a factor of 0.1 to 1.9, whatever the sign of `level`."""
+    """ALBEF's sharpness: a factor of 0.1 to 1.9, whatever the sign of `level`."""
     return sharpness(view, 2 * abs(level) - 1)
 
 
 def warp(view: np.ndarray, matrix: Matrix) -> np.ndarray:
-    """The image seen through `matrix`, interpolated between its four nearest pixels."""
+    """The image transformed by `matrix`, with bilinear interpolation."""
     if native_is_missing:
         image = _to_image(view)
         fill = (GREY, GREY, GREY)
@@ -128,7 +128,7 @@ def warp(view: np.ndarray, matrix: Matrix) -> np.ndarray:
 
 
 def _by_channel(view: np.ndarray, table_of: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
-    """Each channel by a table of its own histogram; None leaves it as it is."""
+    """Map each channel through the table made from its histogram; None leaves the channel as it is."""
     out = np.empty_like(view)
     for channel, changed in zip(view, out, strict=True):
         table = table_of(np.bincount(channel.ravel(), minlength=256))
@@ -154,7 +154,7 @@ def _even_out(counts: np.ndarray) -> np.ndarray | None:
 
 
 def _mapped(view: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Each level replaced by the table's; bytes do that several times faster than an index of numpy."""
+    """Each level replaced by its entry in the table; `bytes.translate` is several times faster than numpy indexing."""
     levels = view.tobytes().translate(table.astype(np.uint8).tobytes())
     return np.frombuffer(levels, np.uint8).reshape(view.shape)
 
@@ -178,9 +178,9 @@ OPERATIONS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
     translate_y,
     rotate,
 )
-"""Each takes uint8 [3, size, size] and a level from -1 to 1; the limits are ALBEF's, the pixels scaled to the size.
+"""Each takes uint8 [3, size, size] and a level from -1 to 1; the limits are ALBEF's, shifts scaled to the image's size.
 
-They return an array of their own, or the one they were given, which they leave as it is.
+They return a new array, or the one they were given; its contents they never change.
 """
 
 ALBEF_OPERATIONS = (
@@ -195,4 +195,4 @@ ALBEF_OPERATIONS = (
     translate_y,
     rotate,
 )
-"""Those of ALBEF's pretraining and fine-tuning (its `RandomAugment(2, 7)`), likewise."""
+"""The operations of ALBEF's pretraining and fine-tuning (its `RandomAugment(2, 7)`), with the same signature."""

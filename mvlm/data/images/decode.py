@@ -1,7 +1,7 @@
-"""Decoders: from encoded bytes to a part of an image, resized, by the fastest of the libraries that are here.
+"""Decoders: from encoded bytes to a resized part of an image, by the fastest library available.
 
-A JPEG is decoded by the first of `DECODERS` that this machine has. All of them show the same part at the same size
-through the same filter, an antialiased bicubic; of their pixels, `benchmarks/data/README.md` has the difference.
+A JPEG is decoded by the first of `DECODERS` that works on this machine. All of them show the same part at the same size
+through the same filter, an antialiased bicubic; `benchmarks/data/README.md` has the differences between their pixels.
 Everything else (other formats, CMYK, pictures stored on their side) goes through Pillow.
 """
 
@@ -30,7 +30,7 @@ except ImportError as error:
     native_is_missing = f"installing mvlm builds it where there are a C compiler and libjpeg-turbo's headers; {error}"
 
 FORCE = "MVLM_DECODER"
-"""The environment variable that names the decoder to use: one of `DECODERS`, or "auto", as when it is not set."""
+"""The environment variable that names the decoder to use: one of `DECODERS`, or "auto", the default."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels of the upright image."""
@@ -48,19 +48,19 @@ class Picture(Protocol):
         """Write the part in `box`, resized and perhaps mirrored, to `out`: uint8 [3, size, size], contiguous.
 
         Raises:
-            BadImage: damage that was met on the way.
+            BadImage: the data read for it is damaged.
         """
 
 
 def open_picture(data: bytes | memoryview) -> Picture:
-    """An encoded image, upright and in RGB, of which as little is decoded as is shown.
+    """An encoded image, upright and in RGB, which is decoded only as far as it is shown.
 
-    So damage comes to light here or when it is shown, and where it lies outside the parts shown, not at all: a corpus
-    is checked in full when it is sharded.
+    So damage is found here or when a part is shown, and goes unnoticed outside the parts shown: a corpus is checked in
+    full when it is sharded.
 
     Raises:
         BadImage: truncated, damaged, too large or of an unknown format.
-        UserError: the decoder that `MVLM_DECODER` names is not there.
+        UserError: the decoder that `MVLM_DECODER` names is not available.
     """
     if data[:3] != JPEG_START:
         return Decoded.open(data)
@@ -69,8 +69,8 @@ def open_picture(data: bytes | memoryview) -> Picture:
 
 
 def load_image(data: bytes | memoryview) -> Image.Image:
-    """Decode in full, to RGB: upright by its EXIF orientation, transparency on white, more than 8 bits scaled to 8; of
-    several frames or pages the first.
+    """Decode in full, to RGB: upright by its EXIF orientation, transparency on white, more than 8 bits scaled to 8, and
+    only the first of several frames or pages.
 
     Raises:
         BadImage: truncated, damaged, too large or of an unknown format.
@@ -112,7 +112,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class NativeJpeg:
-    """A JPEG that our own extension decodes, as far as a part reaches, without the interpreter's lock."""
+    """A JPEG that our own extension decodes, only as far as a part reaches, without holding the GIL."""
 
     data: bytes | memoryview
     width: int
@@ -123,7 +123,7 @@ class NativeJpeg:
         try:
             width, height, plain = _native.header(data)
         except ValueError:
-            # Of a header that libjpeg warns of, Pillow is the judge, as it is when a corpus is sharded.
+            # Pillow judges a header that libjpeg warns of, as it does when a corpus is sharded.
             return Decoded.open(data)
         return cls(data, width, height) if plain else Decoded.open(data)
 
@@ -175,24 +175,24 @@ class SimpleJpeg:
 
 
 def shrink(box: Box, size: int) -> int:
-    """1, 2, 4 or 8: a JPEG decoded at this part of its size still has `GAP` pixels of `box` for each one of `size`."""
+    """1, 2, 4 or 8: a JPEG decoded at 1/1 to 1/8 of its size still has `GAP` pixels of `box` for each of `size`."""
     shorter = min(box[2] - box[0], box[3] - box[1])
     return next((by for by in (8, 4, 2) if shorter >= by * GAP * size), 1)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The decoder of JPEGs, and for each that goes before it the reason why it is not that one."""
+    """The decoder of JPEGs, and why each one preferred to it was passed over."""
 
     name: str
     passed_over: dict[str, str]
 
 
 def chosen() -> Choice:
-    """What JPEGs are decoded by on this machine.
+    """The decoder of JPEGs on this machine.
 
     Raises:
-        UserError: `MVLM_DECODER` names one that is not there.
+        UserError: `MVLM_DECODER` names one that is not available.
     """
     return _choose(os.environ.get(FORCE, "auto"))
 
@@ -217,7 +217,7 @@ DECODERS: dict[str, Callable[[], str | None]] = {
     "simplejpeg": lambda: None,
     "pillow": lambda: None,
 }
-"""In order of preference, each with what says why it cannot be used."""
+"""In order of preference, each with a function that says why it cannot be used; None if it can."""
 
 _OPENERS: dict[str, Callable[[bytes | memoryview], Picture]] = {
     "native": NativeJpeg.open,

@@ -1,6 +1,7 @@
-"""Encoded images before they are decoded: which are taken, and how much of a machine one may ask for.
+"""Encoded images before they are decoded: which formats are accepted, and how much memory and time one may cost.
 
-Sharding and training go by this file with every decoder, so that no row is good on one machine and bad on another.
+Sharding and training both apply these rules, whatever the decoder, so that no row is good on one machine and bad on
+another.
 """
 
 from __future__ import annotations
@@ -11,25 +12,26 @@ import re
 from PIL import Image, ImageFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF")
-"""Named, since Pillow's other readers include some that run outside programs or follow references."""
+"""Listed, since some of Pillow's other readers run external programs or follow references."""
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "j2k", "jpx", "avif")
-"""Of files of these formats."""
+"""File extensions of these formats."""
 
 BYTE_LIMIT = 1 << 28
-"""Of decoded pixels: width x height x channels, of which three are counted at least, x bytes a sample.
+"""Largest size of decoded pixels: width x height x channels (at least three) x bytes per sample.
 
-Of 8-bit colours this is Pillow's own limit of a plausible image. WebP and JPEG 2000 count double, for their libraries
-hold the pixels more than once. A few bytes can claim to be a far larger image; at the limit, decoding needs about 1 GB.
+For 8-bit colours this is Pillow's own limit for a plausible image. WebP and JPEG 2000 count double, since their
+libraries hold the pixels more than once. A few bytes can claim to be a far larger image; at the limit, decoding needs
+about 1 GB.
 """
 
 PIXEL_LIMIT = BYTE_LIMIT // 3
 
 SCAN_LIMIT = 100
-"""Of a JPEG, each of which goes over all its pixels, however few bytes it has; real ones have about ten."""
+"""Most scans in a JPEG: each goes over all the pixels, however few bytes it has. Real images have about ten."""
 
 OTHERS = {"heic": "HEIC", "heif": "HEIC", "jxl": "JPEG XL", "psd": "Photoshop", "exr": "OpenEXR", "dcm": "DICOM"}
-"""Formats that people have and Pillow does not read safely, by their files' extensions."""
+"""Formats that people have but Pillow does not read safely, by file extension."""
 
 JPEG_START = b"\xff\xd8\xff"
 
@@ -55,7 +57,7 @@ _SIGNATURES = (
     (0, b"DDS ", "DDS"),
     (0, b"II\xbc", "JPEG XR"),
 )
-"""Where in a file stands what, and the format of which that is the mark: of those that give rise to questions."""
+"""Offset in the file, magic number and format, for the formats that users are likely to ask about."""
 
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
@@ -67,7 +69,7 @@ _PHOTOMETRIC = 262  # TIFF's tag
 
 
 class BadImage(ValueError):
-    """Bytes that are no image we can decode: `reason` is one of a few phrases, which are counted, `detail` explains."""
+    """Bytes that we cannot decode: `reason` is one of a few phrases, which are counted; `detail` explains."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -75,32 +77,32 @@ class BadImage(ValueError):
 
 
 class ChangedImage(BadImage):
-    """Bytes of a shard that are not those that were written, by their checksum; whether they decode is not asked."""
+    """Bytes of a shard whose checksum is not that of the image written, whether or not they decode."""
 
     def __init__(self) -> None:
         super().__init__("its checksum differs")
 
 
 def why_bad(error: BadImage) -> str:
-    """Half a sentence: whether the image came so or was damaged since it was written."""
+    """A clause that says whether the image arrived bad or has been damaged since it was written."""
     if isinstance(error, ChangedImage):
         return f"the image is not the one that was written ({error})"
     return f"the image cannot be decoded ({error})"
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
-    """An image of which only the header is read, by Pillow; of several frames or pages it is the first.
+    """Open an image with Pillow, reading only the header; of several frames or pages, the first.
 
     Raises:
-        BadImage: it is of no format that is taken, damaged, or larger than the limits.
+        BadImage: its format is not accepted, or it is damaged or exceeds the limits.
     """
     check_scans(data)
     start = bytes(data[:132])
     if size := _webp_size(start):
-        check_size(*size, 4, 2)  # before Pillow opens it, which makes room for all pixels
+        check_size(*size, 4, 2)  # before Pillow opens it, which allocates memory for all pixels
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        assert isinstance(image, ImageFile.ImageFile), "it was not made by a program"
+        assert isinstance(image, ImageFile.ImageFile), "Image.open returns one"
         _check_colours(image)
         check_size(*image.size, len(image.getbands()), _sample_bytes(image))
     except BadImage:
@@ -115,12 +117,12 @@ def open_image(data: bytes | memoryview) -> Image.Image:
 
 
 def damaged(error: Exception) -> BadImage:
-    """What Pillow raised while it read an image, in our words."""
+    """The `BadImage` for an error that Pillow raised while reading."""
     return BadImage("image is damaged", f"{type(error).__name__}: {error}".replace("\n", " "))
 
 
 def check_size(width: int, height: int, channels: int = 3, sample_bytes: int = 1) -> None:
-    """Raises `BadImage` where the decoded pixels are more than `BYTE_LIMIT`."""
+    """Raise `BadImage` if the decoded pixels would exceed `BYTE_LIMIT`."""
     channels = max(3, channels)
     if width * height * channels * sample_bytes > BYTE_LIMIT:
         most = BYTE_LIMIT // (channels * sample_bytes)
@@ -130,13 +132,13 @@ def check_size(width: int, height: int, channels: int = 3, sample_bytes: int = 1
 
 
 def check_scans(data: bytes | memoryview) -> None:
-    """Raises `BadImage` where a JPEG has more than `SCAN_LIMIT` scans."""
+    """Raise `BadImage` if a JPEG has more than `SCAN_LIMIT` scans."""
     if data[:3] == JPEG_START and _scans(bytes(data)) > SCAN_LIMIT:
         raise BadImage("image has too many scans", f"more than {SCAN_LIMIT}: save it again")
 
 
 def _scans(jpeg: bytes) -> int:
-    """How often libjpeg would go over the pixels; counted no further than needed."""
+    """How often libjpeg would go over the pixels, counted no further than needed."""
     at = scans = components = 0
     sequential = False
     while scans <= SCAN_LIMIT and (marker := _MARKER.search(jpeg, at)):
@@ -149,13 +151,13 @@ def _scans(jpeg: bytes) -> int:
             scans += 1
             whole = sequential and jpeg[content + 2 : content + 3] == bytes((components,))
             if whole or (scans == 1 and jpeg.count(bytes((0xFF, _START_OF_SCAN)), content) < SCAN_LIMIT):
-                return scans  # libjpeg takes no second scan after a whole one; else there are no more than that
+                return scans  # libjpeg accepts no scan after a whole one; otherwise there are too few to matter
         at = content + int.from_bytes(jpeg[content : content + 2])
     return scans
 
 
 def _webp_size(start: bytes) -> tuple[int, int] | None:
-    """Width and height in the header of a WebP."""
+    """Width and height from the header of a WebP; None for other formats."""
     if start[:4] != b"RIFF" or start[8:12] != b"WEBP":
         return None
     kind, content = start[12:16], start[20:]
@@ -168,7 +170,7 @@ def _webp_size(start: bytes) -> tuple[int, int] | None:
 
 
 def _sample_bytes(image: ImageFile.ImageFile) -> int:
-    """As the file has them, so that of 16-bit colours, of which Pillow keeps the upper 8, it is 2 nevertheless."""
+    """Bytes per sample in the file: 2 for 16-bit colours, though Pillow keeps only their upper 8 bits."""
     raw = " ".join(str(tile.args) for tile in image.tile)
     if image.mode in ("I", "F"):
         return 8 if "64" in raw else 4
@@ -176,7 +178,7 @@ def _sample_bytes(image: ImageFile.ImageFile) -> int:
 
 
 def _check_colours(image: ImageFile.ImageFile) -> None:
-    """Raises `BadImage` where Pillow's pixels would not be what a viewer shows."""
+    """Raise `BadImage` if Pillow's pixels would not be what a viewer shows."""
     bits = [str(tile.args) for tile in image.tile[:1]]
     inverted = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
     if image.mode == "LAB" or any(";12" in raw for raw in bits) or (inverted and image.mode[0] in "IF"):

@@ -1,4 +1,4 @@
-"""From encoded bytes to the uint8 image the model reads; normalising is left to the device.
+"""From encoded images to the uint8 pixels the model reads; normalisation happens on the device.
 
 Augmentation follows ALBEF (arXiv 2107.07651): random resized crop, flip, RandAugment.
 """
@@ -25,21 +25,21 @@ def train_view(
     out: np.ndarray | None = None,
     randaugment_kind: str = "same_hue",
 ) -> np.ndarray:
-    """A random view: uint8 [3, size, size], in `out` where that is given.
+    """A random view: uint8 [3, size, size], written to `out` if given.
 
     Args:
-        crop_scale: smallest and largest area kept, as shares of the image's; (1, 1) = resized whole.
+        crop_scale: smallest and largest area kept, as fractions of the image's; (1, 1) resizes the whole image.
         flip: mirror it half the time.
-        randaugment: operations and magnitude, of 10.
-        randaugment_kind: which operations.
+        randaugment: number of operations, and magnitude out of 10.
+        randaugment_kind: which operations: "same_hue" or "albef".
 
     Raises:
-        BadImage: the part of the image that is seen is damaged.
+        BadImage: the part of the image in view is damaged.
     """
     view = np.empty((3, size, size), np.uint8) if out is None else out
     whole = (0, 0, picture.width, picture.height)
     box = whole if crop_scale == (1, 1) else crop_box(rng, picture.width, picture.height, crop_scale)
-    # Drawn in any case, so that a caption that forbids the flip changes nothing else.
+    # Always drawn, so that a caption that forbids the flip changes nothing else.
     mirrored = rng.random() < 0.5
     picture.show(box, size, flip and mirrored, view)
     augmenting.randaugment(view, rng, *randaugment, randaugment_kind)

@@ -1,6 +1,6 @@
-"""What Pillow opened as the model is shown it: upright, in RGB, resized.
+"""Turns an image opened by Pillow into what the model sees: upright, in RGB, resized.
 
-Of Pillow and numpy alone, so that it may travel with an exported model.
+Needs only Pillow and numpy, so that it can ship with an exported model.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF's number: not by Pillow's own function, which writes all of the EXIF anew and fails where it cannot."""
+"""By EXIF's number; Pillow's own `exif_transpose` rewrites all of the EXIF and fails if it cannot."""
 
 _EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
-"""Where Pillow keeps what says the orientation."""
+"""Keys of `Image.info` that may hold the orientation."""
 
 GAP = 3
-"""Before the filter, a picture is shrunk by a cruder and faster way to no less than this many times the size wanted."""
+"""Before filtering, an image is shrunk by a cruder, faster method to no less than this many times the size wanted."""
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """To RGB: upright by its EXIF orientation, transparency on white, more than 8 bits scaled to 8."""
+    """Convert to RGB: upright by its EXIF orientation, transparency on white, more than 8 bits scaled to 8."""
     image = eight_bits(turned(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -38,7 +38,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """Upright by its EXIF orientation, without which it then is, lest it be turned again."""
+    """Turn upright by the EXIF orientation, which is then removed, so that the image is not turned again."""
     turn = _TURNS.get(orientation(image))
     if turn is None:
         return image
@@ -48,7 +48,7 @@ def turned(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """By EXIF; 1, upright, where that cannot be read, as viewers have it: the pixels are sound all the same."""
+    """EXIF's number; 1, upright, if it cannot be read, as viewers assume: the pixels are sound all the same."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow's reader raises nearly anything on damaged bytes
@@ -56,10 +56,10 @@ def orientation(image: Image.Image) -> int:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits in 8, where Pillow would clip it at 255; every other image as it is.
+    """Reduce grey of more than 8 bits to 8, where Pillow would clip it at 255; other images stay as they are.
 
-    Of 16 bits they are the upper ones. Whole numbers of 32 bits and floats have no white of their own: they are
-    stretched, so that the least is black and the greatest white.
+    Of 16 bits the upper 8 are kept. 32-bit integers and floats do not define a white: they are stretched, so that the
+    smallest value is black and the largest white.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -73,5 +73,5 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def resized(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-    """The part of an image in `box` (left, top, right, bottom), all of it where None, as a square of `size` pixels."""
+    """The part of an image in `box` (left, top, right, bottom; None: all of it), as a square of `size` pixels."""
     return image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=GAP)

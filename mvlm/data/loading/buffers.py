@@ -1,4 +1,4 @@
-"""Memory for the images of micro-batches, used again and again: touching new memory costs as much as a copy."""
+"""Memory for the images of micro-batches, reused because touching new memory costs as much as a copy."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Shape = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory to write images into, and then the tensor of it, which may be asked for once."""
+    """Memory to write images into, and a function that then gives the tensor of it, to be called once."""
 
     images_VBCHW: np.ndarray  # uint8
     lend: Callable[[], Tensor]
-    file: int = -1  # descriptor of the memory where processes share it
+    file: int = -1  # descriptor of the memory, if processes share it
 
 
 class Kept:
-    """Buffers of this process; one is used again when nothing refers to its tensor any more, nor to a view of it."""
+    """Buffers of this process; one is reused once nothing refers to its tensor, or to a view of it, any more."""
 
     def __init__(self, shape: Shape):
         self.shape = shape
@@ -41,17 +41,17 @@ class Kept:
         return np.empty(self.shape, np.uint8), -1
 
     def close(self) -> None:
-        """Free what is not lent; what is stays as it is."""
+        """Free what is not lent; what is lent stays as it is."""
         self._free.clear()
 
     def _lend(self, images: np.ndarray, file: int) -> Tensor:
-        view = images.view()  # torch holds on to it as long as any tensor lies in it
+        view = images.view()  # torch holds on to it as long as any tensor uses its memory
         weakref.finalize(view, self._free.append, (images, file)).atexit = False
         return torch.from_numpy(view)
 
 
 class Shared(Kept):
-    """The same in memory that loader processes map too; it has no name, so that no kill leaves it behind."""
+    """The same in memory that loader processes map too; it has no name, so that a kill cannot leave it behind."""
 
     def __init__(self, shape: Shape):
         super().__init__(shape)

@@ -146,7 +146,7 @@ class CaptionLoader:
 
 
 def _plain(value: Any) -> Any:
-    """As TOML has it: a tuple is a list, and numpy's and torch's numbers are Python's."""
+    """The value as TOML would have it: a tuple becomes a list, and numpy's and torch's numbers become Python's."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value

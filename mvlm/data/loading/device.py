@@ -11,16 +11,16 @@ from mvlm.batch import apply
 
 
 class Copy(NamedTuple):
-    """A batch as it will be on the device once the event has come; None = it is there."""
+    """A batch that will be on the device once `done` has occurred; None = it is there."""
 
     batch: Any
     done: torch.cuda.Event | None
 
 
 class DeviceCopies:
-    """Copies on a CUDA stream of their own, of page-locked memory; to other devices as plain copies.
+    """Copies page-locked memory to a GPU on a separate CUDA stream; to other devices, makes plain copies.
 
-    The host waits for nothing: what computes with a batch waits for its copy, on the device.
+    The host never waits: whatever computes with a batch waits for its copy on the device.
 
     Args:
         device: where micro-batches go.
@@ -31,7 +31,7 @@ class DeviceCopies:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, batch: Any) -> Copy:
-        with torch.cuda.stream(self._stream):  # None is no stream
+        with torch.cuda.stream(self._stream):  # does nothing for None
             copied = batch.to(self._device)
         return Copy(copied, self._stream.record_event() if self._stream else None)
 
@@ -43,7 +43,7 @@ class DeviceCopies:
         here.wait_event(copy.done)
 
         def used_here(tensor: Tensor) -> Tensor:
-            tensor.record_stream(here)  # or a later copy would be given its memory while this stream still reads it
+            tensor.record_stream(here)  # or a later copy might get its memory while this stream still reads it
             return tensor
 
         return apply(copy.batch, used_here)

@@ -37,27 +37,27 @@ DRAWN = 1024
 class Loader:
     """Iterates over steps without end; each item is the list of this rank's micro-batches of one step.
 
-    Images are decoded by threads, which the decoders leave free of the interpreter's lock, or by processes;
-    at most `prefetch` micro-batches exist beside those handed out and, once asked for, those of the next step. An
-    exception in one is raised to the consumer at the step it belongs to. Use it as a context manager, or call `close`.
+    Images are decoded by threads, since the decoders release the GIL, or by processes; at most `prefetch`
+    micro-batches exist besides those handed out and, once asked for, those of the next step. An exception in one is
+    raised to the consumer at the step it belongs to. Use it as a context manager, or call `close`.
 
     Args:
         sampler: position -> row and occurrence.
-        global_batch, micro_batch: pairs a step over all ranks, and a forward pass of one rank.
+        global_batch, micro_batch: pairs per step over all ranks, and per forward pass of one rank.
         start_position: samples already seen, from which the stream continues.
-        skip: positions at which a global batch begins that is left out.
-        workers: decoding threads or processes; 0 = decode when asked, one after the other.
+        skip: the first positions of global batches to leave out.
+        workers: decoding threads or processes; 0 = decode when asked, one after another.
         worker_mode: processes write into shared memory and load neither torch nor the model.
         prefetch: micro-batches prepared ahead.
         pin: hand out page-locked tensors.
         copies: hand out tensors on a device, to which they are copied as soon as they are asked for.
-        prefetcher: of the shards of URLs; it learns where the stream is, and is closed with it.
-        collate: what becomes of samples and their images uint8 [V, B, 3, H, W]; None = a batch for our model.
+        prefetcher: for shards at URLs; it is told where the stream is, and closed with it.
+        collate: makes a batch of samples and their images uint8 [V, B, 3, H, W]; None = one for our model.
 
     Attributes:
         wait_seconds: how long the consumer has waited for data so far.
-        position: where the global batch that was handed out last begins.
-        faults: the rows replaced in what was handed out so far.
+        position: where the global batch handed out last begins.
+        faults: the rows replaced in what has been handed out so far.
 
     Raises:
         UserError: the global batch does not divide into micro-batches.
@@ -130,9 +130,9 @@ class Loader:
         return [self._copies.finish(batch) for batch, _ in step] if self._copies else [batch for batch, _ in step]
 
     def ready(self, seconds: float | None = None) -> bool:
-        """Whether the next step's micro-batches are there, having waited for them at most so long, or until they are.
+        """Wait for the next step's micro-batches, for at most `seconds` if given; return whether they are there.
 
-        Raises whatever has gone wrong with them.
+        Raises whatever went wrong with them.
         """
         began = time.perf_counter()
         if self._prefetcher is not None:
@@ -147,10 +147,10 @@ class Loader:
             self.wait_seconds += time.perf_counter() - began
 
     def close(self) -> None:
-        """Drop what was prepared and end the threads and processes; iterating on stops."""
+        """Drop what was prepared and end the threads and processes; iteration then stops."""
         self._closed = True
         if self._prefetcher is not None:
-            self._prefetcher.close()  # first, since a thread may be waiting for a store that is gone
+            self._prefetcher.close()  # first, since a thread may be waiting for an unreachable store
         self._pending.clear()
         for pool in (self._pool, self._finisher):
             if pool is not None:
@@ -166,12 +166,12 @@ class Loader:
         self.close()
 
     def _take(self, seconds: float | None) -> bool:
-        """Whether the next micro-batch has come, at most so long from now, with the ones after it set going."""
+        """Take the next micro-batch, waiting at most `seconds`, and start those after it; return whether it came."""
         while len(self._pending) < (self._prefetch if self._pool else 1):
             self._pending.append(self._start())
         if not wait([self._pending[0]], seconds).done:
             return False
-        batch, faults = self._pending[0].result()  # and an error stays, to be raised again
+        batch, faults = self._pending[0].result()  # if this raises, it stays pending and will raise again
         self._next.append((self._copies.begin(batch) if self._copies else batch, faults))
         self._pending.popleft()
         if self._processes is not None:
@@ -190,7 +190,7 @@ class Loader:
         return self._finisher.submit(lambda: self._finish(buffer, [s for chunk in chunks for s in chunk.result()]))
 
     def _prepare(self, buffer: Buffer, draws: list[Draw], first: int) -> list[Any]:
-        """A part of a micro-batch, that from its sample `first` on."""
+        """Prepare a part of a micro-batch, from its sample `first` on."""
         if self._processes is not None:
             return self._processes.prepare(draws, buffer, first)
         return self.dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
@@ -201,7 +201,7 @@ class Loader:
 
 
 def _drawn(sampler: Sampler, firsts: Iterator[int], micro_batch: int) -> Iterator[list[Draw]]:
-    """What each micro-batch consists of, by its first position; of many at once, as a call costs by itself."""
+    """The draws of each micro-batch, given its first position; computed for many at once, which saves calls."""
     while several := list(itertools.islice(firsts, max(1, DRAWN // micro_batch))):
         positions = np.add.outer(several, np.arange(micro_batch)).ravel()
         rows, occurrences = sampler(positions)
@@ -210,5 +210,5 @@ def _drawn(sampler: Sampler, firsts: Iterator[int], micro_batch: int) -> Iterato
 
 
 def _starts(position: int, global_batch: int, skip: Collection[int]) -> Iterator[int]:
-    """Where the global batches from `position` on begin, those in `skip` left out."""
+    """Where the global batches from `position` on begin, without those in `skip`."""
     return (start for start in itertools.count(position, global_batch) if start not in skip)

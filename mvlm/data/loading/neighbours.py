@@ -15,15 +15,15 @@ from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.data.shards.schema import read_manifest
 
 NEAR = 5
-"""Rows of the source between two that count as neighbours, at most; a row seen twice is its own."""
+"""Rows count as neighbours if they are at most this far apart in the source; a row drawn twice is its own."""
 
 LOOKED_AT = 1 << 16
-"""Rows, in batches that are spread over an epoch."""
+"""How many rows are examined, in batches spread over an epoch."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of the rows of a batch, the share that have a neighbour in it: in an order, and where all rows are shuffled."""
+    """The share of a batch's rows that have a neighbour in it: in an order, and if all rows are shuffled."""
 
     order: OrderSpec
     batch: int
@@ -46,7 +46,7 @@ def neighbours(mixture: Mixture, seed: int, order: OrderSpec, batch: int) -> Nei
     """Computed from the order and the manifests; no shard is read.
 
     Raises:
-        UserError: as `make_sampler`.
+        UserError: as in `make_sampler`.
     """
     batch = min(batch, mixture.per_epoch)
     share = near_share(make_sampler(mixture, seed, [order]), mixture, batch, order.from_epoch)
@@ -55,7 +55,7 @@ def neighbours(mixture: Mixture, seed: int, order: OrderSpec, batch: int) -> Nei
 
 
 def default_neighbours(folder: Path) -> Neighbours:
-    """Of a folder alone, in the order and batch that a run has which sets nothing else."""
+    """For a single folder, in the default order and global batch of a run."""
     data = Data(train=(str(folder),))
     data, _ = settle_shuffle(data, [reasons_for_blocks(data)])
     mixture = training_mixture(data, read_manifest(folder).task)

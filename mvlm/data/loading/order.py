@@ -1,16 +1,16 @@
 """The order of samples: a seeded shuffle computed for any position, with nothing stored.
 
-Position p is the p-th sample seen since the run's start; its epoch is p // rows. Where any row is read as cheaply as
-the next one, each epoch is one permutation of all rows. Elsewhere it is a block shuffle: each epoch the rows are
-rotated by a random offset, cut into blocks of consecutive rows, the blocks are permuted, neighbouring blocks
+Position p is the p-th sample seen since the run's start; its epoch is p // rows. If any row is read as cheaply as the
+next one, each epoch is one permutation of all rows. Otherwise it is a block shuffle: in each epoch the rows are
+rotated by a random offset and cut into blocks of consecutive rows, the blocks are permuted, neighbouring blocks
 form windows, and the rows of a window are permuted among themselves. So reading needs only the blocks of one
 window at a time, and no two epochs cut the same blocks.
 
 The permutations are Feistel networks with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite
 domains", 2002), whose round function is splitmix64's finaliser (Steele, Lea and Flood, 2014).
 
-Of a mixture, what is shuffled are the draws of an epoch: a corpus of weight 2.5 is drawn from twice in full and once
-more for the next half of its rows, so that over the epochs no row is drawn more than once oftener than another.
+For a mixture, the draws of an epoch are shuffled: a corpus of weight 2.5 is drawn twice in full and once more for the
+next half of its rows, so that over the epochs the draws of any two rows differ by at most one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from mvlm.data.shards.mixture import draw_counts
 
 _ROUNDS = 8
-_SMALLEST_HALF = 3  # bits of a Feistel half; with fewer, some permutations of few things would never come up
+_SMALLEST_HALF = 3  # bits of a Feistel half; with fewer, some permutations of small ranges would never occur
 
 
 class _Step(IntEnum):
@@ -100,7 +100,7 @@ class BlockShuffle:
         return block * self.block + within
 
     def _window_start(self, window: np.ndarray) -> np.ndarray:
-        """The first block of a window; the blocks are dealt out as evenly as can be."""
+        """The first block of a window; the blocks are dealt out as evenly as possible."""
         return window * self._blocks // self._windows
 
     def _window_of(self, block: np.ndarray) -> np.ndarray:
@@ -112,8 +112,8 @@ class BlockShuffle:
 class ShardShuffle:
     """Maps positions to rows, whole shards at a time: for stores that are slow to answer, and caches that hold a few.
 
-    Each epoch the shards are permuted, neighbours form windows, and the rows of a window are permuted among themselves.
-    It costs memory and, once an epoch, time in proportion to the shards.
+    In each epoch the shards are permuted, neighbours form windows, and the rows of a window are permuted among
+    themselves. It costs memory and, once per epoch, time proportional to the number of shards.
 
     Args:
         lengths: rows of each shard.
@@ -126,7 +126,7 @@ class ShardShuffle:
         self._firsts = np.cumsum(self._lengths) - self._lengths
         self.rows = int(self._lengths.sum())
         self._seed, self._window = seed, window
-        self._shuffled = lru_cache(2)(self._shuffle)  # a batch may lie in two epochs
+        self._shuffled = lru_cache(2)(self._shuffle)  # a batch may span two epochs
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """int64 positions [n], 0 or more -> int64 rows [n]."""
@@ -162,13 +162,13 @@ class MixtureSampler:
 
     Args:
         sizes: rows of each corpus.
-        weights: how often an epoch draws each row of it; a fraction is rounded to whole rows.
-        seed, block, window: as of `BlockShuffle`; a window of 0 is a `GlobalShuffle`, of single rows.
-        shards: rows of each shard of each corpus, where the order is to be a `ShardShuffle`; `window` is of that then,
-            and `block` as many rows as a shard has.
+        weights: how often an epoch draws each row of a corpus; a fraction is rounded to whole rows.
+        seed, block, window: as in `BlockShuffle`; a window of 0 means a `GlobalShuffle`, of single rows.
+        shards: rows of each shard of each corpus, if the order is to be a `ShardShuffle`; `window` is then that one's,
+            and `block` is about the rows of a shard.
 
     Attributes:
-        per_epoch: draws an epoch.
+        per_epoch: draws per epoch.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class MixtureSampler:
         return corpus, draw - (self._ends - self._counts)[corpus]
 
     def _next_of_shuffle(self, corpus: np.ndarray, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
-        """Rows of a part of a corpus: each epoch continues, round and round, in one fixed shuffle of its blocks."""
+        """Rows of the part drawn once more: each epoch continues, cyclically, in one fixed shuffle of blocks."""
         size = self._sizes[corpus]
         turn = (epoch * (self._counts[corpus] % size) + place) % size
         blocks = size // self._block

@@ -11,25 +11,25 @@ from mvlm.data.loading.sampler import Sampler
 from mvlm.data.shards.mixture import Mixture
 
 FETCHERS = 4
-"""Shards a rank fetches at a time: one connection seldom fills a line."""
+"""Shards a rank fetches at a time: one connection seldom saturates the network."""
 
 STRIDE = 4096
-"""Positions looked at together at most; of smaller shards half a shard's rows, since until all are passed none of their
-shards is given up."""
+"""The most positions planned together. With small shards it is half a shard's rows, since none of the shards is given
+up until all the positions have passed."""
 
 LOOK_AGAIN_S = 1.0
-"""Another process may have made room or failed."""
+"""When to look again: another process may have made room or failed."""
 
 
 def start_prefetcher(mixture: Mixture, sampler: Sampler, position: int) -> Prefetcher | None:
-    """Begin to; None where nothing of the mixture is at a URL."""
+    """Begin to prefetch; None if nothing of the mixture is at a URL."""
     return Prefetcher(mixture, sampler, position) if any(corpus.location.cached for corpus in mixture.corpora) else None
 
 
 class Prefetcher:
     """Threads that keep the shards of the next positions in the cache, as many as it holds.
 
-    What cannot be fetched is left to whoever reads it, who will be told why.
+    A shard that cannot be fetched is left to whoever reads it, who will be told why.
 
     Args:
         position: where the stream begins.
@@ -43,7 +43,7 @@ class Prefetcher:
         self._position = self._looked_to = position
         half_a_shard = int(self._starts[-1]) // len(self._locations) // 2
         self._stride = max(1, min(half_a_shard, STRIDE, sampler.per_epoch))
-        self._strides: deque[tuple[int, list[int]]] = deque()  # where each ends, and its shards as they come
+        self._strides: deque[tuple[int, list[int]]] = deque()  # where each ends, and its shards in order of use
         self._planning = threading.Lock()
         self._moved = threading.Condition()
         self._closed = False
@@ -53,13 +53,13 @@ class Prefetcher:
             thread.start()
 
     def at(self, position: int) -> None:
-        """All before that position has been read."""
+        """Note that everything before `position` has been read."""
         with self._moved:
             self._position = position
             self._moved.notify_all()
 
     def close(self) -> None:
-        """End the threads, each after the shard it is fetching, and let nobody wait for a store that is gone."""
+        """End the threads, each after the shard it is fetching, and all waiting for unreachable stores."""
         self._cache.outages.given_up = True
         with self._moved:
             self._closed = True
@@ -74,7 +74,7 @@ class Prefetcher:
                 self._strides.popleft()
             found: dict[int, None] = {shard: None for _, shards in self._strides for shard in shards}
             room = self._cache.capacity - sum(map(self._bytes, found))
-            # An epoch needs every shard, so that beyond one there is none that has not been found.
+            # An epoch needs every shard, so looking further than one would find no others.
             while room > 0 and self._looked_to < self._position + self._sampler.per_epoch:
                 self._looked_to += self._stride
                 shards = self._shards_at(np.arange(self._looked_to - self._stride, self._looked_to))
@@ -105,7 +105,7 @@ class Prefetcher:
                 if self._cache.holds(shards[nth]):
                     continue
                 if location.prefetch(number, shards[:nth]):
-                    break  # looked at again in a moment
+                    break  # to look again in a moment
             self._wait_to_pass(position + self._stride)
 
     def _wait_to_pass(self, position: int) -> None:

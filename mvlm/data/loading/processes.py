@@ -1,4 +1,4 @@
-"""Loader processes, one for each thread that asks: an interpreter of its own, for what holds the lock too long."""
+"""Loader processes, one for each thread that asks: separate interpreters, for work that holds the GIL too long."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class _Started:
 
 
 class Processes:
-    """Prepares samples in the process of the thread that calls.
+    """Prepares samples in the calling thread's own process.
 
     Until that process is up the thread prepares them itself, so that the first batch does not wait.
 
     Args:
-        dataset: must be picklable, and so must be what it imports without torch.
+        dataset: must be picklable, and importable without torch.
 
     Attributes:
-        may_start: set as soon as starting them, half a second of a core for each, holds up no first batch.
+        may_start: set once starting them, which takes half a second of a core each, cannot delay the first batch.
     """
 
     def __init__(self, dataset: ShardDataset[Any]):
@@ -59,7 +59,7 @@ class Processes:
         self.may_start = False
 
     def prepare(self, draws: Sequence[Draw], buffer: Buffer, first: int) -> list[Any]:
-        """As `ShardDataset.samples`, into a shared buffer from its sample `first` on.
+        """Like `ShardDataset.samples`, into a shared buffer from its sample `first` on.
 
         Raises:
             UserError: as the data set does, or because the process has ended.
@@ -108,7 +108,7 @@ class Processes:
             connection.send(self._dataset)
             connection.recv()
         except (EOFError, ConnectionError):
-            pass  # it has died, which whoever asks it for samples will say
+            pass  # it has died, which the next request for samples will report
         finally:
             is_up.set()
 

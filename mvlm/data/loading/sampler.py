@@ -1,4 +1,4 @@
-"""The order that each epoch of a run is drawn in: a part of its state, so that an epoch ends in the one it began in."""
+"""The order in which each epoch of a run is drawn: part of its state, so that an epoch ends in the one it began in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mvlm.runtime.disk import why_slow
 
 
 class Sampler(Protocol):
-    """Maps positions to what is drawn there, by number, and to occurrences, as `MixtureSampler` does."""
+    """Maps positions to the numbers drawn there and to occurrences, as `MixtureSampler` does."""
 
     per_epoch: int
 
@@ -25,11 +25,11 @@ class Sampler(Protocol):
 
 
 class SuccessiveSampler:
-    """Draws each epoch in the order that holds for it.
+    """Draws each epoch in the order that applies to it.
 
     Args:
-        samplers: of the same draws an epoch, each with the first epoch that is its own, rising. The first one has all
-            before it, too.
+        samplers: with equally many draws per epoch, each with the first of its epochs, ascending. The first one also
+            has all epochs before.
     """
 
     def __init__(self, samplers: Sequence[tuple[int, Sampler]]):
@@ -48,11 +48,11 @@ class SuccessiveSampler:
 
 
 class ScatteredSampler:
-    """Draws the pairs of each shard by other numbers, so that those of one image are no neighbours in a block.
+    """Renumbers the pairs of each shard, so that those of one image are not neighbours in a block.
 
     Args:
         sampler: of pairs.
-        starts: int64, the first pair of each shard, and then how many pairs there are.
+        starts: int64, the first pair of each shard, then the number of pairs.
         seed: any integer; the numbers are a function of it alone.
     """
 
@@ -72,7 +72,7 @@ AUTO = "auto"
 
 
 def reasons_for_blocks(data: Data) -> str:
-    """Why "auto" comes to blocks of rows on this node; "" where it comes to a global shuffle."""
+    """Why "auto" means blocks of rows on this node; "" if it means a global shuffle."""
     if data.shuffle != AUTO:
         return ""
     if data.shuffle_shards:
@@ -81,10 +81,10 @@ def reasons_for_blocks(data: Data) -> str:
 
 
 def settle_shuffle(data: Data, reasons: Sequence[str]) -> tuple[Data, str]:
-    """The configuration with what "auto" comes to, which a run settles once, where it begins, and a sentence for that.
+    """The configuration with what "auto" means, settled once when a run begins, and a sentence that says so.
 
     Args:
-        reasons: of `reasons_for_blocks`, on each rank.
+        reasons: from `reasons_for_blocks`, on each rank.
     """
     if data.shuffle != AUTO:
         return data, ""
@@ -95,7 +95,7 @@ def settle_shuffle(data: Data, reasons: Sequence[str]) -> tuple[Data, str]:
 
 
 def order_of(data: Data) -> OrderSpec:
-    """The order that a configuration asks for; "auto" that nobody has settled is a global shuffle."""
+    """The order that a configuration asks for; an unsettled "auto" is a global shuffle."""
     if data.shuffle_shards:
         return OrderSpec(SHARDS, {"window": data.shuffle_shards})
     if data.shuffle != BLOCKS:
@@ -104,17 +104,17 @@ def order_of(data: Data) -> OrderSpec:
 
 
 def make_sampler(mixture: Mixture, seed: int, orders: Sequence[OrderSpec]) -> Sampler:
-    """What a run draws of a mixture, in each of these orders from its epoch on.
+    """The sampler of a mixture, in each of these orders from its epoch on.
 
     Raises:
-        UserError: the shards of URLs, of those that are shuffled together, do not fit into the cache.
+        UserError: the shards at URLs that are shuffled together do not fit into the cache.
     """
     samplers = [(order.from_epoch, _in_order(mixture, seed, order, ends=order is not orders[-1])) for order in orders]
     return SuccessiveSampler(samplers) if len(samplers) > 1 else samplers[0][1]
 
 
 def _in_order(mixture: Mixture, seed: int, order: OrderSpec, ends: bool) -> Sampler:
-    """Args: ends: with the running epoch, which cannot be given another order."""
+    """The sampler for one order, which `ends` with the running epoch if that cannot be given another."""
     numbers = mixture.numbers
     if order.kind == GLOBAL:
         _check_cache(mixture, 0, ends)
@@ -133,7 +133,7 @@ def _in_order(mixture: Mixture, seed: int, order: OrderSpec, ends: bool) -> Samp
 
 def _check_cache(mixture: Mixture, shuffle_shards: int, ends: bool) -> None:
     remote = [shard.bytes for c in mixture.corpora if c.location.cached for shard in c.manifest.shards]
-    wanted = sum(sorted(remote)[-2 * shuffle_shards :])  # of this window and the next; of all where it is 0
+    wanted = sum(sorted(remote)[-2 * shuffle_shards :])  # of this window and the next; of all if it is 0
     if wanted > mixture.cache.capacity:
         together = f"The {shuffle_shards} shards shuffled together" if shuffle_shards else "All shards at URLs"
         way_out = "raise that" if ends else "raise that, or set data.shuffle_shards to fewer"
@@ -147,13 +147,13 @@ def _check_cache(mixture: Mixture, shuffle_shards: int, ends: bool) -> None:
 def resumed(
     orders: Sequence[OrderSpec], wanted: OrderSpec, position: int, per_epoch: int
 ) -> tuple[tuple[OrderSpec, ...], str]:
-    """The orders from a position on, and a sentence where what is wanted now is not what the run was drawn in.
+    """The orders from a position on, and a sentence if the order wanted now is not the one the run has been drawn in.
 
     Args:
-        orders: of the run until now, in their order; none = it begins.
-        wanted: holds from the first epoch on that has not begun.
+        orders: of the run until now, in sequence; none = it begins.
+        wanted: applies from the first epoch that has not begun.
         position: samples seen.
-        per_epoch: draws.
+        per_epoch: draws per epoch.
     """
     epoch, within = divmod(position, per_epoch)
     upcoming = epoch + bool(within)

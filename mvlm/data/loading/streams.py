@@ -1,8 +1,8 @@
-"""What a stage of a run draws, from where each of its streams stands when it begins.
+"""What a stage of a run draws, given the positions of its streams when it begins.
 
-A run without stages draws one stream. Where the stages of a run draw different data, each data set is a stream of its
-own, in an order of its own, whose position continues from stage to stage: no row comes again before all others of its
-data set have come. A stage of several takes turns among them, as evenly as can be.
+A run without stages draws one stream. If the stages of a run draw different data, each data set is its own stream, in
+its own order, whose position continues from stage to stage: no row comes again before all others of its data set have
+come. A stage of several takes turns among them, as evenly as possible.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from mvlm.data.shards.mixture import Mixture, draw_counts, training_mixture
 from mvlm.errors import UserError
 
 PERIOD = 1 << 20
-"""Draws after which the turns among data sets repeat, at most: their shares are exact to a millionth."""
+"""The most draws before the turns among data sets repeat: their shares are exact to a millionth."""
 
 
 class TurnsSampler:
-    """Draws from several data sets in turn, each in its own order from where it stands.
+    """Draws from several data sets in turn, each in its own order from its current position.
 
     Args:
         samplers: of each, by its own positions.
         shares: draws of each in an epoch.
-        begins: the position of each where this one has position 0.
-        firsts: what is added to the numbers of each.
+        begins: the position of each when this sampler's is 0.
+        firsts: what to add to the numbers of each.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TurnsSampler:
         self._shares, self.per_epoch = shares, sum(shares)
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64 positions [n] -> numbers, and how often each was drawn before in all of the run, both int64 [n]."""
+        """int64 positions [n] -> numbers, and how often each was drawn before in the whole run, both int64 [n]."""
         before, after = taken(self._shares, positions), taken(self._shares, positions + 1)
         numbers, occurrences = np.empty_like(positions), np.empty_like(positions)
         for which, (sampler, begin, first) in enumerate(self._parts):
@@ -52,10 +52,10 @@ class TurnsSampler:
 
 
 def taken(shares: Sequence[int], positions: np.ndarray) -> np.ndarray:
-    """How many of so many draws, int64 [n], are from each data set: int64 [data sets, n].
+    """How many of the first `positions` draws, int64 [n], are from each data set: int64 [data sets, n].
 
-    Of the draws left after the data sets before it, each takes its share, rounded down: so one more draw is one more
-    from exactly one of them, and shares are kept to within a draw for each data set at any moment.
+    Each data set takes its share, rounded down, of the draws left by those before it: so each further draw is from
+    exactly one of them, and shares are always kept to within one draw per data set.
     """
     total = sum(shares)
     if total > PERIOD:
@@ -71,11 +71,11 @@ def taken(shares: Sequence[int], positions: np.ndarray) -> np.ndarray:
 
 
 class ContinuedSampler:
-    """Draws a stream on that other stages have drawn from, with occurrences that no earlier draw of it has had.
+    """Continues a stream that earlier stages have drawn from, with occurrences that none of its earlier draws had.
 
     Args:
-        shift: what is added to the run's positions to come to the stream's.
-        most: draws of a row in an epoch at most.
+        shift: what to add to the run's positions to get the stream's.
+        most: the most draws of a row in an epoch.
     """
 
     def __init__(self, sampler: Sampler, shift: int, most: int = 0):
@@ -89,9 +89,9 @@ class ContinuedSampler:
 
 
 def takes_turns(stage: StageState, streams: Sequence[DataStream]) -> bool:
-    """Whether a stage draws each of its data sets in its own order, and not all in one.
+    """Whether a stage draws each of its data sets in its own order, rather than all in one.
 
-    A single one too, where its weight makes an epoch of the stage longer or shorter than one of the data set.
+    This includes a single data set whose weight makes the stage's epoch longer or shorter than its own.
     """
     return stage.shares != (streams[stage.streams[0]].per_epoch,)
 
@@ -107,29 +107,29 @@ class Drawing:
 
     @classmethod
     def of(cls, state: TrainState, mixture: Mixture, seed: int) -> Drawing | None:
-        """Of the running stage; None of a run without stages."""
+        """Of the running stage; None for a run without stages."""
         return cls(state.stages[-1], state.streams, mixture, seed) if state.stages else None
 
     @property
     def takes_turns(self) -> bool:
-        """As the function of this name says."""
+        """See the function of this name."""
         return takes_turns(self.stage, self.streams)
 
     @property
     def shift(self) -> int:
-        """What is added to the run's positions so that the stage's epochs begin at multiples of their draws."""
+        """What to add to the run's positions so that the stage's epochs begin at multiples of their draws."""
         return (0 if self.takes_turns else self.stage.begins[0]) - self.stage.samples
 
     @property
     def is_continued(self) -> bool:
-        """Whether it is not the one stream that a run without stages would draw."""
+        """Whether it differs from the one stream that a run without stages would draw."""
         return self.takes_turns or self.stage.streams != (0,) or self.shift != 0
 
     def sampler(self, orders: Sequence[OrderSpec]) -> Sampler:
-        """Of the run's positions.
+        """The sampler for the run's positions.
 
         Args:
-            orders: of the one stream of a stage that takes no turns.
+            orders: of the one stream, if the stage takes no turns.
         """
         stage, mixture = self.stage, self.mixture
         if not self.takes_turns:
@@ -146,7 +146,7 @@ class Drawing:
 
 
 def each_alone(mixture: Mixture) -> list[Mixture]:
-    """Its data sets, each as a mixture of its own."""
+    """The data sets of a mixture, each as its own mixture."""
     pairs = mixture.numbers.pairs
     conditions = zip(mixture.corpora, mixture.conditions, strict=True)
     return [
@@ -158,11 +158,11 @@ def each_alone(mixture: Mixture) -> list[Mixture]:
 def begin_stage(
     state: TrainState, stage: StageState, mixture: Mixture, wanted: OrderSpec, together: bool
 ) -> TrainState:
-    """The state with which a stage begins, of that in which the one before it has ended.
+    """The state in which a stage begins, from that in which the one before it ends.
 
     Args:
         stage: its number, name, end and global batch; the rest is filled in.
-        wanted: the order of its samples, from the first epoch of each stream on that has not begun.
+        wanted: the order of its samples, beginning with the first epoch of each stream that has not begun.
         together: its data sets are drawn as one, in one order.
 
     Raises:
@@ -201,13 +201,13 @@ def begin_stage(
 
 
 def first_stage(state: TrainState, stage: StageState, mixture: Mixture) -> TrainState:
-    """The same state as one of a run whose first stage, with no others yet, is what it has been drawing."""
+    """The same state as that of a run with stages, the first and only one so far being what it has been drawing."""
     running = replace(stage, streams=(0,), shares=(mixture.per_epoch,), begins=(0,))
     return replace(state, stages=(running,), streams=(with_order(stream_of(mixture), state.order),))
 
 
 def end_stage(state: TrainState) -> TrainState:
-    """With the running stage, if any, ended where it stands, and its streams' positions moved on."""
+    """The state with the running stage, if any, ended here, and its streams' positions moved on."""
     if not state.stages:
         return state
     *before, stage = state.stages
@@ -219,7 +219,7 @@ def end_stage(state: TrainState) -> TrainState:
 
 
 def remembered(state: TrainState) -> tuple[DataStream, ...]:
-    """The streams with the order that the running stage has come to, of which the state knows beside them."""
+    """The streams with the running stage's current order, which the state keeps apart from them."""
     streams, stage = list(state.streams), state.stages[-1]
     if not takes_turns(stage, streams):
         streams[stage.streams[0]] = with_order(streams[stage.streams[0]], state.order)
@@ -227,8 +227,8 @@ def remembered(state: TrainState) -> tuple[DataStream, ...]:
 
 
 def reordered(state: TrainState, wanted: OrderSpec) -> tuple[DataStream, ...]:
-    """The streams where a run is resumed in a stage: of one that takes turns each in the wanted order from the next of
-    its epochs on, which where there is but one order is settled as the state's own."""
+    """The streams when a run resumes within a stage: if that takes turns, each in the wanted order from its next epoch
+    on; otherwise the one order is settled as the state's own."""
     streams, stage = list(remembered(state)), state.stages[-1]
     if takes_turns(stage, streams):
         for number, position in zip(stage.streams, positions_of(state), strict=True):
@@ -238,20 +238,20 @@ def reordered(state: TrainState, wanted: OrderSpec) -> tuple[DataStream, ...]:
 
 
 def with_order(stream: DataStream, order: Sequence[OrderSpec]) -> DataStream:
-    """A stream that has these orders from their epochs on, whatever it was to have from there."""
+    """A stream with these orders from their epochs on, whatever it was to have from there."""
     before = (each for each in stream.order if not order or each.from_epoch < order[0].from_epoch)
     return replace(stream, order=(*before, *order))
 
 
 def positions_of(state: TrainState) -> tuple[int, ...]:
-    """Where each stream of the running stage stands."""
+    """The current position of each stream of the running stage."""
     stage = state.stages[-1]
     drawn = taken(stage.shares, np.array([state.samples_seen - stage.samples], dtype=np.int64))[:, 0]
     return tuple(begin + int(count) for begin, count in zip(stage.begins, drawn, strict=True))
 
 
 def stream_of(mixture: Mixture) -> DataStream:
-    """Nothing of it has been drawn."""
+    """A mixture as a stream of which nothing has been drawn yet."""
     data = tuple(str(corpus.folder) for corpus in mixture.corpora)
     parts = tuple(corpus.fingerprint for corpus in mixture.corpora)
     where = tuple(mixture.conditions)
@@ -259,7 +259,7 @@ def stream_of(mixture: Mixture) -> DataStream:
 
 
 def _parts(mixture: Mixture, together: bool) -> list[Mixture]:
-    """What is drawn in an order of its own; raises `UserError` where that is one thing twice."""
+    """The parts that are each drawn in their own order; raises `UserError` if two of them are the same."""
     if together or (len(mixture.corpora) == 1 and set(mixture.weights) == {1.0}):
         return [mixture]
     mixture.require_distinct()
@@ -267,10 +267,10 @@ def _parts(mixture: Mixture, together: bool) -> list[Mixture]:
 
 
 def check_drawable(state: TrainState, mixture: Mixture, before: Data, together: bool) -> None:
-    """Raise `UserError` where a stage that comes after a state could not draw this mixture.
+    """Raise `UserError` if a stage that follows a state could not draw this mixture.
 
     Args:
-        before: what the run has drawn, where the state is that of a run without stages.
+        before: what the run has drawn, if the state is that of a run without stages.
     """
     known = state.streams if state.stages else (stream_of(training_mixture(before, mixture.task)),)
     for part in _parts(mixture, together):
@@ -278,7 +278,7 @@ def check_drawable(state: TrainState, mixture: Mixture, before: Data, together: 
 
 
 def _number_of(mixture: Mixture, streams: Sequence[DataStream]) -> int:
-    """Of the stream that a mixture is; the next free one of a mixture that has not been drawn."""
+    """The number of a mixture's stream; the next free one if the mixture has not been drawn."""
     wanted = stream_of(mixture)
     for number, known in enumerate(streams):
         if (known.fingerprint, known.pairs) == (wanted.fingerprint, wanted.pairs):

@@ -1,4 +1,4 @@
-"""Whether the texts that a run is going to read are longer than it reads them."""
+"""Whether a run will cut the texts that it reads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.dataset import ShardDataset
 
 LOOKED_AT = 256
-"""Rows whose texts are counted before a run begins."""
+"""Rows whose texts are measured before a run begins."""
 
 
 def truncation_warning(dataset: ShardDataset[Any]) -> str:
-    """A sentence when texts are cut of the first rows that a run draws; "" where all of them are read whole.
+    """A sentence if texts of the first rows that a run draws are cut; "" if all of them are read whole.
 
-    Rows at URLs are not looked at: they would have to be fetched before the run begins.
+    Rows at URLs are skipped: they would have to be fetched before the run begins.
     """
     mixture, data = dataset.mixture, dataset.data
     sampler = make_sampler(mixture, dataset.seed, [order_of(data)])

@@ -1,8 +1,8 @@
-"""A loader's process: prepares samples and writes their images into memory it shares with the training process.
+"""A loader process: prepares samples and writes their images into memory shared with the training process.
 
-Started as `python -m mvlm.data.loading.worker DESCRIPTOR`, a socket over which comes the data set, answered by None as
-soon as it is there, and then, again and again, descriptor and shape of a buffer, where in it to begin, and what to
-prepare. It never loads torch, and ends with the process that started it, whatever ends that.
+Started as `python -m mvlm.data.loading.worker DESCRIPTOR`, which is a socket. Over it the data set arrives, answered by
+None once it is there, and then, repeatedly, the descriptor and shape of a buffer, where to begin in it, and what to
+prepare. The process never loads torch, and ends with the one that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mvlm.data.shards.mapped import mapped
 from mvlm.errors import UserError
 
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Sent to a whole job or terminal; it is the training process that decides what to do about them."""
+"""Sent to a whole job or terminal; the training process decides what to do about them."""
 
 
 def main(connection: Connection) -> None:
@@ -51,9 +51,9 @@ def main(connection: Connection) -> None:
 
 
 def _reduced(array: np.ndarray) -> Any:
-    """How an array is pickled: as bytes, which takes a third of the time of numpy's own way.
+    """How an array is pickled: as bytes, which takes a third of the time that numpy's own way does.
 
-    Images [V, C, H, W] are left out: the training process has them in its memory.
+    Images [V, C, H, W] are left out: they are already in the training process's memory.
     """
     if array.ndim == 4:
         return np.empty, ((0, 3, 0, 0), array.dtype.char)

@@ -1,6 +1,6 @@
-"""Answers to questions: spelled alike, counted over a training set, and as soft targets.
+"""Answers to questions: normalised, counted over a training set, and as soft targets.
 
-Nothing here may import torch when loaded: loader processes are to stay small.
+Nothing here may import torch when loaded: loader processes must stay small.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTRACTIONS = {
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")
 PERIODS_DROPPED = 32
-"""At most: the evaluation code hands a flag over where the number of replacements is meant, and the flag is 32."""
+"""At most: the evaluation code passes a flag, whose value is 32, where `re` takes the number of replacements."""
 
 
 def normalize_answer(answer: str) -> str:
@@ -54,15 +54,15 @@ def normalize_answer(answer: str) -> str:
 
 
 def strip_answer(answer: str) -> str:
-    """Without line breaks and space around it, which is all that unanimous answers are spared of."""
+    """Without line breaks and surrounding space; unanimous answers are normalised no further."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 def frequent_answers(questions: Iterable[Sequence[str]], minimum: int) -> tuple[str, ...]:
     """The answers, normalised, that most people gave to at least `minimum` questions; the most frequent first.
 
-    Of answers given equally often to a question the first counts. With 9 these are the 3,129 of VQA v2 that Anderson et
-    al. (arXiv 1707.07998) and those after them classify over.
+    Of answers given equally often to a question, the first counts. A minimum of 9 gives the 3,129 of VQA v2 that
+    Anderson et al. (arXiv 1707.07998) and later work classify over.
 
     Args:
         questions: the answers people gave to each.
@@ -76,7 +76,7 @@ def soft_target(answers: Sequence[str], numbers: Mapping[str, int]) -> dict[int,
     """How right each known answer is, min(0.3 x people who gave it, 1); those nobody gave are left out.
 
     Args:
-        numbers: of the answers that are known.
+        numbers: of the known answers.
 
     Source: Teney et al., "Tips and Tricks for Visual Question Answering" (arXiv 1708.02711), section 3.1.
     """

@@ -1,4 +1,4 @@
-"""A byte-level BPE of a corpus's texts, by the `tokenizers` library alone: transformers takes seconds to import."""
+"""Trains a byte-level BPE on a corpus's texts with `tokenizers` alone: transformers takes seconds to import."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    # As RoBERTa's, the mask token takes the space before it, which a byte-level word carries itself.
+    # Like RoBERTa's, the mask token absorbs the space before it, which a byte-level word includes itself.
     special = [AddedToken(t, special=True, normalized=False, lstrip=t == "<mask>") for t in SPECIAL_TOKENS]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

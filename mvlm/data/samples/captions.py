@@ -14,22 +14,22 @@ from mvlm.errors import UserError
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far sizes that follow from captions are filled up, so that few occur."""
+    """How far sizes that depend on captions are rounded up, so that few different ones occur."""
 
     text: int  # tokens: texts are padded to a multiple of it
-    masked: int  # tokens: the masked ones of a sentence are filled up to a multiple of it
-    packed: int  # bits: tokens without padding are filled up by less than one in 2 to the power of it
-    predicted: int  # bits: likewise the masked tokens of all sentences
+    masked: int  # tokens: the masked ones of a sentence are padded to a multiple of it
+    packed: int  # bits: the number of tokens without padding is rounded up by less than one part in 2**packed
+    predicted: int  # bits: likewise the number of masked tokens of all sentences
 
 
 FINE = Rounding(text=8, masked=4, packed=5, predicted=32)
-"""Tensor cores want multiples of 8; the masked tokens are as many as there are."""
+"""Tensor cores want multiples of 8; the number of masked tokens of all sentences is not rounded."""
 COARSE = Rounding(text=16, masked=8, packed=3, predicted=3)
-"""For compiled steps, which compile, and capture, each size by itself."""
+"""For compiled steps, which compile and capture each size separately."""
 
 
 def round_in_bits(count: int, bits: int) -> int:
-    """Up by less than one in 2 to the power of `bits`."""
+    """Round up by less than one part in 2**bits."""
     step = 1 << max(count.bit_length() - bits - 1, 0)
     return -(-count // step) * step
 
@@ -38,12 +38,12 @@ class CaptionTokenizer:
     """Captions to token ids, safe to call from several threads.
 
     It holds its own copy of the tokenizer with the truncation set once: the transformers wrapper sets it
-    anew at each call, which fails when another thread is encoding.
+    again at each call, which fails when another thread is encoding.
 
     Attributes:
-        length: tokens of a caption at most, special ones included.
+        length: most tokens of a caption, special ones included.
         pad_id, mask_id: ids of these special tokens.
-        rounding: what batches of its captions are filled up to.
+        rounding: of the sizes of batches of its captions.
         special_ids, ordinary_ids: int64, the vocabulary in two parts.
     """
 
@@ -77,7 +77,7 @@ class CaptionTokenizer:
         ]
 
     def describe_truncation(self, captions: Sequence[str]) -> str:
-        """How many of them are cut, and how long the longest is, as a part of a sentence; "" where none is."""
+        """How many of them are cut, and how long the longest is, as part of a sentence; "" if none is."""
         lengths = self.whole_lengths(captions)
         cut = sum(length > self.length for length in lengths)
         if not cut:
@@ -85,19 +85,19 @@ class CaptionTokenizer:
         return f"{cut:,} of {len(lengths):,} are longer, up to {max(lengths)} tokens"
 
     def cut_warning(self, texts: Sequence[str]) -> str:
-        """A sentence when texts that a model is asked about are cut; "" where all of them are read whole."""
+        """A sentence if texts that a model is asked about are cut; "" if all of them are read whole."""
         cut = self.describe_truncation(texts)
         return f"This model reads {self.length} tokens of a text: {cut}, and lose their ends." if cut else ""
 
     def longest(self) -> np.ndarray:
-        """int64 [length]: an ordinary token again and again between those that begin and end a sentence."""
+        """int64 [length]: one ordinary token repeated between those that begin and end a sentence."""
         ends = self.encode("")
         text_L = np.full(self.length, self.ordinary_ids[0])
         text_L[0], text_L[-1] = ends[0], ends[-1]
         return text_L
 
     def spans(self, caption: str) -> list[tuple[int, int]]:
-        """Where in the caption each token of `encode` stands, as (first, last + 1) character; special ones (0, 0)."""
+        """The characters of the caption that each token of `encode` covers, (first, last + 1); (0, 0) if special."""
         return self._encoded(caption).offsets
 
     def _encoded(self, caption: str) -> Encoding:

@@ -1,6 +1,6 @@
-"""What every training data set does with a row: seeded draws, and another row in place of one that is damaged.
+"""What every training data set does with a row: seeded draws, and another row in place of a damaged one.
 
-Nothing here or in what it imports may import torch: loader processes are to stay small.
+Nothing here or in what it imports may import torch: loader processes must stay small.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mvlm.errors import UserError
 from mvlm.model.masking import Purpose, generator
 
 ATTEMPTS = 50
-"""Rows tried in place of a bad one; where all of them are bad, nearly everything is."""
+"""Rows tried in place of a bad one; if all of them are bad, nearly everything is."""
 
 TAKEN_DOWN = "it was taken down"
-"""The reason of a fault that is none of the row's: it is replaced, and neither listed nor counted."""
+"""A reason to replace a row without listing or counting it as faulty."""
 
 REPLACED = 1 << 32
 """Occurrences from here on are of rows drawn in place of others."""
@@ -34,7 +34,7 @@ REPLACED = 1 << 32
 
 @dataclass(frozen=True)
 class Fault:
-    """A row that cannot be used, and at which position that was met."""
+    """A row that cannot be used, and the position at which it was drawn."""
 
     row: int  # of the mixture
     where: str  # shard and row in it
@@ -50,11 +50,11 @@ class Fault:
 class Sample:
     """One prepared row."""
 
-    images: np.ndarray  # uint8 [V, 3, H, W], where the loader wants them; `collate` gets them beside the samples
+    images: np.ndarray  # uint8 [V, 3, H, W], in the loader's buffer, which `collate` gets separately
     flip: bool  # whether its views may be mirrored
     position: int
     row: int  # of the mixture, after any replacement
-    faults: tuple[Fault, ...] = ()  # the rows that this one stands for
+    faults: tuple[Fault, ...] = ()  # the rows that this one replaces
 
 
 S = TypeVar("S", bound=Sample)
@@ -64,7 +64,7 @@ Draw = tuple[int, int, int]
 
 
 class Visit(NamedTuple):
-    """What is shown at a position. All that is drawn for it follows from its epoch, number and occurrence."""
+    """What is shown at a position. Everything drawn for it follows from its epoch, number and occurrence."""
 
     position: int
     row: int
@@ -74,7 +74,7 @@ class Visit(NamedTuple):
 
 
 Described = tuple[Row, S, Visit, list[Fault]]
-"""A row, its sample without images, its visit and the rows it stands for so far."""
+"""A row, its sample without images, its visit and the rows it replaces so far."""
 
 
 class ShardDataset(Generic[S]):
@@ -82,8 +82,8 @@ class ShardDataset(Generic[S]):
 
     Attributes:
         image_shape: [V, 3, H, W] of a sample's images, stacked.
-        captions: what the sentences are read by.
-        is_continued: occurrences count all of the run, where stages before have drawn other data.
+        captions: the tokenizer for the sentences.
+        is_continued: occurrences count over the whole run, since earlier stages have drawn other data.
     """
 
     image_shape: tuple[int, int, int, int]
@@ -94,20 +94,20 @@ class ShardDataset(Generic[S]):
         self.mixture, self.data, self.image_size, self.seed = mixture, data, image_size, seed
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """Samples per epoch."""
         return self.mixture.per_epoch
 
     def sample(self, position: int, number: int, occurrence: int = 0) -> S:
-        """One sample, as `samples` prepares it, in memory of its own."""
+        """One sample, as `samples` prepares it, in its own memory."""
         views, *shape = self.image_shape
         return self.samples([(position, number, occurrence)], np.empty((views, 1, *shape), np.uint8))[0]
 
     def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]:
         """Prepare rows as they are seen at their positions, counted in samples from the run's start.
 
-        A row that is not the one that was written, or has no good image, gives way to others, drawn for its position.
-        All that is no image is prepared first: an image empties the processor's caches, and a sentence that follows one
-        takes twice its time.
+        A row that is not as it was written, or has no good image, gives way to others, drawn for its position.
+        Everything but the images is prepared first: an image empties the processor's caches, and a sentence read after
+        one takes twice as long.
 
         Args:
             draws: the occurrence is how often the epoch has drawn the number before.
@@ -120,7 +120,7 @@ class ShardDataset(Generic[S]):
         return [self._with_images(*one) for one in described]
 
     def _described(self, position: int, number: int, occurrence: int, out_VCHW: np.ndarray) -> Described[S]:
-        """A row and its sample, or of the first one drawn in its place whose texts are those that were written."""
+        """A row and its sample, or those of the first row drawn in its place whose texts are as they were written."""
         faults: list[Fault] = []
         try:
             row, caption = self.mixture.numbers.visit(number)
@@ -157,8 +157,8 @@ class ShardDataset(Generic[S]):
                 return replace(sample, faults=tuple(faults)) if faults else sample
 
     def _replace(self, faults: list[Fault], fault: Fault) -> Visit:
-        """List a bad row, and give the next to be tried at its position, unless its shard is being changed: for that no
-        other row is an answer."""
+        """List a bad row and return the next to try at its position; raises `UserError` if too many were bad, or if its
+        shard is being changed, which no other row can make good."""
         faults.append(fault)
         if self.mixture.changed(fault.row):
             raise UserError(
@@ -174,11 +174,11 @@ class ShardDataset(Generic[S]):
         return Visit(fault.position, row, row, REPLACED + fault.position, None)
 
     def fetch(self, number: int) -> None:
-        """Have what is drawn by that number on this node; raises `UserError` where it cannot be fetched."""
+        """Bring what is drawn by that number to this node; raises `UserError` if it cannot be fetched."""
         self.mixture.numbers.fetch(number)
 
     def sentences(self, content: Row) -> Sequence[str]:
-        """All that may be read of a row."""
+        """All sentences that may be read from a row."""
         raise NotImplementedError
 
     def describe(self, content: Row, visit: Visit, out_VCHW: np.ndarray) -> S:
@@ -186,7 +186,7 @@ class ShardDataset(Generic[S]):
         raise NotImplementedError
 
     def longest(self, position: int) -> S:
-        """A synthetic sample without image that takes as much memory as one may."""
+        """A synthetic sample without image that takes as much memory as any can."""
         raise NotImplementedError
 
     def rng(self, purpose: Purpose, visit: Visit) -> np.random.Generator:
@@ -194,7 +194,7 @@ class ShardDataset(Generic[S]):
         return generator(self.seed, purpose, epoch, visit.occurrence, visit.number)
 
     def _draw_images(self, content: Row, sample: S, visit: Visit) -> None:
-        """The views of a sample's image, or one view of each of its two; raises `BadImage`."""
+        """Draw the views of a sample's image, or one view of each of its two; raises `BadImage`."""
         purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: len(sample.images)]
         draws = [self.rng(purpose, visit) for purpose in purposes]
         if len(content.encoded) == 1:

@@ -28,7 +28,7 @@ class EvalImages:
         image_size: their side as the model reads them, in pixels.
 
     Attributes:
-        stand_ins: for images that cannot be read; None = that is a mistake at once.
+        stand_ins: for images that cannot be read; None = raise at once.
     """
 
     def __init__(self, mixture: Mixture, rows: int, image_size: int):
@@ -43,18 +43,18 @@ class EvalImages:
         """uint8 [B, 3, H, W], resized without a crop.
 
         Raises:
-            UserError: an image cannot be decoded, or a row is not the one that was written; names shard, row and key.
+            UserError: an image cannot be decoded, or a row is not as it was written; names shard, row and key.
         """
         return torch.from_numpy(np.stack([self._views(row)[0] for row in rows]))
 
     def _views(self, row: int) -> list[np.ndarray]:
-        """The images of a row, which are two only of a pair."""
+        """The images of a row: one, or the two of a pair."""
         read = partial(self._read, row)
         return self.stand_ins.or_read(read, self.views, self.image_size) if self.stand_ins else read()
 
     @property
     def views(self) -> int:
-        """Images of a row."""
+        """Images per row."""
         return 2 if self.mixture.task == "nlvr2" else 1
 
     def _read(self, row: int) -> list[np.ndarray]:
@@ -86,13 +86,13 @@ class EvalDataset(EvalImages, ImagesAndTexts):
 
     @cached_property
     def reported_length(self) -> str:
-        """What is read of the texts, as a part of a sentence."""
+        """How much of the texts is read, as part of a sentence."""
         cut = self.tokens.describe_truncation(self.captions) or "none is longer"
         return f"texts cut at {self.tokens.length} tokens ({cut})"
 
 
 class LabelledEvalDataset(EvalDataset):
-    """The same of a fine-tuning task, whose rows have one sentence each: their captions, here.
+    """The same for a fine-tuning task, whose rows have one sentence each, here in `captions`.
 
     Attributes:
         keys: of the rows.
@@ -108,6 +108,6 @@ class LabelledEvalDataset(EvalDataset):
         self.owner = np.arange(self.rows)
 
     def samples(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """image_VBCHW uint8, text_BL int64 and valid_BL bool; raises as `images`."""
+        """image_VBCHW uint8, text_BL int64 and valid_BL bool; raises like `images`."""
         image_BVCHW = np.stack([np.stack(self._views(row)) for row in rows])
         return torch.from_numpy(image_BVCHW.swapaxes(0, 1).copy()), *self.texts(rows)

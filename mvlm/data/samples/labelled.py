@@ -1,6 +1,6 @@
-"""Rows of the tasks that are fine-tuned, as samples of the same loader: images, sentences and a label.
+"""Rows of the fine-tuning tasks as samples for the same loader: images, sentences and a label.
 
-Nothing here may import torch when loaded: loader processes are to stay small.
+Nothing here may import torch when loaded: loader processes must stay small.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SENTENCES: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
 """By task: the sentences of a row."""
 
 ANSWERS = "answers.json"
-"""Beside the tokenizer in the run folder: both say what numbers mean, and go wherever the run goes."""
+"""Beside the tokenizer in the run folder: both say what numbers mean, and travel with the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Labelled(Sample):
 
 
 def class_names(task: str, tokenizer_folder: Path) -> tuple[str, ...]:
-    """What a task chooses among, nothing where it is no such task; the answers to questions stand in the run folder.
+    """The classes a task chooses among, none if it is not such a task; those of "vqa" are read from the run folder.
 
     Raises:
         UserError: they cannot be read.
@@ -55,8 +55,8 @@ def class_names(task: str, tokenizer_folder: Path) -> tuple[str, ...]:
 class LabelledDataset(ShardDataset[Labelled]):
     """Samples of one task.
 
-    The label is the class: of "nlvr2" whether the sentence is true, of "entailment" its place in `LABELS`, of "foils"
-    the true sentence's place, which is 0. Of "vqa" it is for each of `answers` how right it is.
+    The label is the class: for "nlvr2" whether the sentence is true, for "entailment" its place in `LABELS`, for
+    "foils" the true sentence's place, which is 0. For "vqa" it is how right each of `answers` is.
 
     Args:
         mixture: rows of `task`.

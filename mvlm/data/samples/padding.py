@@ -1,4 +1,4 @@
-"""Token sequences padded to tensors of one length. Loader processes, which do without torch, leave this to others."""
+"""Token sequences padded to tensors of one length. Loader processes, which do without torch, do not import this."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Rows of image-caption corpora as pretraining samples.
 
-Nothing here may import torch when loaded: loader processes are to stay small.
+Nothing here may import torch when loaded: loader processes must stay small.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CaptionDataset(ShardDataset[S]):
 class Pair(Sample):
     """One pair of image and caption; the fields of `Batch` without B.
 
-    Of `images` the last is the one whose patches are masked; there are two where the views are not shared.
+    The last of `images` is the one whose patches are masked; there are two unless the view is shared.
     """
 
     patch_mask_N: np.ndarray  # bool
@@ -61,13 +61,13 @@ class Pair(Sample):
 
 @dataclass(frozen=True, kw_only=True)
 class Captioned(Sample):
-    """An image and its caption as it stands there, for another library's tokenizer."""
+    """An image and its caption as text, for another library's tokenizer."""
 
     caption: str
 
 
 class PlainDataset(CaptionDataset[Captioned]):
-    """Augmented images and their captions, masked nowhere."""
+    """Augmented images and their captions, without masks."""
 
     def __init__(self, mixture: Mixture, data: Data, image_size: int, seed: int):
         super().__init__(mixture, data, image_size, seed)

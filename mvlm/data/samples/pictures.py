@@ -20,10 +20,10 @@ from mvlm.data.samples.standing_in import StandIns
 from mvlm.errors import UserError
 
 SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
-"""Of the files taken for pictures in a folder; a file named by itself is one whatever it is called."""
+"""Of the files in a folder that are taken for pictures; a file named by itself is one whatever its suffix."""
 
 LARGEST_FILE = 256_000_000
-"""Bytes; what is larger is not read into memory."""
+"""Bytes; larger files are not read into memory."""
 
 
 class ImagesAndTexts(Protocol):
@@ -46,14 +46,14 @@ class ImagesAndTexts(Protocol):
 
 
 class Pictures(ImagesAndTexts):
-    """Picture files and sentences that belong to nothing in particular.
+    """Picture files and sentences, not paired with each other.
 
     Args:
         tokenizer: a fast transformers tokenizer.
-        text_length: tokens of a sentence at most.
+        text_length: most tokens of a sentence.
 
     Attributes:
-        stand_ins: for files that cannot be read; None = that is a mistake at once.
+        stand_ins: for files that cannot be read; None = raise at once.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Pictures(ImagesAndTexts):
         return len(self.paths)
 
     def images(self, rows: Sequence[int]) -> Tensor:
-        """uint8 [B, 3, H, W], resized without a crop; raises `UserError` naming a file that is no picture."""
+        """uint8 [B, 3, H, W], resized without a crop; raises `UserError` naming a file that is not a picture."""
         return torch.from_numpy(np.concatenate([self._views(row) for row in rows]))
 
     def _views(self, row: int) -> list[np.ndarray]:
@@ -82,7 +82,7 @@ def read_picture(path: Path) -> Image.Image:
     """Decode a file in full, to RGB.
 
     Raises:
-        UserError: it cannot be read, is too large or is no picture.
+        UserError: it cannot be read, is too large or is not a picture.
     """
     try:
         if not path.is_file():  # a device or a pipe might never end
@@ -97,10 +97,10 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
-    """The files that are named, and those in the folders that are named and below, in the order of their names.
+    """The files that are named, and the pictures in and below the folders that are named, each folder's sorted by path.
 
     Raises:
-        UserError: a name leads nowhere, or a folder holds no picture.
+        UserError: nothing is at a path, or a folder holds no picture.
     """
     found: list[Path] = []
     for name in names:
@@ -118,14 +118,14 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
 
 
 class ClassFolder:
-    """Pictures in a folder for each class, `FOLDER/class name/any.jpg`, in the order of their names.
+    """Pictures in a folder for each class, `FOLDER/class name/any.jpg`, sorted by path.
 
     Attributes:
-        names: of the classes, as their folders are called, with spaces for underscores.
+        names: of the classes, which are those of their folders, with spaces for underscores.
         paths, label_N: every picture, and its class.
 
     Raises:
-        UserError: there are no two such folders, or one holds no picture.
+        UserError: there are fewer than two such folders, or one holds no picture.
     """
 
     def __init__(self, folder: str, limit: int = 0) -> None:

@@ -13,7 +13,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def _byte_of_letter() -> dict[str, int]:
-    """What each letter of a byte-level vocabulary stands for: printable bytes for themselves, others from 256 on."""
+    """The byte for each letter of a byte-level vocabulary: itself if below 256, and the others in order from there."""
     letters = sorted(ByteLevel.alphabet())
     itself = [ord(letter) for letter in letters if ord(letter) < 256]
     return dict(zip(letters, [*itself, *sorted({*range(256)} - {*itself})], strict=True))
@@ -31,10 +31,9 @@ codecs.register_error("mvlm.show_bytes", _show_bytes)
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """What tokens spell together, without spaces around it.
+    """The text that tokens spell together, without spaces around it.
 
-    Bytes that are no whole character, for which decoding has one sign, and control characters appear as ‹0xE2›; a space
-    alone as ␣.
+    Control characters, and bytes that do not make a whole character, appear as ‹0xE2›; a space alone as ␣.
     """
     text = str(tokenizer.decode(list(tokens)))
     letters = "".join(tokenizer.convert_ids_to_tokens(list(tokens)))

@@ -24,11 +24,11 @@ ROLES = {
     "pad_token": ("<pad>", "[PAD]"),
     "mask_token": ("<mask>", "[MASK]"),
 }
-"""A bare tokenizer.json does not say which token serves what; the names of RoBERTa and BERT do."""
+"""A bare tokenizer.json does not say what its special tokens are for; the names used by RoBERTa and BERT do."""
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """As `train_bpe`, for transformers."""
+    """Like `train_bpe`, for transformers."""
     return _with_roles(train_bpe(captions, vocab_size))
 
 
@@ -36,7 +36,7 @@ def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer.json file, a folder with one, or a tokenizer of the hub by name.
 
     Raises:
-        UserError: it cannot be had, or has no mask, padding, first or last token.
+        UserError: it cannot be loaded, or has no mask, padding, first or last token.
     """
     path = Path(path_or_name)
     if path.is_dir() and not (path / "tokenizer_config.json").exists() and (path / "tokenizer.json").is_file():
@@ -63,14 +63,14 @@ def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write `tokenizer` to `folder`, from which `load_tokenizer` reads an equal one; raises OSError where it cannot."""
+    """Write `tokenizer` to `folder`, from which `load_tokenizer` reads an equal one; raises OSError on failure."""
     with disk_errors():
         tokenizer.save_pretrained(str(folder))
 
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Have the library's own error of a file, a plain Exception with the system's number in its text, be an OSError."""
+    """Turn the library's file errors, plain Exceptions with the system's error number in their text, into OSErrors."""
     try:
         yield
     except Exception as error:
@@ -95,7 +95,7 @@ def _read_file(path: Path) -> Tokenizer:
 
 def _from_pretrained(path_or_name: str) -> PreTrainedTokenizerBase:
     try:
-        # What is cached must load at once on a node without network, where the hub's client would try again and again.
+        # A cached one must load at once on a node without network, where the hub's client would keep retrying.
         with contextlib.suppress(OSError):
             return AutoTokenizer.from_pretrained(path_or_name, local_files_only=True)
         if not Path(path_or_name).is_dir():

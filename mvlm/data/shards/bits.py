@@ -1,4 +1,4 @@
-"""A set of whole numbers at little more than one bit each, whose n-th member and number below any bound are found fast.
+"""A set of integers in little more than one bit each, fast to ask for its n-th member or the count below a bound.
 
 Rank and select over blocks of 512 bits (Jacobson, "Space-efficient static trees and graphs", 1989): the members before
 each block are counted once, which adds an eighth to the bits, and within a block Python counts bits.
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 BLOCK = 512
-"""Bits of a block."""
+"""Bits per block."""
 
 _BYTES = BLOCK // 8
 
@@ -21,11 +21,11 @@ class Bits:
     """A subset of range(size).
 
     Args:
-        parts: bool arrays [n] that say, end to end, which numbers are members; each is packed as it comes.
+        parts: bool arrays [n] that together, in order, say which numbers are members; each is packed as it arrives.
 
     Attributes:
         size: of the range.
-        count: members.
+        count: of members.
     """
 
     def __init__(self, parts: Iterable[np.ndarray]):
@@ -36,7 +36,7 @@ class Bits:
             whole = len(part) // BLOCK * BLOCK
             packed.append(np.packbits(part[:whole], bitorder="little"))
             rest = part[whole:]
-        last = np.zeros(BLOCK, bool)  # always there, so that the bound of the range lies in a block, too
+        last = np.zeros(BLOCK, bool)  # always there, so that the end of the range lies in a block too
         last[: len(rest)] = rest
         self._bytes = np.concatenate([*packed, np.packbits(last, bitorder="little")])
         in_block = np.bitwise_count(self._bytes.view(np.uint64)).reshape(-1, _BYTES // 8).sum(1, dtype=np.int64)
@@ -52,7 +52,7 @@ class Bits:
         return 0 <= number < self.size and bool(self._bytes[number >> 3] >> (number & 7) & 1)
 
     def between(self, start: int, end: int) -> np.ndarray:
-        """Which numbers from `start` to before `end` are members, bool [end - start]."""
+        """Which numbers in [start, end) are members, bool [end - start]."""
         first = start >> 3
         bits = np.unpackbits(self._bytes[first : (end + 7) >> 3], bitorder="little")
         return bits[start - 8 * first : end - 8 * first].astype(bool)
@@ -63,7 +63,7 @@ class Bits:
         return int(self._before[block]) + (self._block(block) & ((1 << within) - 1)).bit_count()
 
     def select(self, number: int) -> int:
-        """The member that has so many below it; raises IndexError where there is none."""
+        """The member with `number` others below it; raises IndexError if there is none."""
         if not 0 <= number < self.count:
             raise IndexError(f"member {number} of {self.count}")
         block = int(self._before.searchsorted(number, side="right")) - 1

@@ -1,10 +1,10 @@
-"""A bounded folder of a node for shards that lie elsewhere, shared by all processes of the node.
+"""A size-limited cache on a node for shards stored elsewhere, shared by all processes of the node.
 
-A shard is `<hash>.arrow`, and has that name only once its bytes have been held against the hash; it is trusted from
-then on since nobody but the user may write there, and since every row has a checksum of its own. While it is fetched
-it is `<hash>.<bytes>.part`, and who fetches it holds a lock on `<hash>.lock`. What was touched longest ago is
-dropped first; so whoever knows the future touches last what comes first. A mapped shard may be dropped: its bytes stay
-until it is unmapped.
+A shard is `<hash>.arrow`, and gets that name only once its bytes have been checked against the hash; from then on it is
+trusted, since only the user may write there and every row has its own checksum. While it is being fetched it is
+`<hash>.<bytes>.part`, and the process that fetches it holds a lock on `<hash>.lock`. The least recently touched shard
+is dropped first, so whoever knows what is needed next touches that last. A mapped shard may be dropped: its bytes
+remain until it is unmapped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mvlm.runtime.storage import NO_ROOM, Attempts, Outages
 WAIT_S = 0.05  # for another process to finish a shard
 
 HASH = "[0-9a-f]" * 64
-"""The beginning of a name that is ours: a folder that was given may hold files of others, shards among them."""
+"""How names of our files begin: a folder that the user gave may hold other files, shards among them."""
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -35,14 +35,15 @@ Fetch = Callable[[Path], None]
 
 
 class Cache:
-    """
+    """The cache of this node.
+
     Args:
         folder: on a disk of this node; "" = the user's own in TMPDIR.
-        gigabytes: of all shards together; one that is larger is fetched alone.
-        patience: minutes that a store which is gone is waited for.
+        gigabytes: limit for all shards together; a larger shard is kept alone.
+        patience: minutes to wait for a store that is unreachable.
 
     Attributes:
-        outages: what is waited for.
+        outages: what is being waited for.
     """
 
     def __init__(self, folder: str = "", gigabytes: float = 32.0, patience: float = 0.0):
@@ -51,7 +52,7 @@ class Cache:
         self.outages = Outages(patience)
 
     def make(self) -> None:
-        """Make the folder; raises `UserError` where it cannot be made, or others than the user may write to it."""
+        """Make the folder; raises `UserError` if that fails, or if anyone but the user may write to it."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.folder.stat()
@@ -80,17 +81,17 @@ class Cache:
             return False
 
     def touch(self, shards: Collection[Shard]) -> None:
-        """Have the last of these dropped last, those that are there."""
+        """Mark those of these that are present as just used, so that the last one is dropped last."""
         for shard in shards:
-            with suppress(OSError):  # it was dropped, or the folder can only be read and nothing will be
+            with suppress(OSError):  # it was dropped, or the folder is read-only and nothing will be
                 os.utime(self.path(shard))
 
     def get(self, shard: Shard, name: str, fetch: Fetch) -> Path:
-        """The shard's file, fetched if need be, again where that fails; it may be dropped at any time.
+        """The shard's file, fetched if need be, with retries; it may be dropped at any time.
 
         Raises:
             UserError: it cannot be fetched; says `name`, or what is wrong with the folder.
-            DataLost: its store is gone, and has been waited for.
+            DataLost: its store is unreachable, and waiting for it did not help.
         """
         with Attempts(name, self.outages) as attempts:
             while not self.holds(shard):
@@ -100,7 +101,7 @@ class Cache:
         return self.path(shard)
 
     def _fetch_in_turn(self, shard: Shard, fetch: Fetch) -> Exception | None:
-        """One attempt, once no other process makes one; what has gone wrong. Raises as `_locked`."""
+        """Make one attempt, once no other process is making one; return what went wrong. Raises like `_locked`."""
         try:
             with self._locked(shard, wait=True) as mine:
                 if not mine or self.holds(shard):
@@ -108,14 +109,14 @@ class Cache:
                 while (part := self._make_room(shard, keep=())) is None:
                     time.sleep(WAIT_S)
                 return self._fill(part, shard, fetch)
-        except FileNotFoundError as error:  # the folder is being swept
+        except FileNotFoundError as error:  # the folder is being cleaned up
             return error
 
     def prefetch(self, shard: Shard, fetch: Fetch, sooner: Collection[Shard]) -> Exception | None:
-        """Try once to fetch a shard, unless another process does or it would cost one of those needed sooner.
+        """Try once to fetch a shard, unless another process does or a shard needed sooner would have to be dropped.
 
         Returns:
-            What has gone wrong, if anything.
+            What went wrong, if anything.
         """
         try:
             with self._locked(shard, wait=False) as mine:
@@ -127,11 +128,11 @@ class Cache:
 
     @contextmanager
     def _locked(self, shard: Shard, wait: bool) -> Iterator[bool]:
-        """Whether fetching this shard is ours; it is not where another process does or did a moment ago.
+        """Whether it is for us to fetch this shard; it is not if another process is doing so or just has.
 
-        Raises `UserError` where the folder cannot be written, and FileNotFoundError where it goes meanwhile.
+        Raises `UserError` if the folder cannot be written, and FileNotFoundError if it disappears meanwhile.
         """
-        self.make()  # once more: folders of temporary files are swept
+        self.make()  # once more: temporary folders are cleaned up
         path = self.folder / f"{shard.hash}.lock"
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -151,7 +152,7 @@ class Cache:
             ) from None
 
     def _fill(self, part: Path, shard: Shard, fetch: Fetch) -> Exception | None:
-        """Fetch a shard into its part and give it its name; what has gone wrong. Raises OSError without room."""
+        """Fetch a shard into `part` and rename that; return what went wrong. Raises OSError if the disk is full."""
         try:
             fetch(part)
             with open(part, "rb") as file:
@@ -167,15 +168,15 @@ class Cache:
         return None
 
     def _make_room(self, shard: Shard, keep: Collection[Shard]) -> Path | None:
-        """The file to fetch a shard into, once there is room; None while others are fetched or kept instead.
+        """The file to fetch a shard into, once there is room; None while others are being fetched or kept instead.
 
-        A shard larger than the whole cache gets room when nothing else is there.
+        A shard larger than the whole cache gets room once nothing else is there.
         """
         kept = {self.path(other) for other in keep}
         part = self.folder / f"{shard.hash}.{shard.bytes}.part"
         with open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            part.unlink(missing_ok=True)  # of a process that was killed
+            part.unlink(missing_ok=True)  # left by a process that was killed
             fetched = sum(self._reserved(other) for other in self.folder.glob(f"{HASH}.*.part"))
             whole = {path: path.stat() for path in self.folder.glob(f"{HASH}.arrow")}
             total = fetched + sum(stat.st_size for stat in whole.values())
@@ -190,7 +191,7 @@ class Cache:
             return part
 
     def _reserved(self, part: Path) -> int:
-        """The bytes a shard will have that is being fetched; 0 where who fetched it has died."""
+        """The size of a shard that is being fetched; 0 if the process fetching it has died."""
         name, size, _ = part.name.split(".")
         try:
             file = os.open(self.folder / f"{name}.lock", os.O_RDWR)
@@ -215,7 +216,7 @@ def _lock(file: int, wait: bool) -> bool:
 
 
 def _is_at(path: Path, file: int) -> bool:
-    """Whether an open file is still the one of that name, and not one that was replaced while we waited for it."""
+    """Whether an open file is still the one at that path, and was not replaced while we waited for it."""
     try:
         return path.stat().st_ino == os.fstat(file).st_ino
     except FileNotFoundError:

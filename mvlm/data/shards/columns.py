@@ -32,7 +32,7 @@ except ImportError:  # installing mvlm builds it where there is a C compiler
 
 
 class DamagedRow(ValueError):
-    """A row that is not the one that was written; the message says in half a sentence what is wrong with it."""
+    """A row that is not as it was written; the message is a clause that says what is wrong with it."""
 
     def __init__(self, reason: str, key: str):
         super().__init__(reason)
@@ -40,13 +40,13 @@ class DamagedRow(ValueError):
 
 
 class EncodedImage(NamedTuple):
-    """An encoded image as it lies in its shard, or a reference to where it lies."""
+    """An encoded image in its shard, or a reference to the file that it is in."""
 
     data: memoryview  # uint8, of the mapped shard
     crc32: int
 
     def checked(self) -> memoryview:
-        """Its bytes; raises `ChangedImage` where they are not those that were written."""
+        """Its bytes; raises `ChangedImage` if they are not those that were written."""
         data = resolved(self.data)
         if zlib_ng.crc32(data) != self.crc32:
             raise ChangedImage
@@ -54,10 +54,10 @@ class EncodedImage(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row. What is in it was checked, but for the images, which are when they are asked for, and are not copied."""
+    """One row, already checked, except for its images, which are checked when they are asked for and not copied."""
 
     key: str
-    encoded: tuple[EncodedImage, ...]  # the image; of a pair, the left and the right one
+    encoded: tuple[EncodedImage, ...]  # the image, or the left and the right one of a pair
     captions: list[str]
     source: str
     width: int
@@ -71,14 +71,14 @@ class Row(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """The columns of a task, by their places in a row."""
+    """The columns of a task, by their positions in a row."""
 
     kinds: str  # a letter for each
     common: Callable[[tuple[Any, ...]], tuple[str, str, int, int]]  # of a row: key, source, width and height
     images: tuple[tuple[int, int], ...]  # each with its CRC-32
     captions: int | None
     own: tuple[tuple[str, int], ...]
-    firsts: tuple[int, ...]  # of the numbers that `RowIndex.buffers` has of each; then how many it has of a batch
+    firsts: tuple[int, ...]  # where each column begins in a batch's part of `RowIndex.buffers`; then the part's length
 
 
 class ShardRows:
@@ -87,10 +87,10 @@ class ShardRows:
     Args:
         data: the shard's bytes.
         task: of `SCHEMAS`.
-        index: where its columns lie; where it has no CRC-32, texts are not checked.
+        index: where its columns are; if it has no CRC-32s, texts are not checked.
 
     Raises:
-        ValueError: the index is of other columns.
+        ValueError: the index is for other columns.
     """
 
     __slots__ = ("_buffers", "_crc32", "_data", "_layout", "_pair_starts", "_starts")
@@ -106,7 +106,7 @@ class ShardRows:
         return self._starts[-1]
 
     def row(self, number: int) -> Row:
-        """Raises `DamagedRow`; the images are not looked at yet."""
+        """A row, whose images are not checked yet; raises `DamagedRow`."""
         layout = self._layout
         try:
             found = read_row(self._data, self._starts, self._buffers, layout.kinds, number, self._crc32)
@@ -122,14 +122,14 @@ class ShardRows:
         return Row(key, images, captions, source, width, height, {name: found[at] for name, at in layout.own})
 
     def captions(self) -> int:
-        """How many all rows have together."""
+        """How many captions all rows have together."""
         return self._starts_of_pairs()[-1]
 
     def row_of_pair(self, pair: int) -> tuple[int, int]:
         """The row of a pair, and which of the row's captions is the pair's. Pairs are numbered in the rows' order.
 
         Raises:
-            DamagedRow: the numbers that say so are not those that were written.
+            DamagedRow: the offsets that say so are not those that were written.
         """
         try:
             starts = self._starts_of_pairs()
@@ -139,7 +139,7 @@ class ShardRows:
             ends, caption = self._caption_ends(batch), pair - starts[batch]
             row, first = bisect_right(ends, caption) - 1, self._starts[batch]
             if not (0 <= row < len(ends) - 1 and self.is_sound(first + row)):
-                # A damaged offset leads the search astray, but those of sound rows are right.
+                # A damaged offset misleads the search, but those of sound rows are right.
                 enclosing = (at for at in range(len(ends) - 1) if ends[at] <= caption < ends[at + 1])
                 row = next((at for at in enclosing if self.is_sound(first + at)), row)
             if not 0 <= row < len(ends) - 1:
@@ -149,7 +149,7 @@ class ShardRows:
         return first + row, caption - ends[row]
 
     def _starts_of_pairs(self) -> list[int]:
-        """The first pair of each batch, then the number of pairs; by the index alone, so that no flip shifts them."""
+        """The first pair of each batch, then the number of pairs; from the index, so no flipped bit shifts them."""
         if self._pair_starts is None:
             layout = self._layout
             assert layout.captions is not None
@@ -158,7 +158,7 @@ class ShardRows:
         return self._pair_starts
 
     def _caption_ends(self, batch: int) -> memoryview:
-        """int32 [rows + 1], where each row's captions begin among the batch's, and where the last one's end."""
+        """int32 [rows + 1], where each row's captions begin among the batch's, and where the last row's end."""
         layout = self._layout
         assert layout.captions is not None
         first = self._buffers[batch * layout.firsts[-1] + layout.firsts[layout.captions]]
@@ -166,14 +166,14 @@ class ShardRows:
         return self._data[first : first + 4 * (rows + 1)].cast("i")
 
     def is_sound(self, number: int) -> bool:
-        """Whether the row has its CRC-32; the images are not looked at."""
+        """Whether the row matches its CRC-32; the images are not checked."""
         try:
             return self._crc32 is None or self.crc32(number) == self._crc32[number]
         except ValueError:
             return False
 
     def crc32(self, number: int) -> int:
-        """Of a row as it is now; raises ValueError where it cannot be read."""
+        """The CRC-32 of a row as it is now; raises ValueError if it cannot be read."""
         return row_crc32(self._data, self._starts, self._buffers, self._layout.kinds, number)
 
 
@@ -186,21 +186,21 @@ class OpenShard:
     rows: ShardRows
 
     def index_is_whole(self, shard: Shard) -> bool:
-        """Whether the index has the manifest's hash; true also where there is none."""
+        """Whether the index has the manifest's hash; also true if there is none."""
         return self.index is None or hashlib.sha256(self.index.data).hexdigest() == shard.index_sha256
 
 
 def open_shard(
     file: MappedFile, index: MappedFile | None, shard: Shard, name: str, task: str, folder: str | Path
 ) -> OpenShard:
-    """A mapped shard's rows, by its row index; where it has none, Arrow reads its footer and the heads of its batches.
+    """A mapped shard's rows, by its row index; without one, Arrow reads the footer and the headers of the batches.
 
     Args:
         name: of the shard, for messages.
         folder: of its corpus, likewise.
 
     Raises:
-        UserError: it is no Arrow file, or has other columns or another number of rows; or its index is not its own.
+        UserError: it is not an Arrow file, has other columns or another number of rows, or its index is not its own.
     """
     try:
         found = parsed(file.data, SCHEMAS[task]) if index is None else unpacked(index.data, len(file.data), shard.rows)
@@ -219,7 +219,7 @@ def index_of(data: memoryview, task: str) -> RowIndex:
     """The index of a mapped shard, to be written beside it.
 
     Raises:
-        ValueError, pa.ArrowException: it is no shard of that task.
+        ValueError, pa.ArrowException: it is not a shard of that task.
     """
     index = parsed(data, SCHEMAS[task])
     rows = ShardRows(data, task, index)

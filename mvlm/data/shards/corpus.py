@@ -1,4 +1,4 @@
-"""Corpora of shards that are mapped when they are first touched."""
+"""Corpora of shards, each mapped when it is first touched."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from mvlm.errors import UserError, cannot_read
 
 
 class UnreadableRow(UserError):
-    """A single row that is not the one that was written; others may take its place."""
+    """A single row that is not as it was written; another may take its place."""
 
     def __init__(self, where: str, key: str, reason: str):
         super().__init__(f"{where} (key {key!r}): {reason}: copy its shard again, or shard the corpus again.")
         self.where, self.key, self.reason = where, key, reason
 
     def __reduce__(self) -> tuple[type[UnreadableRow], tuple[str, str, str]]:
-        return UnreadableRow, (self.where, self.key, self.reason)  # it comes out of loader processes
+        return UnreadableRow, (self.where, self.key, self.reason)  # it is sent from loader processes
 
 
 class Corpus:
     """Shards opened by their manifest alone; each is mapped when it is first touched.
 
     Args:
-        folder: where they lie, a folder or a URL that fsspec knows.
+        folder: where they are, a folder or a URL that fsspec knows.
         cache: of this node, for the shards of a URL.
-        task: of `SCHEMAS`, that the rows must be for.
-        open_shards: of all corpora that share the bounds on them.
+        task: one of `SCHEMAS`, which the rows must be for.
+        open_shards: those of all corpora that share its limits.
 
     Attributes:
-        selection: the rows that are kept, if not all are; these alone have numbers then, and so have their pairs.
+        selection: the rows that are kept, if not all are; then only these and their pairs have numbers.
 
     Raises:
         UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
@@ -66,18 +66,18 @@ class Corpus:
         self._open_shards = open_shards or OpenShards()
 
     def keep(self, selection: Selection) -> None:
-        """Number the rows that are selected alone."""
+        """Number only the selected rows."""
         self.selection, self.shard_starts = selection, selection.starts
         self._pair_starts = selection.pair_starts if selection.pairs else selection.starts
 
     @property
     def fingerprint(self) -> str:
-        """Equal exactly when the same rows stand in the same order."""
+        """Equal exactly for the same rows in the same order."""
         whole = self.manifest.fingerprint
         return hashlib.sha256(f"{whole}{self.selection.hash}".encode()).hexdigest() if self.selection else whole
 
     def pair_starts(self) -> Sequence[int]:
-        """The first pair of each shard, of all its rows with all their captions, and then the number of pairs.
+        """The first pair of each shard, each row being paired with each of its captions, then the number of pairs.
 
         Raises:
             UserError: the manifest does not count them, and the shards lie at a URL or cannot be read.
@@ -96,9 +96,9 @@ class Corpus:
         return array("q", accumulate(counts, initial=0))
 
     def row_of_pair(self, shard: int, pair: int) -> tuple[int, int]:
-        """The row of a shard's pair, and which of its captions is the pair's. Raises as `row`."""
+        """The row of a shard's pair, and which of its captions is the pair's. Raises like `row`."""
         opened, kept = self._whole(shard), self.selection
-        if kept:  # where every row has one caption, pairs are rows
+        if kept:  # if every row has one caption, pairs are rows
             bits, starts = (kept.pairs, kept.shard_pairs) if kept.pairs else (kept.rows, kept.shard_rows)
             pair = bits.select(self._pair_starts[shard] + pair) - starts[shard]
         try:
@@ -113,14 +113,14 @@ class Corpus:
         return self.__dict__ | {"_opened": {}}  # another process maps what it needs
 
     def __len__(self) -> int:
-        """Rows that are kept."""
+        """The number of rows kept."""
         return self.shard_starts[-1]
 
     def row(self, index: int) -> Row:
-        """A row, which touches no page of its image before that is asked for.
+        """A row; the pages of its image are not touched until that is asked for.
 
         Raises:
-            UnreadableRow: it is not the one that was written.
+            UnreadableRow: it is not as it was written.
             UserError: the shard is damaged as a whole, or was cut; names it.
         """
         shard, local = self._locate(index)
@@ -165,7 +165,7 @@ class Corpus:
         return shard, index - self.shard_starts[shard]
 
     def _whole(self, number: int) -> OpenShard:
-        """A shard, opened if it is not yet; raises `UserError` where it or its row index was cut since."""
+        """A shard, opened if it is not yet; raises `UserError` if it or its row index was cut since."""
         opened = self._opened.get(number) or self._open(number)
         if not opened.file.is_whole():
             raise _cut(self.location.name(number), opened.file, "copy or shard it again")
@@ -174,10 +174,10 @@ class Corpus:
         return opened
 
     def _open(self, number: int) -> OpenShard:
-        """Map a shard; threads may do that twice at the same time, which costs a little and harms nothing."""
+        """Map a shard; two threads may do so at once, which costs little and does no harm."""
         if self.location.cached:
             for other in [other for other, shard in list(self._opened.items()) if shard.file.is_removed()]:
-                self._opened.pop(other, None)  # else its bytes would stay on the disk
+                self._opened.pop(other, None)  # or its bytes would stay on the disk
         opened = self._opened[number] = self._open_shard(number)
         most = FETCHED if self.location.cached else self._open_shards.shards
         self._open_shards.add(self._opened, number, len(opened.file.data), most)
@@ -199,6 +199,6 @@ def _cut(name: str, file: MappedFile, remedy: str) -> UserError:
 
 
 def check_task(folder: str | Path, manifest: Manifest, task: str) -> None:
-    """Raise `UserError` where a corpus is not for the task."""
+    """Raise `UserError` if a corpus is not for the task."""
     if manifest.task != task:
         raise UserError(f"{folder} holds rows of the task {manifest.task!r} and not {task!r}: give one of that.")

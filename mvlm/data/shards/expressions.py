@@ -1,4 +1,4 @@
-"""The expressions of Arrow that conditions on metadata are made of, each with what its values are."""
+"""The Arrow expressions that conditions on metadata are made of, each with the kind of its values."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
-    "/": lambda a, b: a / pc.if_else(b == pc.scalar(0.0), _NO_NUMBER, b),  # or one 0 would refuse all rows
+    "/": lambda a, b: a / pc.if_else(b == pc.scalar(0.0), _NO_NUMBER, b),  # or a single 0 would fail all rows
 }
-_MISSING = pc.scalar(pa.nulls(1, pa.bool_())[0])  # as a pa.scalar would be, which imports pandas
+_MISSING = pc.scalar(pa.nulls(1, pa.bool_())[0])  # pa.scalar would do, but imports pandas
 
 
 class Typed(NamedTuple):
-    """An expression and what its values are."""
+    """An expression and the kind of its values."""
 
     expression: Any  # pc.Expression
     kind: Kind
@@ -50,7 +50,7 @@ def column(schema: pa.Schema, name: str) -> Typed:
     if name not in schema.names or pa.types.is_null(type_ := schema.field(name).type):
         return Typed(_MISSING, "missing")
     field = pc.field(name)
-    if pa.types.is_floating(type_):  # a NaN is how tables of pandas say that there is none
+    if pa.types.is_floating(type_):  # pandas writes NaN for a missing value
         return Typed(pc.if_else(pc.is_nan(field), pc.scalar(pa.scalar(None, type_)), field), "number")
     if pa.types.is_boolean(type_):
         return Typed(field, "truth")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import overload
 
 HASH_NAMES = SHA256, BLAKE3 = "sha256", "blake3"
-"""What a shard is hashed by: BLAKE3 takes a third of the time of SHA-256, by which shards of version 1 were hashed."""
+"""How a shard is hashed: BLAKE3 takes a third of the time of SHA-256, which version 1 used."""
 
 UNCOUNTED = -1
-"""The captions of a shard whose manifest does not say."""
+"""The number of captions of a shard if the manifest does not give it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Shard:
     index_sha256: str = ""
     captions: int = UNCOUNTED
     hashed_by: str = BLAKE3
-    tables: tuple[tuple[str, int, str], ...] = ()  # of each table beside it: its name, bytes and SHA-256
+    tables: tuple[tuple[str, int, str], ...] = ()  # name, bytes and SHA-256 of each table beside it
 
     @property
     def index(self) -> Shard | None:
@@ -36,13 +36,13 @@ class Shard:
         return Shard(index_file(self.file), self.rows, self.index_bytes, self.index_sha256, hashed_by=SHA256)
 
     def table(self, name: str) -> Shard | None:
-        """The file of a table, likewise; None where the shard has none of that name."""
+        """The file of a table, likewise; None if the shard has none of that name."""
         found = next((table for table in self.tables if table[0] == name), None)
         return found and Shard(table_file(self.file, name), self.rows, *found[1:], hashed_by=SHA256)
 
     @property
     def trained_on(self) -> list[Shard]:
-        """The files that reading its rows takes, without the tables."""
+        """The files needed to read its rows, which the tables are not."""
         return [self, self.index] if self.index else [self]
 
     @property
@@ -66,20 +66,20 @@ def index_again(folder: str | Path) -> str:
 
 
 class Shards(Sequence[Shard]):
-    """Shards by number in a tenth of the memory of as many objects: every loader process holds them.
+    """Shards by number, in a tenth of the memory of as many objects, since every loader process holds them.
 
     Attributes:
-        rows: of each.
-        captions: of each, or `UNCOUNTED`.
+        rows: of each shard.
+        captions: of each shard, or `UNCOUNTED`.
     """
 
     def __init__(self, shards: Iterable[Shard]):
-        """Raises ValueError or TypeError where the values of one are none that a shard can have."""
+        """Raises ValueError or TypeError if a shard has values that none can have."""
         self._files, self._file_ends = bytearray(), array("q")
         self.rows, self._bytes, self._hashes = array("q"), array("q"), bytearray()
         self._index_bytes, self._index_hashes, self.captions = array("q"), bytearray(), array("q")
         self._hashed_by = bytearray()
-        self._tables: dict[str, tuple[array[int], bytearray]] = {}  # by name: bytes, and hashes, of each shard's
+        self._tables: dict[str, tuple[array[int], bytearray]] = {}  # by name: sizes and hashes, one per shard
         for number, shard in enumerate(shards):
             if "/" in shard.file or shard.file in ("", ".", ".."):
                 raise ValueError(f"{shard.file!r} is outside its folder")
@@ -109,7 +109,7 @@ class Shards(Sequence[Shard]):
 
     @property
     def hashes(self) -> str:
-        """All hashes of shards in a row."""
+        """The hashes of all shards, joined."""
         return self._hashes.hex()
 
     @property
@@ -118,11 +118,11 @@ class Shards(Sequence[Shard]):
 
     @property
     def unindexed(self) -> int:
-        """How many have no row index."""
+        """The number of shards without a row index."""
         return len(self) - sum(map(bool, self._index_bytes))
 
     def file(self, number: int) -> str:
-        """Its name."""
+        """The name of a shard's file."""
         start = self._file_ends[number - 1] if number else 0
         return self._files[start : self._file_ends[number]].decode()
 
@@ -132,7 +132,7 @@ class Shards(Sequence[Shard]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Shards) and self.__dict__ == other.__dict__
 
-    __hash__ = None  # type: ignore[assignment]  # it is compared, never looked up
+    __hash__ = None  # type: ignore[assignment]  # compared, but never hashed
 
     @overload
     def __getitem__(self, number: int) -> Shard: ...

@@ -1,5 +1,5 @@
-"""Corpora in the forms that other programs write: which source of `data_tools shard` reads one, and whether its images
-can stay where they are."""
+"""Recognises corpora in the forms that other programs write: which source of `data_tools shard` reads one, and whether
+its images can stay where they are."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from mvlm.errors import UserError
 
 @dataclass(frozen=True)
 class CorpusForm:
-    """Attributes:
-    source: of `data_tools shard`.
-    paths: what it is given.
-    stays: whether images can be read where they lie, so that shards need but refer to them.
-    files: whose lengths and times change when the corpus does.
+    """How to read a corpus.
+
+    Attributes:
+        source: of `data_tools shard`.
+        paths: to give to it.
+        stays: whether images can be read where they are, so that shards need only refer to them.
+        files: whose lengths and times change when the corpus does.
     """
 
     source: str
@@ -37,27 +39,29 @@ class CorpusForm:
 
 
 IN_PLACE = ("UNCOMPRESSED", "SNAPPY")
-"""Compressions of parquet that leave images as they are: snappy does so with all that it cannot shorten."""
+"""Parquet compressions that leave images as they are: Snappy does so with whatever it cannot shorten."""
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 METADATA = ("metadata.csv", "metadata.jsonl")
-"""Of Hugging Face's folders of images."""
+"""Names of the table in Hugging Face's image folders."""
 
 JSON = (".jsonl", ".ndjson", ".json")
 FIRST = 1 << 16
+"""Bytes of a table read to recognise it."""
 
 _PICTURE = re.compile(r"(image|img|file|path)\w*")
 _CAPTION = re.compile(r"\w*(caption|text|comment|title|description|sentence)\w*")
 
 TEXTS = 100
+"""Text files looked at to find one with a picture."""
 
 _OF_SHARDS = re.compile(r"[^.]+\.[a-z]+\.parquet")
-"""Tables beside shards, which are no corpus."""
+"""Names of tables beside shards, which are not a corpus."""
 
 
 def recognise(place: str | Path) -> CorpusForm | None:
-    """What lies at a path or fits a pattern; None where no source reads it.
+    """The form of what is at a path or matches a pattern; None if no source reads it.
 
     Raises:
         UserError: nothing is there.
@@ -103,7 +107,7 @@ def _of_folder(path: Path) -> CorpusForm | None:
 
 
 def _table_in(path: Path) -> Path | None:
-    """The table of pictures in a folder: `metadata`, as Hugging Face calls it, else the only one."""
+    """The table of pictures in a folder: `metadata`, as Hugging Face calls it, or else the only one."""
     tables = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file) and _is_of_pictures(file)]
     named = [file for file in tables if file.name in METADATA]
     return (named or tables)[0] if named or len(tables) == 1 else None
@@ -117,7 +121,7 @@ def _is_table(path: Path) -> bool:
 
 
 def _is_of_pictures(path: Path) -> bool:
-    """Whether a table's first row has columns of pictures and of captions, as Flickr8k's captions.txt at Kaggle."""
+    """Whether a table's first row names columns of pictures and captions, as in Flickr8k's captions.txt on Kaggle."""
     with path.open("rb") as file:
         text = file.read(FIRST).decode("utf-8-sig", "replace")
     names = _json_names(text) if path.suffix.lower() in JSON else re.split(r"[,;|\t]", text.partition("\n")[0])
@@ -126,7 +130,7 @@ def _is_of_pictures(path: Path) -> bool:
 
 
 def _json_names(text: str) -> list[str]:
-    """The keys of the first object that have texts or lists: a run's metrics have numbers by such names."""
+    """The keys of the first object whose values are texts or lists: a run's metrics have numbers under such names."""
     try:
         row = json.JSONDecoder().raw_decode(text.lstrip().removeprefix("[").lstrip())[0]
     except (ValueError, RecursionError):
@@ -135,7 +139,7 @@ def _json_names(text: str) -> list[str]:
 
 
 def _has_pairs(path: Path) -> bool:
-    """Whether a text has a picture beside it, of the first that are met: a licence or a list has none."""
+    """Whether one of the first texts found has a picture beside it, which a licence or a list has not."""
     texts = itertools.islice(path.rglob("*.txt"), TEXTS)
     return any(text.with_suffix(f".{kind}").exists() for text in texts for kind in EXTENSIONS)
 
@@ -160,18 +164,18 @@ def _of_file(path: Path) -> CorpusForm | None:
 
 
 def _is_json_list(path: Path) -> bool:
-    """As annotations of ALBEF, BLIP and LAVIS are; a JSON object is COCO's or another's, with a source of its own."""
+    """Whether it is a list, like annotations of ALBEF, BLIP and LAVIS; objects, like COCO's, have other sources."""
     with path.open("rb") as file:
         return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def is_parquet(path: Path) -> bool:
-    """By its name, in letters of either case."""
+    """Whether its extension says so, in upper or lower case."""
     return path.suffix.lower() == ".parquet"
 
 
 def _is_plain(parquet: Path) -> bool:
-    """Whether images lie in a parquet file itself, and nothing that shortens them has gone over them."""
+    """Whether a Parquet file itself holds images, and no compression has changed them."""
     try:
         about = pq.read_metadata(parquet)
         images = image_columns(about.schema.to_arrow_schema())

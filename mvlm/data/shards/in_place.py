@@ -1,9 +1,9 @@
-"""Images that stay in the file that they came in: a row holds a reference, where another one holds the image.
+"""Images that stay in their original file: the row holds a reference in place of the image.
 
 A reference is `MARK`, the CRC-32 of what follows, the number of the image's runs and the length of the path, both
-uint32, the runs (offset in the file and length, both uint64), the file's absolute path, and bytes that are in no run of
-the file because compression has left them out. No image begins as `MARK` does. The row's own checksum is of the image,
-so that a file that was changed is noticed as a changed shard is.
+uint32, the runs (offset in the file and length, both uint64), the file's absolute path, and any bytes that no run of
+the file has because compression left them out. No image begins like `MARK`. The row's own checksum is of the image, so
+that a changed file is noticed just like a changed shard.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KEPT = (1 << 64) - 1
 
 
 class PlaceInFile(NamedTuple):
-    """Where the bytes of an image lie, one run after the other.
+    """Where the bytes of an image are, one run after another.
 
     Attributes:
         runs: each an offset in the file and a length; those with the offset `KEPT` are in `kept`, in this order.
@@ -42,7 +42,7 @@ class PlaceInFile(NamedTuple):
 
 
 def reference(place: PlaceInFile) -> bytes:
-    """What stands for an image in its row."""
+    """What a row holds in place of the image."""
     path = str(place.file.absolute()).encode()
     runs = b"".join(_RUN.pack(*run) for run in place.runs)
     content = _COUNTS.pack(len(place.runs), len(path)) + runs + path + place.kept
@@ -50,7 +50,7 @@ def reference(place: PlaceInFile) -> bytes:
 
 
 def image_bytes(image: bytes | memoryview) -> int:
-    """The length of an image, or of the one that is referred to."""
+    """The length of an image, or of the one that a reference points to."""
     return len(image) if not is_reference(image) else sum(size for _, size in _place(memoryview(image))[0])
 
 
@@ -59,10 +59,10 @@ def is_reference(image: bytes | memoryview) -> bool:
 
 
 def resolved(image: bytes | memoryview) -> memoryview:
-    """The image itself: where it is referred to, a view of its file, or a copy if it lies there in pieces.
+    """The image itself: for a reference, a view of its file, or a copy if it is in pieces there.
 
     Raises:
-        ChangedImage: the reference is not the one that was written.
+        ChangedImage: the reference is not as it was written.
         UserError: the file is missing or was cut; names it.
     """
     view = memoryview(image)
@@ -98,7 +98,7 @@ def _place(reference: memoryview) -> tuple[list[tuple[int, int]], str, memoryvie
 
 
 _files: dict[str, MappedFile] = {}
-"""Those that this process has mapped, within the bounds of `OpenShards`."""
+"""The files that this process has mapped, within the limits of `OpenShards`."""
 
 
 @cache

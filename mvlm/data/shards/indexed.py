@@ -1,4 +1,5 @@
-"""Corpora of others, trained on where they lie: shards that refer to their images, made once in the user's cache."""
+"""Corpora in other formats, trained on in place through shards that refer to their images, made once in the user's
+cache."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ log = logger("mvlm")
 
 
 def located(place: str | Path) -> Path:
-    """The folder of shards that a path names: itself, or that of tars, Arrow or parquet files which lie there.
+    """The folder of shards for a path: the path itself, or the index of the tar, Arrow or Parquet files there.
 
-    The latter is made where it is missing, by whichever process comes first, while others wait for it.
+    If that index is missing, the first process to come makes it while others wait.
 
     Raises:
-        UserError: the files cannot be trained on as they are, or not be read.
+        UserError: the files cannot be trained on as they are, or cannot be read.
     """
     path = Path(place)
     if (path / MANIFEST).is_file():
@@ -36,7 +37,7 @@ def located(place: str | Path) -> Path:
     try:
         form = recognise(place)
     except UserError:
-        return path  # what reads shards says that there are none
+        return path  # reading the shards will report that there are none
     if form is None:
         return path
     if not form.stays:
@@ -65,7 +66,7 @@ def _cache() -> Path:
 
 
 def _name(form: CorpusForm) -> str:
-    """Another where a file of the corpus has come, gone or changed, and where references are of another format."""
+    """A name that changes with the files of the corpus, by length and time, and with the format of references."""
     known = [form.source, repr(MARK)]
     for file in form.files:
         found = file.stat()
@@ -75,7 +76,7 @@ def _name(form: CorpusForm) -> str:
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """While no other process that has the same lock runs the block."""
+    """Run the block while no other process with the same lock does."""
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")

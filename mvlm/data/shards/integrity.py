@@ -14,7 +14,7 @@ from mvlm.data.shards.files import BLAKE3, SHA256, Shard, index_again
 from mvlm.errors import UserError, cannot_read
 
 HASHES: dict[str, Callable[[], Any]] = {SHA256: hashlib.sha256, BLAKE3: blake3}
-"""By the name that a manifest gives them."""
+"""By their names in a manifest."""
 
 
 def check_lengths(folder: str | Path, shards: Iterable[Shard]) -> None:
@@ -24,10 +24,10 @@ def check_lengths(folder: str | Path, shards: Iterable[Shard]) -> None:
 
 
 def check_length(folder: str | Path, shard: Shard) -> int:
-    """When the shard's file was last written, in nanoseconds.
+    """Check a shard's length and return when its file was last written, in nanoseconds.
 
     Raises:
-        UserError: it is missing or has another length than the manifest says; names it and the rows lost.
+        UserError: it is missing or its length is not the manifest's; names it and the rows lost.
     """
     path = Path(folder) / shard.file
     try:
@@ -45,7 +45,7 @@ def check_length(folder: str | Path, shard: Shard) -> int:
 
 
 def check_index_length(folder: str | Path, index: Shard) -> None:
-    """Raise `UserError` where a row index is missing or has another length than the manifest says."""
+    """Raise `UserError` if a row index is missing or its length is not the manifest's."""
     path = Path(folder) / index.file
     size = path.stat().st_size if path.is_file() else None
     if size != index.bytes:
@@ -54,7 +54,7 @@ def check_index_length(folder: str | Path, index: Shard) -> None:
 
 
 def check_index_hash(folder: str | Path, index: Shard) -> None:
-    """Raise `UserError` where the row index's bytes are not those that were written."""
+    """Raise `UserError` if the row index's bytes are not those that were written."""
     check_index_length(folder, index)
     path = Path(folder) / index.file
     if hashlib.sha256(path.read_bytes()).hexdigest() != index.hash:
@@ -69,7 +69,7 @@ def has_its_hash(file: io.BufferedReader, shard: Shard) -> bool:
 
 
 def check_hash(folder: str | Path, shard: Shard) -> None:
-    """Raise `UserError` where the shard's bytes are not those that were written."""
+    """Raise `UserError` if the shard's bytes are not those that were written."""
     path = Path(folder) / shard.file
     with path.open("rb") as file:
         if not has_its_hash(file, shard):

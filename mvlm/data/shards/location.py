@@ -18,7 +18,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
 LOOKED_AT = 1000
-"""Shards whose lengths are compared with the manifest's when a folder is opened."""
+"""How many shards are checked for the manifest's lengths when a folder is opened."""
 
 REMEDY = "give the URL of finished shards, and what the store needs for access"
 
@@ -27,7 +27,7 @@ class LocalShards:
     """A folder of shards, read in place.
 
     Attributes:
-        taken_down: rows that must not be used, rising.
+        taken_down: rows that must not be used, ascending.
 
     Raises:
         UserError: it is missing or unfinished, or one of the first `LOOKED_AT` shards is missing or has another length
@@ -40,7 +40,7 @@ class LocalShards:
         self.folder, self._prefix = Path(folder), f"{Path(folder)}{os.sep}"
         self.manifest: Manifest = read_manifest(self.folder)
         self.taken_down: Sequence[int] = read_takedown(self.folder, self.manifest)
-        # Of a corpus with more shards, each is looked at when it is first read: starting must not take minutes.
+        # Any further shards are checked when they are first read: starting must not take minutes.
         first = range(min(len(self.manifest.shards), LOOKED_AT))
         self._written = {n: check_length(self.folder, self.manifest.shards[n]) for n in first}
 
@@ -48,7 +48,7 @@ class LocalShards:
         return self._prefix + self.manifest.shards.file(number)
 
     def map(self, number: int, shard: Shard) -> MappedFile:
-        """Raises `UserError` where the shard is missing or was changed since the corpus was opened, and OSError."""
+        """Map a shard; raises `UserError` if it is missing or changed since the corpus was opened, and OSError."""
         file = self._mapped(shard, check_length)
         if self._written.setdefault(number, file.written_ns) != file.written_ns:
             raise UserError(
@@ -57,15 +57,15 @@ class LocalShards:
         return file
 
     def map_index(self, index: Shard) -> MappedFile:
-        """A shard's row index; raises `UserError` where it is missing or cut, and OSError."""
+        """Map a shard's row index; raises `UserError` if it is missing or cut, and OSError."""
         return self._mapped(index, check_index_length)
 
     def map_table(self, table: Shard) -> MappedFile:
-        """A shard's table; raises the same."""
+        """Map a shard's table; raises the same."""
         return self._mapped(table, check_length)
 
     def _mapped(self, wanted: Shard, check: Callable[[Path, Shard], object]) -> MappedFile:
-        """A file that is as long as it should be, or else `check` says what is wrong with it."""
+        """Map a file of the right length; otherwise `check` says what is wrong with it."""
         try:
             file = MappedFile(self._prefix + wanted.file)
         except (FileNotFoundError, ValueError):
@@ -83,18 +83,18 @@ class LocalShards:
             return True
 
     def fetch(self, number: int) -> None:
-        """Have the shard here; it is."""
+        """Nothing to do: the shard is here."""
 
     def prefetch(self, number: int, sooner: Collection[Shard]) -> None:
-        """The same."""
+        """Nothing to do."""
 
 
 class RemoteShards:
-    """A URL of any protocol that fsspec knows; what is read of a shard is a copy that has its hash.
+    """Shards at a URL of any protocol that fsspec knows, read from local copies whose hashes were checked.
 
     Raises:
         UserError: the URL cannot be used, or holds no finished shards.
-        DataLost: its store is gone, and has been waited for.
+        DataLost: its store is unreachable, and waiting for it did not help.
     """
 
     cached = True
@@ -116,11 +116,11 @@ class RemoteShards:
         return f"{self.url}/{self.manifest.shards.file(number)}"
 
     def map(self, number: int, shard: Shard) -> MappedFile:
-        """Raises `UserError` or `DataLost` where the shard cannot be fetched."""
+        """Map a shard; raises `UserError` or `DataLost` if it cannot be fetched."""
         return self.map_index(shard)
 
     def map_index(self, file: Shard) -> MappedFile:
-        """A shard's row index; raises as `map`."""
+        """Map a shard's row index, or a table; raises like `map`."""
         while True:
             self._get(file)
             try:
@@ -135,12 +135,12 @@ class RemoteShards:
         return False
 
     def fetch(self, number: int) -> None:
-        """Have the shard in the cache, and its row index; raises as `map`."""
+        """Bring the shard and its row index into the cache; raises like `map`."""
         for file in self.manifest.shards[number].trained_on:
             self._get(file)
 
     def prefetch(self, number: int, sooner: Collection[Shard]) -> Exception | None:
-        """Fetch them while nobody waits, as `Cache.prefetch`; what has gone wrong, if anything."""
+        """Fetch them ahead of time with `Cache.prefetch`; return what went wrong, if anything."""
         for file in self.manifest.shards[number].trained_on:
             if failure := self.cache.prefetch(file, partial(self._fetch, file), sooner):
                 return failure
@@ -157,5 +157,5 @@ ShardLocation = LocalShards | RemoteShards
 
 
 def open_location(folder: str | Path, cache: Cache) -> ShardLocation:
-    """What opens a folder, a URL, or tars, Arrow or parquet files of others."""
+    """Open a folder of shards, a URL, or tar, Arrow or Parquet files that other programs wrote."""
     return RemoteShards(str(folder), cache) if "://" in str(folder) else LocalShards(located(folder))

@@ -1,4 +1,4 @@
-"""Files and shared memory, mapped."""
+"""Memory-mapped files and shared memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def mapped(file: int, shape: Sequence[int]) -> np.ndarray:
-    """The memory of a descriptor as uint8 of that shape; it stays when the descriptor is closed."""
+    """The memory behind a file descriptor as uint8 of that shape; it outlives the descriptor."""
     return np.frombuffer(mmap.mmap(file, int(np.prod(shape))), np.uint8).reshape(shape)
 
 
 class MappedFile:
-    """A file's bytes, which stay for as long as they are used, even where the file is removed.
+    """A file's bytes, which remain available while they are used, even if the file is removed.
 
     Attributes:
         data: read-only, uint8.
@@ -40,15 +40,15 @@ class MappedFile:
         self.data, self._size = memoryview(self._map), found.st_size
 
     def find(self, wanted: bytes, start: int) -> int:
-        """Where these bytes begin, from a place on; -1 if nowhere."""
+        """Where these bytes first begin at or after `start`; -1 if nowhere."""
         return self._map.find(wanted, start)
 
     def is_whole(self) -> bool:
-        """Whether it was not cut since: the kernel ends a process that reads a page no longer there."""
+        """Whether it has not been cut since: the kernel kills a process that reads a page that is gone."""
         return self._map.size() >= self._size
 
     def is_removed(self) -> bool:
-        """Whether the file is no longer at its place, so that it lives on through us alone."""
+        """Whether the file is gone from its path, so that only this mapping keeps it."""
         try:
             return os.stat(self._path).st_ino != self._inode
         except FileNotFoundError:

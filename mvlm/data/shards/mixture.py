@@ -1,4 +1,4 @@
-"""Mixtures of corpora, weighted, of all their rows or of those that a condition keeps."""
+"""Weighted mixtures of corpora, of all their rows or of those that a condition keeps."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from mvlm.model.masking import exact_count
 
 
 class Mixture:
-    """Corpora end to end, as one sequence of rows; memory grows with the shards, not with the rows.
+    """Corpora joined into one sequence of rows; memory grows with the number of shards, not of rows.
 
     Args:
-        weights: how often an epoch draws each row of a corpus, or each pair; empty = once.
-        cache, task: as of `Corpus`.
+        weights: how often an epoch draws each row, or each pair, of a corpus; empty = once.
+        cache, task: as in `Corpus`.
         pairs: an epoch draws each row with each of its captions.
-        where: a condition on the rows' metadata, or one a corpus; "" keeps all rows.
-        trains: a row that was taken down keeps its number, so that the order stays; else it is as if it were not there.
+        where: a condition on the rows' metadata, or one per corpus; "" keeps all rows.
+        trains: rows that were taken down keep their numbers, so that the order stays; otherwise they are left out.
 
     Attributes:
         numbers: of what an epoch draws.
-        task: as it was given.
-        per_epoch: draws an epoch.
+        task: as given.
+        per_epoch: draws per epoch.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Equal exactly when the same corpora stand in the same order with the same weights, wherever they lie."""
+        """Equal exactly for the same corpora in the same order with the same weights, wherever they are stored."""
         joined = "".join(corpus.fingerprint for corpus in self.corpora)
         if set(self.weights) != {1.0}:
             joined += repr(self.weights)
@@ -85,7 +85,7 @@ class Mixture:
         return selection_hash([corpus.selection for corpus in self.corpora]) if any(self.conditions) else ""
 
     def require_distinct(self) -> None:
-        """Raise `UserError` where two of the corpora have the same rows: in turn each would be drawn twice in a row."""
+        """Raise `UserError` if two corpora have the same rows: taken in turn, each would be drawn twice in a row."""
         known: dict[str, Corpus] = {}
         for corpus in self.corpora:
             if (same := known.setdefault(corpus.fingerprint, corpus)) is not corpus:
@@ -99,7 +99,7 @@ class Mixture:
         return corpus.is_taken_down(local)
 
     def locate(self, row: int) -> tuple[Corpus, int]:
-        """The corpus and the row in it of a global row."""
+        """The corpus of a global row, and the row within it."""
         if not 0 <= row < self._starts[-1]:
             raise IndexError(f"row {row} of {len(self)}")
         number = bisect_right(self._starts, row) - 1
@@ -110,7 +110,7 @@ class Mixture:
         return corpus.row(local)
 
     def key(self, row: int) -> str:
-        """The key, as it now reads where the row is damaged."""
+        """The key; if the row is damaged, as it now reads."""
         try:
             return self.row(row).key
         except UnreadableRow as error:
@@ -119,7 +119,7 @@ class Mixture:
     def sound(
         self, rows: Iterable[int], report: Callable[[UnreadableRow], object] = lambda error: None
     ) -> Iterator[Row]:
-        """Those of these rows that may be used and are what was written; `report` hears of those that are not."""
+        """Those of these rows that may be used and are as they were written; the damaged ones go to `report`."""
         for row in rows:
             if self.is_taken_down(row):
                 continue
@@ -142,7 +142,7 @@ class Mixture:
 
 
 def _keep(corpus: Corpus, where: str, pairs: bool, trains: bool) -> None:
-    """Leave out what a condition does not keep and, unless it is for training, what was taken down."""
+    """Leave out the rows that a condition does not keep and, unless for training, those that were taken down."""
     without = () if trains else corpus.location.taken_down
     if not where and not without:
         return
@@ -159,24 +159,24 @@ def _nothing_left(folders: str | Path) -> UserError:
 
 
 def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """Draws an epoch from each corpus."""
+    """Draws per epoch from each corpus."""
     return [exact_count(weight, size, "nearest") for size, weight in zip(sizes, weights, strict=True)]
 
 
 def training_mixture(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
-    """What a configuration trains on, with so many minutes for a store that is gone; raises as `Mixture`."""
+    """What a configuration trains on, waiting `patience` minutes for an unreachable store; raises like `Mixture`."""
     pairs = task == CAPTION and data.epoch == "pairs"
     cache = Cache(data.cache, data.cache_gb, patience)
     return Mixture(data.train, data.weights, cache, task, pairs, data.where, trains=True)
 
 
 def held_out(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
-    """What it evaluates on, likewise; raises as `Mixture`."""
+    """What it evaluates on, likewise; raises like `Mixture`."""
     return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb, patience), task=task)
 
 
 def kept_sentences(mixture: Mixture) -> list[str]:
-    """A sentence for each corpus of which a run does not use all rows."""
+    """A sentence for each condition, and for each corpus with rows that were taken down."""
     found = []
     for corpus, condition in zip(mixture.corpora, mixture.conditions, strict=True):
         kept, rows = len(corpus), corpus.manifest.rows

@@ -1,4 +1,4 @@
-"""What an epoch draws from, by number: the rows of a mixture, or its pairs, which are its rows with each caption."""
+"""The numbers an epoch draws: those of a mixture's rows, or of its pairs, each a row with one of its captions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mvlm.data.shards.corpus import Corpus
 
 
 class Numbers:
-    """Numbers all rows, or all pairs, in the order of the corpora; memory grows with the shards alone.
+    """Numbers all rows, or all pairs, in the order of the corpora; memory grows only with the number of shards.
 
-    Where every image has one caption, pairs are rows.
+    If every image has one caption, pairs are rows.
 
     Args:
-        pairs: number pairs and not rows.
+        pairs: number pairs instead of rows.
 
     Attributes:
-        pairs: whether the numbers are of pairs that are no rows.
-        sizes: how many each corpus has.
-        starts: int64, the first of each shard of all corpora, and then how many there are.
+        pairs: whether the numbers are those of pairs, and pairs are not rows.
+        sizes: how many numbers each corpus has.
+        starts: int64, the first number of each shard of all corpora, then the total.
 
     Raises:
         UserError: the pairs cannot be counted.
@@ -40,10 +40,10 @@ class Numbers:
         self._first_shards = list(accumulate((len(corpus.manifest.shards) for corpus in corpora), initial=0))
 
     def visit(self, number: int) -> tuple[int, int | None]:
-        """The row of a number and, of a pair, which of the row's captions it has.
+        """The row of a number and, for a pair, which of the row's captions it has.
 
         Raises:
-            UnreadableRow: the shard no longer says which row the pair is of.
+            UnreadableRow: the shard no longer says which row the pair belongs to.
             UserError: the shard is damaged as a whole.
         """
         if not self.pairs:
@@ -53,12 +53,12 @@ class Numbers:
         return self._first_rows[corpus] + row, caption
 
     def first_row(self, number: int) -> int:
-        """Of its shard."""
+        """The first row of the number's shard."""
         _, corpus, shard = self._shard_of(number)
         return self._first_rows[corpus] + self._corpora[corpus].shard_starts[shard]
 
     def about_rows(self, numbers: np.ndarray) -> np.ndarray:
-        """int64 numbers -> rows, those of pairs as if all rows of their shard had equally many; no shard is read."""
+        """int64 numbers -> rows; for pairs, as if all rows of a shard had equally many captions. Reads no shard."""
         if not self.pairs:
             return numbers
         starts = [
@@ -71,22 +71,22 @@ class Numbers:
         return rows[shard] + within
 
     def of_shards(self) -> list[list[int]]:
-        """How many each shard of each corpus has."""
+        """How many numbers each shard of each corpus has."""
         counts = np.diff(self.starts).tolist()
         return [counts[first:end] for first, end in pairwise(self._first_shards)]
 
     def fetch(self, number: int) -> None:
-        """Have its shard on this node; raises `UserError` where it cannot be fetched."""
+        """Bring the number's shard to this node; raises `UserError` if it cannot be fetched."""
         _, corpus, shard = self._shard_of(number)
         self._corpora[corpus].location.fetch(shard)
 
     def are_here(self, number: int) -> bool:
-        """Whether its shard needs no fetching."""
+        """Whether the number's shard needs no fetching."""
         _, corpus, _ = self._shard_of(number)
         return not self._corpora[corpus].location.cached
 
     def _shard_of(self, number: int) -> tuple[int, int, int]:
-        """Its shard, counted over all corpora; its corpus, and the shard in that."""
+        """The number's shard counted over all corpora, its corpus, and the shard within that corpus."""
         if not 0 <= number < self.starts[-1]:
             raise IndexError(f"number {number} of {self.starts[-1]}")
         place = int(self.starts.searchsorted(number, side="right")) - 1

@@ -1,4 +1,4 @@
-"""How many shards a process keeps mapped: many, since a global shuffle touches all of them, but not without bounds."""
+"""How many shards a process keeps mapped: many, since a global shuffle touches all of them, but not unlimited."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from threading import Lock
 from typing import Any
 
 FETCHED = 128
-"""Shards of URLs: more than are shuffled together, and few enough to ask which of them the cache has removed."""
+"""Limit for a URL's shards: more than are shuffled together, and few enough to check which the cache has removed."""
 
 FILES = 1 << 16
-"""Files that a process may have open, if the system lets it raise its limit so far."""
+"""Files that a process may have open, if the system lets it raise its limit that far."""
 
 SHARE = 4
-"""One part in so many of the files and of the maps that a process may have is for one mixture's shards."""
+"""One mixture's shards get one part in this many of the files and maps that a process may have."""
 
 _FILES_A_SHARD = 2  # itself and its row index, each of which keeps a descriptor and a map
 
 
 class OpenShards:
-    """The mapped shards of some corpora. What was opened first is closed first.
+    """The mapped shards of some corpora; those opened first are closed first.
 
-    In a shuffle any shard may be the next, so that it matters little which one is closed, and this costs a read
-    nothing. They are no more than the process may have files and maps, and together no larger than the machine's
-    memory: beyond that the kernel has to read most pages anew, beside which opening a shard costs nothing, while its
-    page tables for all that was ever touched would grow on, by a 500th of it.
+    In a shuffle any shard may be next, so it hardly matters which one is closed, and this order costs reads nothing.
+    The process's limits on files and maps bound their number, and the machine's memory bounds their total size: beyond
+    that the kernel has to reread most pages, compared with which opening a shard costs nothing, while page tables for
+    everything ever touched would keep growing, by a 500th of it.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class OpenShards:
         return OpenShards, ()  # another process has its own
 
     def add(self, corpus: dict[Any, Any], number: Any, size: int, most: int) -> None:
-        """Note that a shard of so many bytes was opened, and close those that are too many.
+        """Note that a shard of `size` bytes was opened, and close those in excess.
 
         Args:
             corpus: its open shards, by number.
-            most: shards, if that is fewer than otherwise.
+            most: limit on the number of shards, if lower than `self.shards`.
         """
         with self._lock:
             self._opened.append((corpus, number, size))
@@ -55,7 +55,7 @@ class OpenShards:
 
 
 def most_shards() -> int:
-    """As many as may be open at a time; the soft limit on a process's files is raised towards the hard one."""
+    """How many shards may be open at a time; raises the soft limit on the process's files towards the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -64,6 +64,6 @@ def most_shards() -> int:
     files = FILES if soft == resource.RLIM_INFINITY else soft
     try:
         maps = int(Path("/proc/sys/vm/max_map_count").read_text())
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         maps = FILES
     return max(1, min(files, maps) // (SHARE * _FILES_A_SHARD))

@@ -1,4 +1,4 @@
-"""A row of a mapped shard by its row index, in Python: what native/rows.c does faster where it was built."""
+"""Reads a row of a mapped shard by its row index, in Python; native/rows.c does so faster if it was built."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kind_of(type_: pa.DataType) -> str:
 
 
 def places(kind: str) -> int:
-    """How many numbers `RowIndex.buffers` has of a column in a batch: an offset and a length for each buffer."""
+    """How many numbers `RowIndex.buffers` has for a column of a batch: an offset and a length for each buffer."""
     return 2 * _BUFFERS.get(kind, 1)
 
 
@@ -47,7 +47,7 @@ def read_row(
         kinds: a letter for each column.
 
     Raises:
-        ValueError: what says where the row lies has changed, or its texts have; half a sentence.
+        ValueError: the row's offsets or its texts have changed; the message is a clause.
     """
     found = _found(data, starts, buffers, kinds, number)
     if crc32s is not None and _crc32(kinds, found) != crc32s[number]:
@@ -56,12 +56,12 @@ def read_row(
 
 
 def row_crc32(data: memoryview, starts: Sequence[int], buffers: Sequence[int], kinds: str, number: int) -> int:
-    """Of a row as it is now, by the definition in row_index.py; arguments and errors as of `read_row`."""
+    """The CRC-32 of a row as it is now, as defined in row_index.py; arguments and errors as in `read_row`."""
     return _crc32(kinds, _found(data, starts, buffers, kinds, number))
 
 
 def read_key(data: memoryview, starts: Sequence[int], buffers: Sequence[int], kinds: str, number: int) -> str:
-    """Of a damaged row, as it now reads; "" where that cannot be read."""
+    """The key of a damaged row, as it now reads; "" if it cannot be read."""
     batch = bisect_right(starts, number) - 1
     first = batch * sum(map(places, kinds))  # the key is the first column
     try:
@@ -71,7 +71,7 @@ def read_key(data: memoryview, starts: Sequence[int], buffers: Sequence[int], ki
 
 
 def _found(data: memoryview, starts: Sequence[int], buffers: Sequence[int], kinds: str, number: int) -> list[Any]:
-    """Of each column its bytes, of a list those of each text, of anything else the value."""
+    """For each column its bytes, for a list those of each text, for anything else the value."""
     batch = bisect_right(starts, number) - 1
     at, place = number - starts[batch], batch * sum(map(places, kinds))
     found: list[Any] = []

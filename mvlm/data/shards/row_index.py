@@ -1,21 +1,22 @@
-"""The row index beside each shard: where its columns lie, and a CRC-32 of each row, so that no row is parsed by Arrow.
+"""The row index beside each shard: where its columns are and a CRC-32 of each row, so that Arrow never parses a row.
 
-`NNNNNN.index` beside `NNNNNN.arrow`, little-endian and made to be mapped:
+`NNNNNN.index` beside `NNNNNN.arrow`, little-endian and meant to be memory-mapped:
 
     head     magic "mvlmrows", u32 version, u32 CRC-32 of the other fields of the head and of starts and buffers,
-             u64 bytes of the shard, u64 rows, u64 record batches, u64 buffers a batch
+             u64 bytes of the shard, u64 rows, u64 record batches, u64 buffers per batch
     starts   u64 [batches + 1]            the first row of each batch, then the number of rows
     buffers  u64 [batches, buffers, 2]    offset in the shard and length of each buffer
     crc32    u32 [rows]
 
-The buffers are those of the columns in the schema's order: of a text or an image its int32 offsets and its bytes, of a
-list of texts its int32 offsets and then those two of all the texts, of anything else its values.
+The buffers are those of the columns in schema order: int32 offsets and bytes for a text or an image; int32 offsets and
+then those two of all the texts for a list of texts; values for anything else.
 
-A row's CRC-32 is of all its columns but the images: as i64, in the schema's order, of a text its length in bytes, of a
-list of texts how many there are and the length of each, of anything else the value; then the bytes of all texts, in
-the same order. Among those values are the images' own CRC-32s (`IMAGE_COLUMNS`), so that it vouches for the images too.
+A row's CRC-32 covers all its columns but the images. It is taken first over i64s in schema order (a text's length in
+bytes; the number of texts in a list and the length of each; the value of anything else), then over the bytes of all
+texts in the same order. Those values include the images' own CRC-32s (`IMAGE_COLUMNS`), so it vouches for the images
+too.
 
-An index is a function of its shard alone. Its length and SHA-256 stand in the manifest, outside the fingerprint.
+An index depends on its shard alone. The manifest has its length and SHA-256, outside the fingerprint.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ _HEAD_BYTES = _NAMES.size + _CHECKED.size + _SIZES.size
 
 @dataclass(frozen=True, slots=True)
 class RowIndex:
-    """What is known of a mapped shard without reading a row.
+    """What is known about a mapped shard without reading a row.
 
     Attributes:
         starts: first row of each record batch, then the number of rows.
         buffers: offset in the shard and length of each buffer, batch after batch.
-        crc32: of each row; None where the shard has no index, and its rows' texts cannot be checked.
+        crc32: of each row; None if the shard has no index, so that its rows' texts cannot be checked.
     """
 
     starts: array[int] | memoryview
@@ -70,7 +71,7 @@ def unpacked(data: memoryview, shard_bytes: int, rows: int) -> RowIndex:
         shard_bytes, rows: of its shard.
 
     Raises:
-        ValueError: it is damaged, of another version or of another shard; half a sentence.
+        ValueError: it is damaged, of another version or of another shard; the message is a clause.
     """
     if len(data) < _HEAD_BYTES:
         raise ValueError("it is cut short")
@@ -93,10 +94,10 @@ def unpacked(data: memoryview, shard_bytes: int, rows: int) -> RowIndex:
 
 
 def parsed(shard: memoryview, schema: pa.Schema) -> RowIndex:
-    """What Arrow says of a mapped shard; no CRC-32.
+    """The index of a mapped shard as Arrow reads it, without CRC-32s.
 
     Raises:
-        ValueError, pa.ArrowException: it is no Arrow file of these columns, or one that cannot be read in place.
+        ValueError, pa.ArrowException: it is not an Arrow file with these columns, or cannot be read in place.
     """
     whole = pa.py_buffer(shard)
     reader = pa.ipc.open_file(pa.BufferReader(whole))
@@ -121,7 +122,7 @@ def _places(batch: pa.RecordBatch, whole: pa.Buffer) -> list[int]:
             raise ValueError("it holds nulls")
         parts = [column.buffers()[1]] if listed is not None else column.buffers()[1:]
         for buffer in parts + (listed.buffers()[1:] if listed is not None else []):
-            if buffer is None or not buffer.size:  # of a column without a byte
+            if buffer is None or not buffer.size:  # the column has no bytes
                 places += (0, 0)
                 continue
             at = buffer.address - whole.address
@@ -135,4 +136,4 @@ def _u64(values: Sequence[int]) -> bytes:
     return pack(f"<{len(values)}Q", *values)
 
 
-assert sys.byteorder == "little", "the views of the mapped files are in the machine's order of bytes"
+assert sys.byteorder == "little", "the views of mapped files use the machine's byte order"

@@ -8,13 +8,12 @@ A corpus is a folder of `NNNNNN.arrow` files and one `manifest.json`:
      "indexes": [{"bytes": b, "sha256": "<of 000000.index>", "captions": c}, ...],
      "tables": {"meta": [{"bytes": b, "sha256": "<of 000000.meta.parquet>"}, ...], ...}}
 
-The task says which columns the rows have (`SCHEMAS`) and is "caption" where it is left out; other tasks count no
-captions. Nothing but the manifest is read when a corpus is opened. Of the row indexes (`mvlm.data.shards.row_index`),
-which stand in the shards' order, some or all may be missing (null), as of shards that were made before there were any:
-they can be added without a change to a shard, and are no part of the fingerprint. Their count of the shard's captions
-is younger than they are, and may be missing. In version 1 the shards' hashes are "sha256", and they still may be: a
-manifest without a BLAKE3 is of version 1. Tables (`mvlm.data.shards.tables`) may be missing too, and are no part of the
-fingerprint either.
+The task says which columns the rows have (`SCHEMAS`); if it is left out, it is "caption". Other tasks count no
+captions. Opening a corpus reads no shard. The row indexes (`mvlm.data.shards.row_index`) are listed in the shards'
+order, and any may be missing (null), as for shards made before there were indexes: they can be added without changing
+a shard, and are not part of the fingerprint. Their count of the shard's captions came later, and may be missing. In
+version 1 the shards' hashes are "sha256", and they still may be: a manifest without BLAKE3 hashes is of version 1.
+Tables (`mvlm.data.shards.tables`) may be missing too, and are not part of the fingerprint either.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from mvlm.data.shards.files import BLAKE3, HASH_NAMES, UNCOUNTED, Shard, Shards
 from mvlm.errors import UserError, cannot_read, no_shards
 
 MANIFEST = "manifest.json"
-EMPTY_SPLIT = "fell into the split"  # says the sentence that ends a command where a split gets no record
+EMPTY_SPLIT = "fell into the split"  # part of the error for a split that gets no records, which `mvlm.api` looks for
 FORMAT = "mvlm-shards"
 VERSIONS = (1, 2)
 
@@ -46,25 +45,25 @@ def _columns(**types: pa.DataType) -> list[pa.Field]:
 
 _TEXTS = pa.list_(pa.field("item", pa.string(), nullable=False))
 
-# key: unique within the corpus. image: an encoded file (JPEG, PNG, ...) as it came. source: where the row comes from,
-# "" if unknown. width and height: pixels, as decoded. crc32: of the image bytes; that of all else is in the row index.
+# key: unique within the corpus. image: the encoded file (JPEG, PNG, ...) as received. source: where the row is from, ""
+# if unknown. width and height: in pixels, as decoded. crc32: of the image bytes; the row index has one of all the rest.
 _IMAGE = _columns(key=pa.string(), image=pa.binary())
 _ORIGIN = _columns(source=pa.string(), width=pa.int32(), height=pa.int32(), crc32=pa.uint32())
 
 OWN_COLUMNS: dict[str, list[pa.Field]] = {
     # The ten answers people gave; the kind of question, as its data set names it.
     "vqa": _columns(question_id=pa.int64(), question=pa.string(), answers=_TEXTS, question_type=pa.string()),
-    # Whether the sentence is true of the pair; sentences are consistent where all rows of their group are right.
+    # Whether the sentence is true of the pair; a sentence is consistent if all rows of its group are right.
     "nlvr2": _columns(sentence=pa.string(), label=pa.bool_(), group=pa.string()),
     "entailment": _columns(sentence=pa.string(), label=pa.string()),  # one of LABELS
-    "foils": _columns(caption=pa.string(), foil=pa.string(), swapped=pa.string()),  # true, false; what was exchanged
+    "foils": _columns(caption=pa.string(), foil=pa.string(), swapped=pa.string()),  # true; false; what was exchanged
 }
-"""Of every task but captions: the columns beside the image's and its origin's."""
+"""For every task but captions, the columns besides those of the image and its origin."""
 
 LABELS = ("entailment", "neutral", "contradiction")
 
 SCHEMA = pa.schema([*_IMAGE, *_columns(captions=_TEXTS), *_ORIGIN])
-"""Of the task `CAPTION`; a row has one caption or more."""
+"""For the task `CAPTION`; a row has one or more captions."""
 
 _RIGHT = _columns(image2=pa.binary(), width2=pa.int32(), height2=pa.int32(), crc32_2=pa.uint32())
 
@@ -72,7 +71,7 @@ SCHEMAS: dict[str, pa.Schema] = {CAPTION: SCHEMA} | {
     task: pa.schema([*_IMAGE, *_ORIGIN, *(_RIGHT if task == "nlvr2" else []), *own])
     for task, own in OWN_COLUMNS.items()
 }
-"""By task, as the manifest names it. Of nlvr2, `image` is the left and `image2` the right one."""
+"""By task, as the manifest names it. In nlvr2, `image` is the left and `image2` the right one."""
 
 IMAGE_COLUMNS = {"image": ("width", "height", "crc32"), "image2": ("width2", "height2", "crc32_2")}
 """Each image's columns with its width, height and checksum."""
@@ -84,11 +83,11 @@ class Manifest:
     captions: int
     image_bytes: int
     shards: Shards
-    task: str = CAPTION  # of SCHEMAS
+    task: str = CAPTION  # one of SCHEMAS
 
     @property
     def fingerprint(self) -> str:
-        """Equal exactly when the same rows stand in the same order."""
+        """Equal exactly for the same rows in the same order."""
         return hashlib.sha256(self.shards.hashes.encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -115,7 +114,7 @@ def _table_to_json(table: Shard | None) -> dict[str, Any] | None:
 
 
 def corpora_in(folder: Path) -> list[Path]:
-    """The folder, where it holds finished shards, or the folders of splits right inside it that do."""
+    """The folder itself if it holds finished shards, otherwise the folders of splits directly inside it that do."""
     return [folder] if (folder / MANIFEST).is_file() else sorted(each.parent for each in folder.glob(f"*/{MANIFEST}"))
 
 
@@ -123,8 +122,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read `folder/manifest.json`.
 
     Raises:
-        UserError: the folder, the manifest or a shard named in it is missing or malformed, or a shard
-            has another length than the manifest says.
+        UserError: the folder or the manifest is missing, or the manifest is malformed.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -146,7 +144,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def parse_manifest(text: str, path: str) -> Manifest:
-    """The manifest that was read from `path`; raises `UserError` where it is malformed."""
+    """The manifest that was read from `path`; raises `UserError` if it is malformed."""
     try:
         content = json.loads(text)
         if content["format"] != FORMAT or content["version"] not in VERSIONS:
@@ -176,7 +174,7 @@ def _shards(
     indexes: list[dict[str, Any] | None] | None,
     tables: dict[str, list[dict[str, Any] | None]],
 ) -> Iterator[Shard]:
-    """Those of a manifest; raises ValueError, KeyError or TypeError where they are malformed."""
+    """The shards of a manifest; raises ValueError, KeyError or TypeError if they are malformed."""
     of_shards = zip(*tables.values(), strict=True) if tables else [()] * len(shards)
     for shard, index, beside in zip(shards, indexes or [None] * len(shards), of_shards, strict=True):
         (hashed_by,) = shard.keys() & HASH_NAMES

@@ -1,4 +1,4 @@
-"""The rows of a corpus that a condition keeps, as one bit a row, and one a pair where pairs are drawn."""
+"""The rows of a corpus that a condition keeps, as one bit per row, and one per pair if pairs are drawn."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mvlm.errors import UserError
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of a corpus that are kept; these are numbered among themselves, in the order in which they lie there.
+    """The rows of a corpus that are kept, numbered among themselves in the corpus's order.
 
     Attributes:
-        rows: that are kept, of all.
-        shard_rows: int64, the first row of each shard, kept or not, and then how many there are.
-        pairs, shard_pairs: the same of the pairs; none where rows are drawn.
+        rows: which of all rows are kept.
+        shard_rows: int64, the first row of each shard, kept or not, then the number of rows.
+        pairs, shard_pairs: the same for pairs; None and empty if rows are drawn.
     """
 
     rows: Bits
@@ -35,12 +35,12 @@ class Selection:
 
     @property
     def starts(self) -> Sequence[int]:
-        """The first kept row of each shard, and then how many there are."""
+        """The first kept row of each shard, then the number of kept rows."""
         return array("q", map(self.rows.rank, self.shard_rows))
 
     @property
     def pair_starts(self) -> Sequence[int]:
-        """The first kept pair of each shard, and then how many there are."""
+        """The first kept pair of each shard, then the number of kept pairs."""
         assert self.pairs
         return array("q", map(self.pairs.rank, self.shard_pairs))
 
@@ -52,11 +52,11 @@ class Selection:
 def select(location: ShardLocation, text: str, pairs: bool = False, without: Sequence[int] = ()) -> Selection:
     """The rows of a corpus that a condition keeps; "" keeps all.
 
-    Each shard is looked at once, by the columns that the condition names, and one shard's are held at a time.
+    The columns that the condition names are read once, and held for one shard at a time.
 
     Args:
-        pairs: draw pairs, each row as often as it has captions.
-        without: rows that are not kept in any case, in rising order.
+        pairs: pairs are drawn, one for each caption of a row.
+        without: rows that are never kept, ascending.
 
     Raises:
         UserError: the condition cannot be read or names a column that no shard has, or a table is damaged.
@@ -75,7 +75,7 @@ def select(location: ShardLocation, text: str, pairs: bool = False, without: Seq
 def _kept(
     location: ShardLocation, where: Where | None, without: Sequence[int], counted: list[np.ndarray] | None
 ) -> Iterator[np.ndarray]:
-    """Of each shard which rows are kept, bool [rows]; how many captions each row has goes to `counted`, if asked."""
+    """Which rows of each shard are kept, bool [rows]; each row's number of captions goes to `counted`, if given."""
     wanted = {*(where.columns if where else ()), *(["captions"] if counted is not None else [])}
     missing, known, first = set(where.columns if where else ()), set[str](), 0
     left_out = np.asarray(without, np.int64)
@@ -98,8 +98,8 @@ def _kept(
 
 
 def _holds(where: Where, table: pa.Table) -> np.ndarray:
-    """In which rows of a table a condition is true, bool [rows]."""
-    from pyarrow import acero  # which imports pandas, a quarter of a second that only a condition is worth
+    """For which rows of a table a condition is true, bool [rows]."""
+    from pyarrow import acero  # imports pandas, a quarter of a second to be spent only on a condition
 
     project = acero.ProjectNodeOptions([where.expression(table.schema)], ["holds"])
     plan = [
@@ -114,7 +114,7 @@ def _holds(where: Where, table: pa.Table) -> np.ndarray:
 
 
 def selection_hash(selections: Sequence[Selection | None]) -> str:
-    """Of the selections of several corpora; "" where nothing was selected from any."""
+    """The hash of the selections of several corpora; "" if there are none."""
     if not any(selections):
         return ""
     return hashlib.sha256("".join(each.hash if each else "all" for each in selections).encode()).hexdigest()

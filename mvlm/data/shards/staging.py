@@ -1,7 +1,7 @@
-"""Tables that several processes make of a corpus, each of some of its shards, and put in place once all are there.
+"""Tables for a corpus that several processes make, each for some of its shards, and put in place once all are there.
 
-Until then they wait in a folder of their own beside the shards, named by whatever made them, so that tables of two
-makers never meet. A corpus may lie in a folder or at a URL.
+Until then they wait in a separate folder beside the shards, whose name depends on what made them, so that tables of two
+makers never mix. A corpus may lie in a folder or at a URL.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
 MADE_BY = b"mvlm made by"
-"""Of a table's own metadata: what made it, and the hash of its shard."""
+"""The key in a table's own metadata of what made it and the hash of its shard."""
 
 REMEDY = "give a folder or a URL that can be written to"
 
 
 class StagedTables:
-    """Args:
-    folder: of the corpus, or a URL.
-    names: of the tables that each shard gets.
-    made_by: what the tables depend on beside the shard.
+    """The tables of a corpus while they are being made.
+
+    Args:
+        folder: of the corpus, or a URL.
+        names: of the tables that each shard gets.
+        made_by: what the tables depend on besides the shard.
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str], made_by: str, cache: Cache) -> None:
         self.names, self._made_by = names, made_by
         self.location = open_location(folder, cache)
-        self.folder = str(self.location.folder)  # of the index where files of others are read in place
+        self.folder = str(self.location.folder)  # the index's, if the corpus is read in place
         self._storage = Storage(self.folder if self.location.cached else str(Path(self.folder).absolute()), REMEDY)
         self._staged = f".{names[0]}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
         self._in_place = {n for n, shard in enumerate(self.location.manifest.shards) if self._is_in_place(shard)}
@@ -60,7 +62,7 @@ class StagedTables:
         self._done.add(number)
 
     def table(self, number: int, name: str) -> pa.Table:
-        """A table of a shard that has it, waiting or in place."""
+        """A table of a shard that has it, staged or in place."""
         shard = self.location.manifest.shards[number]
         if number in self._done:
             content = self._storage.read(self._path(shard, name))
@@ -72,7 +74,7 @@ class StagedTables:
         return pq.read_table(pa.BufferReader(pa.py_buffer(self.location.map_table(known).data)))
 
     def finish(self) -> int:
-        """Put all tables in place and name them in the manifest if none is missing; how many are."""
+        """If none is missing, put all tables in place and list them in the manifest; return how many are missing."""
         with self._alone():
             self._done = self._listed()
             missing = self.missing()
@@ -107,7 +109,7 @@ class StagedTables:
             try:
                 content = table and self.location.map_table(table).data
                 metadata = pq.read_schema(pa.BufferReader(pa.py_buffer(content))).metadata if content else None
-            except (OSError, ValueError, pa.ArrowException, UserError):  # it is made again
+            except (OSError, ValueError, pa.ArrowException, UserError):  # it will be made again
                 return False
             if (metadata or {}).get(MADE_BY) != self._signature(shard):
                 return False
@@ -121,9 +123,9 @@ class StagedTables:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other process of this machine, or of one that shares the disk, puts tables in place meanwhile.
+        """Keep other processes on this machine, or on one that shares the disk, from putting tables in place.
 
-        At a URL two may, which write the same.
+        At a URL two may do so at once, but they write the same.
         """
         if self.location.cached:
             yield

@@ -1,9 +1,9 @@
-"""The tables beside a shard: what is known of its rows that training does not read, in Parquet, a file a shard.
+"""The tables beside a shard: what is known about its rows but not read in training, as one Parquet file per table.
 
-`000000.meta.parquet` holds what the source said of each row of `000000.arrow`, in its order, beside `key`, `source`,
-`width`, `height` and, of captions, how many: `captions`. Other tables hold what was found out later, such as
-`000000.scores.parquet`. Shards made before there were tables have none: of these the same columns are read from the
-shard itself. A column that a shard lacks is null in it.
+`000000.meta.parquet` holds what the source said about each row of `000000.arrow`, in its order, together with `key`,
+`source`, `width`, `height` and the number of captions, `captions`. Other tables, such as `000000.scores.parquet`, hold
+what was computed later. Shards made before there were tables have none: for them these columns are read from the shard
+itself. A column that a shard lacks is null for its rows.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mvlm.runtime.storage import publish
 
 META = "meta"
 EMBEDDINGS = "embeddings"
-"""Too large to be read for a condition: no column of it can be named in one."""
+"""A table too large to be read for a condition, which cannot name its columns."""
 
 ROW_GROUP = 1 << 16
-"""Rows of a table's part, which are read together."""
+"""Rows of a table that are read together."""
 
 PARQUETS_OWN = {pa.bool_(), pa.int64(), pa.float64(), pa.string()}
-"""Types that need no word of Arrow beside them to be read back as they were."""
+"""Types that Parquet reads back as they were without a stored Arrow schema."""
 
 
 def own_columns(task: str) -> list[str]:
@@ -40,7 +40,7 @@ def own_columns(task: str) -> list[str]:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as a file, in which damage to what is read of it is noticed."""
+    """A table as a file, with checksums by which damage is noticed when it is read."""
     file = pa.BufferOutputStream()
     repeated = [name for name in table.schema.names if name != "key"]
     pq.write_table(
@@ -49,9 +49,9 @@ def table_bytes(table: pa.Table) -> bytes:
         row_group_size=ROW_GROUP,
         compression="zstd",
         write_page_checksum=True,
-        use_dictionary=repeated,  # keys are unique, and most differ from the one before in their end alone
+        use_dictionary=repeated,  # keys are unique, and most differ from the one before only at their ends
         column_encoding={"key": "DELTA_BYTE_ARRAY"} if "key" in table.schema.names else None,
-        write_statistics=False,  # no reader of ours asks for them
+        write_statistics=False,  # none of our readers uses them
         store_schema=bool(table.schema.metadata) or not PARQUETS_OWN.issuperset(table.schema.types),
     )
     return file.getvalue().to_pybytes()
@@ -68,7 +68,7 @@ def add_table(folder: Path, shard: Shard, name: str, table: pa.Table) -> Shard:
 
 
 def of_batch(batch: pa.RecordBatch) -> dict[str, pa.Array]:
-    """The own columns of a shard's record batch."""
+    """The own columns of a record batch of a shard."""
     columns = {name: batch[name] for name in ("key", "source", "width", "height")}
     if "captions" in batch.schema.names:
         columns["captions"] = pc.list_value_length(batch["captions"])
@@ -76,15 +76,15 @@ def of_batch(batch: pa.RecordBatch) -> dict[str, pa.Array]:
 
 
 def named_in_conditions(shard: Shard) -> list[str]:
-    """The tables whose columns are, the source's first: what was found out later replaces what it says by that name."""
+    """The tables whose columns conditions may name, the source's first: later ones replace columns of the same name."""
     return sorted((name for name, *_ in shard.tables if name != EMBEDDINGS), key=lambda name: name != META)
 
 
 def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | None) -> tuple[pa.Table, list[str]]:
-    """What the tables of a shard say of its rows, and the names of all columns that they have.
+    """The wanted columns of a shard's tables, and the names of all columns they have.
 
     Args:
-        wanted: columns; those that the shard lacks are left out. None = all.
+        wanted: columns, of which those that the shard lacks are left out; None = all.
 
     Raises:
         UserError: a table is missing or damaged; names it.
@@ -108,7 +108,7 @@ def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | N
 def read_columns(
     location: ShardLocation, table: Shard, wanted: Collection[str] | None
 ) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
-    """The wanted columns of a table, and the names of all; raises as `columns_of`."""
+    """The wanted columns of a table, and the names of all; raises like `columns_of`."""
     name = f"{location.folder}/{table.file}"
     try:
         file = location.map_table(table)
@@ -126,7 +126,7 @@ def read_columns(
 
 
 def _of_shard(location: ShardLocation, number: int, shard: Shard) -> dict[str, pa.ChunkedArray]:
-    """The own columns from the shard itself; no page of an image is touched."""
+    """The own columns, read from the shard itself without touching the pages of an image."""
     name = location.name(number)
     try:
         file = location.map(number, shard)

@@ -1,10 +1,10 @@
-"""Rows of a corpus that must not be used any more, listed in `takedown.json` beside its manifest.
+"""Rows of a corpus that must no longer be used, listed in `takedown.json` beside its manifest.
 
     {"format": "mvlm-takedown", "version": 1, "shards": {"<hash of a shard>": [row in it, ...]}}
 
-The shards stay as they are, and so do the numbers of all rows, the fingerprint and the order of a run: where a run
-comes upon a row that was taken down, another one takes its place. Rows are named by their shard's hash, so that the
-list holds in every copy of the shard, under whatever name.
+The shards stay as they are, and so do all row numbers, the fingerprint and the order of a run: when a run reaches a
+row that was taken down, another one takes its place. Rows are listed by their shard's hash, so that the list holds for
+every copy of the shard, whatever its name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FORMAT, VERSION = "mvlm-takedown", 1
 
 
 def taken_down(content: bytes | None, manifest: Manifest, path: str) -> Sequence[int]:
-    """The rows of a corpus that its list names, int64 and rising; none where there is no list.
+    """The rows of a corpus that its list names, int64, ascending; none if there is no list.
 
     Raises:
         UserError: the list, read from `path`, is malformed.
@@ -39,7 +39,7 @@ def taken_down(content: bytes | None, manifest: Manifest, path: str) -> Sequence
 
 
 def parse_takedown(content: bytes | None, path: str) -> dict[str, list[int]]:
-    """The rows of each shard by its hash, rising."""
+    """The rows of each shard, ascending, by its hash."""
     if content is None:
         return {}
     try:
@@ -57,7 +57,7 @@ def takedown_json(by_shard: Mapping[str, Sequence[int]]) -> str:
 
 
 def read_takedown(folder: Path, manifest: Manifest) -> Sequence[int]:
-    """The rows that were taken down of the corpus in a folder; raises as `taken_down`."""
+    """The rows taken down from the corpus in a folder; raises like `taken_down`."""
     path = folder / TAKEDOWN
     try:
         content = path.read_bytes() if path.exists() else None

@@ -1,4 +1,4 @@
-"""Conditions on a corpus's metadata, such as `similarity > 0.28 and nsfw != 'NSFW'`, as expressions of Arrow.
+"""Conditions on a corpus's metadata, such as `similarity > 0.28 and nsfw != 'NSFW'`, as Arrow expressions.
 
     condition  = all { "or" all }               all     = negated { "and" negated }
     negated    = "not" negated | compared       value   = sum of products of atoms, with + - * /
@@ -6,8 +6,8 @@
     sign       = one of = == != <> < <= > >=
     atom       = number | 'text' | "text" | true | false | column | `any column` | "(" condition ")"
 
-Logic is SQL's: what is compared with a value that is missing is neither true nor false, and is not kept. A text that is
-compared with a number is read as one, and counts as missing where it is none. Nothing is evaluated as code.
+Logic is SQL's: a comparison with a missing value is neither true nor false, and only rows whose condition is true are
+kept. A text compared with a number is read as one, and counts as missing if it is none. Nothing is evaluated as code.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _TOKEN = re.compile(
 )
 _WORDS = frozenset({"and", "or", "not", "in", "is", "null", "true", "false"})
 MOST_NESTED = 50
-"""Parentheses, `not`s and signs within each other, so that no condition exhausts the stack."""
+"""Limit for nested parentheses, `not`s and signs, so that no condition exhausts the stack."""
 
 
 @dataclass(frozen=True)
 class Where:
-    """A condition as it was read; make one with `parse`.
+    """A parsed condition; `parse` makes it.
 
     Attributes:
-        columns: that it reads, in the order in which it names them.
+        columns: those it reads, in the order in which it names them.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Where:
         """The pyarrow.compute.Expression for tables of that schema, of type bool.
 
         Raises:
-            UserError: values of these types cannot be used so.
+            UserError: values of these types cannot be used this way.
         """
         try:
             return truth(self._build(schema), "the condition")
@@ -74,7 +74,7 @@ def parse(text: str) -> Where:
     """Read a condition.
 
     Raises:
-        UserError: it is none; says where in it.
+        UserError: it is not a condition; says where it goes wrong.
     """
     try:
         reader = _Reader(text)
@@ -88,7 +88,7 @@ def parse(text: str) -> Where:
 
 
 class _Reader:
-    """Recursive descent, a method a level of precedence."""
+    """Recursive descent, with one method per level of precedence."""
 
     def __init__(self, text: str) -> None:
         self.columns: list[str] = []
@@ -169,7 +169,7 @@ class _Reader:
             self.expect(")")
             return inner
         if kind == "number":
-            whole = token.isdigit() and float(token) < 1 << 63  # a larger one is no whole number of Arrow's
+            whole = token.isdigit() and float(token) < 1 << 63  # Arrow's integers are no larger
             return self._constant(pc.scalar(int(token) if whole else float(token)), "number")
         if kind == "text":
             return self._constant(pc.scalar(token[1:-1].replace(token[0] * 2, token[0])), "text")
@@ -201,7 +201,7 @@ class _Reader:
         return found
 
     def expect(self, token: str) -> None:
-        """Pass over a token, or over the end where it is ""."""
+        """Consume a token; "" expects the end."""
         if token and not self._accept(token):
             self._refuse(f"{token!r}")
         if not token and self._kind != "end":

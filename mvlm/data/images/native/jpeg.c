@@ -16,12 +16,12 @@
 #endif
 
 enum {
-    SPARE = 2,           /* pixels around those used: at the edge of a part, colours are not those of the whole */
+    SPARE = 2,           /* extra pixels around those used: colours at the edge of a part differ from the whole's */
     SEGMENT_MAX = 65533, /* bytes */
 };
 
 struct decoder {
-    struct jpeg_decompress_struct jpeg; /* first: libjpeg hands back a pointer to it */
+    struct jpeg_decompress_struct jpeg; /* must be first: libjpeg hands back a pointer to it */
     struct jpeg_error_mgr errors;
     jmp_buf failed;
     enum outcome outcome;
@@ -52,7 +52,7 @@ static void on_error(j_common_ptr jpeg) {
 }
 
 static void on_message(j_common_ptr jpeg, int level) {
-    /* Negative for a warning, which is all that libjpeg says of damage that it can fill with grey. */
+    /* Negative for a warning, which is all that libjpeg gives for damage that it can fill with grey. */
     if (level < 0) on_error(jpeg);
 }
 
@@ -162,7 +162,7 @@ static void decode_part(struct decoder *decoder, const struct view *view, uint8_
     jpeg_crop_scanline(jpeg, &offset, &width);
     size_t stride = strip_stride((int)width, channels);
     decoder->strip = room(decoder, STRIP * stride + 32);
-    /* libjpeg-turbo writes rows that begin at a multiple of 32 past the cache, which we read from right after. */
+    /* libjpeg-turbo bypasses the cache for rows aligned to 32 bytes, and we read them right after: misalign them. */
     uint8_t *strip = decoder->strip + ((uintptr_t)decoder->strip % 32 ? 0 : 16);
     decoder->columns = room(decoder, STRIP * stride * sizeof *decoder->columns);
     int room_rows = (rows + STRIP - 1) / STRIP * STRIP;

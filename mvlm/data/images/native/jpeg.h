@@ -1,4 +1,4 @@
-/* Parts of JPEGs, decoded by libjpeg-turbo from hostile bytes. */
+/* Decodes parts of JPEGs by libjpeg-turbo; the bytes may be hostile. */
 #ifndef MVLM_JPEG_H
 #define MVLM_JPEG_H
 
@@ -7,27 +7,27 @@
 
 enum outcome {
     DONE,
-    DECLINED, /* sound, as far as is known, but for another decoder */
-    DAMAGED,  /* libjpeg's words, be it of an error or a warning, are in `message` */
+    DECLINED, /* sound, as far as we know, but left to another decoder */
+    DAMAGED,  /* `message` has libjpeg's error or warning */
     NO_MEMORY,
 };
 
 enum {
     PIXEL_LIMIT = 89478485, /* as in mvlm/data/images/encoded.py, which also bounds the scans before we are asked */
-    SIZE_LIMIT = 8192, /* pixels a side of a result */
+    SIZE_LIMIT = 8192, /* of a result, in pixels per side */
     MESSAGE_LENGTH = 256,
 };
 
 struct header {
     int width, height;
-    int plain; /* 0: the colours or the orientation are for another decoder */
+    int plain; /* 0: the colours or the orientation need another decoder */
 };
 
 struct view {
     int left, top, right, bottom; /* pixels of the image that are kept */
-    int shrink;                   /* 1, 2, 4 or 8: decode at this part of the size, before resizing */
+    int shrink;                   /* 1, 2, 4 or 8: divides the size at which it is decoded, before resizing */
     int flip;
-    int size; /* pixels a side of the result */
+    int size; /* of the result, in pixels per side */
 };
 
 enum outcome jpeg_header(const uint8_t *data, size_t length, struct header *header, char message[MESSAGE_LENGTH]);

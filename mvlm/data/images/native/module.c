@@ -7,7 +7,7 @@
 #include "augment.h"
 #include "jpeg.h"
 
-/* Of the numbers of a matrix and factors, so that nothing computed from them overflows. */
+/* Limits matrix entries and factors, so that nothing computed from them overflows. */
 static const double FARTHEST = 1 << 15;
 
 static PyObject *raise_outcome(enum outcome outcome, const char *message) {
@@ -49,7 +49,7 @@ static PyObject *view(PyObject *module, PyObject *arguments) {
     return PyBool_FromLong(outcome == DONE);
 }
 
-/* Whether both are images of one size, of which they may not share the memory. */
+/* Whether both are images of this size whose memory does not overlap. */
 static int are_images(const Py_buffer *image, const Py_buffer *out, int size) {
     Py_ssize_t bytes = (Py_ssize_t)3 * size * size;
     const char *a = image->buf, *b = out->buf;

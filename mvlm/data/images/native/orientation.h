@@ -7,7 +7,7 @@
 
 enum orientation { UNSAID, UPRIGHT, TURNED };
 
-/* Of the content of one APP1 segment; what cannot be read to its end counts as TURNED. */
+/* Reads the content of one APP1 segment; one that cannot be read to its end counts as TURNED. */
 enum orientation orientation_of(const uint8_t *segment, size_t length);
 
 #endif

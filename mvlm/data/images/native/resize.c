@@ -7,8 +7,8 @@
 #include "processors.h"
 
 /* Pixels are held in units of 2^-6, so that the overshoot of the filter fits in 16 bits; each product is rounded to
- * that unit, which for MAX_TAPS of them stays well below half a grey level. Integers alone: every machine, whatever
- * its vectors, gives the same image. */
+ * that unit, which for MAX_TAPS of them stays well below half a grey level. With integers only, every machine gives
+ * the same image, whatever its vectors. */
 #define UNIT_BITS 6
 
 enum { LANES = 48 }; /* values that are computed together: of a strip's column, or of a row */
@@ -31,7 +31,7 @@ static void quantise(const double *exact, int count, int16_t *weight) {
         left -= weight[k];
         if (weight[k] > weight[largest]) largest = k;
     }
-    /* So that a plain surface keeps its grey level. */
+    /* The weights must sum to 1, so that a plain surface keeps its grey level. */
     if (weight[largest] + left <= INT16_MAX) weight[largest] = (int16_t)(weight[largest] + left);
 }
 
@@ -63,7 +63,7 @@ int make_taps(struct taps *taps, double from, double to, int limit, int size, in
         reached(centre, reach, limit, &first, &last);
         for (int k = 0; k < last - first; k++) exact[k] = bicubic((first + k - centre + 0.5) * 2 / reach);
         int place = flip ? size - 1 - i : i;
-        /* Those with fewer taps begin earlier where they would else end beyond the last pixel, with weights of 0. */
+        /* A pixel with fewer taps that would reach beyond the last source pixel begins earlier, with weights of 0. */
         int start = first < taps->last - taps->count ? first : taps->last - taps->count;
         taps->start[place] = start;
         quantise(exact, last - first, taps->weight + (size_t)place * (size_t)taps->count + (first - start));
@@ -79,7 +79,7 @@ void free_taps(struct taps *taps) {
 static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
 size_t strip_stride(int width, int channels) {
-    /* Of a grey strip, the lanes computed beside the wanted ones are those of the next columns. */
+    /* In a grey strip, the lanes computed beyond the ones wanted belong to the next columns. */
     return round_up(((size_t)width + LANES / STRIP) * (size_t)channels, 32);
 }
 
@@ -129,7 +129,7 @@ static inline int16_t scaled(int16_t value, int16_t weight) {
 }
 
 static inline void add_scaled(int16_t sum[restrict 16], const int16_t *value, int16_t weight) {
-    /* Else the compiler unrolls it before it sees the vector. */
+    /* Otherwise the compiler unrolls the loop before it can vectorise it. */
 #pragma GCC unroll 1
     for (int lane = 0; lane < 16; lane++) sum[lane] = (int16_t)(sum[lane] + scaled(value[lane], weight));
 }
@@ -159,7 +159,7 @@ static inline uint8_t grey_level(int16_t value) {
 static inline __attribute__((always_inline)) void across(int channels, const int16_t *columns, int origin,
                                                          const struct taps *taps, int size, int16_t *half,
                                                          size_t stride, size_t plane) {
-    /* Of a grey strip, the lanes after the first 16 are the next columns, and are not used. */
+    /* In a grey strip, the lanes after the first 16 are the next columns, and are not used. */
     const size_t step = (size_t)channels * STRIP;
     for (int left = 0; left < size; left += 16) {
         uint8_t block[16][LANES];

@@ -6,8 +6,8 @@
 #include <stdint.h>
 
 enum {
-    STRIP = 16,    /* rows that are resized together, one to a lane of a vector */
-    MAX_TAPS = 64, /* source pixels an output pixel may draw on: beyond it, 15 bits of weight are too few */
+    STRIP = 16,    /* rows that are resized together, one per lane of a vector */
+    MAX_TAPS = 64, /* source pixels an output pixel may draw on: for more, 15 bits of weight are too few */
 };
 
 /* Along one axis: output pixel i is the sum over k of weight[i * count + k] * source[start[i] + k]. */
@@ -19,7 +19,7 @@ struct taps {
 };
 
 /* The taps of `size` output pixels that cover [from, to) of `limit` source pixels, the last first if `flip`.
- * Returns -1 without memory, 1 if they would be more than MAX_TAPS, else 0. */
+ * Returns -1 if out of memory, 1 if there would be more than MAX_TAPS, else 0. */
 int make_taps(struct taps *taps, double from, double to, int limit, int size, int flip);
 void free_taps(struct taps *taps);
 

@@ -1,6 +1,6 @@
-/* mvlm.data.shards._rows: rows of mapped shards. plain_rows.py beside it says the same in Python, with the format.
+/* mvlm.data.shards._rows: rows of mapped shards. plain_rows.py does the same in Python; row_index.py has the format.
 
-   What a mapped file holds may change at any moment, so that a number read from it is copied before it is checked. */
+   The content of a mapped file may change at any moment, so a number read from it is copied before it is checked. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -9,7 +9,7 @@
 
 enum { TEXT = 't', IMAGE = 'I', TEXTS = 'l', BIT = 'b', INT32 = 'i', UINT32 = 'u', INT64 = 'q', MOST_COLUMNS = 32 };
 
-/* Of an element of the buffer that is read first. */
+/* Size of an element in the first buffer read of a column. */
 static const uint64_t BITS[256] = {
     [TEXT] = 32, [IMAGE] = 32, [TEXTS] = 32, [BIT] = 1, [INT32] = 32, [UINT32] = 32, [INT64] = 64,
 };
@@ -18,11 +18,11 @@ struct span {
     uint64_t first, length; /* bytes of the shard */
 };
 
-/* A column's part of the row: the bytes of a text or an image, of a list its offsets, of anything else the value. */
+/* A column's part of a row: the bytes of a text or an image, the offsets of a list, the value of anything else. */
 struct part {
     struct span bytes, offsets;
-    uint64_t base; /* of the bytes of all the batch's texts, to which offsets are relative */
-    int64_t value; /* of a list, how many bytes from there on texts may take */
+    uint64_t base; /* of a list, where the bytes of all the batch's texts begin, to which offsets are relative */
+    int64_t value; /* of a list, how many bytes its texts may take from `base` on */
 };
 
 struct shard {
@@ -64,10 +64,10 @@ static uint32_t crc32_of_number(uint32_t crc, int64_t number) {
     return crc32_of(crc, (const unsigned char *)&number, sizeof number);
 }
 
-/* How many numbers of `buffers` a column has: two, an offset and a length, for each of its buffers. */
+/* How many numbers a column has in `buffers`: two, an offset and a length, for each of its buffers. */
 static int places(char kind) { return kind == TEXTS ? 6 : kind == TEXT || kind == IMAGE ? 4 : 2; }
 
-/* Copy `bytes` from `first` on; 0 where the shard does not reach so far. */
+/* Copy `bytes` bytes from `first` on; 0 if the shard does not reach that far. */
 static int copied(const struct shard *shard, uint64_t first, void *out, uint64_t bytes) {
     uint64_t size = (uint64_t)shard->data.len;
     if (first > size || bytes > size - first) return 0;
@@ -75,7 +75,7 @@ static int copied(const struct shard *shard, uint64_t first, void *out, uint64_t
     return 1;
 }
 
-/* Where the element `at` of a buffer of int32 offsets begins and ends; 0 where that is not within `length`. */
+/* Where the element `at` of a buffer of int32 offsets begins and ends; 0 if that is not within `length`. */
 static int between(const struct shard *shard, uint64_t offsets, uint64_t at, uint64_t length, struct span *out) {
     int32_t ends[2];
     if (!copied(shard, offsets + 4 * at, ends, sizeof ends) || ends[0] < 0 || ends[0] > ends[1] ||
@@ -85,7 +85,7 @@ static int between(const struct shard *shard, uint64_t offsets, uint64_t at, uin
     return 1;
 }
 
-/* Whether bytes, given by their place among a column's, lie in the shard; they are then given by their place in that. */
+/* Whether bytes, given by their offset in a column, lie in the shard; their offset is changed to the one in that. */
 static int within(const struct shard *shard, uint64_t base, struct span *bytes) {
     uint64_t size = (uint64_t)shard->data.len, end = bytes->first + bytes->length;
     bytes->first += base;
@@ -121,7 +121,7 @@ static int is_number(const struct shard *shard, char kind, uint64_t first, uint6
     }
 }
 
-/* The parts of a row; NULL, or what is wrong. */
+/* Find the parts of a row; returns NULL, or what is wrong. */
 static const char *find(const struct shard *shard, uint64_t number, struct part *parts) {
     static const char outside[] = "an offset points outside its column";
     const uint64_t *starts = shard->starts.buf, *buffers = shard->buffers.buf;
@@ -139,7 +139,7 @@ static const char *find(const struct shard *shard, uint64_t number, struct part 
     if ((low + 1) * stride * 8 > (uint64_t)shard->buffers.len) return "its index is of other columns";
     uint64_t at = number - starts[low];
     buffers += low * stride;
-    /* Of a random row nothing is in the processor's caches: all columns are fetched at once, not one after the other. */
+    /* Nothing of a random row is in the processor's caches: prefetch all columns at once, not one after another. */
     for (int column = 0, place = 0; column < shard->columns; place += places(shard->kinds[column++]))
         __builtin_prefetch((const char *)shard->data.buf + buffers[place] + BITS[(unsigned char)shard->kinds[column]] * at / 8);
     for (int column = 0; column < shard->columns; column++) {
@@ -226,7 +226,7 @@ static PyObject *values(const struct shard *shard, PyObject *data, const struct 
     return row;
 }
 
-/* Both functions: with `crc32s`, or None for a row that is not checked, the values; without it the CRC-32. */
+/* Both functions: `read_row`, given `crc32s` or None to check nothing, wants the values, and `row_crc32` the CRC-32. */
 static PyObject *looked_up(PyObject *arguments, int wants_values) {
     PyObject *data, *crc32s = Py_None, *result = NULL;
     struct shard shard;
