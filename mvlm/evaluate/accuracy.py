@@ -11,7 +11,7 @@ from mvlm.data.samples.answers import normalize_answer, strip_answer
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """How right an answer is, 0 to 1: min(others who gave it / 3, 1), averaged over leaving each person out.
 
-    Equal to github.com/GT-Vision-Lab/VQA, vqaEval.py, which leaves spelling alone where all people agree.
+    Equal to github.com/GT-Vision-Lab/VQA, vqaEval.py, which leaves spelling alone if all people agree.
     """
     given, prediction = [strip_answer(answer) for answer in answers], strip_answer(prediction)
     if len(set(given)) > 1:
@@ -21,7 +21,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def consistency(predictions: Sequence[object], labels: Sequence[object], groups: Sequence[str]) -> float:
-    """Share of the groups, NLVR2's sentences, of which every row is predicted right (Suhr et al., arXiv 1811.00491)."""
+    """Share of the groups, NLVR2's sentences, whose rows are all predicted right (Suhr et al., arXiv 1811.00491)."""
     right: dict[str, bool] = {}
     for prediction, label, group in zip(predictions, labels, groups, strict=True):
         right[group] = right.get(group, True) and prediction == label

@@ -26,19 +26,19 @@ TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "this is a {}
 
 
 SHARES = ("top1", "top5", "mean_per_class")
-"""Of the pictures that are classified correctly."""
+"""Shares of the pictures that are classified correctly."""
 
 
 def sentences_of(folder: ClassFolder, templates: Sequence[str]) -> list[str]:
-    """Those of the first class, then those of the second, and so on."""
+    """The sentences of the first class, then those of the second, and so on."""
     return [template.replace("{}", name) for name in folder.names for template in templates]
 
 
 def read_templates(path: str) -> list[str]:
-    """A template a line.
+    """Read one template per line.
 
     Raises:
-        UserError: the file cannot be read, is empty, or a line has not exactly one {}.
+        UserError: the file cannot be read, is empty, or a line does not have exactly one {}.
     """
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
@@ -91,10 +91,10 @@ def class_features(text_ME: Tensor, classes: int) -> Tensor:
 
 
 def scores(rank_N: np.ndarray, label_N: np.ndarray, classes: int) -> dict[str, Any]:
-    """The shares of `evaluate_classification` from the place, from 0, of each picture's class."""
+    """The result of `evaluate_classification`, without its protocol, from the rank of each picture's class."""
 
     order_N = np.argsort(label_N)
-    first_C = np.unique(label_N[order_N], return_index=True)[1]  # of each class that has pictures
+    first_C = np.unique(label_N[order_N], return_index=True)[1]  # where each class that has pictures begins
 
     def shares_of(weight_RN: np.ndarray) -> dict[str, np.ndarray]:
         size_RC = np.add.reduceat(weight_RN[:, order_N], first_C, axis=1)
@@ -127,7 +127,7 @@ def one_folder(settings: Settings) -> ClassFolder:
     """The folder of --data.
 
     Raises:
-        UserError: there are several, or it is no folder of classes.
+        UserError: there are several, or it is not a folder of classes.
     """
     if len(settings.data) != 1:
         raise UserError(f"--data names {len(settings.data)} folders: give one that has a folder for each class.")

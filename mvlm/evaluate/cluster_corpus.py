@@ -1,11 +1,11 @@
-"""The rows of scored corpora in clusters, as a table beside each shard that `data.where` reads.
+"""Clusters the rows of scored corpora, in a table beside each shard that `data.where` reads.
 
-    cluster                of the row, from 0 on
+    cluster                of the row, from 0
     cluster_rank           its place in the cluster in a random order: `cluster_rank < 1000` caps a cluster's rows
     duplicate_similarity   the greatest cosine to an earlier row of the cluster: `< 0.95` drops near-duplicates
 
-Memory does not grow with the rows but for 12 bytes a row: centroids are found on a sample, and the rows of as many
-clusters as fit are compared at a time, for which the embeddings are read again.
+Memory grows by only 12 bytes per row: centroids are found on a sample, and the rows of as many clusters as fit are
+compared at a time, for which the embeddings are read again.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from mvlm.model.masking import Purpose, generator
 
 CLUSTERS = "clusters"
 SAMPLED = 256
-"""Rows that a cluster's centroid is found on, in the mean."""
+"""Rows on which a cluster's centroid is found, on average."""
 NO_CLUSTER = -1
 
 
 class EmbeddedRows:
-    """The rows of corpora that have embeddings and were not taken down since, one after another.
+    """The rows of corpora, one after another, that have embeddings and have not been taken down.
 
     Raises:
-        UserError: one has none.
+        UserError: a corpus has shards without embeddings.
     """
 
     def __init__(self, folders: Sequence[str | Path], clusters: int, seed: int, cache: Cache) -> None:
@@ -69,16 +69,16 @@ class EmbeddedRows:
         kept = np.setdiff1d(known, np.array(location.taken_down, np.int64) - first)
         values = column.take(pa.array(kept)).flatten().to_numpy(zero_copy_only=False)
         value_RE = torch.from_numpy(values.reshape(-1, column.type.list_size).astype(np.float32))
-        # Rounded to 16 bits they are longer or shorter than 1, and so would be the cosine of two that are the same.
+        # Rounding to 16 bits has moved their lengths away from 1, and so the cosine of two equal ones.
         return kept, torch.nn.functional.normalize(value_RE, dim=1).numpy()
 
     def shards(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """The same of all, each with its first row."""
+        """The same for all shards, each with its first row."""
         for number in range(len(self._tables)):
             yield self.starts[number], *self.shard(number)
 
     def draws(self, number: int) -> np.ndarray:
-        """A random number for each row of a shard, fp64 from 0 to 1, by the seed and the shard's place alone."""
+        """A random number for each row of a shard, fp64 from 0 to 1, from the seed and the shard's number alone."""
         rows = self.starts[number + 1] - self.starts[number]
         return generator(self.seed, Purpose.CLUSTERS, 0, 0, number).random(rows)
 
@@ -91,13 +91,13 @@ def cluster_corpora(
     seed: int = 0,
     cache: Cache | None = None,
 ) -> None:
-    """Put the rows of all corpora together in clusters, unless these are there.
+    """Cluster the rows of all corpora together, unless that has been done.
 
     Args:
-        memory_gb: for embeddings that are held.
+        memory_gb: for the embeddings held at once.
 
     Raises:
-        UserError: a corpus has no embeddings, has fewer rows than there are to be clusters, or cannot be written to.
+        UserError: a corpus has no embeddings or cannot be written to, or there are fewer rows than clusters wanted.
     """
     rows = EmbeddedRows(folders, clusters, seed, cache or Cache())
     if any(staged.missing() for staged in rows.staged):
@@ -136,7 +136,7 @@ def _columns(rows: EmbeddedRows, clusters: int, held: int, device: torch.device)
 
 
 def _centroids(rows: EmbeddedRows, clusters: int, held: int, device: torch.device) -> Tensor:
-    """Found on a sample of the rows, drawn by the seed."""
+    """The centroids, found on a seeded sample of the rows."""
     sample = []
     for number, (_, kept, embedding) in enumerate(rows.shards()):
         wanted = min(SAMPLED * clusters, held // embedding.shape[1])
@@ -151,7 +151,7 @@ def _centroids(rows: EmbeddedRows, clusters: int, held: int, device: torch.devic
 
 
 def _groups(size_K: np.ndarray, most: int) -> Iterator[range]:
-    """Clusters in a row whose rows fit together, or one alone that does not."""
+    """Successive clusters whose rows fit together, or a single one that does not fit."""
     first, held = 0, 0
     for cluster, size in enumerate(size_K.tolist()):
         if held + size > most and cluster > first:
@@ -162,7 +162,7 @@ def _groups(size_K: np.ndarray, most: int) -> Iterator[range]:
 
 
 def _embeddings(rows: EmbeddedRows, chosen: np.ndarray, width: int) -> np.ndarray:
-    """Of rows whose numbers rise."""
+    """The embeddings of the rows numbered `chosen`, ascending."""
     found = np.empty((len(chosen), width), np.float32)
     for first, kept, embedding in rows.shards():
         _, at, place = np.intersect1d(chosen, first + kept, assume_unique=True, return_indices=True)

@@ -1,6 +1,6 @@
-"""Embeddings grouped by spherical k-means, and what is near-duplicate within a cluster, by a seed.
+"""Spherical k-means of embeddings, by a seed, and near-duplicates within a cluster.
 
-Legend beside mvlm/batch.py's: R rows, K clusters.
+Legend in addition to mvlm/batch.py's: R rows, K clusters.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 ROUNDS = 20
-"""Of Lloyd's algorithm at most."""
+"""The most iterations of Lloyd's algorithm."""
 
 AT_A_TIME = 1 << 24
 """Similarities held at once."""
 
 NO_EARLIER = -1.0
-"""The least similarity there is: of the first row of a cluster to those before it."""
+"""The lowest possible similarity, given to the first row of a cluster, which has none before it."""
 
 
 def k_means(embedding_RE: Tensor, clusters: int, seed: int) -> Tensor:
     """Centroids of unit length, K x E, by Lloyd's algorithm on the cosine, begun at random rows.
 
-    A cluster that is left without rows restarts at the row that its own centroid fits least. The centroids are a
-    function of the rows in their order and the seed.
+    A cluster left without rows restarts at the row that is farthest from its nearest centroid. The centroids depend
+    only on the rows in their order and the seed.
 
     Args:
-        embedding_RE: fp32 of unit length; at least as many as there are to be clusters.
+        embedding_RE: fp32 of unit length; at least as many as clusters.
     """
     start = np.random.default_rng(seed).permutation(len(embedding_RE))[:clusters]
     centroid_KE = embedding_RE[torch.from_numpy(start).to(embedding_RE.device)]
@@ -36,7 +36,7 @@ def k_means(embedding_RE: Tensor, clusters: int, seed: int) -> Tensor:
         if before_R is not None and torch.equal(nearest_R, before_R):
             break
         before_R = nearest_R
-        # On the host: a GPU adds in an order of its own.
+        # On the host: a GPU adds in no fixed order.
         sum_KE = torch.zeros(centroid_KE.shape).index_add_(0, nearest_R.cpu(), embedding_RE.cpu())
         empty = (torch.bincount(nearest_R.cpu(), minlength=clusters) == 0).nonzero()[:, 0]
         farthest = torch.sort(similarity_R.cpu(), stable=True).indices[: len(empty)]
@@ -54,10 +54,10 @@ def assign(embedding_RE: Tensor, centroid_KE: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def duplicate_similarity(embedding_RE: Tensor, to_centroid_R: Tensor) -> Tensor:
-    """Of each row of a cluster, the greatest cosine to a row that comes before it, or `NO_EARLIER`.
+    """For each row of a cluster, the greatest cosine to a row that comes before it, or `NO_EARLIER`.
 
-    As in SemDeDup (Abbas et al. 2023, section 3), what is least like the centroid comes first, and so is kept: the rows
-    that are below a bound are those that its removal of near-duplicates leaves, for whatever bound.
+    As in SemDeDup (Abbas et al. 2023, section 3), the rows least like the centroid come first, and so are kept: for any
+    bound, the rows below it are those that SemDeDup's removal of near-duplicates leaves.
     """
     order_R = torch.sort(to_centroid_R, stable=True).indices
     ordered_RE = embedding_RE[order_R]
@@ -73,7 +73,7 @@ def duplicate_similarity(embedding_RE: Tensor, to_centroid_R: Tensor) -> Tensor:
 
 
 def random_rank(cluster_R: np.ndarray, draw_R: np.ndarray) -> np.ndarray:
-    """Of each row its place, from 0 on, among those of its cluster in the order of their draws; int64."""
+    """Each row's place, from 0, among the rows of its cluster in the order of their draws; int64."""
     order_R = np.lexsort((draw_R, cluster_R))
     sorted_R = cluster_R[order_R]
     first_R = np.searchsorted(sorted_R, sorted_R)

@@ -32,7 +32,7 @@ GREY = 127
 
 @dataclass(frozen=True)
 class ImageExample:
-    """An image reconstructed; the pictures are uint8 [H, W, 3]."""
+    """A reconstructed image; the pictures are uint8 [H, W, 3]."""
 
     caption: str
     original: np.ndarray
@@ -52,7 +52,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a sentence; the guesses, best first, are empty where it was shown."""
+    """A token of a sentence; the guesses, best first, are empty if it was shown."""
 
     text: str  # as the caption spells it, with the space before it
     with_image: tuple[Guess, ...] = ()
@@ -77,7 +77,7 @@ def examples(
     rows: Sequence[int],
     device: torch.device,
 ) -> tuple[list[ImageExample], list[TextExample]]:
-    """Both for each of these rows and its first caption, masked as in training, tokens all by the mask token.
+    """Both for each of these rows and its first caption, masked as in training, but tokens always by the mask token.
 
     Without text means the empty sentence, without image the mean image of the set.
     """
@@ -106,7 +106,7 @@ def _image_examples(model: MaskVLM, dataset: EvalDataset, rows: np.ndarray, devi
 def image_examples(
     model: MaskVLM, captions: Sequence[str], tokens: BatchTokenizer, image_BCHW: Tensor, mask_BN: Tensor
 ) -> list[ImageExample]:
-    """The masked patches of images reconstructed, once with their captions and once with empty ones.
+    """Reconstruct the masked patches of images, once with their captions and once with empty ones.
 
     Args:
         image_BCHW: uint8, on the model's device.

@@ -1,6 +1,6 @@
 """Foils: whether the true sentence of an image scores above one with two colours or two shapes exchanged.
 
-Retrieval does not ask this: a bag of words tells nearly all scenes apart, and none from its foil.
+Retrieval does not test this: a bag of words tells nearly all scenes apart, but none from its foil.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def evaluate_foils(
     """Share of the rows whose true sentence scores above its foil; equal scores count half.
 
     Returns:
-        `accuracy` by scorer, `itc` and, of a model trained with it, `itm`: {`all`, and each value of `swapped`};
+        `accuracy` by scorer, `itc` and, for a model trained with it, `itm`: {`all`, and each value of `swapped`};
         `interval`, the same tree; `chance`; `rows`; `protocol`.
     """
     rows = np.arange(len(dataset))
@@ -74,7 +74,7 @@ def evaluate_foils(
 
 
 def _by_scorer(flat: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """Of `itc/all`, `itc/left/right`: by scorer, and then by what is exchanged, whatever signs that has."""
+    """Nest names such as `itc/all` by scorer and then by what is exchanged, which may itself have slashes."""
     tree: dict[str, dict[str, T]] = {}
     for name, value in flat.items():
         scorer, _, kind = name.partition("/")

@@ -1,7 +1,7 @@
-"""Evaluation as a job of its own: each checkpoint of a run as it appears, so that training never waits.
+"""Evaluation as a separate job: each checkpoint of a run as it appears, so that training never waits.
 
 A checkpoint is held by hard links in `RUN/evaluating/` while it is evaluated, so that the run may delete its own folder
-meanwhile. Results go to `RUN/eval.jsonl`, which nobody else writes, in the form of metrics.jsonl's lines. Where the run
+meanwhile. Results go to `RUN/eval.jsonl`, which nothing else writes, in the form of metrics.jsonl's lines. If the run
 leaves evaluation to this job (`eval.every = -1`) and names `eval.select`, the job keeps `checkpoints/best`.
 """
 
@@ -53,10 +53,10 @@ SO = "free some room and start again"
 
 @dataclass(frozen=True)
 class Turn:
-    """What is to be done next: evaluate a checkpoint that is held, end, or wait.
+    """What to do next: evaluate a checkpoint that is held, end, or wait.
 
     Attributes:
-        weights: by which a step that was made again is known from what it was before.
+        weights: a fingerprint that tells a step that was made again from what it was before.
     """
 
     held: Path | None = None
@@ -66,7 +66,7 @@ class Turn:
 
 
 class EvaluationJob:
-    """Evaluates a run until it is done; all ranks must construct it and call.
+    """Evaluates a run until it is done; all ranks must construct it and call `follow`.
 
     Args:
         data: held-out shards in place of the run's `data.eval`; empty = those.
@@ -97,7 +97,7 @@ class EvaluationJob:
                     time.sleep(LOOK_S)
 
     def _next(self) -> Turn:
-        """On rank 0: the lowest step that has not been evaluated as it is now."""
+        """On rank 0: what to do about the lowest step whose present weights have not been evaluated."""
         if not self.run.is_dir():
             raise UserError(f"{self.run} has been moved or deleted: follow the run where it is now.")
         done, known = is_done(self.run), {(line["step"], line["weights"]) for line in read_evaluations(self.run)}
@@ -114,7 +114,7 @@ class EvaluationJob:
         return Turn(done=done)
 
     def _tell_why_not(self, folder: Path, error: Exception) -> None:
-        """Once, for what is damaged is met again at each look."""
+        """Warn once, since a damaged checkpoint is found again at each look."""
         sentence = f"{folder.name} was deleted before it was evaluated: raise checkpoint.keep."
         if (folder / INDEX).is_file():
             sentence = f"{folder.name} is damaged and is not evaluated: {error}"
@@ -123,7 +123,7 @@ class EvaluationJob:
             rank_log.warning(sentence)
 
     def _hold(self, folder: Path) -> Path:
-        """A copy of a checkpoint by hard links; raises `UserError` or `FileNotFoundError` where it is not whole."""
+        """Copy a checkpoint by hard links; raises `UserError` or `FileNotFoundError` if it is not whole."""
         held = self.run / EVALUATING / folder.name
         shutil.rmtree(held, ignore_errors=True)
         _link(folder, held)
@@ -161,24 +161,24 @@ class EvaluationJob:
         self._say(f"step {turn.step}  held out: {shown}{'  (the best)' if best and best.step == turn.step else ''}")
 
     def _best(self) -> BestEvaluation | None:
-        """By all that has been evaluated so far, each step as it was last."""
+        """The best of all evaluations so far, by the latest one of each step."""
         if self._selector is None:
             return None
         best: BestEvaluation | None = None
         latest = {line["step"]: line for line in read_evaluations(self.run)}
         for step, metrics in sorted(latest.items()):
-            if self._selector.metric in metrics:  # or eval.select, and what is measured, was another then
+            if self._selector.metric in metrics:  # not if eval.select, and so what is measured, was another then
                 best = self._selector.judge(best, step, metrics)
         return best
 
     def _let_go(self, best: BestEvaluation | None) -> None:
-        """Delete what is held, but for the best, which the run may be about to delete as what it was before."""
+        """Delete what is held except the best, which the run may be about to delete, as it was not the best before."""
         for folder in (self.run / EVALUATING).glob("step_*"):
             if best is None or folder.name != step_name(best.step):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _restore_best(self) -> None:
-        """Put the best back, where the run deleted it just before it became the best."""
+        """Put the best back if the run deleted it just before it became the best."""
         pointer = self.run / CHECKPOINTS / BEST
         for held in (self.run / EVALUATING).glob("step_*"):
             if best_checkpoint(self.run) is None and pointer.exists() and pointer.read_text() == held.name:
@@ -189,7 +189,7 @@ class EvaluationJob:
 
 
 def is_done(run: Path) -> bool:
-    """Whether a run has come to its last step, of the last of its stages, or has ended early."""
+    """Whether a run has reached the last step of its last stage, or has ended early."""
     try:
         facts = json.loads((run / RUN_JSON).read_text(encoding="utf-8"))
         steps, goes_on = facts["steps"], count_stages(run) > len(facts.get("stages", [None]))
@@ -214,7 +214,7 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def _link(folder: Path, to: Path) -> None:
-    """Copy a checkpoint by hard links, or in full where the disk has none."""
+    """Copy a checkpoint by hard links, or in full if the disk has none."""
     for path in filter(Path.is_file, sorted(folder.rglob("*"))):
         place = to / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,7 @@ def _link(folder: Path, to: Path) -> None:
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """With what an earlier job has left cleared away; raises `UserError` where another one follows the run."""
+    """Follow the run alone, rid of a torn line of an earlier job; raises `UserError` if another job follows it."""
     with ExitStack() as stack:
 
         def begin() -> None:

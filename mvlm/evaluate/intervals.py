@@ -11,11 +11,11 @@ RESAMPLES = 1000
 LEVEL = 0.95
 SEED = 0
 VALUES = 1 << 16
-"""Of units in resamples that are scored together, which bounds the memory."""
+"""Units in the resamples that are scored together, which bounds the memory."""
 
 Score = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""From how often each of N units counts in each of R resamples, float64 RN, to R numbers by name; NaN where a resample
-has nothing of a number."""
+"""Maps how often each of N units counts in each of R resamples, float64 RN, to R numbers by name; NaN if a resample has
+no units for a number."""
 
 
 def point(units: int, score: Score) -> dict[str, float]:
@@ -24,7 +24,7 @@ def point(units: int, score: Score) -> dict[str, float]:
 
 
 def bootstrap(units: int, score: Score) -> dict[str, list[float]]:
-    """The lower and upper end for each number that `score` gives.
+    """The lower and upper end of the interval of each number that `score` gives.
 
     Args:
         units: what is drawn with replacement, such as images, each with all that belongs to it.
@@ -40,7 +40,7 @@ def bootstrap(units: int, score: Score) -> dict[str, list[float]]:
 
 
 def explain(units: str) -> str:
-    """A sentence of a protocol: what the intervals hold."""
+    """A sentence for a protocol that says what the intervals are."""
     return f"Intervals hold {LEVEL:.0%} of {RESAMPLES} bootstrap resamples of {units}."
 
 

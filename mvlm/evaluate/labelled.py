@@ -1,4 +1,4 @@
-"""VQA, NLVR2 and visual entailment: a class is chosen for each row, scored, and written as the servers take it."""
+"""VQA, NLVR2 and visual entailment: a class is chosen for each row, scored, and written as the servers expect it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TITLES = {"vqa": "Visual question answering", "nlvr2": "NLVR2", "entailment": "V
 
 
 class LabelledTask:
-    """A fine-tuned task; the result has its file of predictions too, as a text under "predictions"."""
+    """A fine-tuning task; the result also has the text of a file of predictions, under "predictions"."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class LabelledTask:
 
 
 def predict(model: TaskModel, dataset: LabelledEvalDataset, batch: int, device: torch.device) -> np.ndarray:
-    """The class that the model finds likeliest of every row: int64 [rows], on every rank; all ranks must call."""
+    """The class that the model finds likeliest for each row: int64 [rows], on every rank; all ranks must call."""
     chosen = []
     with shares.inference(model):
         for rows in shares.batches(len(dataset), batch):
@@ -61,16 +61,16 @@ def predict(model: TaskModel, dataset: LabelledEvalDataset, batch: int, device: 
 
 
 def kind_of(task: str, row: dict[str, Any]) -> str:
-    """Of a row, by its own columns: how its question begins, or its label."""
+    """The kind of a row, from its own columns: how its question begins, or its label."""
     return str(row["question_type" if task == "vqa" else "label"])
 
 
 def score(task: str, predicted: Sequence[str], values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The task's official numbers, 0 to 1, and how they fall on kinds of rows; none where no row has an answer.
+    """The task's official scores, 0 to 1, and the scores by kind of row; none if no row has an answer.
 
     Args:
         predicted: an answer or a label for each row.
-        values: the rows' own columns. Questions without answers, as VQA's test questions are published, do not count.
+        values: the rows' own columns. Questions published without answers, as VQA's test questions are, do not count.
     """
     if task == "vqa":
         answered = [(answer, row) for answer, row in zip(predicted, values, strict=True) if row["answers"]]
@@ -109,8 +109,8 @@ def evaluate_labelled(
 def submission(task: str, dataset: LabelledEvalDataset, predicted: Sequence[str]) -> str:
     """The text of a file of predictions.
 
-    VQA: a JSON list of question_id and answer, as EvalAI takes it. NLVR2: lines "identifier,True", as its metrics.py
-    does. SNLI-VE has no server: JSON lines of pairID and prediction.
+    VQA: a JSON list of question_id and answer, as for EvalAI. NLVR2: lines "identifier,True", as for its metrics.py.
+    SNLI-VE has no server: JSON lines of pairID and prediction.
     """
     if task == "vqa":
         numbers = (row["question_id"] for row in dataset.values)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 LEAST_SCORE = -1e38
-"""What py3langid gives texts in which it knows nothing."""
+"""What py3langid gives texts in which it recognises nothing."""
 
 NO_LANGUAGE = "There is no py3langid in this Python, so there will be no column language: pip install 'mvlm[language]'."
 
 
 def language_finder() -> Callable[[Sequence[str]], str | None] | None:
-    """What names the language of a row's captions, such as "en", or None where they say too little; None without
-    py3langid."""
+    """A function that names the language of a row's captions, such as "en", or returns None if they say too little;
+    None without py3langid."""
     try:
         from py3langid import classify
     except ImportError:

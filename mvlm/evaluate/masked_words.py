@@ -21,7 +21,7 @@ from mvlm.model import masking
 
 @dataclass(frozen=True)
 class MaskedText:
-    """B sentences with masked words, and what is to be predicted."""
+    """B sentences with masked words, and the targets to predict."""
 
     caption_B: np.ndarray  # which captions they are
     masked_text_BL: Tensor
@@ -40,8 +40,8 @@ class MaskedWords(Protocol):
 
 
 class RandomWords:
-    """Every caption once, its tokens masked as in training or, with `plain`, as people read it: all shown as the mask
-    token, and none of them punctuation."""
+    """Every caption once, its tokens masked as in training or, with `plain`, for people to read: always by the mask
+    token, and never punctuation."""
 
     whole = False
 
@@ -69,7 +69,7 @@ class RandomWords:
         spared_L = np.zeros(len(text_L), dtype=bool)
         for place, (first, last) in enumerate(self.tokens.spans(spelled)):
             spared_L[place] = not any(character.isalnum() for character in spelled[first:last])
-        may_all = (spared_L | self.tokens.special(text_L)).all()  # a caption of signs alone, such as emoji
+        may_all = (spared_L | self.tokens.special(text_L)).all()  # a caption only of signs, such as emoji
         return {"shares": (1.0, 0.0), "spared_L": None if may_all else spared_L}
 
 
@@ -83,11 +83,11 @@ def mask_tokens(
     shares: tuple[float, float] | None = None,
     spared_L: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A sentence masked by a stream of its own for each sample and occurrence: what `token_mask` gives.
+    """Mask a sentence by a separate random stream for each sample and occurrence; returns what `token_mask` does.
 
     Args:
-        shares: of masked tokens that are shown as the mask token, and as another one; None = as in training.
-        spared_L: True = never masked, beside special tokens.
+        shares: of masked tokens, those shown as the mask token and those shown as another one; None = as in training.
+        spared_L: True = never masked, like special tokens.
     """
     stream = masking.generator(seed, masking.Purpose.TOKENS, 0, occurrence, sample)
     spared_L = tokens.special(text_L) if spared_L is None else tokens.special(text_L) | spared_L

@@ -25,8 +25,8 @@ def match_pairs(
     Args:
         pair_P: image x captions + caption, ascending, each once.
 
-    A pass holds pairs of one block of `sizes.batch` images, the same pairs on any number of ranks. The blocks of most
-    pairs come first, one a rank at a time, so that ranks hardly wait for each other.
+    A pass holds pairs of one block of `sizes.batch` images, the same pairs on any number of ranks. The blocks with most
+    pairs come first, one per rank at a time, so that ranks hardly wait for each other.
     """
     captions = len(dataset.captions)
     image_P, text_P = np.divmod(pair_P, captions)
@@ -48,13 +48,13 @@ def match_pairs(
                 logits_B2 = model.match(image_BSD[_index(image_B, device)], words_BLD, valid_BL.to(device))
                 if mine:
                     odds_P[_index(pairs, device)] = (logits_B2[:, 1] - logits_B2[:, 0]).float()
-    return replicas.all_reduce(odds_P).cpu().numpy()  # every pair is one rank's and 0 on the others
+    return replicas.all_reduce(odds_P).cpu().numpy()  # every pair belongs to one rank and is 0 on the others
 
 
 def _text_tokens(
     model: MaskVLM, dataset: ImagesAndTexts, captions: np.ndarray, batch: int, device: torch.device
 ) -> tuple[np.ndarray, Tensor]:
-    """Tokens of each of these captions, and their features on every rank, beyond the tokens left open: MLD."""
+    """How many tokens each of these captions has, and their features MLD on every rank, undefined beyond the tokens."""
     count, length = len(captions), dataset.tokens.length
     dtype = next(model.parameters()).dtype
     text_MLD = torch.empty(count, length, model.text.width, dtype=dtype, device=device)

@@ -28,17 +28,17 @@ TAKES = {
     "foils": ("memory_gb",),
     **dict.fromkeys(TITLES, ("where",)),
 }
-"""What can be asked of each task, beside `limit` and `batch`; of one that an extension adds, all of it."""
+"""The options of each task besides `limit` and `batch`; a task that an extension adds has all of them."""
 
 SEARCH = ("batch", "rerank", "memory_gb", "equal_captions")
 LEAST = {"limit": 0, "batch": 1, "rerank": 0}
-"""What each of these numbers may be."""
+"""The least that each of these numbers may be."""
 TEXTS = {"where": "a condition as text", **dict.fromkeys(("templates", "train", "pictures"), "a path")}
-"""What each of these is."""
+"""What each of these must be."""
 
 
 def taken_by(task: str) -> tuple[str, ...]:
-    """The names of what can be asked of a task."""
+    """The names of a task's options."""
     own = TAKES[task] if task in TAKES else chain.from_iterable(TAKES.values())
     return tuple(dict.fromkeys(("limit", "batch", *own)))
 
@@ -46,16 +46,16 @@ def taken_by(task: str) -> tuple[str, ...]:
 def evaluate_checkpoint(
     task: str, checkpoint: str | PathLike[str], data: Sequence[str | PathLike[str]], **asked: Any
 ) -> dict[str, Any]:
-    """What the task measures, in a form that JSON can hold; to be called on all ranks at once, with the same result.
+    """What the task measures, in a form that JSON can hold; to be called on all ranks at once, with one result on all.
 
     Args:
-        task: of `TASKS`.
+        task: one of `TASKS`.
         checkpoint: a run folder, one of its checkpoints, or its `best`.
         data: folders of shards or, for some tasks, of classes of pictures.
-        asked: `limit`, `batch` and what else the task takes; if missing, as in the run's [eval].
+        asked: `limit`, `batch` and the task's other options; if missing, as in the run's [eval].
 
     Raises:
-        UserError: the task is unknown, something asked cannot be, or the checkpoint or the data cannot be used.
+        UserError: the task is unknown, an option is wrong, or the checkpoint or the data cannot be used.
     """
     if task not in TASKS:
         raise UserError(f"There is no task {task!r} to evaluate: choose one of {', '.join(TASKS)}.")

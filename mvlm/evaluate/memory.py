@@ -1,7 +1,7 @@
-"""How much evaluation takes up at once, from one setting.
+"""How much memory evaluation takes up at once, from one setting.
 
-Beside the weights, a rank's device holds the contrastive features of all items, which grow with their number alone, and
-then, one after the other: a tile of similarities; or token features to be matched and the pass that matches them.
+Besides the weights, a rank's device holds the contrastive features of all items, which grow only with their number, and
+then, in turn, either a tile of similarities, or token features to be matched and the pass that matches them.
 
 COCO's 5,000 test images at 384 x 384 with 25,000 captions, ViT-B/16 and RoBERTa-base in fp32, `memory_gb` = 4:
 
@@ -11,9 +11,9 @@ COCO's 5,000 test images at 384 x 384 with 25,000 captions, ViT-B/16 and RoBERTa
                              and 20,300 texts x 30 x 768 x 4                            2.0 GB
     a pass                   half of the rest: 64 pairs x 16 x (577 + 30) x 768 x 4     1.9 GB
 
-so that with the weights of 335 million parameters, 1.3 GB, a card needs 5.4 GB; 8 GB for evaluation still fit 16.
-The two blocks of texts make each image be encoded twice; a larger `memory_gb` holds all texts at once.
-The host keeps the candidates: 16 bytes for each of the 30,000 x 256, 0.12 GB, and some times as much to sort them.
+so that with the weights of 335 million parameters, 1.3 GB, a GPU needs 5.4 GB; `memory_gb` = 8 still fits one of 16.
+With two blocks of texts each image is encoded twice; a larger `memory_gb` holds all texts at once.
+The host keeps the candidates: 16 bytes for each of the 30,000 x 256, 0.12 GB, and a few times as much to sort them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 
 SIMILARITY_BYTES = 64
-"""A similarity, its place in the order, and what a stable sort takes beside them."""
+"""A similarity, its place in the order, and what a stable sort needs besides."""
 
 PASS_COPIES = 16
-"""Copies of its tokens that a pair or an item takes in a forward pass: keys and values, the feed-forward's inside."""
+"""Copies of its tokens that a pair or an item takes in a forward pass: keys, values, inside the feed-forward layer."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Bytes of the token features of one image and of one text of the greatest length, and of both contrastive ones."""
+    """Bytes of the token features of one image and of one text of the greatest length, and of a contrastive feature."""
 
     image: int
     text: int
@@ -59,7 +59,7 @@ class Tokens:
 
 
 def sizes(memory_gb: float, batch: int, images: int, texts: int, tokens: Tokens) -> Sizes:
-    """Fill `memory_gb` (of 1e9 bytes), with `batch` items in a pass at most.
+    """Fill `memory_gb` (of 1e9 bytes), with at most `batch` items in a pass.
 
     Raises:
         UserError: it does not hold one pair.

@@ -16,7 +16,7 @@ from mvlm.runtime.log import log
 
 PICTURES = "pictures"
 ALL, GAP, WHITE = 32, 4, 255
-LARGEST = 256  # pixels a side that are kept of each
+LARGEST = 256  # pixels per side of each view, at most
 
 
 def is_due(turn: int) -> bool:
@@ -32,11 +32,11 @@ def write_pictures(
 ) -> Path | None:
     """Reconstruct `count` rows, evenly apart; all ranks must call, rank 0 writes `pictures/step_00001000.png`.
 
-    A row of the picture is an original, what was masked of it in grey, and what the model reconstructs with and
-    without the sentence.
+    Each row of the picture shows an original, its masked patches in grey, and the reconstructions with and without the
+    sentence.
 
     Returns:
-        The picture; None where it could not be written, which is said and stops nothing.
+        The picture's path; None if it could not be written, which is logged and stops nothing.
     """
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
     drawn = [_row(example) for example in reconstructed(model, dataset, rows.tolist(), device)]
@@ -45,7 +45,7 @@ def write_pictures(
         beside = np.full((GAP, *drawn[0].shape[1:]), WHITE, np.uint8)
         whole = np.concatenate([part for row in drawn for part in (row, beside)][:-1])
         try:
-            path.parent.mkdir(exist_ok=True)  # of a run folder that has gone meanwhile nothing must come back
+            path.parent.mkdir(exist_ok=True)  # without parents: a run folder that is gone must not come back
             Image.fromarray(whole).save(path)
         except OSError as error:
             log.warning(f"{path} could not be written ({error}); the run continues.")

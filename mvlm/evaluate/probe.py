@@ -19,7 +19,7 @@ from mvlm.pretrained.runs import Loaded
 from mvlm.runtime import dist
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
-"""Of the penalty, of which the one is taken that does best on the held-out part of the training pictures."""
+"""Strengths of the penalty to try; the one that does best on the held-out training pictures is used."""
 
 HELD_OUT = 5
 """Every fifth picture of each class is held out to choose the penalty."""
@@ -54,7 +54,7 @@ def classify(feature_XD: Tensor, weight_DC: Tensor) -> Tensor:
 
 
 def fit_chosen(feature_XD: Tensor, label_X: Tensor, classes: int) -> tuple[Tensor, float]:
-    """The weights at the strength that is best on held-out pictures, fitted to all of them, and that strength."""
+    """The weights at the strength that is best on held-out pictures, fitted to all pictures, and that strength."""
     held_X = _held_out(label_X)
     shown = feature_XD[~held_X], label_X[~held_X]
     right = []
@@ -66,7 +66,7 @@ def fit_chosen(feature_XD: Tensor, label_X: Tensor, classes: int) -> tuple[Tenso
 
 
 def _held_out(label_X: Tensor) -> Tensor:
-    """Every fifth of each class, from its second: one picture of a class is never held out."""
+    """Every fifth of each class, from its second: the only picture of a class is never held out."""
     held_X = torch.zeros(len(label_X), dtype=torch.bool)
     for label in label_X.unique():
         held_X[(label_X == label).nonzero()[1::HELD_OUT, 0]] = True

@@ -1,6 +1,6 @@
 """Ranks and recall of retrieval: pure functions of similarities, scores and the right answers.
 
-Letters beside the legend of mvlm/batch.py: A queries, N items to be found, R right items of a query (rows
+Letters in addition to mvlm/batch.py's: A queries, N items to be found, R right items of a query (rows
 padded with NONE), K candidates re-ranked. Ranks begin at 0; equal scores keep the order of the index.
 """
 
@@ -24,14 +24,14 @@ RERANKED_VALUES = 1 << 24
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists of whole numbers, end to end: list i is `item[start[i] : start[i + 1]]`."""
+    """Lists of integers, end to end: list i is `item[start[i] : start[i + 1]]`."""
 
     item: np.ndarray
     start: np.ndarray
 
     @classmethod
     def of(cls, list_X: np.ndarray, item_X: np.ndarray, count: int) -> Lists:
-        """`count` lists from pairs of a list and an item in it; each item once a list, in order."""
+        """`count` lists from pairs of a list and an item in it; each item once per list, in order."""
         pairs = np.unique(np.stack([list_X, item_X], axis=1), axis=0)
         return cls(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(count + 1)))
 
@@ -47,9 +47,9 @@ class Lists:
 
 @dataclass(frozen=True)
 class RelevantItems:
-    """The right items of each query: those of its labels, of which no two share an item.
+    """The right items of each query: those of its labels, no two of which share an item.
 
-    Kept so, and not item by item, since with many equal captions all queries together have as many as there are pairs.
+    They are not kept item by item, since with many equal captions the queries have nearly as many as there are pairs.
     """
 
     labels: Lists  # of each query
@@ -63,12 +63,12 @@ class RelevantItems:
         return np.concatenate([self.items[label] for label in self.labels[query]] or [self.items.item[:0]])
 
     def counts(self) -> np.ndarray:
-        """Right items of each query."""
+        """The number of right items of each query."""
         lengths = np.append(self.items.lengths()[self.labels.item], 0)
         return np.add.reduceat(lengths, self.labels.start[:-1]) * (self.labels.lengths() > 0)
 
     def padded(self, queries: np.ndarray) -> np.ndarray:
-        """int64 [len(queries), R of these], filled up with NONE."""
+        """int64 [len(queries), R], R being the most that one of these queries has; padded with NONE."""
         rows = [self[query] for query in queries]
         right_AR = np.full((len(rows), max(1, max(map(len, rows)))), NONE, dtype=np.int64)
         for right_R, row in zip(right_AR, rows, strict=True):
@@ -102,7 +102,7 @@ def rank_tile(similarity_AN: Tensor, right_AR: Tensor, top: int) -> tuple[Tensor
 def best_rank(order_AN: Tensor, right_AR: Tensor) -> Tensor:
     """The place in each row of `order_AN`, a permutation of the items, of the right item that comes first.
 
-    It is N where a query has no right item.
+    It is N if a query has no right item.
     """
     place_AN = torch.empty_like(order_AN)
     place_AN.scatter_(1, order_AN, torch.arange(order_AN.shape[1], device=order_AN.device).expand_as(order_AN))
@@ -116,16 +116,16 @@ def rerank(top_AK: np.ndarray, score_AK: np.ndarray) -> np.ndarray:
 
 
 def search_scores(odds_AK: np.ndarray, cosine_AK: np.ndarray, temperature: float) -> np.ndarray:
-    """What a search orders ITC's first candidates by: ITM's log-odds and ITC's logit together.
+    """The scores by which a search orders ITC's first candidates: ITM's log-odds plus ITC's logit.
 
-    ITM has learned to tell pairs from negatives that were drawn by ITC's softmax, so that its odds are what ITC does
-    not know, and one that has hardly learned changes nothing. Retrieval is evaluated by ITM alone, as the paper does.
+    ITM has learned to tell pairs from negatives drawn by ITC's softmax, so its odds are what ITC does not know, and an
+    ITM that has hardly learned changes nothing. Retrieval is evaluated by ITM alone, as in the paper.
     """
     return odds_AK + cosine_AK / temperature
 
 
 def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right: RelevantItems) -> np.ndarray:
-    """The best right item's rank after re-ranking: the one before where no right item is a candidate."""
+    """The best right item's rank after re-ranking; unchanged if no right item is a candidate."""
     widest = reranked_AK.shape[1] * max(1, right.counts().max(initial=1))
     rows = max(1, RERANKED_VALUES // int(widest))
     ranks = []
@@ -137,10 +137,10 @@ def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right: RelevantIt
 
 
 def passed(rank_A: np.ndarray, weight_RA: np.ndarray) -> np.ndarray:
-    """How many of the queries have their right item among the first 1, 2, ..., to the last place that one has -> RB.
+    """How many queries have their right item among the first 1, 2, ... B, where B is the last place of any -> RB.
 
     Args:
-        weight_RA: how often each query counts, R times over.
+        weight_RA: how often each query counts in each of R resamples.
     """
     places = int(rank_A.max()) + 1
     return np.cumsum([np.bincount(rank_A, weight_A, places) for weight_A in weight_RA], axis=1)
@@ -154,7 +154,7 @@ def recall(passed_RB: np.ndarray, k: int) -> np.ndarray:
 def median_rank(passed_RB: np.ndarray) -> np.ndarray:
     """R medians over the queries of the rank from 1 of the best right item."""
     half_R = passed_RB[:, -1] / 2
-    middle = [(passed_RB < at_R[:, None]).sum(axis=1) for at_R in (half_R, half_R + 1e-9)]  # two of an even number
+    middle = [(passed_RB < at_R[:, None]).sum(axis=1) for at_R in (half_R, half_R + 1e-9)]  # two if evenly many
     return np.mean(middle, axis=0) + 1
 
 

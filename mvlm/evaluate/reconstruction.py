@@ -35,7 +35,7 @@ def evaluate_reconstruction(
 
     Args:
         batch: sentences or images in a forward pass.
-        words: mask these words, an occurrence at a time; none = tokens as in training.
+        words: mask these words, one occurrence at a time; none = tokens as in training.
 
     Returns:
         `word_accuracy` in shares, `word_loss` in nats and `pixel_l1` in the space trained in, each by
@@ -59,7 +59,7 @@ def evaluate_reconstruction(
 
 
 def derangement(keys: Sequence[str]) -> np.ndarray:
-    """A permutation that leads every item to one with another key: a shift by one where all keys differ.
+    """A permutation that maps every item to one with another key: a shift by one if all keys differ.
 
     Raises:
         UserError: more than half of the items share one key.
@@ -86,7 +86,7 @@ def first_captions(dataset: EvalDataset) -> np.ndarray:
 
 
 def mean_image(dataset: EvalDataset, batch: int) -> Tensor:
-    """The mean of all images, uint8 [1, C, H, W]: an image that tells nothing of any pair."""
+    """The mean of all images, uint8 [1, C, H, W]: an image that says nothing about any pair."""
     mine = np.array_split(np.arange(len(dataset)), dist.world())[dist.rank()]
     total = torch.zeros(dataset.images([0]).shape[1:], dtype=torch.float64)
     for start in range(0, len(mine), batch):
@@ -95,14 +95,14 @@ def mean_image(dataset: EvalDataset, batch: int) -> Tensor:
 
 
 def patch_masks(model: MaskVLM, rows: np.ndarray) -> Tensor:
-    """The masked patches of these images, bool BN, a function of the run's seed and the row alone."""
+    """The masked patches of these images, bool BN, which depend only on the run's seed and the row."""
     streams = (masking.generator(model.seed, masking.Purpose.PATCHES, 0, 0, int(row)) for row in rows)
     masks = [masking.patch_mask(stream, model.grid, model.objectives) for stream in streams]
     return torch.from_numpy(np.stack(masks))
 
 
 def pixel_target(model: MaskVLM, image_BCHW: Tensor) -> Tensor:
-    """BNQ: the normalised image's patches, each standardised where the run was trained so (MAE, section 4.1)."""
+    """BNQ: the normalised image's patches, each standardised if the run was trained so (MAE, section 4.1)."""
     patches_BNQ = model.patchify(model.normalize(image_BCHW))
     if not model.objectives.normalized_targets:
         return patches_BNQ
@@ -118,7 +118,7 @@ def patch_statistics(patches_BNQ: Tensor) -> tuple[Tensor, Tensor]:
 def aggregate_words(item_sums: np.ndarray, whole: bool) -> dict[str, Any]:
     """Mean accuracy and loss from the sums of each sentence: [items, 2 x conditions + 1], see `_word_sums`.
 
-    Counted by masked token or, where a sentence's masked tokens are one word, by word.
+    Counted by masked token or, if a sentence's masked tokens are one word, by word.
     """
     size = item_sums[:, -1]
     right, loss = np.split(item_sums[:, :-1], 2, axis=1)

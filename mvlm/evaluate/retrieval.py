@@ -1,8 +1,8 @@
-"""Image-text retrieval: ITC orders everything, ITM orders ITC's first k again (paper, section 4.2).
+"""Image-text retrieval: ITC orders everything, ITM re-ranks ITC's first k (paper, section 4.2).
 
-Images and texts are encoded, split over ranks, once for ITC, which keeps a vector of each, and once for ITM, never once
-a pair; similarities are taken in tiles. What is held at once is bounded by one setting (mvlm/evaluate/memory.py). The
-numbers are the same on any number of ranks, to the last bit.
+Images and texts are encoded, split over ranks, once for ITC, which keeps a vector of each, and once for ITM, but never
+once per pair; similarities are computed in tiles. One setting bounds what is held at once (mvlm/evaluate/memory.py).
+The numbers are the same on any number of ranks, to the last bit.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class SearchSettings:
     """How to search.
 
     Args:
-        batch: images, texts or ITM pairs in a forward pass at most.
-        rerank: candidates a query that ITM orders again; 0, or a model trained without ITM, leaves ITC's order.
-        memory_gb: what is held on a rank's device beside the weights at most, in 1e9 bytes.
+        batch: most images, texts or ITM pairs in a forward pass.
+        rerank: candidates per query that ITM re-ranks; 0, or a model trained without ITM, leaves ITC's order.
+        memory_gb: the most held on a rank's device besides the weights, in 1e9 bytes.
         equal_captions: a caption is right wherever an equal one is, for images and for captions.
     """
 
@@ -45,7 +45,7 @@ class SearchSettings:
         return cls(settings.batch, settings.rerank, settings.memory_gb)
 
     def sizes(self, model: MaskVLM, data: ImagesAndTexts) -> Sizes:
-        """What is held at once of these images and texts; raises as `memory.sizes`."""
+        """How much is held at once of these images and texts; raises like `memory.sizes`."""
         tokens = Tokens.of(model, data.tokens.length)
         return memory.sizes(self.memory_gb, self.batch, len(data), len(data.captions), tokens)
 
@@ -56,7 +56,7 @@ class Direction:
 
     right: ranking.RelevantItems
     itc_A: np.ndarray  # rank of the best-placed right item
-    reranked_A: np.ndarray | None  # the same after ITM; None where nothing was re-ranked
+    reranked_A: np.ndarray | None  # the same after ITM; None if nothing was re-ranked
     summed_A: np.ndarray | None  # the same by ITM and ITC together, as a search orders
     top_AK: np.ndarray  # the first items in the final order, which is ITM's
     cosine_AK: np.ndarray  # of the first items by ITC, in its order
@@ -66,7 +66,7 @@ class Direction:
 class Retrieval:
     image_to_text: Direction
     text_to_image: Direction
-    search: SearchSettings  # its `rerank` is 0 where nothing was re-ranked
+    search: SearchSettings  # its `rerank` is 0 if nothing was re-ranked
 
 
 def evaluate_retrieval(
@@ -110,7 +110,7 @@ def retrieve(model: MaskVLM, dataset: EvalDataset, search: SearchSettings, devic
 
 def summary(found: Retrieval, dataset: EvalDataset) -> dict[str, Any]:
     """`image_to_text` and `text_to_image`, each {`itc`, `reranked`, `summed` (None if not done)}: {r1, r5, r10} in
-    shares and `median_rank` from 1; `mean_recall` of the six by the same; `interval`, the same tree with the lower and
+    shares and `median_rank` from 1; `mean_recall` of the six, likewise; `interval`, the same tree with the lower and
     upper end of each; `chance`, the greater of the two directions; `images`, `captions`; `protocol`, a few sentences.
     """
     images, captions = len(dataset), len(dataset.captions)
@@ -134,7 +134,7 @@ def summary(found: Retrieval, dataset: EvalDataset) -> dict[str, Any]:
 
 
 def _labels(dataset: EvalDataset, equal_captions: bool) -> np.ndarray:
-    """A number for each caption, shared by equal ones where they count as one."""
+    """A number for each caption, shared by equal ones if they count as one."""
     if not equal_captions:
         return np.arange(len(dataset.captions))
     numbers: dict[str, int] = {}
@@ -149,7 +149,7 @@ KINDS = ("itc", "reranked", "summed")
 def _scores(
     found: Retrieval, kinds: tuple[str, ...], weight_RN: np.ndarray, weight_RM: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Every number by direction/kind/name, with the images and the captions counted so many times in each of R."""
+    """Every number by direction/kind/name, given how often each image and caption counts in each of R resamples."""
     numbers: dict[str, np.ndarray] = {}
     for kind in kinds:
         for direction, weight_RA in zip(DIRECTIONS, (weight_RN, weight_RM), strict=True):
@@ -164,7 +164,7 @@ def _scores(
 
 
 def _tree(numbers: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
-    """By direction or mean_recall, then by kind, with None for the kind that was not done."""
+    """By direction or mean_recall, then by kind, with None for kinds that were not computed."""
     not_done = [kind for kind in KINDS if kind not in kinds]
     return intervals.nested(numbers, {key: dict.fromkeys(not_done) for key in (*DIRECTIONS, "mean_recall")})
 

@@ -1,7 +1,7 @@
-"""A corpus scored by any number of processes, each a share of its shards.
+"""Scores a corpus by any number of processes, each with a share of its shards.
 
-A shard is scored alone, in batches of its own rows and with masks drawn by their numbers in it, so that the scores do
-not depend on who scores the others.
+Each shard is scored by itself, in batches of its own rows and with masks drawn by their numbers in it, so that the
+scores do not depend on who scores the others.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ def score_part(
     on_rows: Callable[[int], object] = lambda rows: None,
     cache: Cache | None = None,
 ) -> tuple[int, int]:
-    """Score every `parts`-th shard of a folder, or a URL, from number `part` on, but those that are scored so already.
+    """Score every `parts`-th shard of a folder, or a URL, from number `part` on, except those with these scores.
 
     Returns:
-        Shards that have no scores of these weights yet, which other parts are still to give, and all shards.
+        How many shards have no scores by these weights yet, which other parts have still to give, and how many there
+        are.
 
     Raises:
         UserError: the corpus is missing or damaged, or cannot be written to.
@@ -45,7 +46,7 @@ def score_part(
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`i/n`, i from 1 to n as in `data_tools shard`, as a number from 0 on and n."""
+    """Parse `i/n`, with i from 1 to n as in `data_tools shard`, into i - 1 and n."""
     number, _, count = text.partition("/")
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise UserError(f"--part {text} is not a part: give i/n with i from 1 to n, such as 1/8.")

@@ -1,4 +1,4 @@
-"""What a trained model says of every row of a corpus: the columns that `data.where` and clusters read."""
+"""What a trained model says about every row of a corpus: the columns that `data.where` and clusters read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Scorer:
 
     Attributes:
         names: of the tables that `tables` gives.
-        made_by: what they depend on beside the shard.
+        made_by: what they depend on besides the shard.
         finds_language: whether there is a column `language`.
     """
 
@@ -70,7 +70,7 @@ class Scorer:
         self.made_by = f"{loaded.fingerprint} {' '.join(columns)}"
 
     def tables(self, mixture: Mixture, first: int, rows: int, on_rows: Callable[[int], object]) -> dict[str, pa.Table]:
-        """The tables of a shard's rows, which are that many of a mixture from one on.
+        """The tables of a shard, whose rows are `rows` of the mixture's, from `first` on.
 
         Rows that are damaged or were taken down are null in all columns.
         """
@@ -145,10 +145,10 @@ class Scorer:
     def _text_loss(
         self, text_TL: Tensor, valid_TL: Tensor, image_TSD: Tensor, rows: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """The mean cross-entropy of each caption's masked tokens, given its image whole; nan where there is none.
+        """The mean cross-entropy of each caption's masked tokens, given its whole image; NaN if there are none.
 
         Args:
-            rows: of each caption, its row in the shard and its number there, from which its mask is drawn.
+            rows: for each caption, its row in the shard and its number in the row, from which its mask is drawn.
         """
         masked_TL, target_TL = (
             torch.from_numpy(np.stack(each)).to(self._device)
@@ -172,14 +172,14 @@ class Scorer:
     def _image_loss(
         self, masked_TSD: Tensor, patch_mask_TN: Tensor, target_TNQ: Tensor, text_TLD: Tensor, valid_TL: Tensor
     ) -> Tensor:
-        """The mean absolute error of each image's masked values, given the caption whole."""
+        """The mean absolute error of each image's masked values, given the whole caption."""
         fused_TSD = self.model.fuse_image(masked_TSD, text_TLD, valid_TL)
         pixels_TNQ = self.model.reconstruct_image(fused_TSD, text_TLD, valid_TL, patch_mask_TN).float()
         error_TN = (pixels_TNQ - target_TNQ).abs().mean(-1) * patch_mask_TN
         return error_TN.sum(1) / patch_mask_TN.sum(1)
 
     def _read(self, mixture: Mixture, first: int, number: int) -> _Good | None:
-        """A row with its image as evaluation sees it, uint8; None where it cannot be used."""
+        """A row with its image as evaluation sees it, uint8; None if it cannot be used."""
         if mixture.is_taken_down(first + number):
             return None
         try:
@@ -190,7 +190,7 @@ class Scorer:
 
 
 def _means(value_T: np.ndarray, owner_T: np.ndarray) -> list[float | None]:
-    """Of each row's captions, those that have a value; None where none has."""
+    """The mean over each row's captions that have a value; None if none has."""
     known = ~np.isnan(value_T)
     sums = np.bincount(owner_T, np.where(known, value_T, 0))
     counts = np.bincount(owner_T, known)

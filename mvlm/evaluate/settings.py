@@ -21,9 +21,9 @@ from mvlm.runtime.log import log
 
 @dataclass(frozen=True)
 class Settings:
-    """Of all tasks; each reads those that concern it."""
+    """The settings of all tasks; each reads those that concern it."""
 
-    data: tuple[str, ...]  # shard folders or, of some tasks, folders of pictures
+    data: tuple[str, ...]  # shard folders or, for some tasks, folders of pictures
     limit: int  # first rows used; 0 = all
     search: SearchSettings  # `batch` and `memory_gb` concern every task
     words: tuple[str, ...] = ()  # reconstruction: words to mask; none = tokens as in training
@@ -33,12 +33,12 @@ class Settings:
     where: str = ""  # retrieval, reconstruction, labelled tasks: a condition on the rows, as data.where; "" = all
 
     def mixture(self, task: str = CAPTION) -> Mixture:
-        """The shards; raises `UserError` where they or the condition cannot be used."""
+        """The shards; raises `UserError` if they or the condition cannot be used."""
         return Mixture(self.data, task=task, where=[self.where])
 
 
 def reading_of(loaded: Loaded[Any]) -> tuple[PreTrainedTokenizerBase, int, int]:
-    """How a model reads: its tokenizer, the tokens of a text at most, and the pixels of an image's side."""
+    """How a model reads: its tokenizer, the most tokens of a text, and the pixels per side of an image."""
     blueprint = loaded.blueprint
     return load_tokenizer(str(loaded.tokenizer_folder)), blueprint.text_length, blueprint.model.image_size
 

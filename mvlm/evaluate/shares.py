@@ -1,10 +1,10 @@
 """Work split over ranks so that every rank makes equally many model calls of equal size.
 
-Ranks that split a model's layers among them make the same calls: where it says "rank", these are one.
+Ranks that split a model's layers among them make the same calls, and count as one rank here.
 
 ZeRO-3 gathers weights inside each call, so a rank with fewer calls would leave the others waiting for ever.
-A batch is the same items on any number of ranks, since matrix products of other shapes round otherwise: the ranks
-take whole batches, one after another, and the last batch stands in where their number does not divide.
+A batch is the same items on any number of ranks, since matrix products of other shapes round differently: each rank
+takes whole, successive batches, and the last batch is repeated if their number does not divide evenly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mvlm.runtime import replicas
 
 
 def batches(count: int, size: int) -> Iterator[np.ndarray]:
-    """This rank's share of the items 0..count-1, as index arrays of `size` items, or of all where they are fewer.
+    """This rank's share of the items 0..count-1, as index arrays of `size` items, or of all if there are fewer.
 
     The last batch repeats the last item to its full size.
     """
@@ -32,7 +32,7 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 def places(number: int, count: int, size: int) -> list[slice]:
-    """Where the items of each rank's batch `number` stand, in rank order: nowhere where it stands in for another."""
+    """Which items each rank's batch `number` has, in rank order: none if it is a repeated one."""
     size = min(size, count)
     total = -(-count // size)
     share = -(-total // replicas.world())
@@ -47,7 +47,7 @@ def gather(parts: list[Tensor], count: int) -> Tensor:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; the training mode comes back afterwards."""
+    """No gradients, no dropout; the training mode is restored afterwards."""
     training = model.training
     model.eval()
     try:

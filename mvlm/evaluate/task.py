@@ -28,7 +28,7 @@ class EvaluationTask(Protocol):
     name: str
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
-        """Open the data and measure; called on every rank at once, the same result on all. It can be written as JSON.
+        """Open the data and measure; called on every rank at once, with one result on all, which JSON can hold.
 
         Raises:
             UserError: the data cannot be used.
@@ -74,7 +74,7 @@ class ReconstructionTask:
         result = evaluate_reconstruction(loaded.model, dataset, settings.search.batch, device, settings.words)
         if settings.pictures:
             folder = Path(settings.pictures)
-            with suppress(OSError):  # of which the writing tells
+            with suppress(OSError):  # writing the pictures will report it
                 folder.mkdir(parents=True, exist_ok=True)
             write_pictures(loaded.model, dataset, EXAMPLES, folder, loaded.step, device)
         return result | {"fingerprint": dataset.mixture.fingerprint}

@@ -1,4 +1,4 @@
-"""Retrieval, foils and classification, or the task that it is fine-tuned for, on held-out data while a run trains."""
+"""Evaluation on held-out data while a run trains: retrieval, foils and classification, or the task it is tuned for."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ LONG_SECONDS = 30.0
 """A shorter evaluation is never put off."""
 
 MOST_PATIENCE = 15.0
-"""Minutes that a store is waited for: the other ranks wait within a collective, which is given up after 30."""
+"""The most minutes to wait for a store: the other ranks wait within a collective, which times out after 30."""
 
 
 class Evaluated(NamedTuple):
-    """Flat metrics, and pictures for people to look at, where there are any."""
+    """Flat metrics, and the path of a picture for people to look at, if there is one."""
 
     metrics: dict[str, float]
     picture: Path | None = None
@@ -49,13 +49,13 @@ class Evaluated(NamedTuple):
 class Evaluator:
     """What the training loop calls on every rank with (model, run folder, step, whether it is the last).
 
-    Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
-    `eval/mean_recall`, of the re-ranked ones where there are such; for a task that chooses among classes
-    `eval/accuracy`, NLVR2's `eval/consistency`, and `eval/<kind of row>`. `eval.foils` adds `eval/foils_<itc|itm>`, and
-    the same of each kind, `eval.classes` `eval/classification_<top1|top5|mean_per_class>`. Where the evaluation before
-    took over half a minute and more than `eval.share` of the time trained since, this one is put off to the next turn:
-    `eval/put_off` is the seconds it would have taken. What is measured is always the same, so that the numbers of a run
-    can be compared.
+    The metrics are `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
+    `eval/mean_recall`, of the re-ranked ones if there are any; for a task that chooses among classes `eval/accuracy`,
+    NLVR2's `eval/consistency`, and `eval/<kind of row>`. `eval.foils` adds `eval/foils_<itc|itm>`, and the same for
+    each kind, `eval.classes` adds `eval/classification_<top1|top5|mean_per_class>`. If the last evaluation took over
+    half a minute and more than `eval.share` of the time trained since, this one is put off to the next turn, and its
+    only metric is `eval/put_off`, the seconds that the last one took. What is measured is always the same, so that the
+    numbers of a run can be compared.
 
     Args:
         data: names held-out shards.
@@ -63,7 +63,7 @@ class Evaluator:
 
     Raises:
         UserError: at once, if the data cannot be opened, or `eval.select` names what is not measured.
-        HeldOutLost: when called, on every rank alike: any cannot read its share, or `eval.memory_gb` is too little.
+        HeldOutLost: when called, on every rank alike: one cannot read its share, or `eval.memory_gb` is too little.
     """
 
     data: Data
@@ -96,7 +96,7 @@ class Evaluator:
             raise UserError(f"eval.select is {select!r}, which is not among {', '.join(names)}: name one.")
 
     def _choices(self) -> list[str]:
-        """Of a task that chooses; there is one for each kind of row, and none where no row has an answer."""
+        """The metrics of a task that chooses, with one for each kind of row; none if no row has an answer."""
         names = ["eval/accuracy", *(["eval/consistency"] if self.task.name == "nlvr2" else [])]
         rows = range(min(self.settings.limit or len(self._mixture), len(self._mixture)))
         scored = (row.own for row in self._mixture.sound(rows) if row.own.get("answers", True))
@@ -126,7 +126,7 @@ class Evaluator:
         with self._pace:
             _try_on_all(lambda: self._open(run))
             metrics = self._choose(model, run) if self.task.is_labelled else self._retrieve(model)
-            _try_on_all(self._stand_ins.settle)  # before what has stood in is drawn
+            _try_on_all(self._stand_ins.settle)  # before stand-ins would be drawn as pictures
             draws = self.pictures and not self.task.is_labelled and (last or is_due(step // self.settings.every))
             drawn = model, self._dataset, self.pictures, run, step, dist.device()
             picture = write_pictures(*drawn) if draws else None
@@ -134,7 +134,7 @@ class Evaluator:
         return Evaluated(metrics, picture)
 
     def _open(self, run: Path) -> None:
-        """What is evaluated on, the first time: the run's tokenizer is not there before training begins."""
+        """Open the evaluation data, the first time: the run's tokenizer is not there before training begins."""
         if self._dataset:
             return
         length, size, limit = self.data.text_length, self.image_size, self.settings.limit
@@ -155,7 +155,7 @@ class Evaluator:
     def _retrieve(self, model: MaskVLM) -> dict[str, float]:
         search = SearchSettings.of(self.settings)
         for data in filter(None, (self._dataset, self._foils, self._pictures)):
-            _try_on_all(partial(search.sizes, model, data))  # while it can still be said by all ranks at once
+            _try_on_all(partial(search.sizes, model, data))  # while all ranks can still fail together
         metrics = flat_metrics(evaluate_retrieval(model, self._dataset, search, dist.device()))
         return metrics | self._tell_foils(model, search) | self._classify(model, search)
 
@@ -205,10 +205,10 @@ def flat_metrics(result: dict[str, Any]) -> dict[str, float]:
 
 
 class Pace:
-    """How long evaluations take beside the training between them; entered around each.
+    """How long evaluations take compared with the training between them; entered around each.
 
     Args:
-        share: an evaluation's part of the training since the one before, at most.
+        share: the most that an evaluation may take, as a share of the training time since the last one.
     """
 
     def __init__(self, share: float) -> None:

@@ -1,4 +1,4 @@
-"""What a model was not trained for, and is asked all the same."""
+"""Warnings about what a model is asked to do and was not trained for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WHAT = {"itm": "matching", "image": "reconstructing images", "text": "filling in
 
 
 def untrained(model: MaskVLM, name: Literal["itm", "image", "text"]) -> str:
-    """Why answers that need an objective may mean nothing; "" where the last updates were with it."""
+    """Why answers that need an objective may mean nothing; "" if the last updates were made with it."""
     objectives, what = model.objectives, WHAT[name]
     if not getattr(objectives, name):
         because = f"its last updates were made without {what} (objectives.{name} = 0)"
