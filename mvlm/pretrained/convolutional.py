@@ -38,11 +38,11 @@ def find_convolutional(encoder: Convolutional, config: Model) -> ExternalCheckpo
     """The weights that `model.vision_weights` names, by the encoder's own names, batch norms folded.
 
     Raises:
-        UserError: they cannot be had, or are of no known kind.
+        UserError: they are not available, or of an unknown kind.
     """
     if config.vision_weights == "pretrained":
         arguments = {key: value for key, value in config.vision_args.items() if key != "embed_dim"}
-        with torch.random.fork_rng(devices=[]):  # else a model's other weights would depend on how it is filled
+        with torch.random.fork_rng(devices=[]):  # or the model's other weights would depend on this
             trunk = create_trunk(config.vision, arguments, pretrained=True)
         return _of_trunk(encoder, "timm", dict(trunk.state_dict()))
     tensors = read_tensors(config.vision_weights)
@@ -67,7 +67,7 @@ def _of_trunk(encoder: Convolutional, family: str, tensors: dict[str, Tensor]) -
 
 
 def as_timm_names_them(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """EfficientNet-PyTorch's tensors under timm's names, which counts blocks within stages.
+    """EfficientNet-PyTorch's tensors under timm's names, which count blocks within stages.
 
     Args:
         names: those of timm's network, in its order.

@@ -1,4 +1,4 @@
-"""A patch dictionary made of a corpus's own pictures: k-means on whitened patches (Coates, Ng and Lee 2011)."""
+"""A patch dictionary made from a corpus's own pictures: k-means on whitened patches (Coates, Ng and Lee 2011)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 from mvlm.model.dictionary import EVEN, SIDE, PatchDictionary
 
 SAMPLES = 40_000
-"""Patches that are looked at."""
+"""Patches drawn from the pictures."""
 
 ROUNDS = 10
-"""Of k-means."""
+"""Iterations of k-means."""
 
 WHITENING = 0.1
-"""What is added to the variances of principal components, of which those of noise would be made large."""
+"""Added to the variances of principal components, so that whitening does not amplify noise."""
 
 BATCH = 64
 
 
 @torch.no_grad()
 def fit_dictionary(image_NCHW: Tensor, patches: int = 256) -> PatchDictionary:
-    """The dictionary of pictures that are uint8 NCHW; of even ones it has their colours alone."""
+    """The dictionary of pictures, uint8 NCHW; of even ones it has only the colours."""
     generator = torch.Generator().manual_seed(0)
     pixels_NCHW = (image_NCHW.float() / 255 - 0.5) / 0.5
     patch_SQ, is_even_S = _normalized(_patches(pixels_NCHW, generator))
@@ -42,7 +42,7 @@ def fit_dictionary(image_NCHW: Tensor, patches: int = 256) -> PatchDictionary:
 
 
 def _patches(pixels_NCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Some from anywhere -> SQ, each as channels, rows, columns."""
+    """Patches from random places -> SQ, each as channels, rows, columns."""
     images, _, height, width = pixels_NCHW.shape
 
     def drawn(below: int) -> Tensor:
@@ -56,14 +56,14 @@ def _patches(pixels_NCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _normalized(patch_SQ: Tensor) -> tuple[Tensor, Tensor]:
-    """Of their brightness and contrast, and which of them are even."""
+    """Patches normalised in brightness and contrast, and which of them are even."""
     variance_S1 = patch_SQ.var(dim=1, keepdim=True)
     normalized_SQ = (patch_SQ - patch_SQ.mean(dim=1, keepdim=True)) / (variance_S1 + EVEN**2).sqrt()
     return normalized_SQ, variance_S1[:, 0] <= EVEN**2 / 4
 
 
 def _centres(white_SQ: Tensor, patches: int, generator: torch.Generator) -> Tensor:
-    """Spherical k-means, where a patch and its negative are one -> KQ, of length 1."""
+    """Spherical k-means, in which a patch and its negative count as one -> KQ, of length 1."""
     first = torch.randperm(len(white_SQ), generator=generator)[:patches]
     centre_KQ = F.normalize(white_SQ[first], dim=1)
     for _ in range(ROUNDS):

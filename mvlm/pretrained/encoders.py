@@ -1,4 +1,4 @@
-"""A model built bare: its encoders by name, with random weights, and all that stands on them."""
+"""Builds a model with random weights: its encoders by name, and everything on top of them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from mvlm.model.vision import VisionEncoder
 from mvlm.runtime import hub
 
 POSITION_STD = 3**-0.5
-"""Of the patches' random position embeddings: as large as what a random convolution makes of an even patch of value 1.
+"""Of the patches' random position embeddings: as large as a random convolution's output for an even patch of value 1.
 
-Beside such patches timm's 0.02 is nothing, and a small model takes thousands of steps to tell where a thing stands."""
+Compared with such patches timm's 0.02 is nothing, and a small model takes thousands of steps to learn positions."""
 
 
 CONVOLUTIONAL = tuple(f"timm.models.{family}" for family in ("efficientnet", "mobilenetv3", "resnet"))
@@ -39,7 +39,7 @@ CONVOLUTIONAL = tuple(f"timm.models.{family}" for family in ("efficientnet", "mo
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model's shape depends on of its tokenizer, where there is none."""
+    """What a model's shape needs to know of a tokenizer, if there is none."""
 
     size: int
     pad_token_id: int
@@ -52,13 +52,13 @@ Tokens = PreTrainedTokenizerBase | Vocabulary
 
 
 def build_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> Encoders:
-    """The model after a blueprint, with random weights; of shapes alone where torch's default device is "meta".
+    """The model of a blueprint, with random weights; of shapes alone if torch's default device is "meta".
 
     Args:
         classes: that a fine-tuning task chooses among; 0 = no such task.
 
     Raises:
-        UserError: an encoder cannot be had, or is none that this model can use.
+        UserError: an encoder is not available, or is not one that this model can use.
     """
     if torch.get_default_device().type == "meta":
         return assemble(blueprint, tokenizer, classes)
@@ -68,17 +68,17 @@ def build_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> En
 
 
 def build_recorded(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> tuple[Encoders, InitialWeights]:
-    """The same model of shapes alone, and the weights that it is to begin with; raises as `build_model`."""
+    """The same model of shapes alone, and its initial weights; raises like `build_model`."""
     with recorded() as record:
         model = assemble(blueprint, tokenizer, classes)
-        model.text.model.initialize_weights()  # which transformers leaves out on the meta device
+        model.text.model.initialize_weights()  # transformers does not on the meta device
     for module in model.text.model.modules():
-        module._is_hf_initialized = False  # whose buffers its `from_pretrained` fills anew
+        module._is_hf_initialized = False  # `from_pretrained` then fills its buffers again
     return model, InitialWeights(model, record, blueprint.seed)
 
 
 def assemble(blueprint: Blueprint, tokenizer: Tokens, classes: int) -> Encoders:
-    """The same as torch and the encoders' libraries make and fill it; raises as `build_model`."""
+    """The same model as torch and the encoders' libraries build and fill it; raises like `build_model`."""
     vision = build_image_encoder(blueprint.model, blueprint.objectives.image_masking == "drop")
     text = build_text_encoder(blueprint.model, tokenizer)
     if classes:
@@ -100,7 +100,7 @@ def build_image_encoder(config: Model, drops: bool = False) -> VisionEncoder:
 
 
 def create_vit(config: Model, pretrained: bool = False) -> Any:
-    """The vision transformer that `model.vision` names, with timm's own weights where they are asked for."""
+    """The vision transformer that `model.vision` names, with timm's own weights if they are asked for."""
     name = f"local-dir:{config.vision}" if Path(config.vision).is_dir() else config.vision
     arguments: dict[str, Any] = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="token")
     if config.dropout:
@@ -109,7 +109,7 @@ def create_vit(config: Model, pretrained: bool = False) -> Any:
         hub.ask()
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
-    except Exception as error:  # timm and the hub raise many kinds; all mean this name or these arguments cannot be had
+    except Exception as error:  # timm and the hub raise many kinds; all mean that these cannot be used
         raise UserError(
             f"model.vision {config.vision!r} cannot be built with vision_weights={config.vision_weights!r} "
             f"({hub.reason(error)}): name a vision transformer with a CLS token, check vision_args, or use a local "
@@ -118,7 +118,7 @@ def create_vit(config: Model, pretrained: bool = False) -> Any:
 
 
 def is_convolutional(name: str) -> bool:
-    """Whether `model.vision` names a convolutional network of a family that timm writes alike, or a dictionary."""
+    """Whether `model.vision` names a convolutional network of a family in `CONVOLUTIONAL`, or a dictionary."""
     architecture = name.split(".")[0]
     if name == dictionary.NAME:
         return True
@@ -126,7 +126,7 @@ def is_convolutional(name: str) -> bool:
 
 
 def create_convolutional(config: Model) -> Convolutional:
-    """Of `vision_args`, `embed_dim` is the width of the tokens; all else is timm's."""
+    """`embed_dim` in `vision_args` is the width of the tokens; all else goes to timm."""
     arguments = dict(config.vision_args)
     width = int(arguments.pop("embed_dim", 0))
     return Convolutional(create_trunk(config.vision, arguments), config.image_size, width)
@@ -136,7 +136,7 @@ def create_trunk(name: str, arguments: dict[str, Any], pretrained: bool = False)
     """A convolutional network without its classifier, its batch norms as they are.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be built.
     """
     if name == dictionary.NAME:
         return _create_dictionary(arguments, pretrained)
@@ -144,7 +144,7 @@ def create_trunk(name: str, arguments: dict[str, Any], pretrained: bool = False)
         hub.ask()
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
-    except Exception as error:  # timm and the hub raise many kinds; all mean this name or these arguments cannot be had
+    except Exception as error:  # timm and the hub raise many kinds; all mean that these cannot be used
         raise UserError(
             f"model.vision {name!r} cannot be built ({hub.reason(error)}): check vision_args, or give its weights as a "
             "file to model.vision_weights."
@@ -199,7 +199,7 @@ def build_text_encoder(config: Model, tokenizer: Tokens) -> TextEncoder:
     settings = text_settings(config, tokenizer)
     try:
         model = AutoModel.from_config(settings)
-    except Exception as error:  # transformers raises many kinds; all mean this encoder cannot be had
+    except Exception as error:  # transformers raises many kinds; all mean that this encoder cannot be used
         raise text_not_built(config, error) from error
     encoder = TextEncoder(model, config.text_pool)
     if not isinstance(encoder.embedding, nn.Embedding):
@@ -216,7 +216,7 @@ def build_text_encoder(config: Model, tokenizer: Tokens) -> TextEncoder:
 
 
 def text_settings(config: Model, tokenizer: Tokens) -> PretrainedConfig:
-    """The settings of the encoder that `config` asks for; raises `UserError` where they cannot be had."""
+    """The settings of the encoder that `config` asks for; raises `UserError` if they are not available."""
     # "dropout" and "attention_dropout" are the names that some encoders use.
     names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
     settings: dict[str, Any] = dict.fromkeys(names, config.dropout) | config.text_args
@@ -228,17 +228,17 @@ def text_settings(config: Model, tokenizer: Tokens) -> PretrainedConfig:
         if not Path(config.text).is_dir():
             hub.ask()
         return AutoConfig.from_pretrained(config.text, **settings)
-    except Exception as error:  # transformers and the hub raise many kinds; all mean this encoder cannot be had
+    except Exception as error:  # transformers and the hub raise many kinds; all mean that this encoder cannot be used
         raise text_not_built(config, error) from error
 
 
 def is_model_type(text: str) -> bool:
-    """Whether `model.text` names a kind of encoder, "roberta", and not a certain one."""
+    """Whether `model.text` names a kind of encoder, such as "roberta", and not a particular one."""
     return text in CONFIG_MAPPING and not Path(text).exists()
 
 
 def check_has_weights(config: Model) -> None:
-    """Raise `UserError` where pretrained weights are asked of a model type."""
+    """Raise `UserError` if pretrained weights are asked of a model type."""
     if is_model_type(config.text) and config.text_weights == "pretrained":
         raise UserError(
             f"model.text {config.text!r} is a model type, which has no weights: set model.text_weights = 'random', or "
@@ -247,7 +247,7 @@ def check_has_weights(config: Model) -> None:
 
 
 def check_text_args(config: Model, tokenizer: Tokens) -> None:
-    """Raise `UserError` where an argument is no setting of the encoder: transformers stores it but never reads it."""
+    """Raise `UserError` if an argument is not a setting of the encoder: transformers stores it but never reads it."""
     taken, known = text_settings(config, tokenizer), text_settings(replace(config, text_args={}), tokenizer)
     for name in config.text_args:
         if hasattr(taken, name) and not hasattr(known, name):

@@ -1,7 +1,8 @@
 """The encoders in external checkpoints, under the names that timm and transformers give their tensors.
 
-Known by their names alone: timm and transformers; MAE (facebookresearch/mae, models_mae.py); SimMIM (microsoft/SimMIM,
-models/simmim.py); ALBEF (salesforce/ALBEF, models/model_pretrain.py); BLIP (salesforce/BLIP, models/blip_pretrain.py).
+Recognised by tensors' names alone: timm and transformers; MAE (facebookresearch/mae, models_mae.py); SimMIM
+(microsoft/SimMIM, models/simmim.py); ALBEF (salesforce/ALBEF, models/model_pretrain.py); BLIP (salesforce/BLIP,
+models/blip_pretrain.py).
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ CLIP: Pixels = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2
 
 @dataclass(frozen=True)
 class ExternalCheckpoint:
-    """An encoder in somebody's checkpoint.
+    """An encoder in an external checkpoint.
 
     Attributes:
-        family: whose it is, for people.
-        tensors: by the name that timm or transformers has for them, and all others that belong to the encoder.
-        others: how many tensors the checkpoint has besides.
-        pixels: what the images it was trained on were normalised with, where that is known.
-        mask_token: D, where a masked patch's embedding was replaced by it before positions were added, as here.
-        layers: of a text encoder, those that read text alone; None = all.
+        family: whose it is, for messages.
+        tensors: all that belong to the encoder, by the names that timm or transformers gives them, if any.
+        others: how many other tensors the checkpoint has.
+        pixels: what the images it was trained on were normalised with, if that is known.
+        mask_token: D, if it replaced a masked patch's embedding before positions were added, as here.
+        layers: how many of a text encoder's layers read text alone; None = all.
     """
 
     family: str
@@ -71,7 +72,7 @@ def find_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
 
 
 def find_own_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
-    """That of a run of ours, of whatever kind."""
+    """The image encoder of a run of ours, of whatever kind."""
     if not (own := _below(tensors, "vision.vit.")):
         return None
     own = {as_timm_has_it(name): tensor for name, tensor in own.items()}
@@ -80,7 +81,7 @@ def find_own_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | N
 
 
 def as_timm_has_it(name: str) -> str:
-    """The name of a parameter of our image encoder without the module that stands around timm's patch embedding."""
+    """The name of a parameter of our image encoder without the module that wraps timm's patch embedding."""
     return name.replace("patch_embed.patch_embed.", "patch_embed.")
 
 
@@ -132,7 +133,7 @@ def _of_mae_decoder(name: str) -> bool:
 
 
 def _modern(name: str) -> str:
-    """Names that BERT's checkpoints of 2018 have for a norm's weight and bias."""
+    """Rename a norm's weight and bias, which BERT's checkpoints of 2018 call gamma and beta."""
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + OLD_NORM[m[1]], name)
 
 
@@ -140,7 +141,7 @@ OLD_NORM = {"gamma": "weight", "beta": "bias"}
 
 
 def with_layout_of(own: dict[str, Tensor], wanted: Set[str]) -> dict[str, Tensor]:
-    """BEiT's way of writing a block, which SimMIM has too, as timm's plain ViT has it where that is `wanted`."""
+    """Convert blocks in BEiT's layout, which SimMIM has too, to that of timm's plain ViT, if that is `wanted`."""
     if not any(name.endswith("attn.q_bias") for name in own) or any(name.endswith("attn.q_bias") for name in wanted):
         return own
     renamed: dict[str, Tensor] = {}
@@ -165,7 +166,7 @@ VIT = {
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
 }
-"""transformers' names of a ViT (ViTModel, ViTMAEModel, DeiTModel) and timm's; queries, keys and values stand apart."""
+"""transformers' names in a ViT (ViTModel, ViTMAEModel, DeiTModel) and timm's, except for queries, keys and values."""
 
 
 def _from_transformers_vit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

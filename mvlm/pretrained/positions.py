@@ -1,4 +1,4 @@
-"""Position embeddings of another image size or text length, fitted."""
+"""Fits position embeddings to another image size or text length."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mvlm.model.vision import VisionEncoder
 from mvlm.pretrained.report import Shape
 
 VISION = "vision.vit."
-"""How the names of the image encoder's parameters begin."""
+"""Prefix of the names of the image encoder's parameters."""
 
 Fit = Callable[[str, Tensor, Shape], Tensor | None]
-"""A tensor of another shape by name -> the same fitted to the shape given, or None where that cannot be done."""
+"""The name and tensor of a parameter, and another shape -> the tensor fitted to that, or None if it cannot be."""
 
 
 def fit_image_positions(vision: VisionEncoder, interpolation: str = "bicubic") -> Fit:
-    """Bicubic, as timm fits the positions of its pretrained weights; those of CLS and its like stay."""
+    """Bicubic, as timm fits the positions of its pretrained weights; those of CLS and other prefix tokens stay."""
     prefix = 0 if getattr(vision.vit, "no_embed_class", False) else int(vision.vit.num_prefix_tokens)
 
     def fit(name: str, tensor: Tensor, here: Shape) -> Tensor | None:
@@ -39,18 +39,18 @@ def fit_image_positions(vision: VisionEncoder, interpolation: str = "bicubic") -
 
 
 def is_image_position(name: str) -> bool:
-    """Whether a model's parameter has another shape where images have another size."""
+    """Whether the shape of a model's parameter depends on the size of images."""
     return name == f"{VISION}pos_embed" or (name.startswith(VISION) and name.endswith("relative_position_bias_table"))
 
 
 def fit_trained(vision: VisionEncoder, name: str, whole: dict[str, Tensor], here: Shape) -> dict[str, Tensor]:
-    """What an optimiser has of a parameter, for images of another size: weights by `fit_image_positions`.
+    """A parameter and its optimiser's moments, for images of another size: weights by `fit_image_positions`.
 
-    Moments are fitted bilinearly, whose means are of positive weights: so the second ones stay above 0, and each update
-    has the size of those around it. Those of a table of relative positions begin anew.
+    Moments are fitted bilinearly, which averages with positive weights: so the second ones stay above 0, and each
+    update has the size of those around it. Those of a table of relative positions restart at 0.
 
     Args:
-        whole: by what it is, "weight" or "ema" or the name of a moment.
+        whole: the tensors by kind: "weight", "ema" or the name of a moment.
 
     Raises:
         UserError: the weight cannot be fitted.
@@ -74,8 +74,8 @@ def fit_trained(vision: VisionEncoder, name: str, whole: dict[str, Tensor], here
 
 
 def fit_text_positions(text: TextEncoder) -> Fit:
-    """Positions of a text cut to the first ones, or extended by the same ones over again (Beltagy et al., 2020); the
-    rows before a text's first token stay."""
+    """Cut the positions of a text to the first ones, or extend them by repetition (Beltagy et al., 2020); the rows
+    before a text's first token stay."""
     first = text.first_position
 
     def fit(name: str, tensor: Tensor, here: Shape) -> Tensor | None:

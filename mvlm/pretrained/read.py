@@ -27,19 +27,19 @@ from mvlm.errors import UserError, first_line
 from mvlm.runtime import hub
 
 HUB = "hf-hub:"
-"""Begins the name of a repository on the Hugging Face hub, as timm has it: hf-hub:owner/name, or ...@revision."""
+"""Begins the name of a repository on the Hugging Face hub, as in timm: hf-hub:owner/name, or ...@revision."""
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""Of a folder, in the order they are looked for; each may instead be in parts, named by `<file>.index.json`."""
+"""In a folder, in the order they are looked for; each may instead be in parts, listed in `<file>.index.json`."""
 
 WRAPPERS = ("model", "state_dict", "module")
-"""Keys under which training programs keep the model's tensors beside the optimiser's and the epoch."""
+"""Keys under which training programs keep the model's tensors beside those of the optimiser and the epoch."""
 
 SETTINGS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     (OrderedDict, "yacs.config.CfgNode"),
 ]
-"""What MAE and SimMIM keep beside tensors; both hold plain values, and the second is read as what it inherits from."""
+"""What MAE and SimMIM keep beside tensors; both hold plain values, and the second is read as its base class."""
 
 
 def is_external(place: str) -> bool:
@@ -49,7 +49,7 @@ def is_external(place: str) -> bool:
 
 
 def read_tensors(place: str) -> dict[str, Tensor]:
-    """All tensors, by name; bytes come from the disk as they are used.
+    """All tensors, by name; bytes are read from the disk as they are used.
 
     Args:
         place: a .safetensors file, a file of torch.save, a folder of `FILES`, a run of ours or `hf-hub:owner/name`.
@@ -130,7 +130,7 @@ def _unpickled(path: Path) -> Any:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f", {named[1]}" if named else ""
         raise UserError(
-            f"{path} holds more than tensors{what}, and would run code when read: where you trust it, save "
+            f"{path} holds more than tensors{what}, and would run code when read: if you trust it, save "
             "its tensors alone, by safetensors.torch.save_file(torch.load(FILE, weights_only=False)['model'], "
             "'model.safetensors')."
         ) from None
@@ -142,7 +142,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """The model's tensors, out of what they were saved in."""
+    """The model's tensors, out of the dictionaries in which they were saved."""
     while isinstance(content, dict) and (key := next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None)):
         content = content[key]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}

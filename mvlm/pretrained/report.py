@@ -1,4 +1,4 @@
-"""What became of the weights that a model starts from: of each part, and of the whole model."""
+"""Reports on the weights that a model starts from: for each part, and for the whole model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LoadReport:
         source: whose tensors, and where from.
         matched: hold what the source has under that name.
         resized: the same, fitted: shape there and here.
-        fresh: initialised anew.
-        left: in the source and not used.
+        fresh: newly initialised.
+        left: in the source but not used.
         others: how many more of the source belong to no encoder.
     """
 
@@ -51,7 +51,7 @@ class InitReport:
     """What a run's model started from.
 
     Attributes:
-        loaded: by part, those with weights of somebody's.
+        loaded: one for each part whose weights were loaded.
         fresh: parameters of all other parts, with random values.
     """
 

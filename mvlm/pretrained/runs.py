@@ -34,9 +34,9 @@ class Loaded(Generic[M_co]):
     """A trained model as evaluation and export use it.
 
     Attributes:
-        blueprint: what it was built after, with the task that it was trained for.
-        data, eval: of its run, what reads and evaluates it where nothing else is asked for.
-        ema: the decay of the average of the run's weights (train.ema) that it has; 0 = it has the weights themselves.
+        blueprint: what it was built from, with the task that it was trained for.
+        data, eval: of its run; how it is read and evaluated unless something else is asked for.
+        ema: the decay of the run's averaged weights (train.ema), if it has those; 0 = it has the weights themselves.
         fingerprint: of the weights' files.
     """
 
@@ -56,7 +56,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
     Everything is read from the run's folder; no hub is asked.
 
     Raises:
-        UserError: there is none, it is damaged, or it was fine-tuned for another thing than retrieval.
+        UserError: there is none, it is damaged, or it was fine-tuned for something other than retrieval.
     """
     loaded = load_trained(path, device)
     if not isinstance(loaded.model, MaskVLM):
@@ -69,7 +69,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
 
 
 def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu") -> Loaded[TaskModel]:
-    """The same of a run fine-tuned for a task, "vqa", "nlvr2" or "entailment"."""
+    """The same for a run fine-tuned for a task, "vqa", "nlvr2" or "entailment"."""
     loaded = load_trained(path, device)
     if not isinstance(loaded.model, TaskModel) or loaded.blueprint.task.name != task:
         raise UserError(
@@ -80,7 +80,7 @@ def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu
 
 
 def load_trained(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
-    """The same of whatever a run is trained for."""
+    """The same for a run of any task."""
     checkpoint = find_checkpoint(path)
     folder = described_in(checkpoint)
     config = load_stored_config(folder / CONFIG)
@@ -94,7 +94,7 @@ def load_trained(path: str | Path, device: torch.device | str) -> Loaded[Encoder
 
 
 def offline_model(blueprint: Blueprint, folder: Path, classes: int) -> Encoders:
-    """A run's model with random weights, of the tokenizer and the text encoder that a folder describes.
+    """A run's model with random weights, for the tokenizer and the text encoder that a folder describes.
 
     Args:
         classes: that it chooses among; 0 = no such task.
@@ -103,7 +103,7 @@ def offline_model(blueprint: Blueprint, folder: Path, classes: int) -> Encoders:
 
 
 def offline_parts(blueprint: Blueprint, folder: Path) -> tuple[Blueprint, PreTrainedTokenizerBase]:
-    """What such a model is built of."""
+    """What such a model is built from."""
     described = dataclasses.replace(blueprint, model=with_described_text(blueprint.model, folder))
     return described, AutoTokenizer.from_pretrained(folder / TOKENIZER)
 
@@ -114,7 +114,7 @@ def with_described_text(config: Model, folder: Path) -> Model:
 
 
 def _classes(checkpoint: Path) -> int:
-    """How many the last layer of a checkpoint's head has."""
+    """How many classes the last layer of a checkpoint's head has."""
     with open_tensors(checkpoint, WEIGHTS) as files:
         biases = sorted(name for name in files if name.startswith(HEAD) and name.endswith(".bias"))
         if not biases:
@@ -123,10 +123,10 @@ def _classes(checkpoint: Path) -> int:
 
 
 def load_weights(model: Encoders, checkpoint: Path) -> None:
-    """Fill a model with a checkpoint's weights, the average of them where there is one.
+    """Fill a model with a checkpoint's weights, averaged ones if it has them.
 
     Raises:
-        UserError: a parameter is missing, unknown, of another shape or no finite number.
+        UserError: a parameter is missing, unknown, of another shape or not finite.
     """
     wanted = dict(model.named_parameters())
     with open_weights(checkpoint) as files:
@@ -147,12 +147,12 @@ def load_weights(model: Encoders, checkpoint: Path) -> None:
 
 
 def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
-    """Fill a model with the weights of a run of ours that may have been of another task and image size.
+    """Fill a model with the weights of a run of ours, whose task and image size may have been others.
 
-    Where the run kept an average of its weights (`train.ema`), that is what is taken.
+    If the run kept an average of its weights (`train.ema`), that is what is taken.
 
     Raises:
-        UserError: a parameter beyond the head is missing or of another shape, or one is no finite number, or the run's
+        UserError: a parameter outside the head is missing or of another shape, or one is not finite, or the run's
             encoder sees pixels of another mean or standard deviation.
     """
     _check_pixels(model.vision, load_stored_config(described_in(checkpoint) / CONFIG).model, checkpoint)
@@ -185,7 +185,7 @@ def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
 
 
 def _check_pixels(vision: VisionEncoder, there: Model, checkpoint: Path) -> None:
-    """Two encoders of one shape may have been trained on pixels of other means."""
+    """Two encoders of the same shape may have been trained on pixels of different means."""
     known = timm.get_pretrained_cfg(there.vision)
     if known is None:
         return

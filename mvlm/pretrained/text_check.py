@@ -1,4 +1,4 @@
-"""Whether an encoder of transformers can read a run's texts, found out on one random block of it with a few tokens."""
+"""Checks whether a transformers encoder can read a run's texts, on one random block of it with a few tokens."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ INSTEAD = "use an encoder that reads in both directions, such as 'bert', 'robert
 SHORTEST = 3
 """Tokens of the shortest text: two special ones and a word."""
 LONGEST = 4096
-"""Tokens that are tried where an encoder does not say how many it takes."""
+"""Tokens that are tried if an encoder does not say how many it takes."""
 
 
 def check_text_encoder(settings: PretrainedConfig, name: str, length: int) -> None:
-    """Raise `UserError` where an encoder does not give each token a feature of the whole text and of that alone, or not
-    of so long a one.
+    """Raise `UserError` unless an encoder gives each token a feature of the whole text, and of nothing else, for texts
+    of this length.
 
     Args:
-        settings: of the encoder; its padding token counts, since positions may begin behind that.
+        settings: of the encoder; its padding token matters, since positions may begin after it.
         name: what `model.text` says.
         length: `data.text_length`.
     """
@@ -35,7 +35,7 @@ def check_text_encoder(settings: PretrainedConfig, name: str, length: int) -> No
         )
     try:
         block = _one_block(settings)
-    except Exception:  # whoever builds the encoder in full will say it
+    except Exception:  # building the encoder in full will report it
         return
     try:
         one, other = _features(block, SHORTEST)
@@ -65,7 +65,7 @@ def _one_block(settings: PretrainedConfig) -> Any:
     """The encoder with one block, few words and random weights, on the CPU whatever the default device."""
     small = copy.deepcopy(settings)
     small.vocab_size = max(getattr(small, "pad_token_id", None) or 0, 0) + 2 + SHORTEST
-    with contextlib.suppress(NotImplementedError):  # some count their blocks in another way, and are taken whole
+    with contextlib.suppress(NotImplementedError):  # some count their blocks in another way, and are built whole
         small.num_hidden_layers = 1
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
@@ -77,7 +77,7 @@ def _one_block(settings: PretrainedConfig) -> Any:
 
 @torch.no_grad()
 def _features(block: Any, length: int, padding: int = 0) -> Tensor:
-    """Of two texts of this length, and so much padding, that differ in their second token alone -> 2LD."""
+    """The features of two texts of this length, then padded, that differ only in their second token -> 2LD."""
     last, whole = block.config.vocab_size - 1, length + padding
     text_2L = torch.full((2, whole), last, device="cpu")
     text_2L[1, 1] = last - 1
@@ -90,7 +90,7 @@ def _features(block: Any, length: int, padding: int = 0) -> Tensor:
 
 
 def _longest(block: Any, settings: PretrainedConfig, wanted: int) -> int:
-    """The longest text up to `wanted` that has a position for each token; what grows without end is not tried."""
+    """The longest text up to `wanted` that has a position for each token; an encoder without a limit reads `wanted`."""
     said = getattr(settings, "max_position_embeddings", None)
     reads, fails = SHORTEST, min(wanted, said + 1 if isinstance(said, int) and said > 0 else LONGEST)
     if _is_read(block, fails):
@@ -104,6 +104,6 @@ def _longest(block: Any, settings: PretrainedConfig, wanted: int) -> int:
 def _is_read(block: Any, length: int) -> bool:
     try:
         _features(block, length)
-    except Exception:  # an index beyond the table, shapes that do not match, or a sentence of the model's own
+    except Exception:  # an index beyond the table, shapes that do not match, or the model's own error
         return False
     return True
