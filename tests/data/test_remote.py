@@ -270,9 +270,9 @@ def test_what_a_killed_process_left_is_cleared_away(shards, tmp_path, largest):
 
 def test_a_cache_too_small_for_the_shuffle_is_refused(shards, tmp_path, largest):
     remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c"), 5 * largest / 1e9))
-    with pytest.raises(UserError, match=r"All shards at URLs .*data\.cache_gb.*data\.shuffle_shards"):
+    with pytest.raises(UserError, match=r"All shards at URLs have .*data\.cache_gb.*data\.shuffle_shards"):
         make_sampler(remote, 0, [order_of(Data())])
-    with pytest.raises(UserError, match=r"The 3 shards shuffled together .*data\.cache_gb"):
+    with pytest.raises(UserError, match=r"The 3 shards shuffled together and those after them .*data\.cache_gb"):
         make_sampler(remote, 0, [order_of(Data(shuffle_shards=3))])
     assert make_sampler(remote, 0, [order_of(Data(shuffle_shards=2))]).per_epoch == ROWS
     assert make_sampler(Mixture([shards], cache=Cache("", 0.0)), 0, [order_of(Data())]).per_epoch == ROWS

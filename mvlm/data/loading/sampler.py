@@ -135,12 +135,14 @@ def _check_cache(mixture: Mixture, shuffle_shards: int, ends: bool) -> None:
     remote = [shard.bytes for c in mixture.corpora if c.location.cached for shard in c.manifest.shards]
     wanted = sum(sorted(remote)[-2 * shuffle_shards :])  # of this window and the next; of all if it is 0
     if wanted > mixture.cache.capacity:
-        together = f"The {shuffle_shards} shards shuffled together" if shuffle_shards else "All shards at URLs"
-        way_out = "raise that" if ends else "raise that, or set data.shuffle_shards to fewer"
-        until = ", until the epoch that has begun so has ended" if ends else ""
+        needed = "All shards at URLs"
+        if shuffle_shards:
+            needed = f"The {shuffle_shards} shards shuffled together and those after them"
+        remedy = "raise that, or set data.shuffle_shards to fewer"
+        if ends:
+            remedy = "raise that until the running epoch, which keeps its order, has ended"
         raise UserError(
-            f"{together} and those after them have {wanted / 1e9:.3g} GB and data.cache_gb is "
-            f"{mixture.cache.capacity / 1e9:.3g}: {way_out}{until}."
+            f"{needed} have {wanted / 1e9:.3g} GB and data.cache_gb is {mixture.cache.capacity / 1e9:.3g}: {remedy}."
         )
 
 
