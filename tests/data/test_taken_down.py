@@ -120,12 +120,14 @@ def test_a_condition_counts_them_and_they_are_replaced_by_rows_that_meet_it(less
 def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
-    for content in (
-        "{",
-        json.dumps({"format": "mvlm-takedown", "version": 1, "shards": {read_manifest(folder).shards[0].hash: [7]}}),
-    ):
+    first = read_manifest(folder).shards[0].hash
+
+    def listing(rows):
+        return json.dumps({"format": "mvlm-takedown", "version": 1, "shards": {first: rows}})
+
+    for content, reason in (("{", "JSON"), (listing([7]), "has no row 7"), (listing([-1, 5]), "has no row -1")):
         (folder / "takedown.json").write_text(content)
-        with pytest.raises(UserError, match=r"takedown\.json is not a valid list"):
+        with pytest.raises(UserError, match=rf"takedown\.json is not a valid list.*{reason}"):
             Mixture([folder])
     (folder / "takedown.json").unlink()
     (tmp_path / "list").write_text("k")

@@ -32,7 +32,8 @@ def taken_down(content: bytes | None, manifest: Manifest, path: str) -> Sequence
     for number, count in enumerate(manifest.shards.rows if by_shard else ()):
         listed = by_shard.get(manifest.shards[number].hash, ())
         if listed and not 0 <= listed[0] <= listed[-1] < count:
-            raise _malformed(path, f"shard {manifest.shards.file(number)} has no row {listed[-1]}")
+            missing = listed[0] if listed[0] < 0 else listed[-1]
+            raise _malformed(path, f"shard {manifest.shards.file(number)} has no row {missing}")
         rows.extend(first + row for row in listed)
         first += count
     return rows
