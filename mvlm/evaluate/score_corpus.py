@@ -48,6 +48,6 @@ def score_part(
 def parse_part(text: str) -> tuple[int, int]:
     """Parse `i/n`, with i from 1 to n as in `data_tools shard`, into i - 1 and n."""
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(f"--part {text} is not a part: give i/n with i from 1 to n, such as 1/8.")
     return int(number) - 1, int(count)

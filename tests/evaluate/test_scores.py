@@ -190,7 +190,7 @@ def test_rows_that_were_taken_down_have_no_score(corpus, loaded, tmp_path):
         assert [row for row, value in enumerate(table(tmp_path / "s", name, of)) if value is None] == [4]
 
 
-@pytest.mark.parametrize("text", ["0/1", "2/1", "-1/2", "a/2", "3"])
+@pytest.mark.parametrize("text", ["0/1", "2/1", "-1/2", "a/2", "3", "²/3"])
 def test_a_part_that_is_none_is_refused(text):
     assert (parse_part("1/1"), parse_part("8/8")) == ((0, 1), (7, 8))
     with pytest.raises(UserError, match="--part"):
