@@ -111,8 +111,8 @@ def test_every_operation_is_drawn_alike_and_in_both_directions(monkeypatch):
 ALBEF = {
     "autocontrast_of_channels": ImageOps.autocontrast,
     "equalize": ImageOps.equalize,
-    "brightened": lambda image: ImageEnhance.Brightness(image).enhance(1.8 * 0.7 + 0.1),
-    "sharpened": lambda image: ImageEnhance.Sharpness(image).enhance(1.8 * 0.7 + 0.1),
+    "albef_brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.8 * 0.7 + 0.1),
+    "albef_sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(1.8 * 0.7 + 0.1),
 }
 
 
@@ -124,7 +124,7 @@ def test_albefs_operations_are_pillows(implementation, name, size):
     view = array(image)
     expected = array(ALBEF[name](image)).astype(int)
     for level in (-0.7, 0.7):
-        assert np.abs(operation(view, level) - expected).max() <= (1 if name == "sharpened" else 0)
+        assert np.abs(operation(view, level) - expected).max() <= (1 if name == "albef_sharpness" else 0)
     flat = np.full((3, 8, 8), 7, np.uint8)
     assert (operation(flat, 0.7) == array(ALBEF[name](Image.fromarray(flat.transpose(1, 2, 0))))).all()
 

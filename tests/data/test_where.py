@@ -185,7 +185,8 @@ def test_the_order_is_that_of_shards_of_the_selected_rows(scored, kept_alone, or
 
     assert (len(selected), selected.per_epoch) == (len(alone), alone.per_epoch)
     assert seen(selected) == seen(alone)
-    assert [n for n in selected.numbers.of_shards()[0] if n] == [n for of in alone.numbers.of_shards() for n in of]
+    kept = [n for n in selected.numbers.counts_by_shard()[0] if n]
+    assert kept == [n for of in alone.numbers.counts_by_shard() for n in of]
 
 
 @pytest.mark.parametrize("order", ORDERS[1:], ids=str)

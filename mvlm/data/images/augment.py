@@ -34,7 +34,7 @@ def randaugment(
     """
     drawn = OPERATIONS if kind == "same_hue" else ALBEF_OPERATIONS
     changed = view
-    for choice in rng.integers(len(drawn), size=operations) if operations else ():
+    for choice in rng.integers(len(drawn), size=operations):
         sign = 1 if rng.random() < 0.5 else -1
         if kind == "same_hue" or rng.random() < 0.5:
             changed = drawn[choice](changed, sign * magnitude / 10)
@@ -104,12 +104,12 @@ def equalize(view: np.ndarray, level: float) -> np.ndarray:
     return _by_channel(view, _even_out)
 
 
-def brightened(view: np.ndarray, level: float) -> np.ndarray:
+def albef_brightness(view: np.ndarray, level: float) -> np.ndarray:
     """ALBEF's brightness: scale all values by 0.1 to 1.9, whatever the sign of `level`."""
     return _mapped(view, np.clip(np.arange(256) * (1.8 * abs(level) + 0.1), 0, 255))
 
 
-def sharpened(view: np.ndarray, level: float) -> np.ndarray:
+def albef_sharpness(view: np.ndarray, level: float) -> np.ndarray:
     """ALBEF's sharpness: a factor of 0.1 to 1.9, whatever the sign of `level`."""
     return sharpness(view, 2 * abs(level) - 1)
 
@@ -187,8 +187,8 @@ ALBEF_OPERATIONS = (
     identity,
     autocontrast_of_channels,
     equalize,
-    brightened,
-    sharpened,
+    albef_brightness,
+    albef_sharpness,
     shear_x,
     shear_y,
     translate_x,

@@ -189,10 +189,9 @@ def _check_colours(image: ImageFile.ImageFile) -> None:
 def _unidentified(start: bytes) -> BadImage:
     for at, mark, name in _SIGNATURES:
         if start[at:].startswith(mark):
-            of_ours = name.replace(" ", "") in FORMATS
-            return _unsupported(
-                name, "cut short, or of a kind that Pillow does not read" if of_ours else "not read here"
-            )
+            is_accepted = name.replace(" ", "") in FORMATS
+            why = "cut short, or of a kind that Pillow does not read" if is_accepted else "not read here"
+            return _unsupported(name, why)
     return BadImage("not an image", f"begins with {start[:16]!r}")
 
 

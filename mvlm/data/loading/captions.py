@@ -58,14 +58,16 @@ class CaptionLoader:
         **settings: Any,
     ) -> None:
         batch, image_size, world = whole("batch", batch), whole("image_size", image_size), whole("world", world)
-        if (rank := whole("rank", rank, least=0)) >= world:
+        rank = whole("rank", rank, least=0)
+        if rank >= world:
             raise UserError(f"CaptionLoader has rank {rank} of {world}: give ranks from 0 up to world - 1.")
         table = {"train": as_paths(data)} | {name: _plain(value) for name, value in settings.items()}
         config = config_from_dict({"run": {"seed": _plain(seed)}, "data": table}, "CaptionLoader")
         self._data, seed = config.data, config.run.seed
         self._mixture = training_mixture(self._data)
         order = order_of(self._data)
-        self._sampler, self._order = make_sampler(self._mixture, seed, [order]), f"{order} of {self._data.epoch}"
+        self._order = f"{order} of {self._data.epoch}"
+        self._sampler = make_sampler(self._mixture, seed, [order])
         self._dataset = PlainDataset(self._mixture, self._data, image_size, seed)
         self._global, self._batch, self._rank, self._world = batch * world, batch, rank, world
         self._seed, self._collate = seed, collate

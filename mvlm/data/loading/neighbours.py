@@ -67,6 +67,6 @@ def near_share(sampler: Sampler, mixture: Mixture, batch: int, epoch: int = 0) -
     shares = []
     for start in np.unique(np.linspace(first, last, max(2, LOOKED_AT // batch)).astype(np.int64)).tolist():
         drawn, _ = sampler(np.arange(start, start + batch))
-        near = np.diff(np.sort(mixture.numbers.about_rows(drawn))) <= NEAR
+        near = np.diff(np.sort(mixture.numbers.approximate_rows(drawn))) <= NEAR
         shares.append(np.mean(np.append(near, False) | np.append(False, near)))
     return float(np.mean(shares))

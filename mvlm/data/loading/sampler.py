@@ -125,9 +125,9 @@ def _in_order(mixture: Mixture, seed: int, order: OrderSpec, ends: bool) -> Samp
         sampler = MixtureSampler(numbers.sizes, mixture.weights, seed, order.parameters["block"], window)
     else:
         _check_cache(mixture, window, ends)
-        shards = numbers.of_shards()
-        a_shard = max(1, sum(numbers.sizes) // sum(map(len, shards)))
-        sampler = MixtureSampler(numbers.sizes, mixture.weights, seed, a_shard, window, shards)
+        shards = numbers.counts_by_shard()
+        per_shard = max(1, sum(numbers.sizes) // sum(map(len, shards)))
+        sampler = MixtureSampler(numbers.sizes, mixture.weights, seed, per_shard, window, shards)
     return ScatteredSampler(sampler, numbers.starts, seed) if numbers.pairs else sampler
 
 

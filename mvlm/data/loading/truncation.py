@@ -21,8 +21,9 @@ def truncation_warning(dataset: ShardDataset[Any]) -> str:
     mixture, data = dataset.mixture, dataset.data
     sampler = make_sampler(mixture, dataset.seed, [order_of(data)])
     drawn = sampler(np.arange(min(LOOKED_AT, len(dataset))))[0].tolist()
-    here = dict.fromkeys(mixture.numbers.visit(number)[0] for number in drawn if mixture.numbers.are_here(number))
-    sentences = [sentence for content in mixture.sound(here) for sentence in dataset.sentences(content)]
+    numbers = mixture.numbers
+    local_rows = dict.fromkeys(numbers.visit(number)[0] for number in drawn if numbers.is_local(number))
+    sentences = [sentence for content in mixture.sound(local_rows) for sentence in dataset.sentences(content)]
     cut = dataset.captions.describe_truncation(sentences)
     where = f"Texts are cut at data.text_length = {data.text_length}"
     return f"{where}: in the first rows {cut}, and lose their ends; raise it to read them whole." if cut else ""

@@ -144,13 +144,13 @@ class Shards(Sequence[Shard]):
         if isinstance(number, slice):
             return [self[n] for n in range(*number.indices(len(self)))]
         number = range(len(self))[number]
-        of_it = slice(32 * number, 32 * number + 32)
-        shard = self.file(number), self.rows[number], self._bytes[number], self._hashes[of_it].hex()
+        its_hash = slice(32 * number, 32 * number + 32)
+        shard = self.file(number), self.rows[number], self._bytes[number], self._hashes[its_hash].hex()
         index: tuple[int, str] = (0, "")
         if self._index_bytes and self._index_bytes[number]:
-            index = self._index_bytes[number], self._index_hashes[of_it].hex()
+            index = self._index_bytes[number], self._index_hashes[its_hash].hex()
         tables = tuple(
-            (name, sizes[number], hashes[of_it].hex())
+            (name, sizes[number], hashes[its_hash].hex())
             for name, (sizes, hashes) in self._tables.items()
             if sizes[number]
         )

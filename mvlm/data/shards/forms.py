@@ -110,14 +110,18 @@ def _table_in(path: Path) -> Path | None:
     """The table of pictures in a folder: `metadata`, as Hugging Face calls it, or else the only one."""
     tables = [file for file in sorted(path.iterdir()) if file.is_file() and _is_table(file) and _is_of_pictures(file)]
     named = [file for file in tables if file.name in METADATA]
-    return (named or tables)[0] if named or len(tables) == 1 else None
+    if named:
+        return named[0]
+    return tables[0] if len(tables) == 1 else None
 
 
 def _is_table(path: Path) -> bool:
     suffix = path.suffix.lower()
-    return (
-        suffix in TABLES or (suffix == ".json" and _is_json_list(path)) or (suffix == ".txt" and _is_of_pictures(path))
-    )
+    if suffix == ".json":
+        return _is_json_list(path)
+    if suffix == ".txt":
+        return _is_of_pictures(path)
+    return suffix in TABLES
 
 
 def _is_of_pictures(path: Path) -> bool:

@@ -51,7 +51,10 @@ class Mixture:
         self.cache = cache or Cache()
         open_shards = OpenShards()
         self.corpora = [Corpus(folder, self.cache, task, open_shards) for folder in folders]
-        self.conditions = list(where if len(where) > 1 else [*where, ""][:1] * len(folders))
+        if len(where) > 1:
+            self.conditions = list(where)
+        else:
+            self.conditions = [where[0] if where else ""] * len(folders)
         for corpus, condition in zip(self.corpora, self.conditions, strict=True):
             _keep(corpus, condition, pairs, trains)
         self._starts = list(accumulate(map(len, self.corpora), initial=0))

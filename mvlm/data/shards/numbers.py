@@ -57,7 +57,7 @@ class Numbers:
         _, corpus, shard = self._shard_of(number)
         return self._first_rows[corpus] + self._corpora[corpus].shard_starts[shard]
 
-    def about_rows(self, numbers: np.ndarray) -> np.ndarray:
+    def approximate_rows(self, numbers: np.ndarray) -> np.ndarray:
         """int64 numbers -> rows; for pairs, as if all rows of a shard had equally many captions. Reads no shard."""
         if not self.pairs:
             return numbers
@@ -70,7 +70,7 @@ class Numbers:
         within = (numbers - self.starts[shard]) * np.diff(rows)[shard] // np.diff(self.starts)[shard]
         return rows[shard] + within
 
-    def of_shards(self) -> list[list[int]]:
+    def counts_by_shard(self) -> list[list[int]]:
         """How many numbers each shard of each corpus has."""
         counts = np.diff(self.starts).tolist()
         return [counts[first:end] for first, end in pairwise(self._first_shards)]
@@ -80,7 +80,7 @@ class Numbers:
         _, corpus, shard = self._shard_of(number)
         self._corpora[corpus].location.fetch(shard)
 
-    def are_here(self, number: int) -> bool:
+    def is_local(self, number: int) -> bool:
         """Whether the number's shard needs no fetching."""
         _, corpus, _ = self._shard_of(number)
         return not self._corpora[corpus].location.cached

@@ -18,7 +18,7 @@ FILES = 1 << 16
 SHARE = 4
 """One mixture's shards get one part in this many of the files and maps that a process may have."""
 
-_FILES_A_SHARD = 2  # itself and its row index, each of which keeps a descriptor and a map
+_FILES_PER_SHARD = 2  # itself and its row index, each of which keeps a descriptor and a map
 
 
 class OpenShards:
@@ -66,4 +66,4 @@ def most_shards() -> int:
         maps = int(Path("/proc/sys/vm/max_map_count").read_text())
     except OSError:  # not Linux
         maps = FILES
-    return max(1, min(files, maps) // (SHARE * _FILES_A_SHARD))
+    return max(1, min(files, maps) // (SHARE * _FILES_PER_SHARD))

@@ -77,17 +77,18 @@ def _found(data: memoryview, starts: Sequence[int], buffers: Sequence[int], kind
     found: list[Any] = []
     try:
         for kind in kinds:
-            of_it = buffers[place : (place := place + places(kind))]
+            column = buffers[place : place + places(kind)]
+            place += places(kind)
             if kind == TEXTS:
-                first, end = _between(data, of_it[0], at, (of_it[3] >> 2) - 1)
-                found.append([_slice(data, of_it[2:], nth) for nth in range(first, end)])
+                first, end = _between(data, column[0], at, (column[3] >> 2) - 1)
+                found.append([_slice(data, column[2:], nth) for nth in range(first, end)])
             elif kind in (TEXT, IMAGE):
-                found.append(_slice(data, of_it, at))
+                found.append(_slice(data, column, at))
             elif kind == BIT:
-                found.append(bool(data[of_it[0] + (at >> 3)] >> (at & 7) & 1))
+                found.append(bool(data[column[0] + (at >> 3)] >> (at & 7) & 1))
             else:
                 form = _NUMBERS[kind]
-                found += form.unpack_from(data, of_it[0] + form.size * at)
+                found += form.unpack_from(data, column[0] + form.size * at)
     except (IndexError, struct.error):
         raise ValueError(OUTSIDE) from None
     return found

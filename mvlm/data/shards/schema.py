@@ -91,7 +91,7 @@ class Manifest:
         return hashlib.sha256(self.shards.hashes.encode()).hexdigest()
 
     def to_json(self) -> str:
-        version = VERSIONS[any(shard.hashed_by == BLAKE3 for shard in self.shards)]
+        version = 2 if any(shard.hashed_by == BLAKE3 for shard in self.shards) else 1
         head = {"format": FORMAT, "version": version, "task": self.task, "rows": self.rows, "captions": self.captions}
         head |= {"image_bytes": self.image_bytes, "fingerprint": self.fingerprint}
         shards = [{"file": s.file, "rows": s.rows, "bytes": s.bytes, s.hashed_by: s.hash} for s in self.shards]
@@ -131,13 +131,10 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        splits = [found.name for found in corpora_in(folder)]
-        so = (
-            f"it holds {', '.join(splits)}; give one of these, such as {folder / splits[-1]}."
-            if splits
-            else "no finished shard folder; run `mvlm-data shard` to its end."
-        )
-        raise UserError(f"{folder} holds no {MANIFEST}: {so}") from None
+        hint = "no finished shard folder; run `mvlm-data shard` to its end."
+        if splits := [found.name for found in corpora_in(folder)]:
+            hint = f"it holds {', '.join(splits)}; give one of these, such as {folder / splits[-1]}."
+        raise UserError(f"{folder} holds no {MANIFEST}: {hint}") from None
     except (OSError, ValueError) as error:
         raise cannot_read(path, error, "copy or shard the corpus again") from None
     return parse_manifest(content, str(path))

@@ -76,15 +76,15 @@ def _kept(
     location: ShardLocation, where: Where | None, without: Sequence[int], counted: list[np.ndarray] | None
 ) -> Iterator[np.ndarray]:
     """Which rows of each shard are kept, bool [rows]; each row's number of captions goes to `counted`, if given."""
-    wanted = {*(where.columns if where else ()), *(["captions"] if counted is not None else [])}
-    missing, known, first = set(where.columns if where else ()), set[str](), 0
+    named = set(where.columns) if where else set[str]()
+    wanted = named if counted is None else named | {"captions"}
+    known, first = set[str](), 0
     left_out = np.asarray(without, np.int64)
     for number, count in enumerate(location.manifest.shards.rows):
         kept = np.ones(count, bool)
         if wanted:
             table, names = columns_of(location, number, wanted)
             known |= set(names)
-            missing -= known
             if where:
                 kept = _holds(where, table)
             if counted is not None:
@@ -93,8 +93,8 @@ def _kept(
         kept[gone] = False
         first += count
         yield kept
-    if missing:
-        raise unknown_column(sorted(missing)[0], location.folder, known)
+    if missing := sorted(named - known):
+        raise unknown_column(missing[0], location.folder, known)
 
 
 def _holds(where: Where, table: pa.Table) -> np.ndarray:

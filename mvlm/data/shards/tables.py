@@ -67,7 +67,7 @@ def add_table(folder: Path, shard: Shard, name: str, table: pa.Table) -> Shard:
     return replace(shard, tables=(*others, (name, len(content), hashlib.sha256(content).hexdigest())))
 
 
-def of_batch(batch: pa.RecordBatch) -> dict[str, pa.Array]:
+def _own_columns_of(batch: pa.RecordBatch) -> dict[str, pa.Array]:
     """The own columns of a record batch of a shard."""
     columns = {name: batch[name] for name in ("key", "source", "width", "height")}
     if "captions" in batch.schema.names:
@@ -131,7 +131,7 @@ def _of_shard(location: ShardLocation, number: int, shard: Shard) -> dict[str, p
     try:
         file = location.map(number, shard)
         reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(file.data)))
-        parts = [of_batch(reader.get_batch(at)) for at in range(reader.num_record_batches)]
+        parts = [_own_columns_of(reader.get_batch(at)) for at in range(reader.num_record_batches)]
         types = {name: array.type for name, array in parts[0].items()} if parts else {}
         return {name: pa.chunked_array([part[name] for part in parts], types[name]) for name in types}
     except (pa.ArrowException, OSError, ValueError) as error:
