@@ -69,8 +69,8 @@ class RandomWords:
         spared_L = np.zeros(len(text_L), dtype=bool)
         for place, (first, last) in enumerate(self.tokens.spans(spelled)):
             spared_L[place] = not any(character.isalnum() for character in spelled[first:last])
-        may_all = (spared_L | self.tokens.special(text_L)).all()  # a caption only of signs, such as emoji
-        return {"shares": (1.0, 0.0), "spared_L": None if may_all else spared_L}
+        all_spared = (spared_L | self.tokens.special(text_L)).all()  # a caption only of signs, such as emoji
+        return {"shares": (1.0, 0.0), "spared_L": None if all_spared else spared_L}
 
 
 def mask_tokens(

@@ -150,16 +150,11 @@ class Scorer:
         Args:
             rows: for each caption, its row in the shard and its number in the row, from which its mask is drawn.
         """
-        masked_TL, target_TL = (
-            torch.from_numpy(np.stack(each)).to(self._device)
-            for each in zip(
-                *(
-                    mask_tokens(self._tokens, self._objectives, self.model.seed, text_L, row, caption)
-                    for text_L, (row, caption) in zip(text_TL.cpu().numpy(), rows, strict=True)
-                ),
-                strict=True,
-            )
-        )
+        masked = [
+            mask_tokens(self._tokens, self._objectives, self.model.seed, text_L, row, caption)
+            for text_L, (row, caption) in zip(text_TL.cpu().numpy(), rows, strict=True)
+        ]
+        masked_TL, target_TL = (torch.from_numpy(np.stack(each)).to(self._device) for each in zip(*masked, strict=True))
         text_TLD = self.model.encode_text(masked_TL, valid_TL)
         fused_TLD = self.model.fuse_text(text_TLD, image_TSD, valid_TL)
         is_masked_TL = target_TL != IGNORE

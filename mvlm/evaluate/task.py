@@ -94,7 +94,11 @@ class ReconstructionTask:
 
 
 _ALL: tuple[EvaluationTask, ...] = (
-    *(RetrievalTask(), ReconstructionTask(), ClassificationTask(), LinearProbeTask(), FoilsTask()),
+    RetrievalTask(),
+    ReconstructionTask(),
+    ClassificationTask(),
+    LinearProbeTask(),
+    FoilsTask(),
     *map(LabelledTask, TITLES),
 )
 TASKS = {task.name: task for task in _ALL}

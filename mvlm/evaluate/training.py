@@ -86,7 +86,8 @@ class Evaluator:
             self._check_select()
 
     def _check_select(self) -> None:
-        select, names = self.settings.select, self._choices() if self.task.is_labelled else self._recalls()
+        select = self.settings.select
+        names = self._task_metric_names() if self.task.is_labelled else self._retrieval_metric_names()
         if not names:
             raise UserError(
                 f"eval.select is {select!r}, and no question of {', '.join(self.data.eval)} has answers to measure it "
@@ -95,7 +96,7 @@ class Evaluator:
         if select not in names:
             raise UserError(f"eval.select is {select!r}, which is not among {', '.join(names)}: name one.")
 
-    def _choices(self) -> list[str]:
+    def _task_metric_names(self) -> list[str]:
         """The metrics of a task that chooses, with one for each kind of row; none if no row has an answer."""
         names = ["eval/accuracy", *(["eval/consistency"] if self.task.name == "nlvr2" else [])]
         rows = range(min(self.settings.limit or len(self._mixture), len(self._mixture)))
@@ -105,14 +106,14 @@ class Evaluator:
             return []
         return names if self.settings.select in names else [*names, *sorted({first, *kinds})]
 
-    def _recalls(self) -> list[str]:
+    def _retrieval_metric_names(self) -> list[str]:
         kinds = ("", "_reranked") if self.settings.rerank and self.objectives.itm else ("",)
         names = ["eval/mean_recall"]
         names += [f"eval/{direction}{kind}_r{k}" for direction in DIRECTIONS for kind in kinds for k in RECALLS]
         names += [f"eval/classification_{share}" for share in SHARES] if self._classes else []
-        return names if self.settings.select in names else names + self._foil_shares()
+        return names if self.settings.select in names else names + self._foil_metric_names()
 
-    def _foil_shares(self) -> list[str]:
+    def _foil_metric_names(self) -> list[str]:
         if self._foil_shards is None:
             return []
         rows = range(min(self.settings.limit or len(self._foil_shards), len(self._foil_shards)))
@@ -125,7 +126,7 @@ class Evaluator:
             return Evaluated({"eval/put_off": self._pace.seconds})
         with self._pace:
             _try_on_all(lambda: self._open(run))
-            metrics = self._choose(model, run) if self.task.is_labelled else self._retrieve(model)
+            metrics = self._task_metrics(model, run) if self.task.is_labelled else self._retrieval_metrics(model)
             _try_on_all(self._stand_ins.settle)  # before stand-ins would be drawn as pictures
             draws = self.pictures and not self.task.is_labelled and (last or is_due(step // self.settings.every))
             drawn = model, self._dataset, self.pictures, run, step, dist.device()
@@ -152,14 +153,14 @@ class Evaluator:
         dataset.stand_ins = self._stand_ins
         self._dataset = dataset
 
-    def _retrieve(self, model: MaskVLM) -> dict[str, float]:
+    def _retrieval_metrics(self, model: MaskVLM) -> dict[str, float]:
         search = SearchSettings.of(self.settings)
         for data in filter(None, (self._dataset, self._foils, self._pictures)):
             _try_on_all(partial(search.sizes, model, data))  # while all ranks can still fail together
         metrics = flat_metrics(evaluate_retrieval(model, self._dataset, search, dist.device()))
-        return metrics | self._tell_foils(model, search) | self._classify(model, search)
+        return metrics | self._foil_metrics(model, search) | self._classification_metrics(model, search)
 
-    def _tell_foils(self, model: MaskVLM, search: SearchSettings) -> dict[str, float]:
+    def _foil_metrics(self, model: MaskVLM, search: SearchSettings) -> dict[str, float]:
         if self._foils is None:
             return {}
         right = evaluate_foils(model, self._foils, search, dist.device())["accuracy"]
@@ -169,7 +170,7 @@ class Evaluator:
             for kind, share in shares.items()
         }
 
-    def _classify(self, model: MaskVLM, search: SearchSettings) -> dict[str, float]:
+    def _classification_metrics(self, model: MaskVLM, search: SearchSettings) -> dict[str, float]:
         folder = self._classes
         if folder is None or self._pictures is None:
             return {}
@@ -177,7 +178,7 @@ class Evaluator:
         result = evaluate_classification(model, self._pictures, *known)
         return {f"eval/classification_{share}": result[share] for share in SHARES}
 
-    def _choose(self, model: TaskModel, run: Path) -> dict[str, float]:
+    def _task_metrics(self, model: TaskModel, run: Path) -> dict[str, float]:
         name = self.task.name
         classes = class_names(name, run / TOKENIZER)
         result, _ = evaluate_labelled(model, self._dataset, classes, self.settings.batch, dist.device())
