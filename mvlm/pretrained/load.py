@@ -57,8 +57,7 @@ Give = Callable[[Parameter, Tensor], None]
 def build_with_weights(
     blueprint: Blueprint, tokenizer: Tokens, classes: int = 0
 ) -> tuple[Encoders, InitialWeights, InitReport | None]:
-    """The model of shapes alone, and its initial weights: in its encoders those that `[model]` names, and elsewhere
-    random ones.
+    """The model of shapes alone, and its initial weights: those that `[model]` names for its encoders, else random.
 
     Returns:
         The model, the weights, and a report of where they come from, None if all were meant to be random.
@@ -210,7 +209,8 @@ def _fill(
     wrong: list[str] = []
     for name, parameter in parameters.items():
         tensor = external.tensors.get(name)
-        here, there = tuple(parameter.shape), None if tensor is None else tuple(tensor.shape)
+        here = tuple(parameter.shape)
+        there = None if tensor is None else tuple(tensor.shape)
         if tensor is not None and there != here:
             tensor = fit(name, tensor, here)
         if tensor is None or tuple(tensor.shape) != here:

@@ -143,8 +143,11 @@ def _unpickled(path: Path) -> Any:
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     """The model's tensors, out of the dictionaries in which they were saved."""
-    while isinstance(content, dict) and (key := next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None)):
-        content = content[key]
+    while isinstance(content, dict):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise UserError(f"{path} holds no tensors by name: give a checkpoint that has them under {WRAPPERS[0]!r}.")

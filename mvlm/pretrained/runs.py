@@ -162,7 +162,8 @@ def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
         report.left = sorted({name.split(".")[0] for name in files} - {name for name, _ in model.named_children()})
         for name, parameter in model.named_parameters():
             tensor = files[name].weight() if name in files else None
-            there, here = None if tensor is None else tuple(tensor.shape), tuple(parameter.shape)
+            here = tuple(parameter.shape)
+            there = None if tensor is None else tuple(tensor.shape)
             if tensor is not None and there != here:
                 prefix = next(filter(name.startswith, fits), None)
                 tensor = fits[prefix](name.removeprefix(prefix), tensor, here) if prefix else None
