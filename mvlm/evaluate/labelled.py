@@ -128,7 +128,7 @@ def _protocol(task: str, dataset: LabelledEvalDataset, classes: Sequence[str]) -
     if task == "vqa":
         chosen = f"{seen}; one of {len(classes)} answers is chosen."
         if not any(row["answers"] for row in dataset.values):
-            return f"{chosen} What people answered is not here: the evaluation server takes the file of --predictions."
+            return f"{chosen} The data has no answers: the evaluation server takes the file of --predictions."
         return (
             f"{chosen} Accuracy is VQA's: min(people who said so / 3, 1), "
             "averaged over leaving each of them out, after its normalisation of answers."

@@ -63,7 +63,7 @@ def evaluate_checkpoint(
     if unknown := sorted(asked.keys() - set(takes)):
         raise UserError(f"evaluate takes no argument {unknown[0]} for {task}: choose among {', '.join(takes)}.")
     if isinstance(asked.get("words"), str):
-        raise UserError(f"{asked['words']!r} cannot be `words`, which are several: give a list of words.")
+        raise UserError(f"{asked['words']!r} cannot be `words`: give a list of words.")
     asked |= {name: whole(name, asked[name], least) for name, least in LEAST.items() if name in asked}
     asked |= {name: _text(name, asked[name]) for name in TEXTS if name in asked}
     if not isinstance(asked.get("memory_gb", 1), Real) or not asked.get("memory_gb", 1) > 0:

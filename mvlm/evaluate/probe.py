@@ -87,7 +87,7 @@ class LinearProbeTask:
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
         if not settings.train:
-            raise UserError("A probe has to learn from something: give --train a folder of classes as --data's.")
+            raise UserError("A probe has to learn from something: give --train a folder of classes like --data's.")
         test, train = one_folder(settings), ClassFolder(settings.train)
         if test.names != train.names:
             odd = sorted(set(test.names) ^ set(train.names))

@@ -49,7 +49,7 @@ class Lists:
 class RelevantItems:
     """The right items of each query: those of its labels, no two of which share an item.
 
-    They are not kept item by item, since with many equal captions the queries have nearly as many as there are pairs.
+    They are not kept item by item, since with many equal captions they can be nearly all pairs of query and item.
     """
 
     labels: Lists  # of each query

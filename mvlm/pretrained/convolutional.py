@@ -57,7 +57,7 @@ def find_convolutional(encoder: Convolutional, config: Model) -> ExternalCheckpo
         raise UserError(
             f"{config.vision_weights} holds no convolutional network (its tensors begin with "
             f"{', '.join(list(tensors)[:2])}): give a checkpoint of timm or of EfficientNet-PyTorch, a "
-            "run of yours or, to a patch_dictionary, what `mvlm dictionary` makes."
+            "run of yours or, for a patch_dictionary, the file that `mvlm dictionary` makes."
         )
     return _of_trunk(encoder, "timm", tensors)
 

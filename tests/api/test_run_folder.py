@@ -43,7 +43,7 @@ def test_python_measures_and_writes_what_the_commands_do(scenes: Path, tmp_path:
     for wrong in ({"rerank": -1}, {"rerank": 2.5}, {"batch": 0}, {"limit": -3}, {"limit": "5"}):
         with pytest.raises(UserError, match=f"cannot be `{next(iter(wrong))}`: give a"):
             run.evaluate("retrieval", data, **wrong)
-    with pytest.raises(UserError, match="'red,blue' cannot be `words`, which are several"):
+    with pytest.raises(UserError, match="'red,blue' cannot be `words`: give a list"):
         run.evaluate("reconstruction", data, words="red,blue")
     with pytest.raises(UserError, match="There is no export format 'huggingface': choose one of hf, onnx, torch"):
         run.export(tmp_path / "other", form="huggingface")

@@ -188,7 +188,7 @@ def test_what_is_compressed_cannot_stay_and_says_what_to_do(tars, pictures, tmp_
     write_tar(tmp_path / "a.tar.gz", pictures[:3], "w:gz")
     pq.write_table(table_of(pictures[:3]), tmp_path / "b.parquet", compression="zstd")
     for name, source in (("a.tar.gz", "webdataset"), ("b.parquet", "hf")):
-        with pytest.raises(UserError, match=f"make shards of it, `mvlm-data shard {source} .*{name}"):
+        with pytest.raises(UserError, match=f"make shards of it with `mvlm-data shard {source} .*{name}"):
             mvlm.open(tmp_path / name)
         assert main(["shard", source, str(tmp_path / name), "--in-place", "--out", str(tmp_path / "x")]) == 1
     with pytest.raises(UserError, match="No shards"):

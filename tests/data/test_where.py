@@ -132,7 +132,7 @@ def test_types_meet_as_the_page_says(text, kept):
         ("nsfw = 'open", "(character 8) is not a part of a condition"),
         ("__import__('os')", "is expected at"),
         ("3x > 1", "not a part of a condition"),
-        ("(" * (MOST_NESTED + 1) + "a = 1", "lie within each other"),
+        ("(" * (MOST_NESTED + 1) + "a = 1", "are nested in each other"),
     ],
 )
 def test_what_is_no_condition_is_refused_in_a_sentence(text, said):

@@ -175,7 +175,7 @@ class SimpleJpeg:
 
 
 def shrink(box: Box, size: int) -> int:
-    """1, 2, 4 or 8: a JPEG decoded at 1/1 to 1/8 of its size still has `GAP` pixels of `box` for each of `size`."""
+    """The greatest of 1, 2, 4 and 8 that a JPEG can be shrunk by with `GAP` pixels of `box` left for each of `size`."""
     shorter = min(box[2] - box[0], box[3] - box[1])
     return next((by for by in (8, 4, 2) if shorter >= by * GAP * size), 1)
 

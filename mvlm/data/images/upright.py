@@ -48,7 +48,7 @@ def turned(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's number; 1, upright, if it cannot be read, as viewers assume: the pixels are sound all the same."""
+    """EXIF's number; 1, upright, if it cannot be read, as viewers assume: the pixels are sound anyway."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow's reader raises nearly anything on damaged bytes

@@ -165,7 +165,7 @@ class MixtureSampler:
         weights: how often an epoch draws each row of a corpus; a fraction is rounded to whole rows.
         seed, block, window: as in `BlockShuffle`; a window of 0 means a `GlobalShuffle`, of single rows.
         shards: rows of each shard of each corpus, if the order is to be a `ShardShuffle`; `window` is then that one's,
-            and `block` is about the rows of a shard.
+            and `block` is about as many rows as a shard has.
 
     Attributes:
         per_epoch: draws per epoch.

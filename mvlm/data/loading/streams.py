@@ -288,8 +288,8 @@ def _number_of(mixture: Mixture, streams: Sequence[DataStream]) -> int:
             folder = wanted.data[wanted.parts.index(shared.pop())]
             raise UserError(
                 f"The run has drawn {folder} as a part of {', '.join(known.data)} with weights or numbers of its own, "
-                f"and a stage would draw it as a part of {', '.join(wanted.data)}: its rows could not be kept from "
-                "coming again too early. Give that stage the same data.train and data.weights, or other "
-                "shards; a run whose TOML names all its stages from the start may change them."
+                f"and a stage would draw it as a part of {', '.join(wanted.data)}, so that some rows could come again "
+                "too early: give that stage the same data.train and data.weights, or other shards; a run whose TOML "
+                "names all its stages from the start may change them."
             )
     return len(streams)

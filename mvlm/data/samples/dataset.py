@@ -158,7 +158,7 @@ class ShardDataset(Generic[S]):
 
     def _replace(self, faults: list[Fault], fault: Fault) -> Visit:
         """List a bad row and return the next to try at its position; raises `UserError` if too many were bad, or if its
-        shard is being changed, which no other row can make good."""
+        shard is being changed, which another row would only hide."""
         faults.append(fault)
         if self.mixture.changed(fault.row):
             raise UserError(

@@ -36,7 +36,7 @@ class EvalImages:
         self.stand_ins: StandIns | None = None
 
     def __len__(self) -> int:
-        """Images."""
+        """The number of images."""
         return self.rows
 
     def images(self, rows: Sequence[int]) -> Tensor:

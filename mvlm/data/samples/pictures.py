@@ -33,7 +33,7 @@ class ImagesAndTexts(Protocol):
     tokens: BatchTokenizer
 
     def __len__(self) -> int:
-        """Images."""
+        """The number of images."""
         ...
 
     def images(self, rows: Sequence[int]) -> Tensor:

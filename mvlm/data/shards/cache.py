@@ -81,7 +81,7 @@ class Cache:
             return False
 
     def touch(self, shards: Collection[Shard]) -> None:
-        """Mark those of these that are present as just used, so that the last one is dropped last."""
+        """Mark those that are present as just used, the last one most recently, so that it is dropped last."""
         for shard in shards:
             with suppress(OSError):  # it was dropped, or the folder is read-only and nothing will be
                 os.utime(self.path(shard))

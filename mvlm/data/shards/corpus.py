@@ -201,4 +201,4 @@ def _cut(name: str, file: MappedFile, remedy: str) -> UserError:
 def check_task(folder: str | Path, manifest: Manifest, task: str) -> None:
     """Raise `UserError` if a corpus is not for the task."""
     if manifest.task != task:
-        raise UserError(f"{folder} holds rows of the task {manifest.task!r} and not {task!r}: give one of that.")
+        raise UserError(f"{folder} holds rows of the task {manifest.task!r} and not {task!r}: give a corpus for that.")

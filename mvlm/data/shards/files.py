@@ -42,7 +42,7 @@ class Shard:
 
     @property
     def trained_on(self) -> list[Shard]:
-        """The files needed to read its rows, which the tables are not."""
+        """The files needed to read its rows, without the tables."""
         return [self, self.index] if self.index else [self]
 
     @property

@@ -143,7 +143,7 @@ def _json_names(text: str) -> list[str]:
 
 
 def _has_pairs(path: Path) -> bool:
-    """Whether one of the first texts found has a picture beside it, which a licence or a list has not."""
+    """Whether one of the first texts found has a picture beside it, unlike a licence or a list."""
     texts = itertools.islice(path.rglob("*.txt"), TEXTS)
     return any(text.with_suffix(f".{kind}").exists() for text in texts for kind in EXTENSIONS)
 

@@ -42,8 +42,8 @@ def located(place: str | Path) -> Path:
         return path
     if not form.stays:
         raise UserError(
-            f"{place} cannot be trained on as it lies: make shards of it, `mvlm-data shard {form.source} "
-            f"{shlex.join(map(str, form.paths))} --out SHARDS`, and name these."
+            f"{place} cannot be trained on in place: make shards of it with `mvlm-data shard {form.source} "
+            f"{shlex.join(map(str, form.paths))} --out SHARDS`, and name those."
         )
     return _index(form, str(place))
 

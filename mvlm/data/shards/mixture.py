@@ -122,7 +122,7 @@ class Mixture:
     def sound(
         self, rows: Iterable[int], report: Callable[[UnreadableRow], object] = lambda error: None
     ) -> Iterator[Row]:
-        """Those of these rows that may be used and are as they were written; the damaged ones go to `report`."""
+        """The rows that may be used and are undamaged; an error for each damaged one goes to `report`."""
         for row in rows:
             if self.is_taken_down(row):
                 continue

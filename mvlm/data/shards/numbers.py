@@ -20,7 +20,7 @@ class Numbers:
         pairs: number pairs instead of rows.
 
     Attributes:
-        pairs: whether the numbers are those of pairs, and pairs are not rows.
+        pairs: whether pairs are numbered, and are not the same as rows.
         sizes: how many numbers each corpus has.
         starts: int64, the first number of each shard of all corpora, then the total.
 

@@ -63,12 +63,12 @@ def read_takedown(folder: Path, manifest: Manifest) -> Sequence[int]:
     try:
         content = path.read_bytes() if path.exists() else None
     except OSError as error:
-        raise cannot_read(path, error, "no row may be used until it is known which must not be") from None
+        raise cannot_read(path, error, "make it readable: no row may be used until it is") from None
     return taken_down(content, manifest, str(path))
 
 
 def _malformed(path: str, reason: str) -> UserError:
     return UserError(
-        f"{path} is not a valid list of rows that were taken down ({reason}), and no row may be used until it is known "
-        "which must not be: put a copy back, or delete it and run `mvlm-data takedown` again with all lists."
+        f"{path} is not a valid list of rows that were taken down ({reason}), and no row may be used until it "
+        "is: put a copy back, or delete it and run `mvlm-data takedown` again with all lists."
     )

@@ -189,7 +189,7 @@ class _Reader:
     def _nested(self, inner: Callable[[], Build]) -> Build:
         self._depth += 1
         if self._depth > MOST_NESTED:
-            raise Wrong(f"more than {MOST_NESTED} parts lie within each other")
+            raise Wrong(f"more than {MOST_NESTED} parts are nested in each other")
         built = inner()
         self._depth -= 1
         return built

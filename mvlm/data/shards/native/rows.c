@@ -85,7 +85,7 @@ static int between(const struct shard *shard, uint64_t offsets, uint64_t at, uin
     return 1;
 }
 
-/* Whether bytes, given by their offset in a column, lie in the shard; their offset is changed to the one in that. */
+/* Whether bytes at an offset in a column lie in the shard; changes the offset to that in the shard. */
 static int within(const struct shard *shard, uint64_t base, struct span *bytes) {
     uint64_t size = (uint64_t)shard->data.len, end = bytes->first + bytes->length;
     bytes->first += base;
