@@ -1,6 +1,6 @@
 """Clusters the rows of scored corpora, in a table beside each shard that `data.where` reads.
 
-    cluster                of the row, from 0
+    cluster                the number of the row's cluster, from 0
     cluster_rank           its place in the cluster in a random order: `cluster_rank < 1000` caps a cluster's rows
     duplicate_similarity   the greatest cosine to an earlier row of the cluster: `< 0.95` drops near-duplicates
 

@@ -167,7 +167,7 @@ class EvaluationJob:
         best: BestEvaluation | None = None
         latest = {line["step"]: line for line in read_evaluations(self.run)}
         for step, metrics in sorted(latest.items()):
-            if self._selector.metric in metrics:  # not if eval.select, and so what is measured, was another then
+            if self._selector.metric in metrics:  # missing if eval.select, and so what was measured, was different then
                 best = self._selector.judge(best, step, metrics)
         return best
 
@@ -223,7 +223,7 @@ def _link(folder: Path, to: Path) -> None:
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """Follow the run alone, rid of a torn line of an earlier job; raises `UserError` if another job follows it."""
+    """Follow the run alone, once a line torn by an earlier job is removed; raises `UserError` if another job does."""
     with ExitStack() as stack:
 
         def begin() -> None:

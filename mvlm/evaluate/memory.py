@@ -11,7 +11,7 @@ COCO's 5,000 test images at 384 x 384 with 25,000 captions, ViT-B/16 and RoBERTa
                              and 20,300 texts x 30 x 768 x 4                            2.0 GB
     a pass                   half of the rest: 64 pairs x 16 x (577 + 30) x 768 x 4     1.9 GB
 
-so that with the weights of 335 million parameters, 1.3 GB, a GPU needs 5.4 GB; `memory_gb` = 8 still fits one of 16.
+so that with the weights of 335 million parameters, 1.3 GB, a GPU needs 5.4 GB; `memory_gb` = 8 fits one of 16 GB.
 With two blocks of texts each image is encoded twice; a larger `memory_gb` holds all texts at once.
 The host keeps the candidates: 16 bytes for each of the 30,000 x 256, 0.12 GB, and a few times as much to sort them.
 """
@@ -27,7 +27,7 @@ SIMILARITY_BYTES = 64
 """A similarity, its place in the order, and what a stable sort needs besides."""
 
 PASS_COPIES = 16
-"""Copies of its tokens that a pair or an item takes in a forward pass: keys, values, inside the feed-forward layer."""
+"""Copies of its tokens that a pair or an item takes in a forward pass: keys, values, the feed-forward's activations."""
 
 
 @dataclass(frozen=True)

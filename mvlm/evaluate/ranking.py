@@ -147,14 +147,14 @@ def passed(rank_A: np.ndarray, weight_RA: np.ndarray) -> np.ndarray:
 
 
 def recall(passed_RB: np.ndarray, k: int) -> np.ndarray:
-    """R shares of the queries whose right item is among the first `k`."""
+    """For each of R resamples, the share of the queries whose right item is among the first `k`."""
     return passed_RB[:, :k][:, -1] / passed_RB[:, -1]
 
 
 def median_rank(passed_RB: np.ndarray) -> np.ndarray:
-    """R medians over the queries of the rank from 1 of the best right item."""
+    """For each of R resamples, the median over the queries of the best right item's rank, from 1."""
     half_R = passed_RB[:, -1] / 2
-    middle = [(passed_RB < at_R[:, None]).sum(axis=1) for at_R in (half_R, half_R + 1e-9)]  # two if evenly many
+    middle = [(passed_RB < at_R[:, None]).sum(axis=1) for at_R in (half_R, half_R + 1e-9)]  # the two middle ones
     return np.mean(middle, axis=0) + 1
 
 

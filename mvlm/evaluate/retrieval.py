@@ -41,7 +41,7 @@ class SearchSettings:
 
     @classmethod
     def of(cls, settings: Eval) -> SearchSettings:
-        """As a run's [eval] says."""
+        """From a run's [eval]."""
         return cls(settings.batch, settings.rerank, settings.memory_gb)
 
     def sizes(self, model: MaskVLM, data: ImagesAndTexts) -> Sizes:

@@ -70,7 +70,7 @@ class Scorer:
         self.made_by = f"{loaded.fingerprint} {' '.join(columns)}"
 
     def tables(self, mixture: Mixture, first: int, rows: int, on_rows: Callable[[int], object]) -> dict[str, pa.Table]:
-        """The tables of a shard, whose rows are `rows` of the mixture's, from `first` on.
+        """The tables of a shard, which is the mixture's `rows` rows from `first` on.
 
         Rows that are damaged or were taken down are null in all columns.
         """

@@ -29,7 +29,7 @@ class Settings:
     words: tuple[str, ...] = ()  # reconstruction: words to mask; none = tokens as in training
     templates: str = ""  # classification: a file of sentences with {} for the class; "" = TEMPLATES
     train: str = ""  # probe: the folder that it learns from
-    pictures: str = ""  # reconstruction: the folder that examples are drawn into; "" = none are
+    pictures: str = ""  # reconstruction: the folder that examples are drawn into; "" = none
     where: str = ""  # retrieval, reconstruction, labelled tasks: a condition on the rows, as data.where; "" = all
 
     def mixture(self, task: str = CAPTION) -> Mixture:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def render(table: Table, protocol: str) -> str:
-    """The table, and under it how the numbers came about."""
+    """The table, and under it the protocol that the numbers follow."""
     out = io.StringIO()
     console = Console(file=out, width=110)
     console.print(table)

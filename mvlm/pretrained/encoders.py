@@ -39,7 +39,7 @@ CONVOLUTIONAL = tuple(f"timm.models.{family}" for family in ("efficientnet", "mo
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model's shape needs to know of a tokenizer, if there is none."""
+    """What a model's shape depends on in a tokenizer, to stand in for one."""
 
     size: int
     pad_token_id: int

@@ -51,7 +51,7 @@ LAST_NORM = ("norm.weight", "norm.bias")
 
 Parameters = Mapping[str, Parameter]
 Give = Callable[[Parameter, Tensor], None]
-"""Makes a tensor of a parameter's shape its initial value."""
+"""Sets a parameter's initial value to a tensor of its shape."""
 
 
 def build_with_weights(

@@ -30,7 +30,7 @@ HUB = "hf-hub:"
 """Begins the name of a repository on the Hugging Face hub, as in timm: hf-hub:owner/name, or ...@revision."""
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""In a folder, in the order they are looked for; each may instead be in parts, listed in `<file>.index.json`."""
+"""Looked for in a folder in this order; each may instead be in parts, listed in `<file>.index.json`."""
 
 WRAPPERS = ("model", "state_dict", "module")
 """Keys under which training programs keep the model's tensors beside those of the optimiser and the epoch."""

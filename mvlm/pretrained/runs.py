@@ -147,7 +147,7 @@ def load_weights(model: Encoders, checkpoint: Path) -> None:
 
 
 def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
-    """Fill a model with the weights of a run of ours, whose task and image size may have been others.
+    """Fill a model with the weights of a run of ours, whose task and image size may have been different.
 
     If the run kept an average of its weights (`train.ema`), that is what is taken.
 

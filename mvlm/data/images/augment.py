@@ -180,7 +180,7 @@ OPERATIONS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
 )
 """Each takes uint8 [3, size, size] and a level from -1 to 1; the limits are ALBEF's, shifts scaled to the image's size.
 
-They return a new array, or the one they were given; its contents they never change.
+They return a new array, or the one they were given, which they never change.
 """
 
 ALBEF_OPERATIONS = (

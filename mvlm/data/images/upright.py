@@ -19,7 +19,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF's number; Pillow's own `exif_transpose` rewrites all of the EXIF and fails if it cannot."""
+"""By EXIF's number; Pillow's own `exif_transpose` rewrites all of the EXIF, and fails when it cannot."""
 
 _EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 """Keys of `Image.info` that may hold the orientation."""

@@ -22,7 +22,7 @@ LOOK_AGAIN_S = 1.0
 
 
 def start_prefetcher(mixture: Mixture, sampler: Sampler, position: int) -> Prefetcher | None:
-    """Begin to prefetch; None if nothing of the mixture is at a URL."""
+    """Begin to prefetch; None if no part of the mixture is at a URL."""
     return Prefetcher(mixture, sampler, position) if any(corpus.location.cached for corpus in mixture.corpora) else None
 
 

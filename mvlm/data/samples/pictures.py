@@ -20,7 +20,7 @@ from mvlm.data.samples.standing_in import StandIns
 from mvlm.errors import UserError
 
 SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
-"""Of the files in a folder that are taken for pictures; a file named by itself is one whatever its suffix."""
+"""Files in a folder with one of these are taken for pictures; a file named by itself is one whatever its suffix."""
 
 LARGEST_FILE = 256_000_000
 """Bytes; larger files are not read into memory."""

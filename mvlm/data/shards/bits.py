@@ -1,4 +1,4 @@
-"""A set of integers in little more than one bit each, fast to ask for its n-th member or the count below a bound.
+"""A set of integers in little more than one bit each, with fast access to its n-th member and the count below a bound.
 
 Rank and select over blocks of 512 bits (Jacobson, "Space-efficient static trees and graphs", 1989): the members before
 each block are counted once, which adds an eighth to the bits, and within a block Python counts bits.

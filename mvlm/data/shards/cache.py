@@ -26,7 +26,7 @@ from mvlm.runtime.storage import NO_ROOM, Attempts, Outages
 WAIT_S = 0.05  # for another process to finish a shard
 
 HASH = "[0-9a-f]" * 64
-"""How names of our files begin: a folder that the user gave may hold other files, shards among them."""
+"""How our files' names begin: a folder that the user gave may hold other files, shards among them."""
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 

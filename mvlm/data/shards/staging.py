@@ -26,7 +26,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
 MADE_BY = b"mvlm made by"
-"""The key in a table's own metadata of what made it and the hash of its shard."""
+"""The key in a table's own metadata for what made it and the hash of its shard."""
 
 REMEDY = "give a folder or a URL that can be written to"
 
