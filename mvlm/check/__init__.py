@@ -1,1 +1,1 @@
-"""Whether a run could start or resume, found out without training, by the functions that training itself asks."""
+"""Checks whether a run could start or resume, without training, by the functions that training itself uses."""

@@ -1,4 +1,4 @@
-"""Where a run would begin: the checkpoints of its folder, of `checkpoint.resume` or `.init`, and its mirror."""
+"""Checks where a run would begin: its own checkpoints, those of `checkpoint.resume` or `.init`, and its mirror."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ TAIL_BYTES = 1 << 16
 
 
 def checkpoint_bytes(parameters: int, config: Config) -> int:
-    """The fp32 weights, AdamW's two moments and, where the run keeps one, the average of the weights."""
+    """Of a checkpoint: fp32 weights, AdamW's two moments and, if the run keeps one, the average of the weights."""
     return (12 + 4 * (config.train.ema > 0)) * parameters
 
 
 def check_start(report: Report, config: Config, deep: bool) -> tuple[Start | None, TrainState | None]:
-    """Where training would begin, and the state of what it would resume from; None for what is not to be had."""
+    """Where training would begin, and the state that it would resume from; None for either that cannot be found."""
     run = Path(config.run.dir)
     _check_writable(report, run)
     start, state = _find_start(report, config, run, deep)
@@ -71,14 +71,14 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
                 raise UserError(f"{start.checkpoint} is damaged ({reason}): set checkpoint.init to another.")
             report.right("checkpoint", f"{start.checkpoint} gives its weights, {how}.")
             return start, None
-        state = read_whole_state(start.checkpoint, hashes=deep and not start.own)  # those were read by the search
+        state = read_whole_state(start.checkpoint, hashes=deep and not start.own)  # the search has hashed its own
         report.right("checkpoint", f"{start.checkpoint} is where the run resumes, at step {state.step}, {how}.")
         return start, state
     return None, None
 
 
 def check_continuing(report: Report, config: Config, checkpoint: Path, state: TrainState, mixture: Mixture) -> None:
-    """Whether the run's shards are the checkpoint's, and the order of its samples from there on."""
+    """Check that the run's shards are the checkpoint's, and report the order of samples from there on."""
     with report.judged("checkpoint"):
         check_continuity(checkpoint, state, mixture.fingerprint, mixture.selection)
         report.right("checkpoint", f"{checkpoint.name} was trained on these very shards.")
@@ -91,7 +91,7 @@ def check_continuing(report: Report, config: Config, checkpoint: Path, state: Tr
 
 
 def settle_config(report: Report, config: Config, given: frozenset[str], start: Start | None) -> Config:
-    """The configuration that a run would be resumed with, and what it changes; where that is refused, as given."""
+    """The configuration that the run would resume with, reporting what changes; as given if that is refused."""
     if start and start.resumes:
         with report.judged("checkpoint"):
             resumed = resume_config(config, given, start)
@@ -102,7 +102,7 @@ def settle_config(report: Report, config: Config, given: frozenset[str], start: 
 
 
 def check_mirror(report: Report, config: Config) -> None:
-    """`checkpoint.mirror`, which is read and not written to."""
+    """Check `checkpoint.mirror` by reading alone."""
     if not config.checkpoint.mirror:
         return
     with report.judged("mirror"):
@@ -112,7 +112,7 @@ def check_mirror(report: Report, config: Config) -> None:
 
 
 def check_room(report: Report, config: Config, parameters: int) -> None:
-    """Whether the disk has room for one more checkpoint."""
+    """Check that the disk has room for one more checkpoint."""
     run, wanted = Path(config.run.dir), checkpoint_bytes(parameters, config)
     free = shutil.disk_usage(nearest(run)).free
     sizes = f"a checkpoint takes {wanted / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
@@ -123,9 +123,9 @@ def check_room(report: Report, config: Config, parameters: int) -> None:
 
 
 def check_memory(report: Report, config: Config, parameters: int, world: int) -> None:
-    """Whether this machine's shared memory has room for what another node of `checkpoint.peers` has written.
+    """Check that this machine's shared memory has room for the copies that `checkpoint.peers` sends it.
 
-    How many ranks a node has is not known: judged is the share of one.
+    The number of ranks on a node is not known, so one rank's share is judged.
     """
     if not config.checkpoint.peers:
         return
@@ -140,7 +140,7 @@ def check_memory(report: Report, config: Config, parameters: int, world: int) ->
 
 
 def _check_others(report: Report, run: Path, start: Start | None, deep: bool) -> None:
-    """The run's own checkpoints that have not been spoken of: an older one is what a run falls back on."""
+    """Check the run's own checkpoints not reported on yet: a run falls back on an older one."""
     for folder in reversed(step_folders(run)):
         known = start is not None and folder == start.checkpoint
         known = known or any(found.sentence.startswith(f"{folder} is damaged") for found in report.findings)
@@ -149,7 +149,7 @@ def _check_others(report: Report, run: Path, start: Start | None, deep: bool) ->
 
 
 def _check_alone(report: Report, config: Config, saved: int) -> None:
-    """Whether ranks train in the run folder that have not ended with everything saved, by the newest sign of life."""
+    """Warn if ranks still train in the run folder, with steps yet to be saved, judging by the newest heartbeat."""
     run = Path(config.run.dir)
     attempt = max((int(path.stem) for path in (run / ATTEMPTS).glob("*.json") if path.stem.isdecimal()), default=0)
     names = (path.stem.removeprefix("rank-") for path in (run / HEARTBEATS).glob("rank-*.json"))
@@ -158,21 +158,21 @@ def _check_alone(report: Report, config: Config, saved: int) -> None:
         return
     newest = max(beats, key=lambda beat: beat.time)
     age = time.time() - newest.time
-    lines = JsonLinesTail(run / METRICS, TAIL_BYTES).new()  # of which the newest is younger than a heartbeat
+    lines = JsonLinesTail(run / METRICS, TAIL_BYTES).new()  # the last may be more recent than the heartbeat
     reported = next((line["step"] for line in reversed(lines) if "loss" in line), 0)
     has_ended = newest.ends or newest.is_gone or max(newest.step, reported) <= saved
     if not has_ended and age < QUIET_AFTER * period_s(config.train.hang_minutes):
         report.warning(
             "run",
-            f"{run} is where attempt {attempt} trains, by a sign of life {duration(age)} ago on {newest.host}: a run "
-            "that begins there ends it at its next step; stop it first, or set another run.dir.",
+            f"Attempt {attempt} is training in {run} (heartbeat {duration(age)} ago on {newest.host}): a run that "
+            "begins there ends it at its next step; stop it first, or set another run.dir.",
         )
 
 
 def _check_writable(report: Report, run: Path) -> None:
     place = nearest(run)
     if not place.is_dir():
-        report.wrong("run", f"{place} is in the way of the run folder {run}: it is not a folder; set run.dir.")
+        report.wrong("run", f"{place} is in the way of the run folder {run} and is not a folder: set run.dir.")
     elif not os.access(place, os.W_OK | os.X_OK):
         report.wrong("run", f"{run} cannot be made, as {place} is not writable: set run.dir elsewhere.")
     else:

@@ -1,4 +1,4 @@
-"""What the run TOML asks for that can be judged by itself: the layout of a batch, and kernels."""
+"""Checks of the run TOML by itself: the layout of a batch, and kernels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ra
 
 
 def check_layout(report: Report, config: Config, world: int, split: int = 1) -> int:
-    """Divide the global batch as training would; the replicas that it would have, 0 where it cannot be divided.
+    """Divide the global batch as training would, and return the number of replicas; 0 if it cannot be divided.
 
     Args:
-        split: ranks of a replica.
+        split: ranks per replica.
     """
     with report.judged("layout"):
         ranks = usable_ranks(config.train, world, split)
@@ -36,11 +36,11 @@ def check_layout(report: Report, config: Config, world: int, split: int = 1) -> 
 
 
 def check_kernels(report: Report, config: Config) -> None:
-    """Names that are known; whether they run is a matter of the machine, and this one need not be the run's."""
+    """Check the names; one that cannot run here is only unknown, since this need not be the run's machine."""
     with report.judged("kernels"):
         check_names(config.kernels)
         named = {name: value for name in ALL_OPS if (value := getattr(config.kernels, name)) != "auto"}
-        report.right("kernels", f"[kernels] names what there is ({', '.join(named.values()) or 'all auto'}).")
+        report.right("kernels", f"All names in [kernels] are known ({', '.join(named.values()) or 'all auto'}).")
         for name, value in named.items():
             if lacking := ALL_OPS[name].lacking().get(value):
                 report.unknown("kernels", f"kernels.{name} = {value!r} cannot run on this machine ({lacking}).")

@@ -1,4 +1,4 @@
-"""Everything that a run needs to start or to resume, in the order in which training would come upon it."""
+"""Checks everything that a run needs to start or resume, in the order in which training would meet it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from mvlm.training.zero.start import why_not_computed
 
 
 def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
-    """Whether a run could be made of what was read.
+    """Check that a run could start from what was read.
 
     Args:
         world: ranks that will be launched.
-        deep: also hold every checkpoint against its hashes, which reads it in full.
+        deep: also compare every checkpoint with its hashes, which reads it in full.
     """
     config, content, mixture = given.config, given.content, given.mixture
     if content is not None and given.json:
@@ -44,7 +44,7 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
     start, state = checkpoints.check_start(report, config, deep)
     if given.mistaken:
         report.unknown(
-            "toml", "The layout, the model and the DeepSpeed JSON's values are checked when the TOML is right."
+            "toml", "The layout, the model and the DeepSpeed JSON's values are checked once the TOML is right."
         )
         return
     standing = _settle_stages(report, given, start) if start else None
@@ -76,7 +76,7 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
     if given.json is None:
         report.unknown("deepspeed", "No DeepSpeed JSON was given: --deepspeed_config FILE compares it with the TOML.")
     elif content is not None:
-        own = None if standing else state  # a stage counts from its own beginning
+        own = None if standing else state  # a stage counts steps from its own beginning
         _check_deepspeed(report, config, content, (given.json, given.toml), replicas, mixture, parameters, own)
     if mixture:
         _warn(report, config, content, given.json or "", mixture, standing)
@@ -84,19 +84,19 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
 
 
 def _check_measured(report: Report, config: Config) -> None:
-    """What is evaluated beside `data.eval`, and whether that is what `eval.select` names."""
+    """Check what is evaluated alongside `data.eval`, and that `eval.select` is among the metrics."""
     if not config.data.eval or config.eval.every < 0:
         return
     try:
         held_out(config.data, config.task.corpus)
-    except UserError:  # which has been reported
+    except UserError:  # already reported
         return
     with report.judged("eval"):
         Evaluator(config.data, config.task, config.objectives, config.model.image_size, config.eval, pictures=0)
 
 
 def _settle_stages(report: Report, given: Given, start: Start) -> Standing | None:
-    """Where the run stands among its stages, told; None of a run without any, or where they cannot be."""
+    """Settle and report where the run stands among its stages; None if it has none, or they are mistaken."""
     config, stages = given.config, given.stages
     if config is None or stages is None:
         return None
@@ -113,8 +113,8 @@ def _settle_stages(report: Report, given: Given, start: Start) -> Standing | Non
 
 
 def _check_coming(report: Report, standing: Standing, start: Start, given: Given, world: int, split: int) -> None:
-    """The layout, the model, the evaluations and what the DeepSpeed JSON must agree with, of the stages after the one
-    that a run resumes in."""
+    """Check the layout, the model, the evaluations and the DeepSpeed JSON of the stages after the one that the run
+    begins or resumes in."""
     for number in range(standing.number + 1, len(standing.stages)):
         coming, parameters = standing.stages.config(number), 0
         replicas = configuration.check_layout(report, coming, world, split)
@@ -147,7 +147,7 @@ def _warn(
         else:
             steps, warmup = schedule_steps(config.train, config.optim, mixture.per_epoch)
             rate = learning_rate(config.train, config.optim, mixture.per_epoch, (steps, warmup))
-        with contextlib.suppress(UserError):  # of data.eval, which has been reported
+        with contextlib.suppress(UserError):  # of data.eval, already reported
             batch = config.train.global_batch
             for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, steps, rate):
                 report.warning(topic, sentence)
@@ -169,7 +169,7 @@ def _check_deepspeed(
         with report.judged("checkpoint"):
             total, warmup = schedule_steps(config.train, config.optim, mixture.per_epoch, state)
     if not replicas:
-        report.unknown("deepspeed", f"{names[0]} is compared with the TOML when the batch can be divided.")
+        report.unknown("deepspeed", f"{names[0]} is compared with the TOML once the batch can be divided.")
         return
     train, optim = config.train, config.optim
     run = RunSide(names, config.run.dir, train, optim, replicas, (total, warmup), parameters)

@@ -1,4 +1,4 @@
-"""Folders that are examined, be they there or not."""
+"""Folders to examine, whether or not they exist yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Folders:
     """What the user asked the doctor to look at."""
 
     shards: tuple[str, ...] = ()
-    run: str = ""  # "" = where a run would make one, in the current folder
+    run: str = ""  # "" = runs, in the current folder
 
     @property
     def disk(self) -> Path:
@@ -20,5 +20,5 @@ class Folders:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder or, where there is none yet, the one in which it would be made."""
+    """The folder or, if it does not exist yet, its nearest ancestor that does."""
     return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())

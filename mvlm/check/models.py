@@ -1,4 +1,4 @@
-"""The model that a run would train, built without its weights: whether it can be, and whether checkpoints fit it."""
+"""Checks that a run's model can be built, without its weights, and that checkpoints fit it."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from mvlm.training.tensor_parallel import split_layers
 
 
 def check_model(report: Report, config: Config, start: Start, mixture: Mixture | None, deep: bool, split: int) -> int:
-    """Build it on the meta device, which takes no memory, and compare the checkpoint that it starts from.
+    """Build the model on the meta device, which takes no memory, and compare it with the checkpoint it starts from.
 
     Args:
-        split: ranks of a replica, which divide its layers.
+        split: ranks per replica, among which its layers are split.
 
     Returns:
-        Its parameters; 0 where it cannot be built.
+        Its number of parameters; 0 if it cannot be built.
     """
     parameters = 0
     if start.checkpoint is None:
@@ -55,7 +55,7 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
         model, taken = build_empty(config.blueprint, config.data, tokenizer, start, classes)
         if mixture:
             dataset = build_dataset(config.blueprint, config.data, mixture, tokenizer, model)
-            # A tokenizer that is still to be trained knows no lengths yet.
+            # A tokenizer that is yet to be trained cannot tell how long a text will be.
             trained = tokenizer_source(config.data, config.model.text, start) == TRAINED
             if not trained and (cut := truncation_warning(dataset)):
                 report.unknown("data", cut)
@@ -92,14 +92,14 @@ def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokeni
 
 
 def _classes(config: Config, start: Start, mixture: Mixture | None, deep: bool) -> int:
-    """How many the run's task chooses among; answers that are still to be counted are so by `deep` alone."""
+    """How many classes the run's task chooses among; answers not counted yet are counted with `deep` alone."""
     if config.task.name == "vqa" and deep and mixture and not start.resumes:
         return len(find_answers(config.task, mixture))
     return coming_classes(config.task, start)
 
 
 def _check_weights(report: Report, config: Model) -> None:
-    """Whether pretrained weights are here, or where they will come from."""
+    """Check that pretrained weights are here, or report where they will come from."""
     with report.judged("weights"):
         if config.vision_weights == "pretrained":
             _check_on_hub(report, "model.vision", config.vision, _timm_repository(config.vision))
@@ -114,7 +114,7 @@ def _check_weights(report: Report, config: Model) -> None:
 
 
 def _check_place(report: Report, key: str, place: str) -> None:
-    """Raises UserError where it can be known already that no weights are to be had there."""
+    """Raises `UserError` if it is already certain that there are no weights there."""
     if place.startswith(HUB):
         report.unknown("weights", f"{key} = {place!r} is fetched from the hub when the run begins.")
     else:
@@ -130,7 +130,7 @@ def _timm_repository(name: str) -> str:
 def _check_on_hub(report: Report, key: str, name: str, repository: str) -> None:
     """
     Raises:
-        UserError: they are not here, and the environment forbids to fetch them.
+        UserError: the weights are not here and cannot be fetched.
     """
     if Path(repository).is_dir():
         if not any((Path(repository) / file).is_file() for file in FILES):

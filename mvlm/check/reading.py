@@ -1,4 +1,4 @@
-"""What can be said of a run before torch is imported: its TOML, its DeepSpeed JSON and its shards."""
+"""Checks that need no torch: a run's TOML, its DeepSpeed JSON and its shards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
 
 @dataclass(frozen=True)
 class Given:
-    """What a run is made of, as far as it could be read.
+    """What a run would start from, as far as it could be read.
 
     Attributes:
-        config: None where there is no TOML to be read.
-        keys: that the TOML and the overrides set.
-        mistaken: the TOML has mistakes, and defaults stand in their place.
-        json, content: path and content of the DeepSpeed JSON; None where none was given, or could be read.
-        mixture: `data.train`, of the stage that the run stands in; None where it cannot be opened.
-        stages: of the TOML, one where it names none; None where they have mistakes.
+        config: None if the TOML cannot be read.
+        keys: those that the TOML and the overrides set.
+        mistaken: the TOML has mistakes, in whose place `config` has defaults.
+        json: path of the DeepSpeed JSON; None if none was given.
+        content: of that file; None if it could not be read either.
+        mixture: `data.train` of the run's current stage; None if it cannot be opened.
+        stages: of the TOML, a single one if it names none; None if they have mistakes.
     """
 
     toml: str
@@ -46,7 +47,7 @@ def read_run(report: Report, toml: str, overrides: Sequence[str], deepspeed: str
 
     Args:
         deepspeed: the path of the DeepSpeed JSON.
-        deep: hold every shard against its hash.
+        deep: compare every shard with its hash.
     """
     mistakes, config, content, mixture, stages = Mistakes(), None, None, None, None
     with report.judged("toml"):

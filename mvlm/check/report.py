@@ -1,4 +1,4 @@
-"""What an examination found, a sentence for each thing: of `mvlm check`, `mvlm doctor` and `mvlm preflight` alike."""
+"""The findings of `mvlm check`, `mvlm doctor` and `mvlm preflight`, a sentence each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mvlm.errors import ExitCode, UserError
 Verdict = Literal["right", "wrong", "warning", "unknown", "works", "absent", "broken"]
 FAULTS = ("wrong", "broken")
 SHOWN = 20
-"""Sentences of one topic and verdict that are printed; a report has all of them."""
+"""Sentences printed for each topic and verdict; --json lists all of them."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Finding:
     """
     Attributes:
         topic: a word or two.
-        verdict: warning = it can be done and is hardly meant; unknown = it could not be checked here; absent = not
-            there, and nothing needs it as things are.
-        sentence: what and where and, behind a colon, what to do.
-        remedy: that last part, where it is known by itself.
+        verdict: warning = possible, but hardly intended; unknown = could not be checked here; absent = missing, but
+            not needed as things are.
+        sentence: what and where and, after a colon, what to do.
+        remedy: that last part, if it is known separately.
         facts: numbers and versions, for programs.
     """
 
@@ -38,7 +38,7 @@ class Finding:
 
     @property
     def says(self) -> str:
-        """The sentence without its remedy and without a stop."""
+        """The sentence without its remedy and its full stop."""
         return self.sentence.removesuffix(f": {self.remedy}." if self.remedy else ".")
 
 
@@ -49,11 +49,11 @@ def _finding(verdict: Verdict, topic: str, says: str, remedy: str = "", facts: d
 works = partial(_finding, "works")
 absent = partial(_finding, "absent")
 broken = partial(_finding, "broken")
-"""Each: a topic, what is said of it without a stop, what to do (absent: to have it), and facts."""
+"""Each takes a topic, what to say without a full stop, what to do (absent: to have it), and facts."""
 
 
 def broken_by(topic: str, sentence: str) -> Finding:
-    """What a whole sentence says to be broken."""
+    """Something broken, from a whole sentence; its remedy is what follows the last colon."""
     return Finding(topic, "broken", sentence, sentence.rstrip(".").rpartition(": ")[2])
 
 
@@ -62,9 +62,9 @@ class Form:
     """How a command shows its findings.
 
     Attributes:
-        verdicts: in the order in which they are counted.
+        verdicts: in the order of the totals.
         width: of the longest topic.
-        keys: of a finding as JSON, and the attribute behind each.
+        keys: those of a finding in JSON, each with the attribute that it holds.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -92,7 +92,7 @@ class Report:
 
     Args:
         command: whose report it is.
-        tell: called with a line for each finding as it is made; of a topic and verdict with the first `SHOWN`.
+        tell: called with a line for each finding as it is made, for the first `SHOWN` of a topic and verdict.
     """
 
     def __init__(self, command: str, tell: Callable[[str], None] | None = None) -> None:
@@ -124,7 +124,7 @@ class Report:
 
     @contextmanager
     def judged(self, topic: str) -> Iterator[None]:
-        """Take down the mistakes that end the block."""
+        """Record a `UserError` that ends the block."""
         try:
             yield
         except UserError as error:
@@ -140,9 +140,9 @@ class Report:
         return ExitCode.MISTAKE if self.problems else ExitCode.DONE
 
     def closing(self) -> str:
-        """What was left out of a topic and verdict, and how many findings there are of each verdict."""
+        """How many lines of each topic and verdict were left out, and the totals by verdict."""
         lines = [
-            self._line(topic, verdict, f"{count - SHOWN} more of the kind, which --json lists.")
+            self._line(topic, verdict, f"{count - SHOWN} more of this kind, which --json lists.")
             for (topic, verdict), count in self._counts.items()
             if count > SHOWN
         ]
@@ -150,7 +150,7 @@ class Report:
         return "\n".join([*lines, f"{self._command}: {', '.join(totals)}"])
 
     def as_json(self) -> str:
-        """How many there are, and each of them."""
+        """The totals and every finding."""
         findings = [{key: getattr(one, name) for key, name in self._form.keys.items()} for one in self.findings]
         return json.dumps({"problems": len(self.problems), **self._totals(), "findings": findings}, indent=1)
 

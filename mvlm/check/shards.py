@@ -1,4 +1,4 @@
-"""The shards that a run names: manifests, tasks, lengths, columns and, where asked for, hashes."""
+"""Checks the shards that a run names: manifests, tasks, lengths, columns and, with `deep`, hashes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mvlm.errors import Mistakes, UserError
 
 
 def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mixture | None:
-    """`data.train`, as the mixture that training would draw from; None where it cannot be opened."""
+    """Check `data.train`, and return the mixture that training would draw from; None if it cannot be opened."""
     with report.judged("data"):
         require_training_data(config, toml)
     for folder in config.data.train:
@@ -47,7 +47,7 @@ def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mix
 
 
 def check_shuffle(report: Report, config: Config, mixture: Mixture) -> Config:
-    """The configuration of a run that begins, with what `data.shuffle` comes to on this machine."""
+    """The configuration of a new run, with `data.shuffle` settled for this machine."""
     data, sentence = settle_shuffle(config.data, [reasons_for_blocks(config.data)])
     if sentence:
         report.right("data", sentence)
@@ -56,14 +56,14 @@ def check_shuffle(report: Report, config: Config, mixture: Mixture) -> Config:
 
 
 def report_neighbours(report: Report, mixture: Mixture, config: Config, orders: Sequence[OrderSpec]) -> None:
-    """How many rows of a batch were neighbours in their source, in each order from here on."""
+    """Report how many rows of a batch were neighbours in their source, for each order from here on."""
     with report.judged("data"):
         for order in orders:
             report.right("data", str(neighbours(mixture, config.run.seed, order, config.train.global_batch)))
 
 
 def check_evaluation(report: Report, config: Config, deep: bool) -> None:
-    """`data.eval`, which a run need not have."""
+    """Check `data.eval`, which a run need not have."""
     for folder in config.data.eval:
         check_corpus(report, config, folder, deep)
     if config.data.eval:
@@ -74,7 +74,7 @@ def check_evaluation(report: Report, config: Config, deep: bool) -> None:
 
 
 def check_corpus(report: Report, config: Config, folder: str, deep: bool) -> None:
-    """One folder or URL of shards, for the run's task."""
+    """Check one folder or URL of shards for the run's task."""
     mistakes = Mistakes()
     cache = Cache(config.data.cache, config.data.cache_gb)
     with report.judged("data"):
@@ -106,7 +106,7 @@ def _check_folder(folder: Path, task: str, deep: bool, mistakes: Mistakes) -> tu
 
 
 def shard_problems(folder: Path, manifest: Manifest, deep: bool) -> list[str]:
-    """A sentence for each shard that is not as the manifest says; `deep` reads them in full, for their hashes."""
+    """A sentence for each shard that differs from the manifest; `deep` reads them in full, for their hashes."""
     mistakes = Mistakes()
     for shard in manifest.shards:
         with mistakes.gathered():

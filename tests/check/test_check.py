@@ -176,14 +176,17 @@ def test_a_run_that_still_trains_in_the_folder_is_told_of(scenes: Path, run: Pat
         return [found.sentence for found in findings if (found.topic, found.verdict) == ("run", "warning")]
 
     only(
-        warned(here), f"{run} is where attempt 1 trains", f"on {here.host}: a run that begins there ends it", "run.dir"
+        warned(here),
+        f"Attempt 1 is training in {run} (heartbeat ",
+        f"on {here.host}): a run that begins there ends it",
+        "run.dir",
     )
-    only(warned(elsewhere), "ago on n7: ")
+    only(warned(elsewhere), "ago on n7): ")
     assert not warned(replace(elsewhere, time=time.time() - 600)) and not warned(replace(elsewhere, attempt=2))
     assert not warned(replace(here, pid=ended.pid)) and not warned(replace(here, step=2))  # which is saved
     with open(run / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 3, "loss": 1.5}\n')
-    only(warned(replace(here, step=1)), "where attempt 1 trains")  # it saves more often than it gives a sign of life
+    only(warned(replace(here, step=1)), "Attempt 1 is training")  # it saves more often than its heart beats
 
 
 def test_a_toml_with_several_mistakes(scenes: Path, tmp_path: Path) -> None:
@@ -403,7 +406,7 @@ def test_findings_are_told_as_they_are_made() -> None:
     report.right("model", "It can be built.")
     assert told[-1] == "right    model      It can be built."
     assert report.closing().splitlines() == [
-        "wrong    data       3 more of the kind, which --json lists.",
+        "wrong    data       3 more of this kind, which --json lists.",
         f"check: 1 right, {SHOWN + 3} wrong, 0 warning, 0 unknown",
     ]
 

@@ -105,7 +105,7 @@ def test_packages_of_the_wrong_version(library: Path) -> None:
     found = {each.facts["package"]: each.sentence for each in isolated("packages", Folders()) if each.remedy}
     assert found.keys() == {"torch", "ray"}
     assert "torch 1.13.0 is installed" in found["torch"] and "pip install 'torch<3,>=2.9'" in found["torch"]
-    assert "ray lacks nowhere-to-be-found, which its part 'default' needs" in found["ray"]
+    assert "ray lacks nowhere-to-be-found, which its extra 'default' needs" in found["ray"]
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What of a machine's environment works, found out by trying it: each probe in a process and a time of its own."""
+"""Tries what works in a machine's environment: each probe in a process of its own and with its own time limit."""

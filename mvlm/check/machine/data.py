@@ -1,4 +1,4 @@
-"""The decoder of JPEGs, and the health of shards."""
+"""Probes of the JPEG decoder, and of the health of shards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_decoder(folders: Folders) -> Iterator[Finding]:
 
 
 def _decodes_wrongly() -> str | None:
-    """What is wrong with the chosen decoder's view of a picture, as Pillow sees it."""
+    """How the chosen decoder's view of a picture differs from Pillow's; None if it does not."""
     import numpy as np
     from PIL import Image
 
@@ -70,7 +70,7 @@ def find_shards(folders: Folders) -> Iterator[Finding]:
 
 
 def _health(folder: Path) -> Iterator[Finding]:
-    """Manifest, lengths and columns of all shards, and of some rows the bytes and the image."""
+    """Check the manifest, the lengths and columns of all shards, and the bytes and images of some rows."""
     from mvlm.check.shards import shard_problems
     from mvlm.data.shards.schema import read_manifest
     from mvlm.errors import UserError

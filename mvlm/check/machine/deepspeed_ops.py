@@ -1,4 +1,4 @@
-"""DeepSpeed, and those of its compiled operations that training may ask for."""
+"""Probes of DeepSpeed, and of those of its compiled operations that training may use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find(folders: Folders) -> Iterator[Finding]:
         import deepspeed
         from deepspeed.git_version_info import installed_ops
         from deepspeed.ops import op_builder
-    except Exception as error:  # it asks torch, CUDA and the environment much while it is imported
+    except Exception as error:  # importing it queries torch, CUDA and the environment, any of which may fail
         version = installed("deepspeed")
         remedy = f"python -m pip install --force-reinstall deepspeed{'==' if version else ''}{version}"
         yield broken("deepspeed", f"DeepSpeed cannot be imported ({first_line(error)})", remedy)
@@ -58,10 +58,10 @@ def find(folders: Folders) -> Iterator[Finding]:
 def _operation(name: str, builder: Any, compiled_ahead: bool) -> Finding:
     use = f"{name}, for {WANTED_BY[name]},"
     if compiled_ahead:
-        return works("deepspeed op", f"{use} was compiled ahead")
+        return works("deepspeed op", f"{use} was compiled ahead of time")
     if reason := _not_compilable(builder):
         return absent("deepspeed op", f"{use} cannot be compiled ({reason})", INSTEAD[name])
-    return works("deepspeed op", f"{use} is compiled when it is first asked for, which takes a minute or two")
+    return works("deepspeed op", f"{use} is compiled on first use, which takes a minute or two")
 
 
 def _not_compilable(builder: Any) -> str | None:
@@ -73,13 +73,13 @@ def _not_compilable(builder: Any) -> str | None:
     try:
         if built.is_compatible(verbose=False):
             return None
-    except Exception as error:  # as DeepSpeed's own report says: probes that fail themselves
+    except Exception as error:  # DeepSpeed's probes may themselves fail
         return first_line(error)
     return first_line(built.error_log) if built.error_log else "something that it needs is missing"
 
 
 def _toolkit() -> Finding:
-    """CUDA's compiler, which must be of the version that torch was built with."""
+    """CUDA's compiler, which must be the version that torch was built with."""
     import torch
     from deepspeed.ops.op_builder import builder
 

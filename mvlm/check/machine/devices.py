@@ -1,4 +1,4 @@
-"""torch, the devices that it computes on, and whether they multiply rightly."""
+"""Probes of torch, of the devices that it computes on, and of whether they multiply correctly."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 SIZE = 256
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-"""Of a product's largest error, as a share of its largest value."""
+"""Largest error of a product, as a share of its largest value."""
 
 
 def gpus_of_machine() -> int:
-    """NVIDIA GPUs that the kernel knows, be they usable or not."""
+    """Number of NVIDIA GPUs that the kernel knows, usable or not."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def find(folders: Folders) -> Iterator[Finding]:
     try:
         import torch
-    except Exception as error:  # a library that is missing or of another build raises more than ImportError
+    except Exception as error:  # a missing or mismatched library raises more than ImportError
         yield broken("torch", f"torch cannot be imported ({first_line(error)})", "reinstall it")
         return
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
@@ -46,7 +46,7 @@ def _cuda() -> Finding:
     facts = {"gpus": usable, "gpus_of_machine": there}
     if usable:
         left_alone = (
-            " and DS_ACCELERATOR=cpu has training leave them alone" if os.environ.get("DS_ACCELERATOR") == "cpu" else ""
+            ", but DS_ACCELERATOR=cpu makes training ignore them" if os.environ.get("DS_ACCELERATOR") == "cpu" else ""
         )
         return works("gpu", f"{usable} GPU{'s' * (usable > 1)} can be used{left_alone}", facts=facts)
     if not there:
@@ -72,7 +72,7 @@ def _cuda() -> Finding:
 
 
 def _compute(device: torch.device, name: str) -> Iterator[Finding]:
-    """A product in each precision that training computes in, held against one in float64."""
+    """A product in each precision that training computes in, compared with one in float64."""
     import torch
 
     from mvlm.kernels.probes import cpu_gains_by_bf16
@@ -85,7 +85,7 @@ def _compute(device: torch.device, name: str) -> Iterator[Finding]:
             failures.append(f"{str(dtype).removeprefix('torch.')}: {failure}")
     if failures:
         remedy = "check its memory for errors with nvidia-smi -q, and do not use it" if on_gpu else "reinstall torch"
-        yield broken("product", f"{name} multiplies wrongly ({'; '.join(failures)})", remedy)
+        yield broken("product", f"{name} multiplies incorrectly ({'; '.join(failures)})", remedy)
     else:
         yield works("product", f"{name} multiplies correctly in fp32 and bf16")
     if has_bf16:
@@ -105,4 +105,4 @@ def _wrong_product(device: torch.device, dtype: torch.dtype) -> str | None:
     except Exception as failure:  # drivers fail in many ways
         return first_line(failure)
     allowed = TOLERANCE[str(dtype).removeprefix("torch.")]
-    return None if error < allowed else f"off by {float(error):.2g} of the largest value"  # NaN is not below
+    return None if error < allowed else f"off by {float(error):.2g} of the largest value"  # NaN fails too

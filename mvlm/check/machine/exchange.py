@@ -1,4 +1,4 @@
-"""What ranks exchange over: two processes of this machine that reduce a number between them."""
+"""Probes of what ranks exchange over: two processes on this machine reduce a number between them."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def _reduce(backend: str, environment: dict[str, str]) -> Finding:
     if failure:
         return broken(
             backend,
-            f"Two processes on this machine exchange nothing over {backend} ({failure})",
-            "check that its own name resolves (/etc/hosts) and that no firewall blocks the loopback",
+            f"Two processes on this machine cannot exchange over {backend} ({failure})",
+            "check that the machine's own name resolves (/etc/hosts) and that no firewall blocks the loopback",
         )
     seconds = time.monotonic() - began
-    return works(backend, f"Two processes have reduced a number over {backend}, in {seconds:.1f} s in all")
+    return works(backend, f"Two processes reduced a number over {backend}, in {seconds:.1f} s altogether")
 
 
 def _unknown_interface(backend: str) -> Finding | None:
-    """An interface that the environment names and that is not here."""
+    """A finding if the environment names an interface that is not here."""
     import psutil
 
     variable = f"{backend.upper()}_SOCKET_IFNAME"
@@ -67,18 +67,18 @@ def _unknown_interface(backend: str) -> Finding | None:
 
 
 def _two_ranks(environment: dict[str, str]) -> str | None:
-    """Why two of them did not exchange, or None."""
+    """Why two ranks could not exchange, or None."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    with get_context("spawn").Pool(2) as pool:  # which ends both when it is left
+    with get_context("spawn").Pool(2) as pool:  # leaving it ends both
         try:
             list(pool.imap_unordered(partial(_add_up, environment | place), range(2)))
-        except Exception as error:  # torch's many kinds
-            return re.sub(r"\[enforce fail at [^]]*\] ", "", first_line(error))  # gloo's place in its own source
+        except Exception as error:  # torch raises many kinds
+            return re.sub(r"\[enforce fail at [^]]*\] ", "", first_line(error))  # without the line of gloo's source
     return None
 
 
 def _add_up(environment: dict[str, str], rank: int) -> None:
-    """One of the two ranks: meet the other, and add both numbers up."""
+    """One of the two ranks: meet the other, and add up both numbers."""
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # before torch is imported
     import torch
 

@@ -1,4 +1,4 @@
-"""What compiles extensions, locks that killed compilations have left, and apex."""
+"""Probes of the compiler of extensions, of locks left by killed compilations, and of apex."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GET_ONE = "install g++ and Python's headers (Debian: g++ python3-dev)"
 
 
 def find_compiler(folders: Folders) -> Iterator[Finding]:
-    """The C++ compiler, which is made to compile an extension that is then called."""
+    """Try the C++ compiler: compile an extension and call it."""
     given = os.environ.get("CXX")
     command = shlex.split(given or "c++") or ["c++"]
     path = shutil.which(command[0])
@@ -42,7 +42,7 @@ def find_compiler(folders: Folders) -> Iterator[Finding]:
     elif path is None:
         yield absent("compiler", f"There is no C++ compiler: {NEEDS_IT} have to do without", GET_ONE)
     elif reason := _cannot_compile(command):
-        yield broken("compiler", f"{path} compiles no Python extension ({reason})", GET_ONE)
+        yield broken("compiler", f"{path} cannot compile a Python extension ({reason})", GET_ONE)
     else:
         yield works("compiler", f"{path} compiles a Python extension, which runs", facts={"compiler": path})
 
@@ -67,7 +67,7 @@ def _cannot_compile(command: list[str]) -> str | None:
 
 
 def find_locks(folders: Folders) -> Iterator[Finding]:
-    """torch holds a file named `lock` open while it compiles an extension, and waits for ever for another's."""
+    """torch holds a file named `lock` open while it compiles an extension, and waits forever for one left behind."""
     found = locks()
     held = open_files() if found else set()
     stale = 0
@@ -88,16 +88,16 @@ def find_locks(folders: Folders) -> Iterator[Finding]:
 
 
 def find_apex(folders: Folders) -> Iterator[Finding]:
-    """NVIDIA's apex is known by its compiled part `amp_C`; PyPI's package of that name is another project."""
+    """NVIDIA's apex is recognised by its compiled part `amp_C`; the apex on PyPI is another project."""
     build = "build NVIDIA's with cluster/gpu/build_apex.sh"
     if importlib.util.find_spec("amp_C") is None:
         yield _without_amp(build)
         return
-    import torch  # noqa: F401  # whose libraries amp_C is linked to
+    import torch  # noqa: F401  # amp_C is linked to its libraries
 
     try:
         importlib.import_module("amp_C")
-    except Exception as error:  # what was built for another torch raises ImportError and more
+    except Exception as error:  # a build for another torch raises more than ImportError
         yield broken("apex", f"NVIDIA's apex does not fit this torch ({first_line(error)})", build + " again")
     else:
         yield works("apex", f"NVIDIA's apex {installed('apex')} is here with its compiled parts")
@@ -115,5 +115,5 @@ def _without_amp(build: str) -> Finding:
     return broken(
         "apex",
         f"The package apex{f' {version}' if version else ''} at {where} is not NVIDIA's but another project",
-        f"python -m pip uninstall apex, and where fused kernels are wanted {build}",
+        f"python -m pip uninstall apex and, for fused kernels, {build}",
     )

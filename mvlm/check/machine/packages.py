@@ -1,4 +1,4 @@
-"""Python, and the packages that requirements.txt asks for."""
+"""Probes of Python, and of the packages that requirements.txt asks for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find(folders: Folders) -> Iterator[Finding]:
 
 
 def requirements() -> list[Requirement]:
-    """Those of the source tree, or those that the installed package has from it."""
+    """Those of the source tree or, without one, of the installed package."""
     if REQUIREMENTS.is_file():
         lines = [line.partition("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()]
     else:
@@ -47,20 +47,20 @@ def _python() -> Finding:
 
 
 def _problem(wanted: Requirement) -> tuple[str, str] | None:
-    """What is wrong with an installed package, or with those that its extras need, and what pip is to be given."""
+    """What is wrong with a package, or with those that its extras need, and what to give pip; None if nothing is."""
     pip = f"'{wanted.name}{_extras(wanted)}{wanted.specifier}'"
     found = installed(wanted.name)
     if not found:
         return f"{wanted.name} is not installed", pip
     if not wanted.specifier.contains(found, prereleases=True):
-        return f"{wanted.name} {found} is installed and {wanted.specifier} is asked for", pip
+        return f"{wanted.name} {found} is installed, but {wanted.specifier} is required", pip
     for extra in sorted(wanted.extras):
         for line in metadata.requires(wanted.name) or []:
             needed = Requirement(line)
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-                continue  # what it needs in any case was pip's business
+                continue  # needed without extras too, which pip has seen to
             if needed.marker.evaluate({"extra": extra}) and not installed(needed.name):
-                return f"{wanted.name} lacks {needed.name}, which its part {extra!r} needs", pip
+                return f"{wanted.name} lacks {needed.name}, which its extra {extra!r} needs", pip
     return None
 
 

@@ -1,4 +1,4 @@
-"""How long to wait for what hangs."""
+"""How long to wait for something that may hang."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def patience(seconds: float) -> float:
-    """Seconds to wait where a free core would not need so many: more of them, the more processes share the cores."""
+    """Scale a limit that would do on a free core by how many processes share the cores."""
     return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))

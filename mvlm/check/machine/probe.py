@@ -40,7 +40,7 @@ from mvlm.errors import first_line
 
 class Probe(NamedTuple):
     find: Callable[[Folders], Iterator[Finding]]
-    seconds: float  # after which it hangs, on a machine that is not busy: ten times and more what it takes there
+    seconds: float  # time limit on an idle machine: at least ten times what it takes there
 
 
 PROBES = {
@@ -65,24 +65,24 @@ AT_ONCE = 4
 _running: set[int] = set()
 """Process groups of probes."""
 ENDING_SECONDS = 2.0
-"""For a killed probe to be gone; one that waits for a dead disk cannot be killed and is left behind."""
+"""For a killed probe to be gone; one that waits for a dead disk cannot be killed, and is left behind."""
 
 
 def examine(folders: Folders) -> Iterator[Finding]:
-    """Run the probes, several at once, and give their findings in order, as soon as each is known."""
+    """Run the probes, several at once, and yield their findings in order, as soon as each is known."""
     at_once = min(AT_ONCE, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(at_once) as pool:
         try:
             for findings in pool.map(partial(isolated, folders=folders), PROBES):
                 yield from findings
-        finally:  # be it that the user has had enough
+        finally:  # also when the user interrupts
             pool.shutdown(wait=False, cancel_futures=True)
             for group in list(_running):
                 _kill(group)
 
 
 def isolated(name: str, folders: Folders, seconds: float | None = None) -> list[Finding]:
-    """The findings of one probe, or one finding of what became of it.
+    """The findings of one probe, or a single one that says how the probe hung or crashed.
 
     Args:
         seconds: in place of the probe's own time limit.
@@ -106,7 +106,7 @@ def isolated(name: str, folders: Folders, seconds: float | None = None) -> list[
         except subprocess.TimeoutExpired:
             return [_end(child, name, limit)]
         finally:
-            _kill(child.pid)  # and what it may have left
+            _kill(child.pid)  # and any children it left
             _running.discard(child.pid)
     if child.returncode == 0:
         with contextlib.suppress(ValueError, TypeError):
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _import_path() -> str:
-    """PYTHONPATH with which a child finds this package, behind whatever it finds now."""
+    """PYTHONPATH with which a child finds this package, after what is on the path already."""
     given = os.environ.get("PYTHONPATH")
     return os.pathsep.join([*([given] if given else []), str(Path(mvlm.__file__).parents[1])])
 
@@ -143,7 +143,7 @@ def _end(child: subprocess.Popen[str], name: str, seconds: float) -> Finding:
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.communicate(timeout=ENDING_SECONDS)
     if child.returncode is None:
-        child.returncode = -signal.SIGKILL  # else leaving the block would wait for it
+        child.returncode = -signal.SIGKILL  # otherwise leaving the block would wait for it
     return broken(
         name,
         f"The probe of {name} gave no answer within {seconds:.0f} s and was ended",
@@ -155,7 +155,7 @@ def _crash(name: str, code: int, said: str) -> Finding:
     lines = [line for line in said.splitlines() if line.strip()]
     if code < 0:
         how = f"died of {signal.Signals(-code).name}"
-        remedy = f"an extension built for other versions does so; see where in `{_again(name)}`, and reinstall it"
+        remedy = f"an extension built for other versions can do that; find it with `{_again(name)}`, and reinstall it"
     else:
         how = f"ended with {first_line(lines[-1]) if lines else f'exit code {code}'}"
         remedy = f"see all of it with `{_again(name)}`"
@@ -174,4 +174,4 @@ def _kill(group: int) -> None:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # libraries that were probed may hang in their own endings
+    os._exit(code)  # libraries that were probed may hang at exit

@@ -1,4 +1,4 @@
-"""SLURM and Ray: whether they are here and answer."""
+"""Probes of SLURM and Ray: whether they are here and answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SINFO_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
 STATUS_SECONDS = 60.0
 UNCONFIGURED = "configuration source"
-"""What SLURM's commands complain of on a machine that belongs to no cluster."""
+"""Part of what SLURM's commands complain of on a machine that belongs to no cluster."""
 ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -59,7 +59,7 @@ def find_slurm(folders: Folders) -> Iterator[Finding]:
 
 def _nodes(said: str) -> Finding:
     rows = [line.split("|") for line in said.splitlines() if line.count("|") == 2]
-    states = Counter({node: state for node, _, state in rows}.values())  # each has a row in every partition of its own
+    states = Counter({node: state for node, _, state in rows}.values())  # a node has a row for each of its partitions
     partitions = sorted({partition.rstrip("*") for _, partition, _ in rows})
     nodes = ", ".join(f"{count} {state}" for state, count in states.most_common()) or "no nodes"
     facts = {"partitions": partitions, "nodes": dict(states)}
@@ -91,7 +91,7 @@ def _answers(name: str, address: str, version: str) -> Finding:
 
 
 def _connect(address: str) -> str | None:
-    """Why no connection can be made, in seconds, where Ray's own client tries for a minute."""
+    """Why no connection can be made, or None: told within seconds, whereas Ray's own client tries for a minute."""
     place = urlsplit(address if "://" in address else f"//{address}")
     try:
         port = place.port or {"http": 80, "https": 443, "ray": 10001}.get(place.scheme)
@@ -107,7 +107,7 @@ def _connect(address: str) -> str | None:
 
 
 def _dashboard(address: str, version: str) -> str | None:
-    """What is wrong with a job server, as its own client finds it: with a token where one is set."""
+    """What is wrong with a job server, or None, by its own client, which sends the token if one is set."""
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -118,12 +118,12 @@ def _dashboard(address: str, version: str) -> str | None:
 
 
 def _client(address: str, version: str) -> str | None:
-    """Of Ray's client server no more is asked than that it takes connections: a client starts actors."""
+    """Nothing: Ray's client server need only take connections, since asking more of it would start actors."""
     return None
 
 
 def _status(address: str, version: str) -> str | None:
-    """What is wrong with a cluster, as `ray status` finds it."""
+    """What is wrong with a cluster, or None, by `ray status`."""
     words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=STATUS_SECONDS)

@@ -1,4 +1,4 @@
-"""Disks: room, speed, shared memory, open files, and the clock."""
+"""Probes of disks (room and speed), shared memory, open files and the clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK_BYTES = 1 << 22
 WRITING_SECONDS = 20.0
 LEAST_SHARED_BYTES = 1e9
 LEAST_FILES = 1024
-"""A rank keeps 128 shards of each corpus open, beside what its libraries do."""
+"""A rank keeps 128 shards of each corpus open, besides what its libraries open."""
 CLOCK_SECONDS = 5.0
 DAY = 86400.0
 
@@ -53,7 +53,7 @@ def _disk(subject: str, place: Path, otherwise: str) -> Finding:
 
 
 def _write(folder: Path) -> float:
-    """Bytes a second that reach the disk; the file is deleted again."""
+    """Bytes a second that reach the disk, by a file that is then deleted."""
     chunk, written, began = os.urandom(CHUNK_BYTES), 0, time.monotonic()
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".mvlm-doctor-", buffering=0) as file:
         while written < WRITTEN_BYTES and time.monotonic() - began < WRITING_SECONDS:
@@ -63,7 +63,7 @@ def _write(folder: Path) -> float:
 
 
 def _shared_memory() -> Finding:
-    """/dev/shm, where NCCL and Ray exchange within a machine; our own loader processes use memory of their own."""
+    """/dev/shm, through which NCCL and Ray exchange within a machine; our loader processes have memory of their own."""
     shared = Path("/dev/shm")
     try:
         usage = shutil.disk_usage(shared)
@@ -96,7 +96,7 @@ def _open_files() -> Finding:
 
 
 def find_clock(folders: Folders) -> Iterator[Finding]:
-    """Beside the time when this program was written, and the clock of the disk that a run would write to."""
+    """Compare the clock with when this program was installed, and with that of the disk that a run would write to."""
     now, written = time.time(), Path(mvlm.__file__).stat().st_mtime
     if now < written - DAY:
         says = f"The clock says {time.strftime('%F', time.localtime(now))}, before this program was installed"

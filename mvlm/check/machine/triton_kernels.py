@@ -1,4 +1,4 @@
-"""Triton: our own kernels compiled and run on the GPU, or run by its interpreter, and held against torch."""
+"""Probes of Triton: our own kernels, compiled for the GPU or run by its interpreter, compared with torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def find(folders: Folders) -> Iterator[Finding]:
         wrong = [name for name in KERNELS if not _agrees(name, "cuda" if on_gpu else "cpu")]
     except Exception as error:  # its compiler fails in many ways
         says = f"Triton {probes.triton_version()} runs no kernel ({first_line(error)})"
-        yield broken("triton", says, "check that a C compiler is there and ~/.triton can be written to")
+        yield broken("triton", says, "check that there is a C compiler and that ~/.triton can be written to")
         return
     if wrong:
         says = f"Triton {probes.triton_version()} computes {', '.join(wrong)} differently from torch"
@@ -44,7 +44,7 @@ def find(folders: Folders) -> Iterator[Finding]:
 
 
 def _agrees(name: str, device: str) -> bool:
-    """Whether the Triton implementation of an operation gives what its reference, the last, gives."""
+    """Whether the Triton implementation of an operation agrees with its reference, which is the last one."""
     import torch
 
     from mvlm.kernels.ops import EXAMPLES, OPS

@@ -1,1 +1,1 @@
-"""What is wrong with the nodes and the network between them, found out in a minute before a run of days."""
+"""Finds what is wrong with the nodes and the network between them, in a minute before a run of days."""

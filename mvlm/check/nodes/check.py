@@ -1,4 +1,4 @@
-"""The preflight: who is there, what each node is, how fast each pair and all of them exchange."""
+"""The preflight: which ranks are there, what each node is, how fast each pair and all of them exchange."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mvlm.errors import UserError, first_line
 from mvlm.runtime import dist
 
 SLOW, SLOW_ON_CPU = 0.5, 0.25
-"""Share of the median node's best pair below which a node's network is called slow. gloo is as fast as the cores, which
-others may use too."""
-WORK_SECONDS = 5.0  # more than the speed of a device takes
+"""Share of the median node's best pair below which a node's network is called slow. The speed of gloo is that of the
+cores, which others may use too."""
+WORK_SECONDS = 5.0  # more than it takes to measure a device
 FACTS, WHOLE = "the facts", "the whole"
 
 
@@ -35,8 +35,8 @@ class Survey:
     """All that rank 0 has found."""
 
     world: int
-    seconds: float  # that the ranks had to come
-    missing: dict[int, str]  # ranks that did not come, and their hosts where the launcher tells
+    seconds: float  # that the ranks had to join
+    missing: dict[int, str]  # ranks that did not join, and their hosts if the launcher tells
     facts: dict[int, RankFacts]
     nodes: list[Node]
     standings: Standings
@@ -56,8 +56,8 @@ class Assignment:
 
     Attributes:
         step: its name; "" = nothing more.
-        patience: seconds that a group has to answer in.
-        ranks: that this one is to exchange with, itself among them.
+        patience: seconds in which a group must answer.
+        ranks: those to exchange with, itself included.
     """
 
     step: str = ""
@@ -66,13 +66,13 @@ class Assignment:
 
     @property
     def wait_s(self) -> float:
-        """That rank 0 waits for words on it."""
+        """Seconds that rank 0 waits for answers."""
         return 1.5 * self.patience + (0 if self.ranks else WORK_SECONDS)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What a rank does its tasks with."""
+    """What a rank needs for its tasks."""
 
     calls: RollCall
     host: str
@@ -81,14 +81,14 @@ class _Place:
 
 
 def survey(calls: RollCall, run: Path, mirrored: bool, patience: float) -> Survey | None:
-    """Ask and measure; all ranks must call.
+    """Survey the nodes; all ranks must call.
 
     Args:
         mirrored: the nodes may have run folders of their own.
-        patience: seconds that all ranks have to come; a quarter of it each pair has to answer in.
+        patience: seconds that all ranks have to join; each pair has a quarter of that to answer.
 
     Returns:
-        On rank 0, which judges; None on the others, which do what it asks of them.
+        What rank 0 found; None on the others, which only do as it asks.
     """
     place = _Place(calls, socket.gethostname(), run, mirrored)
     if calls.rank == 0:
@@ -116,7 +116,7 @@ def _survey_all(place: _Place, patience: float) -> Survey:
     found.facts = {rank: RankFacts(**word) for rank, word in words.items()}
     found.standings.silent |= _silent(nodes, words)
     _play(place, found, "round", step)
-    if found.standings.slow(found.slow_below):  # measured again before anybody is accused
+    if found.standings.slow(found.slow_below):  # measured again before any node is accused
         _play(place, found, "repeated round", step)
     if world > 1 and not found.standings.out() and not found.standings.failures:
         _measure_whole(place, found, step)
@@ -124,7 +124,7 @@ def _survey_all(place: _Place, patience: float) -> Survey:
 
 
 def _all_do(place: _Place, tasks: dict[int, Assignment]) -> dict[int, Any]:
-    """The words of all ranks that do theirs, one of which each has; rank 0 calls."""
+    """Give each rank its task, and collect the answers; rank 0 calls."""
     place.calls.assign({rank: asdict(task) for rank, task in tasks.items() if rank})
     return place.calls.hear(_do(place, tasks[0]), tasks[0].wait_s)
 
@@ -139,7 +139,7 @@ def _do(place: _Place, task: Assignment) -> dict[str, Any]:
 
 
 def nodes_of(hosts: dict[int, str]) -> list[Node]:
-    """Ranks by host, in the order of their first ones."""
+    """Ranks grouped by host, in the order of each host's first."""
     ranks: dict[str, list[int]] = {}
     for rank, host in sorted(hosts.items()):
         ranks.setdefault(host, []).append(rank)
@@ -165,10 +165,10 @@ def _play(place: _Place, found: Survey, name: str, patience: float) -> None:
 def _exchange(
     place: _Place, task: Assignment, ranks: Sequence[int], then: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """This rank's view of an all-reduce among some: its speed, or why there is none.
+    """This rank's answer on an all-reduce among `ranks`: its speed, or why it failed.
 
     Args:
-        then: is done in their group; what it finds wrong is "storage".
+        then: called within their group; a `UserError` from it is the answer's "storage".
     """
     place.calls.allow(2 * task.patience + WORK_SECONDS)
     word: dict[str, Any] = {}
@@ -200,5 +200,5 @@ def _measure_whole(place: _Place, found: Survey, patience: float) -> None:
 
 
 def _silent(nodes: list[Node], answers: dict[int, Any]) -> set[int]:
-    """Nodes of which a rank gave no answer."""
+    """Nodes with a rank that gave no answer."""
     return {number for number, node in enumerate(nodes) if not answers.keys() >= set(node.ranks)}

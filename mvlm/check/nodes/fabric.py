@@ -1,4 +1,4 @@
-"""The links of this node to the others as Linux lists them, and whether NCCL can use them for more than sockets."""
+"""This node's links to the others as Linux lists them, and whether NCCL could use them other than by TCP sockets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mvlm.runtime import network
 
 GIGABIT, MEGABIT = 1e9 / 8, 1e6 / 8
 EFA_PLUGIN = "libnccl-net.so"
-"""Of the package aws-ofi-nccl; newer releases also install it as libnccl-net-ofi.so."""
+"""From the package aws-ofi-nccl; newer releases also install it as libnccl-net-ofi.so."""
 
 
 @dataclass(frozen=True)
 class NodeFabric:
     """
     Attributes:
-        links: ports that are up: of InfiniBand, RoCE or EFA adapters or, where there is none, the Ethernet interface.
-        link_rate: bytes a second each way that one of them is rated at; 0 = not known, as of many virtual ones.
-        sockets: why NCCL would use TCP sockets in spite of such an adapter; "" where nothing says so.
+        links: ports that are up: those of InfiniBand, RoCE or EFA adapters or, without any, the Ethernet interface.
+        link_rate: what one of them is rated at, in bytes a second each way; 0 = not known, as for many virtual ones.
+        sockets: why NCCL would use TCP sockets despite such an adapter; "" = no reason was found.
     """
 
     links: int = 0
@@ -37,10 +37,10 @@ def read_fabric(
     environment: Mapping[str, str] = os.environ,
     loads: Callable[[str], bool] | None = None,
 ) -> NodeFabric:
-    """What this node has.
+    """Read this node's.
 
     Args:
-        towards: the host whose Ethernet interface counts where there is no other adapter.
+        towards: the host that the Ethernet interface leads to, which counts if there is no other adapter.
         loads: whether a shared library can be loaded.
     """
     devices = sorted((sys / "infiniband").iterdir()) if (sys / "infiniband").is_dir() else []

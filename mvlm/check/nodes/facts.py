@@ -1,4 +1,4 @@
-"""What a rank knows of its node without the others."""
+"""What a rank can tell of its node by itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mvlm.runtime import dist
 
 @dataclass(frozen=True)
 class RankFacts:
-    """Of one rank."""
+    """What one rank reports."""
 
     host: str
     versions: dict[str, str]
@@ -32,14 +32,14 @@ class RankFacts:
     clock: float  # seconds since the epoch, when all ranks were asked at once
     free_bytes: int  # where the run folder is, or will be
     flops: float
-    # as those of `NodeFabric`
+    # as in `NodeFabric`
     links: int = 0
     link_rate: float = 0.0
     sockets: str = ""
 
 
 def gather_facts(host: str, run: Path, clock: float) -> RankFacts:
-    """Takes half a second, for the speed of the device."""
+    """Takes half a second, to measure the device's speed."""
     gpu = dist.uses_cuda()
     versions = {"mvlm": __version__, "python": sys.version.split()[0]}
     versions |= {name: version(name) for name in ("torch", "deepspeed", "transformers")}
@@ -53,7 +53,7 @@ def gather_facts(host: str, run: Path, clock: float) -> RankFacts:
 
 
 def expected_hosts() -> dict[int, str]:
-    """The host of each rank, as far as the launcher tells it: SLURM does, by blocks of ranks; others do not."""
+    """The host of each rank if the launcher tells it, as SLURM does, by blocks of ranks; otherwise empty."""
     nodes, tasks = os.environ.get("SLURM_STEP_NODELIST"), os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     if not nodes:
         return {}

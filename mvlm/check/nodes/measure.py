@@ -1,4 +1,4 @@
-"""Speeds: of this rank's device, and of what the ranks of the group exchange."""
+"""Measures the speed of this rank's device, and of exchanges among the ranks of the group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mvlm.runtime import dist
 
 MATMUL_SECONDS = 0.5
 FIRST_BYTES, LAST_BYTES = 1 << 18, 1 << 28
-ENOUGH_SECONDS = 0.02  # of one all-reduce, from where the latency no longer counts
+ENOUGH_SECONDS = 0.02  # of one all-reduce, beyond which its latency hardly counts
 REPEAT_SECONDS = 0.5
 LEAST_REPEATS, MOST_REPEATS = 2, 20
 
@@ -21,7 +21,7 @@ LEAST_REPEATS, MOST_REPEATS = 2, 20
 def matmul_flops() -> float:
     """Floating point operations a second of this rank's device: the best of half a second of square products.
 
-    bf16 on a GPU; fp32 on one thread of a CPU, in products so small that other work hardly falls into the best one.
+    bf16 on a GPU; fp32 on one thread of a CPU, in products so small that other work hardly disturbs the best one.
     """
     on_gpu = dist.uses_cuda()
     size, dtype = (8192, torch.bfloat16) if on_gpu else (256, torch.float32)
@@ -61,7 +61,7 @@ def bus_bandwidth() -> float:
 
 
 def _slowest(seconds: float) -> float:
-    """The longest time of a rank, so that all decide alike."""
+    """The longest time of any rank, so that all decide alike."""
     return float(dist.all_reduce(torch.tensor([seconds], device=dist.device()), "max"))
 
 

@@ -1,4 +1,4 @@
-"""Steps that all ranks take together, none of which a dead one can hold up."""
+"""Steps that all ranks take together, and that a dead one cannot hold up."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ LATE = "late"
 
 
 class RollCall:
-    """Rank 0 gives every rank a task and hears its word, and continues with those that give one in time.
+    """Rank 0 gives every rank a task, hears its answer, and continues with those that answer in time.
 
-    What another rank receives, a task of its own each time, is as long however many ranks there are.
+    Each of the others receives only its own tasks, whose length does not grow with the number of ranks.
 
     Args:
         host: this rank's.
-        patience: seconds that all ranks have to come.
+        patience: seconds that all ranks have to join.
 
     Raises:
-        UserError: rank 0 is not to be reached.
+        UserError: rank 0 cannot be reached.
     """
 
     def __init__(self, host: str, patience: float) -> None:
@@ -37,14 +37,14 @@ class RollCall:
         self._who = f"rank {os.environ.get('RANK', '0')} on {host}"
         self._rank_0 = f"rank 0 at {host_0}:{port}"
         self._guard = threading.Timer(0, self._give_up)
-        self._heard = 0  # times
+        self._heard = 0  # number of steps
         self.allow(patience)
         with self._reached():
             self.rendezvous = Rendezvous(patience)
         self.rank, self.living = self.rendezvous.rank, list(range(self.rendezvous.world))
 
     def hear(self, word: Any, patience: float) -> dict[int, Any]:
-        """The words of all ranks that give theirs, and rank 0's own, which calls; of the others no more is asked.
+        """Rank 0 calls: its own answer and those of all ranks that give one in time; the others take no more part.
 
         Args:
             patience: seconds that they have from now on.
@@ -61,7 +61,7 @@ class RollCall:
         return words
 
     def assign(self, tasks: dict[int, Any]) -> None:
-        """Tell ranks what they are to do next; rank 0 calls, who need not be told.
+        """Rank 0 calls: tell other ranks what to do next.
 
         Raises:
             UserError: the store is gone.
@@ -71,13 +71,13 @@ class RollCall:
                 self.rendezvous.post(f"tasks/{self._heard}/{rank}", task)
 
     def answer(self, step: str, word: Any, patience: float) -> Any:
-        """Give rank 0 this rank's word on a step, and wait for the next task.
+        """Give rank 0 this rank's answer to a step, and wait for the next task.
 
         Args:
-            patience: as rank 0 has with it.
+            patience: seconds that rank 0 waits for the answer.
 
         Raises:
-            UserError: rank 0 is not to be reached, or has continued without this rank.
+            UserError: rank 0 cannot be reached, or has continued without this rank.
         """
         self.allow(2 * patience)
         self._heard += 1
@@ -91,7 +91,7 @@ class RollCall:
         return task
 
     def close(self, code: int) -> int:
-        """Rank 0's exit code, on all; rank 0, who keeps the store, leaves last."""
+        """Rank 0's exit code, on all ranks; rank 0, which keeps the store, leaves last."""
         self.allow(END_S)
         try:
             if self.rank:
@@ -118,7 +118,7 @@ class RollCall:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Raises `UserError` where the store is gone."""
+        """Raises `UserError` if the store is gone."""
         try:
             yield
         except ConnectionError as error:
@@ -126,17 +126,17 @@ class RollCall:
 
     def _lost(self, reason: str) -> UserError:
         return UserError(
-            f"{self._who} does not reach {self._rank_0} ({reason}): check that its node is up and that port open."
+            f"{self._who} does not reach {self._rank_0} ({reason}): check that its node is up and that port is open."
         )
 
     def allow(self, patience: float) -> None:
-        """End this process unless it comes here again soon: some waits in a broken network know no end of their own."""
+        """End this process unless called again in time: in a broken network, some waits never end by themselves."""
         self._guard.cancel()
         self._guard = threading.Timer(patience + SLACK_S, self._give_up)
         self._guard.daemon = True
         self._guard.start()
 
     def _give_up(self) -> None:
-        # Not by `logging`: the main thread is stuck, perhaps with its lock, and the sentence names the rank itself.
+        # Not by `logging`: the stuck main thread may hold its lock, and the sentence names the rank already.
         print(f"mvlm: {self._lost('no answer')}", file=sys.stderr, flush=True)
         os._exit(UserError.exit_code)

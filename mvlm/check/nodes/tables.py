@@ -70,7 +70,7 @@ def _pairs(found: Survey) -> Table:
 
 
 def as_json(found: Survey, sentences: list[str]) -> dict[str, Any]:
-    """Bytes, seconds and operations a second."""
+    """In bytes, seconds and operations a second."""
     hosts = [node.host for node in found.nodes]
 
     def named(pair: Pair) -> dict[str, Any]:

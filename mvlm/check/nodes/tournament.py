@@ -1,4 +1,4 @@
-"""Pairs of nodes, as many at a time as there is room for, and what came of it."""
+"""Rounds of pairs of nodes, as many pairs at a time as there can be, and their results."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 Pair = tuple[int, int]
 ALL_PAIRS = 16
-"""Nodes up to which every pair is tried. A node is told by the best of its pairs, for which a few are enough; all pairs
-of 512 nodes would take 511 rounds of seconds each."""
-ENOUGH_FAILURES = 2  # of pairs with different others, after which it is the node
+"""Number of nodes up to which every pair is tried. A node is judged by its best pair, for which a few are enough; all
+pairs of 512 nodes would take 511 rounds of seconds each."""
+ENOUGH_FAILURES = 2  # of pairs with different nodes, after which the node itself is blamed
 
 
 def rounds(count: int) -> list[list[Pair]]:
     """Pairs of `count` nodes in rounds, none of which has a node twice: the circle method of round-robin.
 
-    All pairs of up to `ALL_PAIRS` nodes; of more, as many rounds as those have or twice the logarithm of their number,
-    whichever is more, from all of the round-robin.
+    Up to `ALL_PAIRS` nodes, all pairs; with more, as many rounds as that takes or twice the binary logarithm of the
+    number of nodes, whichever is more, spread over the whole round-robin.
     """
     if count < 2:
         return []
@@ -39,7 +39,7 @@ class Speed:
     latency_s: float
 
     def better(self, other: Speed) -> Speed:
-        """The better of each: what disturbs a measurement slows it down."""
+        """The better of each value, as disturbances only slow a measurement down."""
         return Speed(max(self.bytes_per_s, other.bytes_per_s), min(self.latency_s, other.latency_s))
 
 
@@ -49,8 +49,8 @@ class Standings:
 
     count: int
     speeds: dict[Pair, Speed] = field(default_factory=dict)
-    failures: dict[Pair, str] = field(default_factory=dict)  # both nodes live, and say why it failed
-    silent: set[int] = field(default_factory=set)  # nodes of which a rank gave no answer
+    failures: dict[Pair, str] = field(default_factory=dict)  # both nodes are alive, and say why they failed
+    silent: set[int] = field(default_factory=set)  # nodes with a rank that gave no answer
 
     def add(self, pair: Pair, outcome: Speed | str) -> None:
         if isinstance(outcome, str):
@@ -60,19 +60,19 @@ class Standings:
             self.speeds[pair] = known.better(outcome) if known else outcome
 
     def unreachable(self) -> set[int]:
-        """Nodes that live and exchange nothing with any of the others that tried."""
+        """Nodes that are alive, but failed to exchange with every other node that was tried."""
         failed = Counter(node for pair in self.failures for node in pair)
         reached = {node for pair in self.speeds for node in pair}
         return {node for node, times in failed.items() if times >= ENOUGH_FAILURES and node not in reached}
 
     def out(self) -> set[int]:
-        """Nodes that no more is asked of."""
+        """Nodes that take no more part."""
         return self.silent | self.unreachable()
 
     def best(self) -> dict[int, float]:
         """Bytes a second of the best pair of each node that has one.
 
-        A slow node is slow with all others, so its best tells it from those whose pair with it alone is slow.
+        A slow node is slow with all others, whereas each of those is slow with it alone: the best pair tells which.
         """
         best: dict[int, float] = {}
         for pair, speed in self.speeds.items():
@@ -81,6 +81,6 @@ class Standings:
         return best
 
     def slow(self, share: float) -> set[int]:
-        """Nodes whose best pair has less than a share of what the median node's best pair has."""
+        """Nodes whose best pair is slower than a share of the median node's best pair."""
         best = self.best()
         return {node for node, speed in best.items() if speed < share * statistics.median(best.values())}

@@ -14,11 +14,11 @@ SLOW_GPU, SLOW_CPU = 0.75, 0.5
 SLOW_FABRIC = 0.4
 """Share of its rating below which a node's network is called slow in itself. NCCL reaches most of it over InfiniBand
 and EFA, and about half of a fast Ethernet's over sockets."""
-NAMED = 8  # of a list, in a sentence
+NAMED = 8  # items of a list that a sentence names
 
 
 def findings(found: Survey) -> list[str]:
-    """Sentences; empty where all is well."""
+    """The sentences; empty if all is well."""
     if found.missing:
         return [_absent(found)]
     sentences = [*_dead(found), *_unreachable(found)]
@@ -82,7 +82,7 @@ def _unreachable(found: Survey) -> list[str]:
 
 
 def _different(found: Survey) -> list[str]:
-    """Nodes that have not what most have."""
+    """Nodes that differ from most."""
     of_ranks = {
         **{name: {r: f.versions.get(name, "none") for r, f in found.facts.items()} for name in _version_names(found)},
         "devices": {r: f"{f.devices} x {f.device}" for r, f in found.facts.items()},
@@ -131,9 +131,9 @@ def _sockets(found: Survey) -> list[str]:
 
 
 def _slow_fabric(found: Survey) -> list[str]:
-    """Nodes as slow as all others are, or with one other alone, held against what their links are rated at.
+    """Nodes far below what their links are rated at: all may be equally slow, or there may be only two.
 
-    gloo, on the CPU, is slower than any fast link.
+    Not judged on the CPU, where gloo is slower than any fast link.
     """
     sentences, best = [], found.standings.best()
     slow = found.standings.slow(found.slow_below)  # named already
@@ -148,7 +148,7 @@ def _slow_fabric(found: Survey) -> list[str]:
 
 
 def rated_bytes_per_s(found: Survey, node: Node) -> float:
-    """What a node's GPUs could exchange with another node's, each through one link; 0 = not known, or on the CPU."""
+    """What a node's GPUs could exchange with another node's, each over one link; 0 = not known, or on the CPU."""
     facts = [found.facts[rank] for rank in _known(found, node)]
     if not facts or facts[0].device == "cpu":
         return 0.0
@@ -191,7 +191,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _spans(ranks: Iterable[int]) -> str:
-    """Such as "0-3, 8"."""
+    """The ranks as spans, such as "0-3, 8"."""
     spans: list[list[int]] = []
     for rank in ranks:
         if spans and rank == spans[-1][-1] + 1:
