@@ -1,4 +1,4 @@
-"""Values on the command line that not every text is, and numbers in a call that not every value is."""
+"""Checks of values on the command line, and of numbers in a call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Number = TypeVar("Number", int, float)
 
 
 def within(kind: Callable[[str], Number], allowed: Callable[[Number], bool], words: str) -> Callable[[str], Number]:
-    """An argparse type: a number for which `allowed` holds, which `words` says to who gives another."""
+    """An argparse type: a number for which `allowed` holds, which `words` puts into words for the error."""
 
     def convert(text: str) -> Number:
         value = kind(text)
@@ -23,7 +23,7 @@ def within(kind: Callable[[str], Number], allowed: Callable[[Number], bool], wor
             raise argparse.ArgumentTypeError(f"must be {words}")
         return value
 
-    convert.__name__ = kind.__name__  # which argparse names where the text is no number
+    convert.__name__ = kind.__name__  # argparse names it if the text is no number
     return convert
 
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from mvlm.runtime import dist
 
 TAG = 29
-"""Of its messages among ranks; collectives have numbers of their own."""
+"""The tag of its messages among ranks; collectives have numbers of their own."""
 
 
 class BackgroundSum:
-    """The sum over ranks of a small CPU tensor, on its way over the host from the moment this is made.
+    """The sum over ranks of a small CPU tensor, which travels over the host from the moment this is made.
 
-    Ranks pair off, each round with a partner twice as far away: log2(N) messages one after the other, two more where N
-    is no power of two, where gloo's all-reduce is a ring of 2 (N - 1). Every rank adds the same pairs of numbers, so
-    all have the same bits. One sum at a time may be on its way.
+    Ranks pair off, each round with a partner twice as far away: log2(N) messages one after the other, two more if N is
+    no power of two, whereas gloo's all-reduce is a ring of 2 (N - 1). Every rank adds the same pairs of numbers, so
+    all have the same bits. Only one sum at a time may be under way.
     """
 
     def __init__(self, own: Tensor) -> None:
@@ -34,7 +34,7 @@ class BackgroundSum:
         """The sum, the same on every rank.
 
         Raises:
-            RuntimeError: as a collective does where a rank has died or fallen silent.
+            RuntimeError: as from a collective, if a rank has died or fallen silent.
         """
         if self._thread:
             self._thread.join()
@@ -57,7 +57,7 @@ def rounds(world: int) -> int:
 
 def _sum(own: Tensor) -> Tensor:
     rank, world = dist.rank(), dist.world()
-    paired = 1 << (world.bit_length() - 1)  # the others hand their numbers in, and are told the sum
+    paired = 1 << (world.bit_length() - 1)  # ranks beyond hand in their numbers, and are told the sum
     if rank >= paired:
         torch_dist.send(own, rank - paired, tag=TAG)
         return _received(own, rank - paired)

@@ -1,4 +1,4 @@
-"""Commands one after another, each of which is left out where what it makes is there already."""
+"""Runs commands one after another, skipping each whose result is there already."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import FrameType
 from mvlm.errors import ExitCode, UserError
 
 STOPPED = (ExitCode.REQUEUE, ExitCode.INTERRUPTED)
-"""How a step ends that the same command resumes."""
+"""Exit codes of a step that the same command resumes."""
 
 
 class ChainStep(ABC):
@@ -25,13 +25,13 @@ class ChainStep(ABC):
 
     @abstractmethod
     def words(self) -> list[str]:
-        """The command; what it takes from earlier steps, such as a number of rows, is known once they are done."""
+        """The command; asked for once earlier steps are done, since it may depend on them, as on a number of rows."""
 
     @abstractmethod
     def is_done(self) -> bool: ...
 
     def command(self) -> str:
-        """For people to read, and to paste into a shell."""
+        """The command for people to read, and to paste into a shell."""
         words = self.words()
         return shlex.join(["python" if word == sys.executable else word for word in words])
 
@@ -39,13 +39,13 @@ class ChainStep(ABC):
 def run_chain(
     steps: Sequence[ChainStep], execute: Callable[[list[str]], int], say: Callable[[str], None] = lambda text: None
 ) -> int:
-    """Run what is not done yet; returns the exit code, of the step that stopped if one did.
+    """Run the steps that are not done yet; returns 0, or the exit code of a step that stopped.
 
     Args:
         execute: runs a command and returns its exit code.
 
     Raises:
-        UserError: a step failed, or has not made what it was to make.
+        UserError: a step failed, or did not make what it should.
     """
     for number, step in enumerate(steps, 1):
         if step.is_done():

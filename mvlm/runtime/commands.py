@@ -12,16 +12,16 @@ from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.launch import end_with_parent
 
 OWN = ("mvlm: ", "data_tools: ")
-"""How the sentences begin that our commands say of themselves."""
+"""How our commands' own messages begin."""
 
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-"""Set by Jupyter: they would have a command draw thousands of progress bars into a pipe."""
+"""Set by Jupyter: they would make a command draw thousands of progress bars into a pipe."""
 
 STOPPING = "Stopping; what is done is saved first."
 
 RESTARTS = 3
 LAST = 20
-"""Of them kept: a command that fails has said why."""
+"""Own messages that are kept: the last one of a command that failed says why."""
 
 
 def shown(line: str) -> None:
@@ -31,14 +31,14 @@ def shown(line: str) -> None:
 def run_command(
     command: Sequence[str], say: Callable[[str], object] = shown, stop: signal.Signals = signal.SIGINT
 ) -> None:
-    """Run a command to its end, and again, up to `RESTARTS` times, where it asks for that by exit code 75.
+    """Run a command to its end, and again, up to `RESTARTS` times, if it asks for that by exit code 75.
 
-    Each line of what it says is passed to `say`. Where this process is interrupted, the command gets the
-    signal `stop`, and its end is waited for. It is out of reach of the terminal's Ctrl-C, which would end it at once.
-    Where this process is killed, as by the restart of a notebook, it gets SIGTERM: nobody would know of it any more.
+    Each line of its output is passed to `say`. If this process is interrupted, the command gets the signal `stop` and
+    is waited for; the terminal's Ctrl-C, which would end it at once, does not reach it. If this process is killed, as
+    when a notebook restarts, it gets SIGTERM: nobody would know of it any more.
 
     Raises:
-        UserError: it has failed; in its own last words.
+        UserError: it failed; its own last message.
     """
     code, said = _run(command, say, stop)
     for _ in range(RESTARTS):
@@ -51,7 +51,7 @@ def run_command(
 
 
 def _ended(command: str, code: int) -> str:
-    """What is to be said of a command that could not say itself why it ended."""
+    """The message for a command that could not itself say why it ended."""
     if code > 0:
         return f"{command} ended with exit code {code}: run it by itself."
     why = ", as happens where memory runs out" if code == -signal.SIGKILL else ""
@@ -59,7 +59,7 @@ def _ended(command: str, code: int) -> str:
 
 
 def _run(command: Sequence[str], say: Callable[[str], object], stop: signal.Signals) -> tuple[int, list[str]]:
-    """The exit code, and the last sentences of mvlm's own."""
+    """The exit code, and our command's own last messages."""
     calm = {name: value for name, value in os.environ.items() if name not in COLOURS}
     environment = calm | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
@@ -88,8 +88,8 @@ def _run(command: Sequence[str], say: Callable[[str], object], stop: signal.Sign
 
 
 def _wait(process: subprocess.Popen[str], output: Iterable[str], say: Callable[[str], object]) -> None:
-    """Until it has ended, however often this process is interrupted meanwhile: whoever called it says what was saved,
-    and would say so too early."""
+    """Wait until the command has ended, however often this process is interrupted meanwhile: the caller would otherwise
+    say too early what was saved."""
     while process.returncode is None:
         try:
             say(STOPPING)

@@ -10,8 +10,8 @@ SHELLS = ("bash", "zsh")
 
 
 def script(parser: argparse.ArgumentParser, command: str, shell: str) -> str:
-    """What the shell has to source; arguments that are no choices, numbers or flags are completed as paths."""
-    import shtab  # only here, since every command builds its parser
+    """What the shell is to source; arguments that are not choices, numbers or flags are completed as paths."""
+    import shtab  # here, since every command builds its parser
 
     def mark(part: argparse.ArgumentParser) -> None:
         for action in part._actions:

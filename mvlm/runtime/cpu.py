@@ -1,4 +1,4 @@
-"""How many cores a rank may compute on, how much memory there is, and what becomes of it when it is freed."""
+"""How many cores a rank may use, how much memory is available, and whether freed memory is kept."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from pathlib import Path
 import psutil
 
 PER_NODE = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
-"""Where torchrun, deepspeed and srun say how many ranks a machine has."""
+"""Variables in which torchrun, deepspeed and srun say how many ranks a machine has."""
 M_TRIM_THRESHOLD, M_MMAP_MAX, NEVER = -1, -4, 2**31 - 1
-"""Numbers of glibc's malloc.h."""
+"""Constants of glibc's malloc.h."""
 
 
 def share_cores(ranks: int, environment: Mapping[str, str] = os.environ) -> int | None:
-    """Threads of this rank, so that the ranks of a machine share its cores; None where the user has said how many.
+    """Threads for this rank, so that the ranks of a machine share its cores; None if the user has set how many.
 
     Args:
-        ranks: in all, taken to be of this machine where the launcher does not say how many are.
+        ranks: in all; taken to be on this machine if the launcher does not say how many are.
     """
     here = next((int(environment[name]) for name in PER_NODE if environment.get(name, "").isdigit()), ranks)
     given = environment.get("OMP_NUM_THREADS")
-    by_torchrun = "TORCHELASTIC_RUN_ID" in environment and here > 1 and given == "1"  # which sets it unasked
+    by_torchrun = "TORCHELASTIC_RUN_ID" in environment and here > 1 and given == "1"  # torchrun sets it unasked
     if given and not by_torchrun:
         return None
     cores = min(len(os.sched_getaffinity(0)), cpu_quota())
-    if environment.get("SLURM_CPUS_PER_TASK", "").isdigit():  # and the task is bound to them
+    if environment.get("SLURM_CPUS_PER_TASK", "").isdigit():  # the task is bound to them
         return max(1, min(cores, int(environment["SLURM_CPUS_PER_TASK"])))
     return max(1, cores // here)
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Whole cores' worth of time that a container or a scheduler grants; a large number where it sets no limit.
+    """Whole cores' worth of time that a container or a scheduler grants; a large number if it sets no limit.
 
-    Of cgroups version 2 every level may set one; of version 1 the container's own is seen at the root.
+    In cgroups version 2 every level may set one; in version 1 the container's own is seen at the root.
     """
     quotas = [math.inf, _ratio(_read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us"))]
     quotas += [_ratio(*(_read(level / "cpu.max").split() or ["max", ""])) for level in _cgroups(root, own)]
@@ -44,7 +44,7 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/
 
 
 def available_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this machine can still give, or this container where it may have less."""
+    """Bytes still available on this machine, or to this container if that is less."""
     rooms = [psutil.virtual_memory().available]
     rooms.append(_room(root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"))
     rooms += [_room(level / "memory.max", level / "memory.current") for level in _cgroups(root, own)]
@@ -52,17 +52,17 @@ def available_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pro
 
 
 def keep_freed_memory() -> bool:
-    """Have freed tensors' memory kept for the next ones. Whether the C library can.
+    """Have the C library keep freed tensors' memory for the next ones; returns whether it can.
 
     By default glibc gives each large block back to the kernel, which then clears every page of the next one: a step of
-    a small ViT takes 45,000 page faults, and none like this.
+    a small ViT takes 45,000 page faults, and this way none.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
 def _cgroups(root: Path, own: Path) -> Iterator[Path]:
-    """The folders of this process's cgroup of version 2 and of all above it."""
+    """The folders of this process's version 2 cgroup and of all above it."""
     relative = next((line[3:] for line in _read(own).splitlines() if line.startswith("0::")), "/")
     folder = root / relative.lstrip("/")
     for level in (folder, *folder.parents):

@@ -1,4 +1,4 @@
-"""Whether reading here and there in a folder is as good as reading on: by its file system and disk, or by trying."""
+"""Whether random reads in a folder are as good as sequential ones: by its file system and disk, or by trying."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from pathlib import Path
 
 IN_MEMORY = {"tmpfs", "ramfs"}
 LOCAL = {"bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "squashfs", "xfs", "zfs"}
-"""File systems on a disk of the machine itself; any other may be a network's, or a program that answers for one."""
+"""File systems on the machine's own disks; any other may be a network's, or served by a program."""
 
 SLOW_MS = 1.0
-"""A random read that never takes less is slow: a solid-state disk needs 0.1, a rented one 0.5, one that turns 8."""
+"""Random reads that never take less are slow: a solid-state disk needs 0.1, a cloud's disk 0.5, a rotating one 8."""
 
 READS, READ_BYTES, LOOKED_AT = 15, 4096, 1000
 SMALL = 1 << 30
-"""Bytes that any disk reads in seconds and memory then keeps: no trial, whose outcome hangs on what else is running."""
+"""Bytes that any disk reads in seconds and memory then keeps: no trial, which would depend on what else is running."""
 
-DROPPED = 1 << 21  # around what is read: of pages that the kernel keeps together none are dropped alone
+DROPPED = 1 << 21  # bytes around a read: pages that the kernel keeps together are only dropped together
 
 
 def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path = Path("/sys/dev/block")) -> str:
-    """Why random reads in a folder or at a URL are dear, as the end of a sentence; "" where they are cheap.
+    """Why random reads in a folder or at a URL are slow, as the end of a sentence; "" if they are fast.
 
-    Disks of virtual machines say that they turn though they do not, and some file systems do not name their disk:
-    there, if the files are not `SMALL`, pages are read that are not in memory, which takes a fraction of a second at
-    most.
+    Virtual machines' disks claim to rotate though they do not, and some file systems do not name their disk: then,
+    unless the files are `SMALL`, pages that are not in memory are read, which takes a fraction of a second at most.
     """
     if "://" in str(folder):
         return f"{folder} is an object store, not a disk"
     try:
         mounts = (proc / "mountinfo").read_text(encoding="utf-8")
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
     kind, device = _mount(Path(folder).resolve(), mounts)
     if kind in IN_MEMORY:
@@ -53,16 +52,16 @@ def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path 
 
 
 def _files(place: Path) -> Iterator[Path]:
-    """What images are read from in a folder, or what fits a pattern."""
+    """The files of a folder that images are read from, or those that match a pattern."""
     if not place.is_dir():
         return map(Path, iglob(str(place)))
     return (file for file in place.iterdir() if file.suffix in (".arrow", ".tar", ".parquet"))
 
 
 def seconds_a_read(files: Sequence[Path]) -> float:
-    """What a fifth of some reads at random places stay below, each of a page that no process has mapped.
+    """The time that a fifth of some random reads stay below, each of a page that no process has mapped.
 
-    A busy machine makes some reads late, and a slow disk all of them. 0 where there is nothing to read.
+    A busy machine makes some reads late, a slow disk all of them. 0 if there is nothing to read.
     """
     dice, found = random.Random(0), []
     for path in dice.choices(files, k=READS) if files else ():
@@ -79,7 +78,7 @@ def seconds_a_read(files: Sequence[Path]) -> float:
 
 
 def _mount(path: Path, mountinfo: str) -> tuple[str, str]:
-    """The file system that a path lies on, and its device as major:minor; of mounts over one place the last counts."""
+    """The file system that a path lies on, and its device as major:minor; of mounts at one place the last counts."""
     found, longest = ("", ""), -1
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -91,7 +90,7 @@ def _mount(path: Path, mountinfo: str) -> tuple[str, str]:
 
 
 def _rotational(device: Path) -> str:
-    """The flag of a disk, or of the disk that a partition is on; "" where there is none."""
+    """That flag of a disk, or of the disk that a partition is on; "" if there is none."""
     for place in (device, device / ".."):
         try:
             return (place / "queue/rotational").read_text().strip()

@@ -1,4 +1,4 @@
-"""Ranks and what they exchange; the identity in a world of one.
+"""Ranks and what they exchange, which is the identity in a world of one.
 
 Tensors travel over the backend of their own device: gloo for CPU tensors, NCCL for CUDA tensors, so a
 host-side exchange never waits for the GPU.
@@ -25,16 +25,16 @@ Found = TypeVar("Found")
 
 TIMEOUT = timedelta(minutes=30)
 LARGE = 64
-"""Ranks from which on gloo connects two when one first has something for the other. By itself it connects all with all,
-for which each reads every other's address, as long as there are ranks, from the one store. Below, where that costs
-little, each rank so hears at once of any other's end, and not from its partners."""
+"""From so many ranks on, gloo connects two when one first has something for the other. By default it connects all with
+all, for which each rank reads every other's address, whose length grows with the ranks, from the one store. With fewer
+ranks that costs little, and each hears of any other's end at once, not through its partners."""
 
 
 def init(ranks: int | None = None) -> None:
     """Join the process group of the launcher's ranks, or of the first `ranks` of them.
 
     Raises:
-        RanksApart: some have not come, or they do not reach each other.
+        RanksApart: some did not join, or they do not reach each other.
     """
     given = environment()
     world = ranks or given["world"]
@@ -42,7 +42,7 @@ def init(ranks: int | None = None) -> None:
     if torch_dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if uses_cuda() else "gloo"
-    # A rank alone meets itself in its own memory: no port that a neighbour could hold.
+    # A rank alone keeps its store in its own memory: it needs no port, which a neighbour could hold.
     store = torch_dist.HashStore() if world == 1 else gather_ranks()
     store.set_timeout(TIMEOUT)
     _connect_as_needed(world)
@@ -58,16 +58,16 @@ def _connect_as_needed(world: int) -> None:
 
 @contextmanager
 def group(rendezvous: Rendezvous, name: str, ranks: Sequence[int], patience: float) -> Iterator[None]:
-    """Be for a while in a process group of these ranks alone, which the functions here then speak of.
+    """Form a process group of these ranks alone, which the functions here then use within the block.
 
     Args:
-        name: of no other group.
+        name: that no other group has.
         patience: seconds after which joining, and what is exchanged, fails with a RuntimeError.
     """
     backend = "gloo"
     if uses_cuda():
         backend = "cpu:gloo,cuda:nccl"
-        os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an error, as gloo's, where it would end the process
+        os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # raises an error, as gloo does, instead of ending the process
         torch.cuda.set_device(device())
     _connect_as_needed(len(ranks))
     torch_dist.init_process_group(
@@ -110,7 +110,7 @@ def device() -> torch.device:
 
 
 def device_named(name: torch.device | str | None) -> torch.device:
-    """The device of that name; without one this rank's accelerator, or the CPU.
+    """The device of that name; without a name, this rank's accelerator, or the CPU.
 
     Raises:
         UserError: this machine has none of that name.
@@ -119,15 +119,15 @@ def device_named(name: torch.device | str | None) -> torch.device:
         return device()
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter if it was built without CUDA
         raise UserError(
             f'There is no device "{name}" here ({first_line(error)}): give another, such as "cpu".'
         ) from None
 
 
 def pci_address() -> str:
-    """Of this rank's GPU as Linux writes it, such as "0000:dc:00.0"."""
-    of_gpu: Any = torch.cuda.get_device_properties(device())  # whose stubs lack these
+    """The address of this rank's GPU as Linux writes it, such as "0000:dc:00.0"."""
+    of_gpu: Any = torch.cuda.get_device_properties(device())  # torch's stubs lack these
     return f"{of_gpu.pci_domain_id:04x}:{of_gpu.pci_bus_id:02x}:{of_gpu.pci_device_id:02x}.0"
 
 
@@ -135,7 +135,7 @@ def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
     """Concatenate equally shaped tensors of all ranks along the first dimension, in rank order, without gradient.
 
     Args:
-        among: only of so many consecutive ranks, a divisor of all; 0 = of all.
+        among: only those of so many consecutive ranks, a divisor of their number; 0 = of all.
     """
     among = among or world()
     first = rank() // among * among
@@ -143,7 +143,7 @@ def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
 
 
 def gather_from(tensor: Tensor, ranks: Sequence[int]) -> Tensor:
-    """The same of these ranks, of which this is one, in this order."""
+    """The same for these ranks, this one among them, in this order."""
     if len(ranks) == 1:
         return tensor.detach()
     tensor = tensor.detach().contiguous()
@@ -153,7 +153,7 @@ def gather_from(tensor: Tensor, ranks: Sequence[int]) -> Tensor:
 
 
 def group_of(ranks: Sequence[int]) -> torch_dist.ProcessGroup:
-    """The group of these ranks, of which this is one, joined at the first call."""
+    """The group of these ranks, this one among them, which is formed at the first call."""
     if (key := tuple(ranks)) not in _groups:
         _groups[key] = torch_dist.new_group(list(key), timeout=TIMEOUT, use_local_synchronization=True)
     return _groups[key]
@@ -197,7 +197,7 @@ def gather_on_rank_0(value: Any) -> list[Any]:
 
 
 def scatter_from_rank_0(values: Sequence[Any]) -> Any:
-    """On every rank its own of what rank 0 gives, one for each; what others give does not count."""
+    """Give every rank its own of rank 0's `values`, one for each; those of other ranks are ignored."""
     if world() == 1:
         return values[0]
     own: list[Any] = [None]
@@ -206,7 +206,7 @@ def scatter_from_rank_0(values: Sequence[Any]) -> Any:
 
 
 def hand_on(value: Any) -> Any:
-    """The `value` of the rank before this one, the last one's on the first; all ranks must call."""
+    """The `value` of the previous rank, on the first that of the last; all ranks must call."""
     if world() == 1:
         return value
     own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
@@ -215,7 +215,7 @@ def hand_on(value: Any) -> Any:
 
 
 def _shifted(own: Tensor, arriving: Tensor) -> Tensor:
-    """Of CPU tensors."""
+    """Send a CPU tensor to the next rank, and receive that of the previous one."""
     sending = torch_dist.isend(own, (rank() + 1) % world())
     torch_dist.recv(arriving, (rank() - 1) % world())
     assert sending
@@ -224,17 +224,17 @@ def _shifted(own: Tensor, arriving: Tensor) -> Tensor:
 
 
 def all_agree(here: bool) -> bool:
-    """Whether it is so on every rank; all ranks must call."""
+    """Whether `here` is so on every rank; all ranks must call."""
     return int(all_reduce(torch.tensor(int(here)))) == world()
 
 
 def send(tensor: Tensor, receiver: int, tag: int) -> None:
-    """Have another rank `receive` a CPU tensor, in any thread; a tag keeps such messages apart from others'."""
+    """Send a CPU tensor to another rank, which must `receive` it; any thread may. A tag tells such messages apart."""
     torch_dist.send(tensor, receiver, tag=tag)
 
 
 def receive(tensor: Tensor, sender: int, tag: int) -> None:
-    """Wait for what another rank sends, and fill a CPU tensor of that size with it."""
+    """Wait for what another rank sends, and fill a CPU tensor of its size with it."""
     torch_dist.recv(tensor, sender, tag=tag)
 
 
@@ -266,7 +266,7 @@ def as_rank_0(ask: Callable[[], Found]) -> Found:
 
 
 def try_on_all(act: Callable[[], object]) -> None:
-    """Have every rank act; where any meets a mistake, all raise the first, and nothing else is exchanged."""
+    """Have every rank act; if any meets a mistake, all raise the first one, and nothing else is exchanged."""
     mistake: UserError | None = None
     try:
         act()
@@ -278,7 +278,7 @@ def try_on_all(act: Callable[[], object]) -> None:
 
 
 def on_all(act: Callable[[], Found]) -> list[Found]:
-    """What every rank finds, in their order; where any meets a mistake, all raise the first."""
+    """What every rank finds, in rank order; if any meets a mistake, all raise the first one."""
     found: Found | UserError
     try:
         found = act()

@@ -11,7 +11,7 @@ from pathlib import Path
 from mvlm.runtime.log import rank_log
 
 QUIET_SECONDS = 600.0
-"""In which no file of an extension changes: then its compilation is taken for dead, be its machine this one or not."""
+"""If no file of an extension changes for so long, its compilation is taken for dead, on whichever machine it was."""
 
 
 def extensions_folder() -> Path:
@@ -22,15 +22,15 @@ def extensions_folder() -> Path:
 
 
 def locks() -> list[Path]:
-    """Of compilations under way, and of some that were killed; none where torch waits for nothing but living ones."""
+    """Locks of compilations under way or killed; none if torch would not wait for a killed one's."""
     found = sorted(path for pattern in ("*/lock", "*/*/lock") for path in extensions_folder().glob(pattern))
     return found if found and waits_for_files() else []
 
 
 @cache
 def waits_for_files() -> bool:
-    """Whether torch compiles nothing so long as a file `lock` is there. From pytorch/pytorch#190543 on, in 2.15, it has
-    the system lock one that stays for good, and the system frees a killed process's."""
+    """Whether torch compiles nothing as long as a file `lock` is there. Since pytorch/pytorch#190543, in 2.15, the file
+    stays for good and the system locks it, and unlocks it if the process is killed."""
     torch = find_spec("torch")
     folders = torch.submodule_search_locations if torch else None
     sources = [Path(folder, "utils/cpp_extension.py") for folder in folders or ()]
@@ -38,7 +38,7 @@ def waits_for_files() -> bool:
 
 
 def open_files() -> set[str]:
-    """Of all processes that may be looked into, those of this user among them."""
+    """Files open in all processes that may be inspected, which include this user's."""
     found = set()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         try:
@@ -49,9 +49,9 @@ def open_files() -> set[str]:
 
 
 def wait_for_compilations(extensions: set[str]) -> None:
-    """Until no other process compiles any of these; the lock of one that was killed is removed.
+    """Wait until no other process compiles any of these, and remove the locks of killed compilations.
 
-    torch itself would wait for such a lock for ever. A lock that no process of this machine holds may be another
+    torch itself would wait for such a lock forever. A lock that no process of this machine holds may be another
     machine's, whose compilation is taken for dead when nothing in its folder has changed for `QUIET_SECONDS`.
     """
     for lock in locks():
@@ -66,9 +66,9 @@ def _wait_for(lock: Path) -> None:
     )
     changed, since = 0.0, 0.0
     while lock.exists():
-        is_open = os.path.realpath(lock) in open_files()  # before its folder is looked at, which its removal changes
+        is_open = os.path.realpath(lock) in open_files()  # first, since its removal would change the folder
         if (found := _last_change(lock.parent)) != changed:
-            # Only what was there before is dated by clocks; one of them may have been set back since.
+            # Only the first look relies on clocks; one of them may be set back later.
             changed, since = found, time.monotonic() - (0.0 if changed else max(0.0, time.time() - found))
         if not is_open and time.monotonic() - since > QUIET_SECONDS:
             lock.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files of a disk that grow by whole lines, or get another name."""
+"""Appends whole lines to files on a disk, and gives files another name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mvlm.runtime.storage import publish
 
 
 def append_durably(path: Path, line: str) -> None:
-    """Add whole lines to a file, synced; it is made where it is missing.
+    """Append whole lines to a file, synced; the file is made if it is missing.
 
-    A torn line before them goes, which would take the first of them with it.
+    A torn line at its end is dropped first, as it would spoil the first of them.
     """
     drop_torn_line(path)
     with open(path, "a", encoding="utf-8") as file:
@@ -22,7 +22,7 @@ def append_durably(path: Path, line: str) -> None:
 
 
 def link_or_copy(path: Path, name: Path) -> None:
-    """Another name for a file, which nothing writes to any more; a synced copy where the file system has no such thing.
+    """Give a file that nothing writes to any more another name: a hard link or, if the file system has none, a copy.
 
     Raises:
         FileNotFoundError: the file is not there.
@@ -38,7 +38,7 @@ def link_or_copy(path: Path, name: Path) -> None:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Take off a last line that a full disk or a power cut has left without its end."""
+    """Cut off a last line that a full disk or a power cut has left unfinished."""
     if not path.exists():
         return
     with open(path, "rb+") as file:

@@ -1,10 +1,10 @@
-"""Tensors of all ranks, those of so many at a time, on their way while whoever asked for them goes on.
+"""The tensors of all ranks, a block of ranks at a time, which travel while the caller goes on.
 
-Where several ranks are one replica of a model (mvlm/runtime/replicas.py), "rank" means replica here.
+If several ranks are one replica of a model (mvlm/runtime/replicas.py), "rank" means replica here.
 
-In both ways there are to send them, blocks of consecutive ranks' tensors come each with the row at which the own ones
-begin; where these are in another block, with one so far before its first that none of them is in it. What comes may be
-gone through several times. All ranks must do so in step.
+Both ways to send them yield blocks of consecutive ranks' tensors, each with the row at which this rank's own begin; in
+a block without them that row is negative, by so much that they end before its first. The blocks may be iterated
+several times, which all ranks must do in step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Coming: TypeAlias = "tuple[Tensor, list[torch_dist.Work]]"
 
 
 class PackedRows:
-    """Tensors of equally many rows as one, in words of four bytes.
+    """Tensors with equally many rows packed into one, in words of four bytes.
 
     Args:
         own: equally shaped on all ranks, each row of a multiple of four bytes.
@@ -35,7 +35,7 @@ class PackedRows:
         self._widths, self.rows = [row.shape[1] for row in rows], torch.cat(rows, 1)
 
     def unpacked(self, whole: Tensor) -> list[Tensor]:
-        """Views where rows may begin at any four bytes, which integers of eight may not."""
+        """Views of it, but copies for elements of eight bytes, which may not begin at just any four."""
         parts = [
             part if one.element_size() <= 4 else part.contiguous()
             for one, part in zip(self._own, whole.split(self._widths, 1), strict=True)
@@ -44,15 +44,15 @@ class PackedRows:
 
 
 class Gathered:
-    """Blocks in rank order, each the sum of what each rank knows of it.
+    """Blocks in rank order, each the sum of what each rank has of it.
 
-    NCCL sums by a tree of log2(N) hops, where its all-gather is a ring through all N ranks (`mvlm plan` has the seconds
-    of both). The first block is on its way from the moment this is made, each other from when work on the one before it
-    begins: no rank holds more than two beside its own. An only block is kept, several travel again.
+    NCCL sums by a tree of log2(N) hops, whereas its all-gather is a ring through all N ranks (`mvlm plan` has the
+    seconds of both). The first block travels from the moment this is made, each other one from when work on the one
+    before it begins: no rank holds more than two besides its own. A single block is kept; several travel again.
 
     Args:
-        own: as of `PackedRows`.
-        at_once: ranks of a block.
+        own: as for `PackedRows`.
+        at_once: ranks per block.
     """
 
     def __init__(self, own: list[Tensor], at_once: int) -> None:
@@ -78,25 +78,25 @@ class Gathered:
             yield ((place - first) * share if first <= place < following else -share), block
 
     def _begin(self, first: int) -> Coming:
-        """The block that begins with the rank `first`."""
+        """Send for the block that begins with the rank `first`."""
         place, share = replicas.rank() - first, len(self._packed.rows)
         ranks = min(self._at_once, replicas.world() - first)
         whole = self._packed.rows.new_zeros(ranks * share, self._packed.rows.shape[1])
         if 0 <= place < ranks:
             whole[place * share : (place + 1) * share] = self._packed.rows
-        # four bytes of anything as an integer, to which nothing but zeros are added
+        # Exact whatever the four bytes are: as integers, to which only zeros are added.
         return whole, [torch_dist.all_reduce(whole, group=replicas.group(), async_op=True)]
 
 
 class Ring:
-    """Blocks of one rank each, the own one first, which every rank hands on to the rank after it, as in "SigLIP" (Zhai
-    et al., ICCV 2023, section 3.3).
+    """Blocks of one rank each, this rank's own first, which every rank hands on to the next, as in "SigLIP" (Zhai et
+    al., ICCV 2023, section 3.3).
 
-    No rank holds more than one beside its own, and another on its way while that is worked on: what it holds does not
-    grow with the ranks, and the last one waits for all N - 1 hops.
+    No rank holds more than one besides its own, and a second that arrives while that is worked on: what it holds does
+    not grow with the ranks, and the last one takes all N - 1 hops.
 
     Args:
-        own: as of `PackedRows`.
+        own: as for `PackedRows`.
     """
 
     def __init__(self, own: list[Tensor]) -> None:
@@ -114,7 +114,7 @@ class Ring:
                 whole, coming = _arrived(coming), None
 
     def _hand_on(self, whole: Tensor) -> Coming:
-        """What the rank before this one hands on at the same time."""
+        """Hand a block on, and receive what the rank before this one hands on at the same time."""
         place, world, arriving = replicas.rank(), replicas.world(), torch.empty_like(whole)
         after, before = (replicas.peer((place + step) % world) for step in (1, -1))
         hops = [

@@ -1,4 +1,4 @@
-"""Imports that take less time."""
+"""Faster imports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SCANNER = "transformers.utils.import_utils"
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Search for no garbage among what is imported meanwhile, nor later, until the process ends.
+    """Keep the garbage collector from what is imported in the block, until the process ends.
 
-    Torch, transformers and DeepSpeed make half a million objects that stay. To look through them again and again as
+    Torch, transformers and DeepSpeed make half a million objects that stay. Looking through them again and again as
     they come takes a sixth of a rank's start. Nor does transformers read all of its models' sources twice.
     """
     before, collects = len(sys.modules), gc.isenabled()
@@ -28,16 +28,16 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(_ScannedOnce)
-        if len(sys.modules) > before:  # or garbage would be kept that is no import's
+        if len(sys.modules) > before:  # otherwise only garbage unrelated to imports would be kept
             gc.freeze()
-            atexit.register(gc.unfreeze)  # some libraries complain of what is left at the end
+            atexit.register(gc.unfreeze)  # some libraries complain at exit of what is left
         if collects:
             gc.enable()
 
 
 class _ScannedOnce:
-    """Finds the module by which transformers scans 2,600 sources, 45 MB, for the names in them, once for itself and
-    once for its models: it remembers 128 of their 500 folders, and the second time none of those that it asks for."""
+    """Has transformers scan its 2,600 sources (45 MB) for names only once: it does so for itself and again for its
+    models, and its cache of 128 of their 500 folders then has none of those that it asks for."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:

@@ -1,4 +1,4 @@
-"""A file of JSON lines that another process, maybe on another machine, appends to."""
+"""A file of JSON lines that another process, perhaps on another machine, appends to."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 TAIL = 64 << 20
-"""Bytes of a file that are read at first: of the longest runs not everything."""
+"""Bytes from the end of a file that are read at first; the longest runs have more."""
 
 
 class JsonLinesTail:
-    """Gives every whole line once. A last line without its end is read again when it has one.
+    """Gives every whole line once. An unfinished last line is given once it is finished.
 
     Attributes:
-        replaced: whether the last look found another file in the place of the one before, which is read anew.
+        replaced: whether the last look found another file in place of the one before, which is then read instead.
     """
 
     def __init__(self, path: Path, tail: int = TAIL) -> None:
@@ -24,11 +24,11 @@ class JsonLinesTail:
         self.replaced = False
 
     def new(self) -> list[dict[str, Any]]:
-        """The lines that have come since the last look; one that is no JSON object is left out."""
+        """The lines added since the last look; any that is no JSON object is left out."""
         try:
             with open(self.path, "rb") as file:
                 return self._new(file)
-        except OSError:  # not there yet, or out of sight for now
+        except OSError:  # not there yet, or out of reach for now
             self.replaced = False
             return []
 
@@ -48,7 +48,7 @@ class JsonLinesTail:
 
 
 def json_object(text: bytes) -> dict[str, Any] | None:
-    """The object that a text is; None where it is none."""
+    """The JSON object that a text holds; None if it holds none."""
     try:
         found = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a launcher tells its ranks, and needs for them; imports nothing else: mistakes come before torch does."""
+"""What launchers and their ranks need; imports nothing heavy, so that mistakes are told before torch is imported."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import NoReturn
 from mvlm.errors import ExitCode
 
 LAUNCHERS = ("deepspeed", "torchrun")
-"""As they are typed."""
+"""As users type them."""
 HELD = "MVLM_HELD"
-"""Set where the rank is to wait, with all that it needs imported, until a byte comes on its standard input."""
+"""Set if the rank, having imported all that it needs, is to wait for a byte on its standard input."""
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LIBC = ctypes.CDLL(None)
 
 LAUNCHER_DIED = "because the launcher has died"
-"""Why a rank says that it has stopped, for whoever reads its log."""
+"""The reason that a rank's log gives for stopping."""
 
 
 def environment() -> dict[str, int]:
@@ -36,7 +36,7 @@ def environment() -> dict[str, int]:
 
 
 def free_port() -> int:
-    """One that nobody listens on, on any interface of this node."""
+    """A port that nobody listens on, on any interface of this node."""
     with socket.socket() as server:
         server.bind(("", 0))
         return int(server.getsockname()[1])
@@ -47,12 +47,12 @@ def is_held() -> bool:
 
 
 def is_released() -> bool:
-    """Waits for the word of whoever started this rank; False where that has ended without giving it."""
+    """Waits for a word from whoever started this rank; False if that process has ended without one."""
     return bool(sys.stdin.buffer.read(1))
 
 
 def end_when_told() -> None:
-    """Have SIGTERM and SIGUSR1 end this process with 75 if a launcher has started it, whatever it waits for.
+    """Have SIGTERM and SIGUSR1 end this process with 75 if a launcher started it, whatever it is waiting for.
 
     For ranks with nothing to save. A thread does it: Python's handlers wait until the main thread is back from C.
     """
@@ -83,10 +83,10 @@ def end_when_told() -> None:
 def leave(code: int) -> NoReturn:
     """End this rank with an exit code once its threads and what is registered with `atexit` are done.
 
-    The interpreter is not taken down: gloo's threads outlive their process group, and one that lets go of a tensor
-    meanwhile would abort the process (pytorch issue 179291).
+    The interpreter is not shut down: gloo's threads outlive their process group, and one that frees a tensor during
+    the shutdown would abort the process (pytorch issue 179291).
     """
-    threading._shutdown()  # type: ignore[attr-defined]  # which typeshed leaves out
+    threading._shutdown()  # type: ignore[attr-defined]  # typeshed leaves it out
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -101,8 +101,8 @@ def typed_command(argv: Sequence[str], ancestors: Iterable[Sequence[str]]) -> st
         ancestors: command lines of the processes that started it, the nearest first.
 
     Returns:
-        The command line of the launcher that was typed, `deepspeed` or `torchrun`, where this machine has it; else
-        `mvlm` and its arguments.
+        The command line of the launcher that was typed, `deepspeed` or `torchrun`, if it runs on this machine;
+        otherwise `mvlm` and its arguments.
     """
     own = [word for word in argv[1:] if not word.startswith(("--local_rank", "--local-rank"))]
     typed = ["mvlm", *own]
@@ -117,8 +117,8 @@ def typed_command(argv: Sequence[str], ancestors: Iterable[Sequence[str]]) -> st
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when what has started it ends, however that is.
+    """Have the kernel send SIGTERM to this process when its parent ends, in whatever way.
 
-    Of a new process it is the `preexec_fn`; the thread that starts it must be one that does not end before it.
+    For a new process this is the `preexec_fn`; the thread that starts it must not end before it.
     """
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

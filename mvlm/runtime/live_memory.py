@@ -1,4 +1,4 @@
-"""Memory of the tensors that are alive, on any device alike."""
+"""The memory of live tensors, on any device."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Bytes of the tensors that were made while it is active and are still alive.
+    """Bytes of the tensors that were made while this is active and are still alive.
 
     Args:
         fake: tensors on torch's meta device count too, which have a size but no memory.
 
     Attributes:
         live: now.
-        peak: at most, since it was set.
+        peak: the most since this was last set.
     """
 
     def __init__(self, fake: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Cores near a rank's GPU: those of the NUMA node that its PCI Express lanes end in."""
+"""Cores near a rank's GPU: those of the NUMA node that its PCI Express lanes lead to."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ PCI = Path("/sys/bus/pci/devices")
 
 
 def stay_near(address: str, folder: Path = PCI) -> bool:
-    """Bind this process, and what it starts, to those of its cores that are near a PCI device.
+    """Bind this process, and those that it starts, to those of its cores that are near a PCI device.
 
-    Memory comes from the NUMA node of the core that first writes to it, so that it follows.
+    Memory comes from the NUMA node of the core that first writes to it, so it follows.
 
     Args:
         address: of the device, such as "0000:dc:00.0".
         folder: where Linux lists devices.
 
     Returns:
-        False where it has none of the near cores: it then keeps those that it has, as it does where Linux does not
-        know which are near.
+        False if it has none of the near cores. It then keeps those that it has, as it also does, with True, if Linux
+        does not know which are near.
     """
     try:
         near = cores_of((folder / address / "local_cpulist").read_text(encoding="ascii"))
@@ -31,6 +31,6 @@ def stay_near(address: str, folder: Path = PCI) -> bool:
 
 
 def cores_of(text: str) -> set[int]:
-    """Of a list as Linux writes it: "0-3,8" is {0, 1, 2, 3, 8}; raises ValueError where it is none."""
+    """The cores of a list as Linux writes it: "0-3,8" is {0, 1, 2, 3, 8}; raises ValueError if it is no such list."""
     spans = (span.partition("-") for span in text.strip().split(",") if span)
     return {core for first, _, last in spans for core in range(int(first), int(last or first) + 1)}

@@ -1,4 +1,4 @@
-"""The network as it is on this node: what gloo and NCCL are told of it, where the user has told them nothing."""
+"""This node's network, and what gloo and NCCL are told of it unless the user has told them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DISCARD = 9  # a port; nothing is sent there
 def prepare() -> None:
     """Fill in the environment of this rank, before it joins a group that spans machines.
 
-    gloo takes the address that the host's own name stands for, which on many systems is 127.0.1.1; so it is told the
-    interface that leads to MASTER_ADDR. NCCL chooses well by itself, and is only asked to say what goes wrong.
+    gloo takes the address that the host's own name resolves to, on many systems 127.0.1.1; so it is told the interface
+    that leads to MASTER_ADDR. NCCL chooses well by itself, and is only asked to say what goes wrong.
     """
     interface = interface_towards(os.environ.get("MASTER_ADDR", "localhost"))
     if interface:
@@ -28,7 +28,7 @@ def prepare() -> None:
 
 
 def describe() -> str:
-    """One line: the adapters of this node, and every variable that bears on them; "" where none is set."""
+    """One line: the adapters of this node, and every variable that bears on them; "" if none is set."""
     known = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)]
     return f"network: {adapters()}; {' '.join(known)}" if known else ""
 
@@ -52,7 +52,7 @@ def _kind(device: Path) -> str:
 
 
 def interface_towards(host: str) -> str | None:
-    """Name of the interface over which packets to a host leave; None where that host is this one alone, or unknown."""
+    """Name of the interface through which packets to a host leave; None if that is this host itself, or unknown."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, DISCARD, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:

@@ -1,4 +1,4 @@
-"""Standard output and standard error of which nobody reads the rest, as behind `| head`, or that have no room left."""
+"""Standard output and standard error whose reader is gone, as with `| head`, or whose disk is full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLOSED = "Standard output was closed before all was said."
 
 
 def nobody_reads(error: Exception) -> bool:
-    """Whether that is what this error says; what is still to be printed is then let go."""
+    """Whether an error means that nobody reads standard output; what is still to be printed is then dropped."""
     output = select.poll()
     output.register(STDOUT, 0)
     if not isinstance(error, BrokenPipeError) or not any(event & select.POLLERR for _, event in output.poll(0)):
@@ -25,7 +25,7 @@ def nobody_reads(error: Exception) -> bool:
 
 @contextmanager
 def outlived() -> Iterator[None]:
-    """Have what is said meanwhile end nothing, whatever becomes of the terminal, pipe or disk that it goes to."""
+    """Keep output in the block from raising errors, whatever becomes of the terminal, pipe or disk that it goes to."""
     streams = sys.stdout, sys.stderr
     out, err = (cast(TextIO, _Heedless(stream)) for stream in streams)
     try:
@@ -37,7 +37,7 @@ def outlived() -> Iterator[None]:
 
 
 def let_go(stream: TextIO) -> None:
-    """Of what is still to be said where it cannot be, for which the interpreter would end with a code of its own."""
+    """Drop buffered output that cannot be written, on which the interpreter would exit with a code of its own."""
     try:
         stream.flush()
     except OSError:
@@ -46,7 +46,7 @@ def let_go(stream: TextIO) -> None:
 
 
 class _Heedless:
-    """A stream whose errors concern nobody."""
+    """A stream that ignores errors."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -9,15 +9,15 @@ from mvlm.runtime.storage import Storage
 
 
 def is_pattern(url: str) -> bool:
-    """Whether there is a sign in it that makes a pattern; with HTTP a question mark begins the query."""
+    """Whether a URL has a wildcard; with HTTP a question mark is none, as it begins the query."""
     return any(sign in url for sign in ("*[" if url.startswith(("http://", "https://")) else "*?["))
 
 
 def matching(url: str, remedy: str) -> list[str]:
-    """The files that fit a pattern, sorted; all below what stands before its first sign are listed.
+    """The files that match a pattern, sorted; all files below the folder before its first wildcard are listed.
 
     Args:
-        remedy: as of a `Storage`.
+        remedy: as for `Storage`.
     """
     parts = url.split("/")
     first = next(number for number, part in enumerate(parts) if has_magic(part))
@@ -26,7 +26,7 @@ def matching(url: str, remedy: str) -> list[str]:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """As a shell sees it: ** stands for any folders, * for part of a name, ? for one letter, [ab] for one of these."""
+    """As a shell matches: ** stands for any folders, * for part of a name, ? for one letter, [ab] for one of these."""
     words = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
 
     def spelled(found: re.Match[str]) -> str:

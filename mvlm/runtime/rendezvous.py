@@ -1,4 +1,4 @@
-"""Where ranks find each other before there is a process group: a store, at MASTER_ADDR and MASTER_PORT."""
+"""Where ranks meet before there is a process group: a store, at MASTER_ADDR and MASTER_PORT."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mvlm.errors import ExitCode, UserError, first_line
 from mvlm.runtime.launch import environment
 
 JOINING_S = 900.0
-"""That ranks may start apart; on hundreds of nodes their imports wait for one file server."""
+"""By which ranks' starts may differ; on hundreds of nodes their imports wait for one file server."""
 HEARING_S = 5.0
 
 
 class RanksApart(UserError):
-    """The ranks have not come together: the run is to be started again, which may be on other nodes or another port."""
+    """Not all ranks have met: the run is to be started again, perhaps on other nodes or with another port."""
 
     exit_code = ExitCode.REQUEUE
 
 
 def gather_ranks() -> torch_dist.Store:
-    """The store that all ranks have come to. Without this a rank that never starts holds the others for `TIMEOUT`."""
+    """The store, once all ranks have reached it. Otherwise a rank that never starts would hold up all for `TIMEOUT`."""
     host, port = store_address()
-    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))  # DeepSpeed looks for them
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))  # DeepSpeed reads them
     address = f"{host}:{port}"
     try:
         rendezvous = Rendezvous(JOINING_S)
@@ -53,20 +53,20 @@ def gather_ranks() -> torch_dist.Store:
 
 
 def store_address() -> tuple[str, int]:
-    """Host and port of the store that all ranks come to."""
+    """Host and port of the store that all ranks reach."""
     return os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
 
 
 class Rendezvous:
-    """Where the ranks leave word for each other without a process group, so that none waits for one that is dead.
+    """Where ranks leave messages for each other without a process group, so that none waits for one that is dead.
 
-    The store is kept by rank 0, or by the launcher that has one there.
+    Rank 0 keeps the store, unless the launcher has one already.
 
     Args:
         patience: seconds in which the store must be found.
 
     Raises:
-        ConnectionError: there is no way to the store, or its port is taken.
+        ConnectionError: the store cannot be reached, or its port is taken.
     """
 
     def __init__(self, patience: float) -> None:
@@ -85,7 +85,7 @@ class Rendezvous:
         self.store = torch_dist.PrefixStore(f"rendezvous/{attempt}", store)
 
     def assemble(self, patience: float) -> list[int]:
-        """Wait for all ranks; those that have not come within so many seconds, the same on each that has.
+        """Wait for all ranks; returns those that have not come within so many seconds, the same on each that has.
 
         Raises:
             ConnectionError: the store is gone.
@@ -102,13 +102,13 @@ class Rendezvous:
             raise ConnectionError("no answer")
         if answer and self.rank:
             self.post(f"heard/{self.rank}", True)
-        elif answer:  # the store goes when this rank ends
+        elif answer:  # the store ends with this rank
             for rank in set(range(1, self.world)) - set(answer):
                 self.read(f"heard/{rank}", HEARING_S)
         return answer
 
     def post(self, key: str, word: Any) -> None:
-        """Leave a word that JSON can hold.
+        """Leave a message that JSON can hold.
 
         Raises:
             ConnectionError: the store is gone.
@@ -119,7 +119,7 @@ class Rendezvous:
             raise ConnectionError(first_line(error)) from None
 
     def read(self, key: str, patience: float) -> Any:
-        """The word that is left there within so many seconds, however slow the store's answer is; None when none is.
+        """The message left there within so many seconds, however slowly the store answers; None if there is none.
 
         Raises:
             ConnectionError: the store is gone.
@@ -127,13 +127,13 @@ class Rendezvous:
         try:
             self.store.wait([key], timedelta(seconds=patience))
         except torch_dist.DistStoreError:
-            pass  # out of time for the store's answer, too, with the word perhaps long there
+            pass  # a timeout, perhaps only of the store's answer, though the message has long been there
         except torch_dist.DistError as error:
             raise ConnectionError(first_line(error)) from None
         return self.peek(key)
 
     def peek(self, key: str) -> Any:
-        """The word that is there now, or None.
+        """The message that is there now, or None.
 
         Raises:
             ConnectionError: the store is gone.

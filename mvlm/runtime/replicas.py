@@ -1,8 +1,8 @@
-"""The replicas of a model: which of them a rank belongs to, and what they exchange, as `dist` has it of all ranks.
+"""The replicas of a model: which of them a rank belongs to, and what they exchange, as `dist` does for all ranks.
 
-Where ranks split the layers of a model among them (tensor parallelism), so many consecutive ranks are one replica and
-see the same samples; what replicas exchange goes between the ranks that have the same place in theirs. Everywhere else
-each rank is a replica.
+If ranks split the layers of a model among them (tensor parallelism), so many consecutive ranks are one replica and
+see the same samples; replicas exchange between the ranks that have the same place in theirs. Otherwise each rank is a
+replica.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ _size = 1
 
 
 def arrange(size: int) -> None:
-    """Have every `size` consecutive ranks be one replica; a divisor of their number."""
+    """Make every `size` consecutive ranks one replica; `size` divides the number of ranks."""
     global _size
     assert dist.world() % size == 0, (dist.world(), size)
     _size = size
 
 
 def size() -> int:
-    """Ranks of a replica."""
+    """Ranks per replica."""
     return _size
 
 
 def place() -> int:
-    """Of this rank in its replica."""
+    """The place of this rank in its replica."""
     return dist.rank() % _size
 
 
 def rank() -> int:
-    """Of this rank's replica."""
+    """The number of this rank's replica, from 0."""
     return dist.rank() // _size
 
 
@@ -63,7 +63,7 @@ def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
     """Concatenate equally shaped tensors of all replicas along the first dimension, in their order, without gradient.
 
     Args:
-        among: only of so many consecutive replicas, a divisor of all; 0 = of all.
+        among: only those of so many consecutive replicas, a divisor of their number; 0 = of all.
     """
     among = among or world()
     first = rank() // among * among

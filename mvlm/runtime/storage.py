@@ -1,6 +1,6 @@
-"""Storage: durable writes on disks, one client for whatever fsspec knows, and one policy of trying again.
+"""Storage: durable writes to disks, one client for whatever fsspec knows, and one policy of retries.
 
-A file is whole under its name and known to the disk once it has been written; a store puts an object in one step.
+A file has its name only once it is whole and on the disk; a store puts an object in one step.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from urllib.parse import unquote
 from mvlm.errors import DataLost, UserError
 from mvlm.runtime.log import rank_log
 
-PAUSES_S = (0.5, 2.0, 8.0)  # before another attempt, by which most of what passes has passed
+PAUSES_S = (0.5, 2.0, 8.0)  # before each of the next attempts; most transient errors are over by then
 RETRY_S = 5.0  # between attempts at a store that is gone
 JITTER = 0.5  # share by which a pause may be longer, so that ranks do not all come back at once
-LOOK_S = 0.05  # between looks whether anybody still needs it
+LOOK_S = 0.05  # between checks of whether anybody still needs it
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FINAL = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(UserError, ImportError, ValueError, TypeError),
 )
-TRY_AGAIN = (408, 425, 429)  # of the statuses of HTTP that blame the client
+TRY_AGAIN = (408, 425, 429)  # HTTP's client errors that may pass
 _DICE = random.Random()  # not the global one, which a run seeds
 
 Answer = TypeVar("Answer")
 
 
 def write_durably(path: Path, content: str | bytes) -> None:
-    """Replace a file's content in one rename, synced; its folder is made where it is missing."""
+    """Replace a file's content in one rename, synced; its folder is made if it is missing."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -43,14 +43,14 @@ def write_durably(path: Path, content: str | bytes) -> None:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Give a file that has been written its name, synced; what had the name before is replaced."""
+    """Give a finished file its name, synced; a file that had the name before is replaced."""
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Have the disk know a file's content, or the names in a folder, which syncing its files does not."""
+    """Sync a file's content, or the names in a folder, which syncing its files does not."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,13 +59,13 @@ def sync(path: Path) -> None:
 
 
 class Outages:
-    """What cannot be fetched for now, as the threads of a process have found.
+    """What the threads of a process have found cannot be fetched for now.
 
     Args:
-        patience: minutes that a store which is gone is waited for.
+        patience: minutes to wait for a store that is gone.
 
     Attributes:
-        reasons: by name, how fetching it has failed last.
+        reasons: by name, how fetching it last failed.
         given_up: nobody needs any of it any more.
     """
 
@@ -76,7 +76,7 @@ class Outages:
 
 
 class Attempts:
-    """At one thing, until it is done; to be left as a context manager, however that ends."""
+    """Attempts at one thing; leaving the context manager ends its outage, however the attempts ended."""
 
     def __init__(self, name: str, outages: Outages):
         self._name, self._outages = name, outages
@@ -109,7 +109,7 @@ class Attempts:
         return True
 
     def failure(self, error: Exception) -> UserError:
-        """What to raise once there is to be no other attempt; DataLost where another start may find the store back."""
+        """What to raise once no attempt is left; DataLost if a later start may find the store back."""
         failed = f"{self._name} cannot be read, after {self._made} attempts ({describe(error)})"
         if not may_pass(error):
             return UserError(f"{failed}: see that it is there as it was uploaded.")
@@ -123,7 +123,7 @@ class Attempts:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether what a store or the way to it has raised may be another thing a while later."""
+    """Whether an error of a store, or of the way to it, may be gone a while later."""
     if isinstance(error, FINAL) or "Credential" in type(error).__name__:
         return False
     if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EROFS):
@@ -133,7 +133,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """In one line; an error of ours is a sentence already."""
+    """An error in one line; one of ours is a sentence already."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
@@ -144,15 +144,15 @@ def _jittered(seconds: float) -> float:
 class Storage:
     """A prefix of an object store or of any file system that fsspec knows; for several threads at once.
 
-    What may pass is tried again. All methods but `fetch_once` raise UserError when it fails for good, and DataLost
-    where the store is gone.
+    Errors that may pass are retried. All methods but `fetch_once` raise UserError on one that does not, and DataLost
+    if the store is gone.
 
     Args:
         remedy: what to do then, as the end of a sentence.
-        outages: of the process, with how long a store that is gone is waited for; None = not longer than for a moment.
+        outages: those of the process, with how long to wait for a store that is gone; None = only a moment.
 
     Raises:
-        UserError: nothing here speaks the URL's protocol.
+        UserError: nothing installed here speaks the URL's protocol.
     """
 
     def __init__(self, url: str, remedy: str, outages: Outages | None = None) -> None:
@@ -203,7 +203,7 @@ class Storage:
         self._try(name, f"made of {file}", put)
 
     def download(self, name: str, file: Path) -> None:
-        """Leaves no file where there is none to fetch."""
+        """Leaves no file if there is none to fetch."""
 
         def get(files: Any, path: str) -> None:
             try:
@@ -214,7 +214,7 @@ class Storage:
         self._try(name, f"fetched into {file.parent}", get)
 
     def fetch_once(self, name: str, file: Path) -> None:
-        """The same without another attempt; raises what the store does."""
+        """The same in a single attempt; raises what the store does."""
         files, root = self._connect()
         files.get_file(f"{root}/{name}", str(file))
 
@@ -223,7 +223,7 @@ class Storage:
         self._ask(name, "deleted", lambda files, path: files.rm(path, recursive=True), None)
 
     def _ask(self, name: str, done: str, action: Callable[[Any, str], Answer], otherwise: Answer) -> Answer:
-        """As `_try`, of what need not be there."""
+        """As `_try`, for what need not be there."""
 
         def ask(files: Any, path: str) -> Answer:
             files.invalidate_cache()
@@ -249,15 +249,15 @@ class Storage:
         if may_pass(error) and self._outages.patience:
             return attempts.failure(error)
         kind = DataLost if may_pass(error) else UserError
-        is_full = isinstance(error, OSError) and error.errno in NO_ROOM  # which is a disk of ours
+        is_full = isinstance(error, OSError) and error.errno in NO_ROOM  # a disk, not a store
         return kind(f"{what} ({describe(error)}): {'free some room there' if is_full else self._remedy}.")
 
     def _connect(self) -> tuple[Any, str]:
-        """What speaks to the store, and the prefix's path in it."""
+        """The store's client, and the prefix's path in it."""
         if self._connection is None:
-            from fsspec.core import url_to_fs  # 11 MB, and seconds with some protocols: loader processes do without
+            from fsspec.core import url_to_fs  # 11 MB, and seconds with some protocols: loader processes do without it
 
-            url = unquote(self.url) if self.url.startswith("file://") else self.url  # fsspec takes %20 for a name's own
+            url = unquote(self.url) if self.url.startswith("file://") else self.url  # fsspec would keep %20 as it is
             try:
                 files, root = url_to_fs(url)
             except (ImportError, ValueError) as error:
@@ -273,7 +273,7 @@ def _make_parent(files: Any, path: str) -> None:
 
 
 def _publish(path: Path, fill: Callable[[Path], object]) -> None:
-    """Write a file of a disk that other nodes may be writing too, in the same moment."""
+    """Write a file to a disk, where other nodes may be writing the same file at the same moment."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         fill(partial)
