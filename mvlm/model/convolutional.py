@@ -1,4 +1,4 @@
-"""A convolutional network of timm in the place of a vision transformer: the last feature map's cells are its tokens.
+"""A convolutional network of timm in place of a vision transformer: the last feature map's cells are its tokens.
 
 Its batch norms are affine maps with the statistics of pretraining folded in: no image's features depend on what else is
 in the batch, so a micro-batch, a rank and an evaluation see the same network.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class FixedNorm(nn.Module):
-    """What a batch norm computes when it no longer learns its statistics, and the activation that timm puts into it.
+    """A batch norm that no longer updates its statistics, and the activation that timm puts into it.
 
     Attributes:
         eps: of the batch norm, for folding.
@@ -31,9 +31,9 @@ class FixedNorm(nn.Module):
 
 
 class PixelPatches(nn.Module):
-    """Stands where a vision transformer embeds patches, and leaves them the pixels they are: BCHW -> BNQ.
+    """Stands where a vision transformer embeds patches, and leaves them as pixels: BCHW -> BNQ.
 
-    So a masked patch is a learned patch of pixels, which is put in before the first convolution.
+    A masked patch is thus a learned patch of pixels, put in before the first convolution.
     """
 
     def __init__(self, side: int, patch: int) -> None:
@@ -61,7 +61,8 @@ class Convolutional(nn.Module):
     Args:
         trunk: of timm, without a classifier.
         side: of images, in pixels, a multiple of the stride.
-        width: of tokens; 0 = the feature map's own. They go through a linear layer where it is another, and a norm.
+        width: of tokens, which go through a norm, and before it a linear layer if this is not the feature map's own
+            width; 0 = that.
     """
 
     num_prefix_tokens = 1
@@ -79,7 +80,7 @@ class Convolutional(nn.Module):
 
     @property
     def patch_width(self) -> int:
-        """Values of a patch."""
+        """Values per patch."""
         return int(self.patch_embed.width)
 
     def forward(self, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -91,7 +92,7 @@ class Convolutional(nn.Module):
 
 
 def fix_norms(module: nn.Module) -> None:
-    """Replace every batch norm below a module."""
+    """Replace every batch norm below a module by a `FixedNorm`."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, FixedNorm(child))

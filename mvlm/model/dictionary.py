@@ -1,7 +1,7 @@
-"""A convolutional layer that nobody has trained: its filters are the patches that a corpus is made of.
+"""An untrained convolutional layer, whose filters are the patches that a corpus is made of.
 
-Pictures are described by how much each cell of them resembles each of so many patches, which k-means finds in the
-pictures themselves (Coates, Ng and Lee 2011, An Analysis of Single-Layer Networks in Unsupervised Feature Learning).
+Pictures are described by how much each of their cells resembles each patch; k-means finds the patches in the pictures
+themselves (Coates, Ng and Lee 2011, An Analysis of Single-Layer Networks in Unsupervised Feature Learning).
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NAME = "patch_dictionary"
-"""As `model.vision` has it."""
+"""Its name in `model.vision`."""
 
 CELL = 16
-"""Pixels of the side of a cell, of which each has features of its own."""
+"""Side of a cell, in pixels; each cell has features of its own."""
 
 SIDE = 6
-"""Of a patch, in pixels."""
+"""Side of a patch, in pixels."""
 
 STRIDE = 4
-"""Pixels between the places that are looked at."""
+"""Pixels between the places compared with patches."""
 
 EVEN = 10 / 127.5
-"""Contrast beside which a patch is even, in units of normalized pixels."""
+"""Contrast below which a patch passes for even, in units of normalized pixels."""
 
 THRESHOLD = 0.25
-"""Of a resemblance that counts."""
+"""The least resemblance that counts."""
 
 QUADRANTS = 4
 
@@ -36,15 +36,15 @@ QUADRANTS = 4
 class PatchDictionary(nn.Module):
     """Pixels to how often each patch is seen in each cell, and the cell's colour.
 
-    A cell's features stand in its quadrant's part of the channels: the mean of all cells keeps quadrants apart.
+    A cell's features go into its quadrant's part of the channels, so that the mean of all cells keeps quadrants apart.
 
     Args:
-        patches: in the dictionary; one and its negative are two features.
+        patches: in the dictionary; a patch and its negative are two features.
         dropout: of a picture's features in training, each in all cells of a quadrant.
 
     Attributes:
         filters, bias: of the patches, whitening included.
-        mean, scale: that bring a cell's features to mean 0 and variance 1.
+        mean, scale: these bring a cell's features to mean 0 and variance 1.
     """
 
     def __init__(self, patches: int = 256, dropout: float = 0.0) -> None:
@@ -80,7 +80,7 @@ class PatchDictionary(nn.Module):
         return torch.cat([seen_BFhw, F.avg_pool2d(image_BCHW, CELL)], dim=1)
 
     def resemblance(self, image_BCHW: Tensor) -> Tensor:
-        """Normalized pixels BCHW -> BKyx of every patch with every place, whatever its brightness and contrast."""
+        """Normalized pixels BCHW -> BKyx, every patch's to every place, whatever its brightness and contrast."""
         values = self.filters[0].numel()
         mean_B1yx = F.avg_pool2d(image_BCHW.mean(1, keepdim=True), SIDE, STRIDE)
         square_B1yx = F.avg_pool2d(image_BCHW.square().mean(1, keepdim=True), SIDE, STRIDE)
@@ -91,7 +91,7 @@ class PatchDictionary(nn.Module):
 
 
 def _quadrants(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Where each of them is -> Qhw, as large there as makes the mean of all cells the quadrant's own."""
+    """A mask of each quadrant -> Qhw, scaled so that the mean of all cells is the quadrant's own."""
     down_h, across_w = (2 * torch.arange(count, device=like.device) // count for count in (rows, columns))
     place_hw = 2 * down_h[:, None] + across_w
     return QUADRANTS * F.one_hot(place_hw, QUADRANTS).permute(2, 0, 1).to(like.dtype)

@@ -11,7 +11,7 @@ from mvlm.model.vision import VisionEncoder
 
 
 class Encoders(nn.Module):
-    """`mvlm.pretrained.encoders.build_model` builds it of a run's configuration."""
+    """Built from a run's configuration by `mvlm.pretrained.encoders.build_model`."""
 
     def __init__(self, vision: VisionEncoder, text: TextEncoder, config: Model) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
 
 HEAD = "head."
-"""What the names of the new parameters begin with; pretraining has the others."""
+"""How the new parameters' names begin; pretraining has all others."""
 
 LOSSES = {"vqa": answer_loss, "nlvr2": label_loss, "entailment": label_loss}
 
@@ -29,9 +29,9 @@ class Head(nn.Sequential):
 
 
 class TaskModel(Encoders):
-    """The encoders of a MaskVLM under a classifier of the two cross-modality encoders' CLS outputs, side by side.
+    """The encoders of a MaskVLM, and a classifier of the two cross-modality encoders' CLS outputs, concatenated.
 
-    NLVR2's two images are each read with the same sentence, and all four outputs stand side by side.
+    NLVR2's two images are each read with the same sentence, and all four outputs are concatenated.
 
     Args:
         classes: how many there are to choose among.
@@ -46,7 +46,7 @@ class TaskModel(Encoders):
     def forward(
         self, batch: LabelledBatch, global_batch: GlobalBatch | None = None, metrics: MetricAccumulator | None = None
     ) -> Losses:
-        """The loss of a micro-batch; it knows of no other, so that a global batch changes nothing."""
+        """The loss of a micro-batch, which depends on no other one, so that `global_batch` changes nothing."""
         logits_BA = self.logits(batch.image_VBCHW, batch.text_TBL[0], batch.valid_TBL[0])
         if metrics:
             metrics.count("task_accuracy", label_right(logits_BA, batch.label_B))

@@ -1,4 +1,4 @@
-"""Counting a model's work: matrix products as torch makes them, and models of fake tensors, which compute nothing.
+"""Counts a model's work: the matrix products of torch, in models of fake tensors, which compute nothing.
 
 Elementwise work, norms and softmax are left out, as is customary; so are scores that an attention kernel computes a
 second time in its backward pass.
@@ -44,7 +44,7 @@ def _attention_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, *
 
 
 def _attention_of_rows(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Of BLHd."""
+    """The same for BLHd."""
     return sdpa_flop_count(*((x[0], x[2], x[1], x[3]) for x in (query, key, value)))
 
 
@@ -67,7 +67,7 @@ _FORMULAS |= {
 }
 if torch.backends.mkldnn.is_available():
     _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear
-"""What torch's counter takes for nothing, or counts the repeated scores of."""
+"""Operations that torch's counter counts as nothing, or with their repeated scores."""
 
 
 def flop_counter() -> FlopCounterMode:
@@ -85,9 +85,9 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 class Products(TorchDispatchMode):
-    """The matrix products within, each with its operations and the sizes of its result.
+    """The matrix products within, each with its operations and the shape of its result.
 
-    Torch's own counter takes longer: it asks of everything else, too, what it consists of.
+    Torch's own counter takes longer: it also takes apart everything else.
     """
 
     def __init__(self) -> None:
@@ -102,13 +102,13 @@ class Products(TorchDispatchMode):
         return result
 
     def with_size(self, size: int) -> int:
-        """Operations of those of whose result a dimension is a multiple of `size`."""
+        """Operations of those products whose result has a dimension that is a multiple of `size`."""
         return sum(flops for flops, shape in self.found if any(each % size == 0 for each in shape))
 
 
 @contextmanager
 def linear_by_torch() -> Iterator[None]:
-    """Linear layers do without the additional products of some CPUs, which no GPU computes."""
+    """Have linear layers do without the additional products of some CPUs, which no GPU computes."""
     chosen = linear.choice
     linear.choose("torch")
     try:
@@ -118,16 +118,16 @@ def linear_by_torch() -> Iterator[None]:
 
 
 GPU = "meta"
-"""Where tensors without values stand for those on a GPU: on "cuda" torch has none without the driver."""
+"""The device of tensors without values that stand for those on a GPU: torch makes none on "cuda" without the driver."""
 
 
 @contextmanager
 def without_values(
     model: M, device: str = GPU, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[M, Callable[[Any], Any]]]:
-    """A copy of `model` whose tensors have a shape and no values, and what makes such a batch of one; both for within.
+    """A copy of `model` whose tensors have shapes but no values, and a function that makes a batch so; use both within.
 
-    Operations compute as they would on the device; on a GPU torch's operations stand for our own kernels.
+    Operations are those of the device; on a GPU torch's stand for our own kernels.
 
     Args:
         device: `GPU` or "cpu".
@@ -140,7 +140,7 @@ def without_values(
     def without_value(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device=device)
 
-    # Encoders of transformers ask a tensor whether it is fake before they ask what is in it.
+    # Transformers' encoders check whether a tensor is fake before they look at its values.
     is_fake = device != GPU or not model.text.packable
     with (
         _as_on_a_gpu(dtype) if device == GPU else nullcontext(),
@@ -157,14 +157,14 @@ def without_values(
 
 
 _LAYOUTS: dict[Any, tuple[list[tuple[torch.Size, tuple[int, ...], torch.dtype]], bool]] = {}
-"""Of what an operation has given on tensors of certain shapes, and whether that is a tuple."""
+"""Layouts of what an operation returned for tensors of certain shapes, and whether that was a tuple."""
 MOST_LAYOUTS = 20_000
 
 
 class _RememberedShapes(TorchDispatchMode):
-    """Gives the results of an operation on tensors without values by those on the same shapes before, in any count.
+    """Gives an operation on tensors without values the result that it had on the same shapes before, in any count.
 
-    torch works them out in Python, which for the equal blocks of a deep model takes most of the time of counting.
+    torch works results out in Python, which for the equal blocks of a deep model takes most of the counting's time.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -195,7 +195,7 @@ def _share_nothing(tensors: tuple[Tensor, ...]) -> bool:
 
 @functools.cache
 def _makes_new(operation: Any) -> bool:
-    """Whether nothing that it returns shares memory with what it is given, and nothing of that is changed."""
+    """Whether an operation's results share no memory with its arguments, and it changes none of these."""
     schema = operation._schema
     return not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
 
@@ -236,7 +236,7 @@ def _as_on_a_gpu(dtype: torch.dtype) -> Iterator[None]:
 def _efficient_attention(
     query_BHLd: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **_: Any
 ) -> Tensor:
-    """A fused kernel of GPUs, in the place of torch's function that chooses one: on "meta" it takes none."""
+    """A GPU's fused kernel, in place of torch's function that chooses one: on "meta" it would choose none."""
     if attn_mask is not None:
         attn_mask = torch.zeros_like(attn_mask, dtype=query_BHLd.dtype)
         attn_mask = attn_mask.expand(*query_BHLd.shape[:3], key.shape[2])
@@ -246,7 +246,7 @@ def _efficient_attention(
 
 @contextmanager
 def _forgotten_constants() -> Iterator[None]:
-    """Neither do real constants meet fake tensors within, nor fake constants real ones after."""
+    """Keep real constants from meeting fake tensors within, and fake constants from meeting real ones after."""
     constant.cache_clear()
     try:
         yield

@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, queries_BTD: Tensor, context_BUD: Tensor, segments: list[Segment]) -> Tensor:
-        """BTD attending to BUD -> BTD; the segments' queries are those of T, in their order."""
+        """BTD attending to BUD -> BTD; the segments divide the queries T, in order."""
         queries, keys = [segment.queries for segment in segments], [segment.keys for segment in segments]
         query = split(self.query(queries_BTD), queries)
         key, value = (split(part, keys) for part in parts(self.key_value(context_BUD), 2))
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=1))
 
     def weights(self, queries_BTD: Tensor, context_BUD: Tensor) -> Tensor:
-        """How each head spreads its attention over a context without padding, for people to look at: B x heads x TU."""
+        """How each head spreads its attention over a context without padding, to be looked at: B x heads x TU."""
         query, key = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x in (self.query(queries_BTD), self.key_value(context_BUD).chunk(2, dim=-1)[0])
@@ -66,7 +66,7 @@ class CrossBlock(nn.Module):
         self.self_norm, self.cross_norm, self.feed_norm = (LayerNorm(width) for _ in range(3))
 
     def forward(self, x_BTD: Tensor, context_BUD: Tensor, layout: Layout, first: bool, last: bool) -> Tensor:
-        """The layout's sequences, of which the first block takes the sources and the last gives what is kept."""
+        """The layout's sequences -> the same; the first block takes their sources, the last gives what is kept."""
         self_segments, cross_segments = layout.self_segments(first, last), layout.cross_segments(last)
         normed = self.self_norm(x_BTD) if self.pre_norm else x_BTD
         queries = normed
@@ -79,7 +79,7 @@ class CrossBlock(nn.Module):
                 x_BTD = layout.spread(x_BTD, last)
             _, x_BTD = self.cross_norm(x_BTD, self.cross_attention(x_BTD, context_BUD, cross_segments))
             return self.feed_norm(x_BTD, self.feed_forward(x_BTD))[1]
-        if first:  # the sequences part between the sum and its norm
+        if first:  # sequences of one source separate between the sum and its norm
             x_BTD = layout.spread(x_BTD + attended, last)
             normed = self.cross_norm(x_BTD)
         else:

@@ -1,4 +1,4 @@
-"""What stands on the encoders: contrastive projections and temperature, matching, token and pixel prediction."""
+"""The heads on the encoders: contrastive projections and temperature, matching, token and pixel prediction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Projection(nn.Module):
 
 
 class _Clamp(torch.autograd.Function):
-    """A clamp whose gradient passes but where a step against it leads further out: so a value can come back."""
+    """A clamp whose gradient passes unless descent along it would lead further out, so that a value can come back."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, lowest: float, highest: float) -> Tensor:
@@ -61,7 +61,7 @@ class Temperature(nn.Module):
 class SigmoidTemperature(nn.Module):
     """The sigmoid's divisor exp(-t'), with t' learned from log 10 and unbounded (SigLIP, section 3.2).
 
-    What is learned is the change, of which bf16 keeps fine steps; of a value near its initial one it would not.
+    Learned is the change of t', of which bf16 keeps fine steps, as it would not of t' itself.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class SigmoidTemperature(nn.Module):
 
 
 class ContrastiveBias(nn.Module):
-    """What the sigmoid adds to the similarities, learned from -10 on (SigLIP, section 3.2), as a change as well."""
+    """What the sigmoid adds to the similarities, learned from -10 (SigLIP, section 3.2), likewise as a change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class MlmHead(nn.Module):
     """One fully connected classifier over the vocabulary; its weight starts as, or is, the text encoder's embedding.
 
     Raises:
-        UserError: that is asked for, and the encoder's tokens have another width than its embedding, as ALBERT's.
+        UserError: that is asked for although the encoder's tokens and its embedding differ in width, as ALBERT's do.
     """
 
     def __init__(self, width: int, embedding: nn.Embedding, pretrained: bool, config: Model) -> None:

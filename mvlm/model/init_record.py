@@ -1,4 +1,4 @@
-"""A model built on torch's meta device, which takes no memory, and a record of all that fills its tensors."""
+"""Records all that fills the tensors of a model while it is built on torch's meta device, which takes no memory."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Operation(NamedTuple):
     """A call that filled tensors.
 
     Attributes:
-        arguments: positional ones and by name, a `StoragePart` in the place of each tensor on the meta device.
-        changes, makes: what it wrote into, and what is new.
+        arguments: positional and keyword ones, with a `StoragePart` in place of each tensor on the meta device.
+        changes, makes: the tensors that it wrote into, and those that it made.
     """
 
     function: Any
@@ -62,12 +62,12 @@ class Operation(NamedTuple):
         return [leaf for leaf in _leaves(self.arguments) if isinstance(leaf, StoragePart)]
 
     def overwrites(self, whole: StoragePart) -> bool:
-        """Whether nothing is left of what was in a tensor before."""
+        """Whether it leaves nothing of what was in a tensor before."""
         return self.function in OVERWRITING and self.changes[0].is_all_of(whole)
 
     def span(self, whole: StoragePart) -> range | None:
-        """Which elements of a tensor laid flat it changes, each by itself; None where others take part, or in another
-        order."""
+        """Which elements of a flattened tensor it changes, each by itself; None if other tensors take part, or the
+        order is another."""
         by_itself = self.function in DRAWING or torch.Tag.pointwise in self.function.tags
         given = [leaf for leaf in _leaves(self.arguments) if isinstance(leaf, Tensor) and leaf.ndim]
         if given or len(self.reads) != 1 or self.reads != list(self.changes):
@@ -88,7 +88,7 @@ DRAWING: dict[Any, Callable[..., Tensor]] = {
     aten.uniform_.default: Tensor.uniform_,
     truncated_normal: truncated_normal,
 }
-"""What draws each element by itself, by what is recorded of it."""
+"""Recorded operations that draw each element by itself, and the functions that do so with a generator."""
 
 FILLING = {aten.fill_.Scalar, aten.zero_.default}
 OVERWRITING = {*DRAWING, *FILLING, aten.copy_.default}
@@ -100,11 +100,11 @@ class InitRecord(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
-        self.storages: dict[int, torch.UntypedStorage] = {}  # alive, so that no other takes the place of one
+        self.storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no new one takes an address again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        fills = (func in DRAWING or func in FILLING) and _is_on_meta(args[0])  # which does nothing there
+        fills = (func in DRAWING or func in FILLING) and _is_on_meta(args[0])  # would do nothing there
         found = args[0] if fills else func(*args, **kwargs)
         changed = [
             tensor
@@ -131,14 +131,14 @@ class InitRecord(TorchDispatchMode):
     def trunc_normal(
         self, tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None
     ) -> Tensor:
-        """Stands in for torch's own one."""
+        """Stands in for torch's own."""
         self.add(truncated_normal, ((tensor, mean, std, a, b), {}), [tensor])
         return tensor
 
 
 class _AsOnTheCPU(TorchFunctionMode):
-    """Has torch.tensor make its values on the CPU, where they can be recorded before they are lost, and what leaves out
-    tensors on the meta device take them for others."""
+    """Has torch.tensor make its values on the CPU, where they can be recorded before they are lost, and hides from code
+    that skips tensors on the meta device that they are there."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -151,7 +151,7 @@ class _AsOnTheCPU(TorchFunctionMode):
 
 @contextmanager
 def recorded() -> Iterator[InitRecord]:
-    """Tensors are made on the meta device meanwhile, and what fills them is recorded."""
+    """Make tensors on the meta device within the block, and record what fills them."""
     record = InitRecord()
     with ExitStack() as stack:
         stack.enter_context(_trunc_normal_as(record.trunc_normal))
@@ -162,7 +162,7 @@ def recorded() -> Iterator[InitRecord]:
 
 @contextmanager
 def _trunc_normal_as(function: Callable[..., Tensor]) -> Iterator[None]:
-    """What torch calls to draw truncated normals is another function meanwhile: its own looks at what it has drawn."""
+    """Replace the function by which torch draws truncated normals: its own looks at the values that it has drawn."""
     own = nn.init._no_grad_trunc_normal_
     nn.init._no_grad_trunc_normal_ = function
     try:
@@ -172,7 +172,7 @@ def _trunc_normal_as(function: Callable[..., Tensor]) -> Iterator[None]:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    """What torch's own walk finds, in a fifth of its time; a model's making asks for it thousands of times."""
+    """What torch's own walk finds, in a fifth of its time; building a model takes thousands of walks."""
     if isinstance(tree, (tuple, list, dict)) and not isinstance(tree, StoragePart):
         for branch in tree.values() if isinstance(tree, dict) else tree:
             yield from _leaves(branch)
@@ -189,7 +189,7 @@ def _on_meta(tree: Any) -> list[Tensor]:
 
 
 def _described(tree: Any) -> Any:
-    """The same with a `StoragePart` in the place of each tensor on the meta device."""
+    """The same with a `StoragePart` in place of each tensor on the meta device."""
     if isinstance(tree, (tuple, list)):
         return type(tree)(map(_described, tree))
     if isinstance(tree, dict):
@@ -206,5 +206,5 @@ def _written(function: Any) -> tuple[tuple[int, str], ...]:
 
 @cache
 def _leaves_as_found(function: Any) -> bool:
-    """Whether what it makes is filled with nothing."""
+    """Whether an operation leaves its result's memory as it finds it."""
     return "empty" in function.overloadpacket.__name__

@@ -1,9 +1,9 @@
-"""How a model's weights begin: each tensor drawn by generators of its own, alone or with all others.
+"""A model's initial weights: each tensor is drawn by generators of its own, alone or with all others.
 
-A model is built on torch's meta device, which takes no memory, while all that fills its tensors is recorded. What a
-parameter begins with is then made of the record of that parameter alone: in pieces of `PIECE` elements, each drawn by a
+A model is built on torch's meta device, which takes no memory, while all that fills its tensors is recorded. The
+initial value of a parameter is then made from its own record alone: in pieces of `PIECE` elements, each drawn by a
 generator that is seeded by the run's seed, the parameter's name and the piece's number. So any part of any parameter
-can be made by itself, and is bit for bit what the whole build has there, in whatever order modules stand.
+can be made by itself, and is bit for bit what the whole build has there, whatever the order of modules.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mvlm.model.init_record import DRAWING, InitRecord, StoragePart
 
 PIECE = 32768
-"""Elements, which torch computes in one thread, so that no bit depends on how many there are."""
+"""Elements that torch computes in one thread, so that no bit depends on the number of threads."""
 
 
 class InitialWeights:
-    """What every parameter and buffer of a model that was built under `recorded` begins with.
+    """The initial values of every parameter and buffer of a model that was built under `recorded`.
 
     Args:
         seed: of the run.
@@ -40,7 +40,7 @@ class InitialWeights:
                 self._written.setdefault(storage, []).append(number)
 
     def give(self, parameter: nn.Parameter, tensor: Tensor) -> None:
-        """Have one of the model begin with this, which is read when it is wanted; what is a copy of it follows."""
+        """Give one of the model's parameters, and copies of it, this initial value, which is read when it is needed."""
         self._given[StoragePart.of(parameter).storage] = tensor
 
     def materialize(self) -> None:
@@ -49,9 +49,9 @@ class InitialWeights:
             pass
 
     def renewed(self, make: Callable[[str, nn.Parameter], nn.Parameter]) -> Iterator[tuple[str, nn.Parameter]]:
-        """Give the model what is made of each of its parameters, one after another, and all else that it has.
+        """Replace each parameter of the model by what `make` returns, one after another, and make all else it has.
 
-        Tied parameters stay so, and come once, by the first of their names.
+        Tied parameters stay tied, and come once, by the first of their names.
         """
         made: dict[int, nn.Parameter] = {}
         for name, module, key, tensor in list(_tensors(self._model)):
@@ -72,10 +72,10 @@ class InitialWeights:
         return self.piece(name, 0, self._parts[name].numel).view(self._parts[name].size)
 
     def piece(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements `start` to before `stop` of a parameter laid flat.
+        """Elements `start` up to `stop` of the flattened parameter.
 
-        No more of it is made where its elements are made each by itself, as all are that the encoders draw, with rows
-        that are filled anew, as of padding; else the whole parameter, and what that is made from.
+        No more of it is made if each element is made by itself, as in all that the encoders draw, even with rows that
+        are refilled, such as padding's; otherwise the whole parameter is made, and what that is made from.
         """
         whole = self._parts[name]
         if whole.storage in self._given:
@@ -100,13 +100,13 @@ class InitialWeights:
         return found
 
     def _since_overwritten(self, whole: StoragePart) -> list[int]:
-        """The operations that a tensor is made by, without those of which nothing is left."""
+        """The operations that make a tensor, without those that later ones overwrite."""
         numbers = self._written.get(whole.storage, [])
         overwriting = [n for n, number in enumerate(numbers) if self._record.operations[number].overwrites(whole)]
         return numbers[overwriting[-1] :] if overwriting else numbers
 
     def _replayed(self, title: str, whole: StoragePart, operations: list[int]) -> Tensor:
-        """A tensor that other tensors take part in, made as it was recorded."""
+        """A tensor made from others, as it was recorded."""
         tensors: dict[int, Tensor] = {}
         needed, numbers = {whole.storage}, set(operations)
         pending = list(operations)
@@ -168,7 +168,7 @@ def _seed(*of: int | str) -> int:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
     """Parameters, buffers and other tensors of a model's modules: name, module, name there, tensor.
 
-    A tied one comes by each of its names.
+    A tied one comes once for each of its names.
     """
     for module_name, module in model.named_modules():
         for key, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):

@@ -26,7 +26,7 @@ def aligns(objectives: Objectives) -> bool:
 
 
 def views_read(objectives: Objectives, modality: Literal["image", "text"]) -> Views:
-    """Those that are encoded: for reconstruction of the modality itself and of the other from it, and for alignment."""
+    """The views to encode: for reconstructing the modality itself and the other from it, and for alignment."""
     itself, other = objectives.image, objectives.text
     if modality == "text":
         itself, other = other, itself
@@ -45,12 +45,12 @@ def select(
     objectives: Objectives, whole: Encodings, masked: Encodings, places: MaskedPlaces
 ) -> tuple[Encodings | None, Stream | None, Stream | None]:
     """What is contrasted and matched, the masked image to be reconstructed from the text, and the masked text to be
-    reconstructed from the image; None where the objectives that read it have weight 0.
+    reconstructed from the image; None for what is only read by objectives of weight 0.
 
-    Reconstructed without the other, a modality attends to zeros in its place."""
+    A modality that is reconstructed without the other attends to zeros in its place."""
     aligned = masked if objectives.alignment_inputs == "masked" else whole
     context = masked if objectives.hide == "both" else whole
-    if objectives.reconstruct_from == "self":  # what all tokens attend to alike tells them nothing
+    if objectives.reconstruct_from == "self":  # zeros, on which all tokens look alike, tell them nothing
         context = Encodings(*map(torch.zeros_like, context))
     image = Stream(masked.image_BSD, context.text_BLD)
     text = Stream(masked.text_BLD, context.image_BSD, places.token_BC)

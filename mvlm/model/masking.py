@@ -36,7 +36,7 @@ class Purpose(IntEnum):
 
 
 class _Key(ISeedSequence):
-    """A key as it is: one given to Philox itself costs thrice the time, for a seed of the system that it then drops."""
+    """A key as it is: given one directly, Philox takes three times as long, for a system seed that it then drops."""
 
     def __init__(self, seed: int, purpose: int):
         self._key = np.array([seed & _UINT64, purpose], dtype=np.uint64)
@@ -49,7 +49,7 @@ def generator(seed: int, purpose: int, epoch: int, occurrence: int, sample: int)
     """The random stream of one sample: a function of its arguments alone, independent for any two that differ.
 
     The counter-based Philox keeps no state between samples. Its lowest counter word is left to the stream,
-    which can thus draw 2**64 blocks before it meets another one.
+    which can thus draw 2**64 blocks before it runs into another stream.
     """
     counter = np.array([0, occurrence, epoch, sample], dtype=np.uint64)
     philox = np.random.Philox(_Key(seed, purpose), counter=counter)  # type: ignore[arg-type]  # numpy's stub is too strict
@@ -58,7 +58,7 @@ def generator(seed: int, purpose: int, epoch: int, occurrence: int, sample: int)
 
 @lru_cache(1024)
 def exact_count(ratio: float, total: int, rounding: Rounding) -> int:
-    """`ratio * total` rounded, of the ratio as it is written: the binary product of 0.28 and 25 exceeds 7."""
+    """`ratio * total` rounded, with the ratio as it is written: the binary product of 0.28 and 25 exceeds 7."""
     return int((Decimal(repr(ratio)) * total).to_integral_value(_ROUNDINGS[rounding]))
 
 
@@ -81,8 +81,8 @@ def patch_mask(rng: np.random.Generator, grid: tuple[int, int], objectives: Obje
     """Mask whole blocks of patches.
 
     Returns:
-        bool [N], row by row, True = masked: exactly `image_mask_ratio` of the blocks, rounded; at least one, and at
-        least one left to see where there are several.
+        bool [N], row by row, True = masked: exactly `image_mask_ratio` of the blocks, rounded; at least one and, if
+        there are several, not all.
 
     Raises:
         UserError: the blocks do not tile the grid.
@@ -97,7 +97,7 @@ def patch_mask(rng: np.random.Generator, grid: tuple[int, int], objectives: Obje
 
 @lru_cache(64)
 def _block_of_patch(rows: int, cols: int, block: int) -> np.ndarray:
-    """int64 [N] of a grid of so many blocks."""
+    """The block of each patch, int64 [N], in a grid of so many blocks."""
     return np.arange(rows * cols).reshape(rows, cols).repeat(block, axis=0).repeat(block, axis=1).ravel()
 
 
@@ -110,7 +110,7 @@ def token_mask(
     random_ids: np.ndarray,
     shares: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask tokens of one sentence, as BERT does but an exact number of them.
+    """Mask tokens of one sentence as BERT does, but an exact number of them.
 
     Args:
         tokens_L: int64 ids.
@@ -120,7 +120,7 @@ def token_mask(
             shown as it is. None = as `objectives` says.
 
     Returns:
-        The sentence as shown [L] and the targets [L], both int64; IGNORE where nothing is masked.
+        The sentence as shown [L] and the targets [L], both int64; IGNORE for tokens that are not masked.
     """
     mask_share, random_share = shares or (objectives.text_mask_token, objectives.text_mask_random)
     ordinary = (~special_L).nonzero()[0]

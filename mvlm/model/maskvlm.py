@@ -36,12 +36,12 @@ from mvlm.model.vision import VisionEncoder
 class MaskVLM(Encoders):
     """The encoders, an image decoder and the heads.
 
-    How views are encoded and streams fused is chosen (mvlm/kernels/views.py, fusion.py): one after another, as written,
-    or at once and without what nobody reads; the losses and their gradients are the same.
+    Kernels encode views and fuse streams (mvlm/kernels/views.py, fusion.py) either one after another, as written, or at
+    once and without what nobody reads; the losses and their gradients are the same.
 
     Args:
-        seed: of the run, by which ITM's negatives are chosen.
-        text_length: tokens that a text has at most.
+        seed: the run's, by which ITM's negatives are chosen.
+        text_length: the most tokens in a text.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class MaskVLM(Encoders):
         """The losses of a micro-batch, without those of weight 0; alone, the micro-batch is the global batch.
 
         Args:
-            metrics: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`, of the sigmoid
-                `contrastive_bias` too.
+            metrics: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`; with the
+                sigmoid, `contrastive_bias` too.
         """
         weights, global_batch = self.objectives, global_batch or self.alone(batch)
         whole, masked, projected = self.encode(batch)
         aligned, masked_image, masked_text = select(weights, whole, masked, batch.masked)
 
-        # Contrast images with texts, and choose for each a negative that it is to be told from.
+        # Contrast images with texts, and choose for each a negative to tell it from.
         image_match = text_match = None
         if projected:
             features = Encoded(*projected, batch.image_id_B, batch.caption_id_B)
@@ -94,7 +94,7 @@ class MaskVLM(Encoders):
         if metrics:
             metrics.add(counted)
         losses: Losses = {}
-        if weights.itc:  # at last, when everybody's features have had the time to come
+        if weights.itc:  # last, when all ranks' features have had time to arrive
             losses["itc"] = itc_loss(features, *scale, contrast(), global_batch.counts.parts, metrics)
         return losses | fused | {name: objective(features) for name, objective in self.extra.items()}
 
@@ -106,7 +106,7 @@ class MaskVLM(Encoders):
         counts: Counts,
         measured: bool,
     ) -> tuple[Losses, MetricAccumulator]:
-        """The losses of what reads both modalities, and their accuracies where they are to be measured.
+        """The losses of what reads both modalities, and their accuracies if they are to be measured.
 
         Args:
             images, texts: what is to be reconstructed, and what is to be matched.
@@ -152,20 +152,20 @@ class MaskVLM(Encoders):
         return self.match_head(fused_image_BSD[:, 0], fused_text_BLD[:, 0])
 
     def encode_pairs(self, batch: Batch) -> tuple[Encoded, Encodings]:
-        """The contrastive features that `forward` computes for this micro-batch, and the encodings they are of.
+        """The contrastive features that `forward` computes for this micro-batch, and the encodings they come from.
 
-        Where dropout draws, they are the same ones from the same state of the random generator: the encoders are then
-        given all that `forward` gives them, since the random numbers of a view depend on what goes with it.
+        With dropout, they are the same from the same state of the random generator: the encoders are then given all
+        that `forward` gives them, since a view's random numbers depend on what is encoded with it.
         """
         masked = self.objectives.alignment_inputs == "masked"
         aligned = Views(whole=not masked, masked=masked)
         same = is_random(self.vision) or is_random(self.text)
         *encodings, projected = self.encode(batch, None if same else aligned)
-        assert projected  # or nobody would ask
+        assert projected  # otherwise nobody would call this
         return Encoded(*projected, batch.image_id_B, batch.caption_id_B), encodings[masked]
 
     def sampler(self, pairs: int) -> NegativeSampler:
-        """Of ITM's negatives in a global batch of so many pairs."""
+        """The sampler of ITM's negatives in a global batch of so many pairs."""
         weights = self.objectives
         group, uniform = weights.group(pairs), weights.itm_negatives == "uniform"
         return NegativeSampler(group, self.seed, weights.exclude_duplicates, uniform)
@@ -184,11 +184,11 @@ class MaskVLM(Encoders):
         self, batch: Batch, views: Views | None = None
     ) -> tuple[Encodings, Encodings, tuple[Tensor, Tensor] | None]:
         """The whole view of both modalities, the masked one, and the contrastive features image_BE and text_BE, None
-        where no objective reads them.
+        if no objective reads them.
 
         Args:
-            views: those to compute of either modality; None = those that the objectives read. In the place of one
-                that is not computed stands the other.
+            views: those to compute of either modality; None = those that the objectives read. The other takes the
+                place of one that is not computed.
         """
         image_views, text_views = (views or views_read(self.objectives, name) for name in ("image", "text"))
         images = VIEWS(partial(self.vision.views, batch), image_views)
@@ -207,7 +207,7 @@ class MaskVLM(Encoders):
     def _match_streams(
         self, views: Encodings, features: Encoded, global_batch: GlobalBatch
     ) -> tuple[MatchStream, MatchStream]:
-        """Of the image side and of the text side, each pair with a negative image and a negative text."""
+        """The streams of the image side and the text side: each pair, with a negative image and a negative text."""
         image_BSD, text_BLD = views
         image, text = global_batch.negatives(features, self.temperature(), image_BSD, text_BLD)
         return MatchStream(image_BSD, text_BLD, image, text), MatchStream(text_BLD, image_BSD, text, image)
@@ -216,7 +216,7 @@ class MaskVLM(Encoders):
         self, image_B3D: Tensor, text_B3D: Tensor, counts: Counts, metrics: MetricAccumulator | None
     ) -> Tensor:
         own_B1D, negative_text_B1D, negative_image_B1D = text_B3D.split(1, dim=1)
-        text_B3D = torch.cat([own_B1D, negative_image_B1D, negative_text_B1D], dim=1)  # as the image side's
+        text_B3D = torch.cat([own_B1D, negative_image_B1D, negative_text_B1D], dim=1)  # in the image side's order
         logits_B32 = self.match_head(image_B3D, text_B3D)
         return itm_loss(logits_B32, counts.counted_B3, counts.itm_examples, counts.parts, metrics)
 
@@ -243,5 +243,5 @@ class MaskVLM(Encoders):
 
 
 def denominators(batch: Batch, counted_B3: Tensor) -> Tensor:
-    """Masked tokens, masked patches and examples of ITM that count, of a micro-batch -> int64, 3 of them."""
+    """How many masked tokens, masked patches and counted ITM examples a micro-batch has -> int64 [3]."""
     return torch.stack([(batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum(), counted_B3.sum()])

@@ -8,10 +8,10 @@ from torch import nn
 
 
 def is_random(module: nn.Module) -> bool:
-    """Whether two passes through it in training may differ: some part of it has a rate above 0 at which it drops.
+    """Whether two passes through a module in training may differ: some part of it drops at a rate above 0.
 
-    A rate stands in a module for dropping (torch's Dropout, timm's DropPath) or, by such a name, in one that hands it
-    on, as to attention.
+    Modules that drop (torch's Dropout, timm's DropPath) have a rate; others have one, named so, to hand on, as to
+    attention.
     """
     return any(
         isinstance(rate, float) and rate > 0 and ("drop" in name or "Drop" in type(part).__name__)
@@ -21,9 +21,9 @@ def is_random(module: nn.Module) -> bool:
 
 
 def seed_dropout(seed: int, step: int, start: int) -> None:
-    """Have a micro-batch's device randomness come from (seed, step, where it begins in the global batch).
+    """Seed the device's random numbers for a micro-batch by (seed, step, where it begins in the global batch).
 
-    So none of it has to be saved, and a pass can be made twice. No device is waited for.
+    So their state need not be saved, and a pass can be repeated. This waits for no device.
     """
     mixed = np.random.SeedSequence((seed % 2**64, step, start)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))

@@ -26,8 +26,8 @@ PACKABLE = {
     "xlm-roberta": 1,
     "xlm-roberta-xl": 1,
 }
-"""Encoders that know of a token's neighbours through plain attention alone: 1 where the positions of a text begin
-behind the padding token's number and 0 where they begin at 0. Texts go through them without padding."""
+"""Encoders whose tokens see their neighbours through plain attention alone, so that texts go through without padding: 1
+if a text's positions begin after the padding token's number, 0 if at 0."""
 
 
 class TextEncoder(nn.Module):
@@ -35,7 +35,7 @@ class TextEncoder(nn.Module):
 
     Args:
         model: an encoder of transformers.
-        pool: "cls", that is the first token's own feature, or "mean", that of all tokens, in its place.
+        pool: "cls", the first token's own feature, or "mean", the mean of all tokens in its place.
 
     Attributes:
         first_position: the row of the position embeddings that a text's first token has.
@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
         self.packable = self.settings.model_type in PACKABLE
         self.first_position = PACKABLE.get(self.settings.model_type, 0) * ((self.settings.pad_token_id or 0) + 1)
         if self.packable:
-            self.settings._attn_implementation = _OURS  # for good: blocks are also run again outside of `forward`
+            self.settings._attn_implementation = _OURS  # for good: blocks are also recomputed outside of `forward`
 
     def forward(self, text_BL: Tensor, valid_BL: Tensor, packing: Packing | None = None) -> Tensor:
         """int64 BL, bool BL (False = padding) -> BLD. Several texts of the same lengths: XBL -> XBLD.
@@ -65,7 +65,7 @@ class TextEncoder(nn.Module):
             tokens_XBLD = self._packed(texts_XBL, valid_BL, packing)
         else:
             mask = valid_BL.long().repeat(len(texts_XBL), 1)
-            # A padding token that a caption has written out would shift the positions that RoBERTa counts by itself.
+            # If RoBERTa counted positions itself, a padding token written out in a caption would shift them.
             place_L = torch.arange(mask.shape[1], device=mask.device) + self.first_position
             positions = {"position_ids": place_L * mask} if self.packable else {}
             tokens = self.model(input_ids=texts_XBL.flatten(0, 1), attention_mask=mask, **positions).last_hidden_state
@@ -85,7 +85,7 @@ class TextEncoder(nn.Module):
 
 
 def _mean(tokens_XBLD: Tensor, valid_BL: Tensor) -> Tensor:
-    """Of a text's tokens that are no padding -> XB1D."""
+    """The mean of a text's tokens that are not padding -> XB1D."""
     sum_XBD = torch.einsum("xbld,bl->xbd", tokens_XBLD, valid_BL.to(tokens_XBLD.dtype))
     return (sum_XBD / valid_BL.sum(dim=1, keepdim=True)).unsqueeze(2)
 
@@ -104,7 +104,7 @@ def _attend(
     packed: Packed | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The signature that transformers asks of an attention; all packed texts are one row of it."""
+    """Attention with the signature that transformers asks for; all packed texts are one row."""
     if packed is None:
         return attention(query_BHLd, key_BHLd, value_BHLd, attention_mask, dropout).transpose(1, 2), None
     # Not x[0], whose gradient is copied into a tensor of zeros.
@@ -113,4 +113,4 @@ def _attend(
 
 
 AttentionInterface.register(_OURS, _attend)
-AttentionMaskInterface.register(_OURS, sdpa_mask)  # bool, True = may be seen; none where there is no padding
+AttentionMaskInterface.register(_OURS, sdpa_mask)  # bool, True = may be seen; none if there is no padding

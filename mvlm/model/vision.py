@@ -1,4 +1,4 @@
-"""Image encoder: of timm, whose masked patches are a learned token or, in a vision transformer, are left out."""
+"""Image encoder: timm's, in which masked patches are a learned token or, in a vision transformer, left out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mvlm.kernels.views import Views
 class MaskedPatchEmbed(nn.Module):
     """A patch embedding whose masked patches are one learned token, before positions are added (SimMIM, section 3).
 
-    A mask for twice as many images as there are asks for two views of each, of which patches are computed once.
+    A mask for twice as many images as there are asks for two views of each, whose patches are computed once.
     """
 
     def __init__(self, patch_embed: nn.Module, width: int) -> None:
         super().__init__()
         self.patch_embed = patch_embed
-        self.grid_size = patch_embed.grid_size  # which timm asks for where images may have other sizes
+        self.grid_size = patch_embed.grid_size  # timm asks for it if images may have other sizes
         self.mask_token = nn.Parameter(torch.empty(width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
@@ -37,10 +37,11 @@ class MaskedPatchEmbed(nn.Module):
 
 
 class VisiblePatches(nn.Module):
-    """Stands where timm's encoders may drop patches, once positions are added: the others go through (MAE, section 3).
+    """Stands where timm's encoders may drop patches, after positions are added, and lets visible ones through (MAE,
+    section 3).
 
     Attributes:
-        visible_BV: the patches that go through, for as long as one pass takes; None = all.
+        visible_BV: the patches to let through during one pass; None = all.
     """
 
     def __init__(self, prefix: int) -> None:
@@ -60,7 +61,7 @@ class VisionEncoder(nn.Module):
 
     Args:
         vit: a vision transformer of timm that has a CLS token, or a `Convolutional` in its place.
-        drops: masked patches are left out, and not replaced by a learned token.
+        drops: masked patches are left out rather than replaced by a learned token.
     """
 
     def __init__(self, vit: Any, drops: bool = False) -> None:
@@ -81,8 +82,7 @@ class VisionEncoder(nn.Module):
     def forward(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
         """uint8 BCHW, bool BN (True = masked) -> BSD with CLS first; other prefix tokens (registers) are left out.
 
-        A mask of 2B rows asks for two views of every image -> 2BSD. Where masked patches are dropped, they are missing
-        in S.
+        A mask of 2B rows asks for two views of every image -> 2BSD. If masked patches are dropped, S is without them.
         """
         if self.drops:
             visible_BV = None if patch_mask_BN is None else visible_places(patch_mask_BN, _visible_count(patch_mask_BN))
@@ -104,7 +104,7 @@ class VisionEncoder(nn.Module):
         return self.normalize(image_BCHW).to(next(self.vit.parameters()).dtype)
 
     def views(self, batch: Batch, views: Views) -> list[Tensor]:
-        """The whole images, the masked ones or both -> BSD each, in one pass where they are equally long."""
+        """The whole images, the masked ones or both -> BSD each, in one pass if they are equally long."""
         images, mask_BN = batch.image_BCHW, batch.patch_mask_BN
         if views.whole and views.masked and not self.drops:
             if batch.masked_image_BCHW is not images:

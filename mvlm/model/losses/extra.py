@@ -1,4 +1,4 @@
-"""Further objectives, beside the paper's four: each is one file and one line in `EXTRA`. docs/extending.md has one."""
+"""Objectives besides the paper's four: each is one file and one line in `EXTRA`. docs/extending.md has an example."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mvlm.errors import UserError
 
 EXTRA: dict[str, Callable[[Encoded], Tensor]] = {}
 """By name: a scalar from the micro-batch's contrastive features. It has to be a mean over pairs, so that the mean over
-micro-batches is that of the global batch, whatever ranks and accumulation."""
+micro-batches is that of the global batch, whatever the number of ranks and accumulation steps."""
 
 
 def chosen(names: Iterable[str]) -> dict[str, Callable[[Encoded], Tensor]]:
-    """Those of the names.
+    """The objectives of these names.
 
     Raises:
         UserError: there is no such objective.

@@ -1,8 +1,8 @@
 """Image-text contrastive loss over the whole global batch: softmax as in ALBEF (section 3.2, without momentum and
 queue), or sigmoid as in SigLIP (Zhai et al., ICCV 2023).
 
-The gradient at the features is computed in the forward pass, with the value: what a rank needs of the others' features
-it needs once, and keeps nothing of it.
+The gradient at the features is computed in the forward pass, with the value, so that a rank keeps nothing of the
+others' features for the backward pass.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS
 from mvlm.kernels.sigmoid_contrastive import sigmoid_terms
 
 Blocks = Iterable[tuple[int, list[Tensor]]]
-"""Blocks of all ranks' rows of some tensors, and in each the row at which the own ones begin; where these are not in
-it, so far before its first that none of them is."""
+"""Blocks of all ranks' rows of some tensors, each with the row at which this rank's own begin; in a block without them,
+so far before its first row that none of them is in it."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Peers:
     """The ranks that share a global batch, as each sees it.
 
     Attributes:
-        circulate: own tensors, of as many rows on every rank -> everybody's, in the same blocks at every call. They may
-            be on their way before the first is asked for, and be gone through once or more.
+        circulate: own tensors, of as many rows on every rank -> those of all, in the same blocks at every call. They
+            may be sent before the first is asked for, and iterated more than once.
         add_up: the sum of a tensor over all ranks.
         count: ranks.
     """
@@ -62,9 +62,9 @@ def itc_loss(
         own: unit features; the image and the text of a pair are each other's positive.
         temperature: the similarities' divisor.
         bias: added to them; None = softmax.
-        contrast: of these.
+        contrast: what `begin_contrast` led to for these.
         parts: micro-batches in the global batch.
-        metrics: gets the values `temperature` and, of the sigmoid, `contrastive_bias`.
+        metrics: gets the values `temperature` and, with the sigmoid, `contrastive_bias`.
     """
     if metrics:
         metrics.values["temperature"] = temperature.detach().squeeze()
@@ -78,15 +78,15 @@ def itc_loss(
 def begin_contrast(
     own: Encoded, temperature: Tensor, bias: Tensor | None, exclude_duplicates: bool, peers: Peers = ALONE
 ) -> Callable[[], ItcGradients]:
-    """Send the own features on their way.
+    """Send this rank's features on their way.
 
     Returns:
-        What computes, from everybody's, all that itc_loss needs to know of the global batch.
+        A function that computes, from those of all ranks, what `itc_loss` needs to know of the global batch.
 
     Args:
         own: all of this rank's pairs in it.
         bias: None = softmax.
-        exclude_duplicates: pairs of the same image or the same caption are no negatives of each other.
+        exclude_duplicates: pairs of the same image or the same caption are not negatives of each other.
     """
     ids = [torch.stack([own.image_id_B, own.caption_id_B], 1)] if exclude_duplicates else []
     image_BE, text_BE = own.image_BE.float(), own.text_BE.float()
@@ -100,7 +100,7 @@ def begin_contrast(
         else:
             loss_B, at_image_BE, at_text_BE, own_part = _sigmoid(image_BE, text_BE, temperature, bias, ids, blocks)
             at_bias = peers.add_up(own_part)
-        # s = image · text / T, hence the temperature's is -sum_i image_i · dL/dimage_i / T, each similarity in one row.
+        # s = image · text / T, hence dL/dT = -sum_i image_i · dL/dimage_i / T, with each similarity in one row.
         at_temperature = peers.add_up(-(at_image_BE * image_BE).sum() / temperature.squeeze())
         return ItcGradients(loss_B, at_image_BE, at_text_BE, at_temperature, at_bias, len(image_BE) * peers.count)
 

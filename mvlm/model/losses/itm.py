@@ -22,7 +22,7 @@ class NegativeSampler:
     Attributes:
         group: pairs of each, from the first of the global batch on.
         exclude_duplicates: a pair of the same image or caption is never drawn.
-        uniform: draw all candidates alike.
+        uniform: draw all candidates with the same probability.
     """
 
     group: int
@@ -36,7 +36,7 @@ class NegativeSampler:
     ) -> tuple[Tensor, Tensor]:
         """The negative image of text i and the negative text of image i, B rows of J each.
 
-        They say nothing where `counted` leaves the pair's negatives out.
+        They mean nothing for a pair whose negatives `counted` leaves out.
 
         Args:
             own: unit features of a micro-batch.
@@ -53,9 +53,9 @@ class NegativeSampler:
         return draw(own.text_BE, others.image_BE, 0), draw(own.image_BE, others.text_BE, 1)
 
     def counted(self, ids_J2: Tensor, count: int, start: int = 0) -> Tensor:
-        """bool B3, which examples of a pair the loss counts: the pair itself, and its two negatives where it has any.
+        """bool B3, which examples of a pair the loss counts: the pair itself, and its two negatives if it has any.
 
-        A pair that shows the image or says the caption of all others of its group has none: to call one of them "no
+        A pair that shares its image or caption with each of the others in its group has none: to call one of them "no
         match" would be wrong.
 
         Args:
@@ -79,7 +79,7 @@ class NegativeSampler:
 
 
 def ids_of(batch: Batch) -> Tensor:
-    """What tells equal pairs apart -> B2, image and caption."""
+    """What duplicates are known by -> B2, image and caption."""
     return torch.stack([batch.image_id_B, batch.caption_id_B], 1)
 
 

@@ -22,6 +22,6 @@ def label_loss(logits_BA: Tensor, label_B: Tensor) -> Tensor:
 
 
 def label_right(logits_BA: Tensor, label: Tensor) -> Tensor:
-    """How right the class of the largest logit is, B: 0 or 1, or an answer's own share where classes are answers."""
+    """How right the class with the largest logit is, B: 0 or 1, or the answer's share if classes are answers."""
     guess_B = logits_BA.argmax(-1)
     return label.gather(1, guess_B[:, None])[:, 0] if label.ndim == 2 else guess_B == label

@@ -14,7 +14,7 @@ def mlm_loss(
     """Cross-entropy of the M masked tokens of a micro-batch, as its share of the global batch's mean, in fp32.
 
     Args:
-        target_M: `IGNORE` of those that fill up.
+        target_M: `IGNORE` for those that only fill up.
         masked_tokens: how many tokens the whole global batch masks.
         parts: micro-batches in it, whose results are averaged.
         metrics: gets `word_accuracy`.
