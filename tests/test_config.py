@@ -128,7 +128,7 @@ def test_a_decision_of_ours_is_a_default_that_says_so(name: str) -> None:
 def test_the_sigmoid_has_a_scale_of_its_own(word: str, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[objectives]\ncontrastive = 'sigmoid'\n")
     assert load_config(tmp_path / "run.toml").objectives.contrastive == "sigmoid"
-    with pytest.raises(UserError, match=rf"model\.{word.split('=')[0]} is .*: it must be left out where objectives"):
+    with pytest.raises(UserError, match=rf"model\.{word.split('=')[0]} is .*: it must be left out if objectives"):
         load_config(tmp_path / "run.toml", [f"model.{word}"])
 
 
@@ -279,7 +279,7 @@ def test_a_whole_number_does_for_a_number_and_a_string_for_a_list_of_one(tmp_pat
 
 def test_what_is_hidden_from_a_modality_that_is_not_read_is_refused(tmp_path: Path) -> None:
     alone = "[objectives]\nreconstruct_from = 'self'\n"
-    assert "objectives.hide is 'both': it must be one where" in refusal(tmp_path, alone + "hide = 'both'")
+    assert "objectives.hide is 'both': it must be 'one' if" in refusal(tmp_path, alone + "hide = 'both'")
     assert load(tmp_path, alone).objectives.hide == "one"
 
 

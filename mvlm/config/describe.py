@@ -1,7 +1,7 @@
-"""What the keys of a configuration mean, which types and ranges they have, and their defaults, from its source.
+"""The meanings, types, ranges and defaults of a configuration's keys, from its source.
 
-A key's meaning is the comment beside it in `mvlm/config/schema.py`, and its range what `mvlm/config/validate.py`
-refuses.
+A key's meaning is the comment beside it in `mvlm/config/schema.py`, and its range is what `mvlm/config/validate.py`
+requires.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _json_type(hint: Any) -> dict[str, Any]:
 
 
 def meanings(module: types.ModuleType) -> dict[str, str]:
-    """The comment of each `Class.field`: that behind it, or else the lines above it."""
+    """The comment of each `Class.field`: the one after it or, without that, the lines above it."""
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
     behind: dict[int, str] = {}
     alone: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""An image encoder that is named by a folder of timm's, written out: a run then needs the folder no more."""
+"""Writes out an image encoder that is named by a folder of timm's, so that a run no longer needs the folder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from mvlm.config.schema import Model
 
 SET_BY_THE_MODEL = ("img_size", "num_classes", "global_pool")
-"""Arguments in such a folder that every model of ours has a value of its own for."""
+"""Arguments in such a folder for which every model of ours has its own value."""
 
 
 def written_out(model: Model) -> Model:
-    """The same model by its architecture, arguments and place of weights, where `model.vision` is a folder that timm
-    has written; of any other folder timm will say what is wrong."""
+    """The same model by its architecture, arguments and place of weights, if `model.vision` is a folder that timm has
+    written; timm will say what is wrong with any other."""
     if not model.vision:
-        return model  # a mistake of its own, and not the current folder
+        return model  # a mistake, reported elsewhere, and not the current folder
     folder = Path(model.vision)
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -30,10 +30,10 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def read_config(path: str | Path, overrides: Iterable[str], mistakes: Mistakes) -> Config:
-    """The same as far as it can be read: what is wrong is gathered, and the default stands in its place.
+    """The same as far as it can be read: mistakes are gathered, and defaults take their place.
 
     Raises:
-        UserError: the file is no TOML.
+        UserError: the file is not TOML.
     """
     return _checked(_read_tables(path, overrides, mistakes), str(path), mistakes)
 
@@ -48,7 +48,7 @@ STAGE = "stage"
 """The array of tables that changes the configuration along a run."""
 
 LENGTHS = ("steps", "pairs", "epochs")
-"""Of `[train]`; a stage gives one."""
+"""Keys of `[train]`, of which a stage gives one."""
 
 YOUNGER_KEYS: dict[str, Any] = {
     "data.where": [],
@@ -77,7 +77,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "kernels.views": "auto",
     "kernels.residual_norm": "auto",
 }
-"""For each key (`table.key`) younger than version 0.1, the value that does what was done before there was the key.
+"""For each key (`table.key`) younger than version 0.1, the value with which a run does what it did before the key.
 
 A stored configuration has all keys of the version that wrote it, so one that lacks such a key means this value,
 whatever the default is or becomes.
@@ -88,8 +88,8 @@ RETIRED_KEYS = ("kernels.word_loss",)
 
 
 def load_stored_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a configuration that a run has stored, which its version wrote with all the keys that it knew, and apply
-    `table.key=value` overrides.
+    """Read a configuration that a run has stored, with all the keys that its version knew, and apply `table.key=value`
+    overrides.
 
     Raises:
         UserError: it is missing or damaged.
@@ -108,7 +108,7 @@ def load_stored_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def read_stages(path: str | Path) -> list[dict[str, Any]]:
-    """The `[[stage]]` tables of a run TOML, as they stand there; raises `UserError` where `stage` is something else."""
+    """The `[[stage]]` tables of a run TOML, as they stand there; raises `UserError` if `stage` is something else."""
     tables = read_tables(find_file(path, "configs"), "run configuration").get(STAGE, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"{path}: stage must be tables, each under a line [[stage]]: write it so.")
@@ -126,7 +126,7 @@ def _read_tables(path: str | Path, overrides: Iterable[str], mistakes: Mistakes)
 
 
 def _require_effect(override: str, has_stages: bool, where: str | Path) -> None:
-    """Raise `UserError` where an override gives a length, and every stage of the run has one of its own."""
+    """Raise `UserError` if an override gives a length although every stage of the run has its own."""
     name = override.partition("=")[0]
     if has_stages and name in [f"train.{key}" for key in LENGTHS]:
         raise UserError(f"{override} would change nothing: each [[stage]] of {where} has its own length; set it there.")
@@ -156,7 +156,7 @@ def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
 
 
 def require_training_data(config: Config, where: str) -> None:
-    """Raise `UserError` where `data.train` names nothing; `where` names the TOML."""
+    """Raise `UserError` if `data.train` names nothing; `where` names the TOML."""
     if not config.data.train:
         raise UserError(f"{where} names no data.train: add data.train=SHARDS, made by `mvlm-data shard`.")
 

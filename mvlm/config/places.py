@@ -1,4 +1,4 @@
-"""Folders of shards as people name them: patterns, and URLs of file://."""
+"""Folders of shards as people name them, by patterns and file:// URLs too."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mvlm.errors import UserError
 from mvlm.runtime.patterns import is_pattern, matching
 
 FINISHED = "manifest.json"
-"""What a folder of finished shards holds."""
+"""The file that marks a folder of finished shards."""
 
 
 def as_path(given: object) -> str:
-    """A place as a call in Python has it.
+    """The path that was given in a Python call.
 
     Raises:
-        UserError: it is empty, which the current folder would be taken for, or no path.
+        UserError: it is no path, or empty, which would be taken for the current folder.
     """
     if not isinstance(given, (str, PathLike)):
         raise UserError(
@@ -39,12 +39,12 @@ def as_paths(given: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list
 
 
 def expanded(texts: Iterable[str]) -> tuple[str, ...]:
-    """Each text, or the folders of finished shards that fit it, sorted; one that nothing fits stays as it is."""
+    """Each text, or the folders of finished shards that match it, sorted; one that matches nothing stays as it is."""
     return tuple(place for text in texts for place in _expanded(text))
 
 
 def require_each_once(places: Sequence[str]) -> None:
-    """Raises `UserError` where two are one folder, each row of which would then have itself for a twin."""
+    """Raises `UserError` if two are the same folder, as each of its rows would then have itself for a twin."""
     found = [place if "://" in place else str(Path(place).resolve()) for place in expanded(places)]
     if len(set(found)) < len(found):
         raise UserError(f"{', '.join(places)} names a corpus twice: name each once.")

@@ -49,7 +49,7 @@ class Data:
     workers: int = 2  # decoding threads or processes per rank; 0 = one image at a time, on demand
     worker_mode: Literal["threads", "processes"] = "threads"  # use processes if something holds the interpreter's lock
     prefetch: int = 2  # micro-batches prepared ahead
-    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read, or from 1 on a number
+    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; 1 or more: a number
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Model:
     cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)
     cross_norm: Literal["pre", "post"] = "pre"  # layer norm before or after each part of a block (D)
     cross_init_std: float = 0.02  # of the random initialisation of new linear layers (D)
-    dropout: float = 0.0  # everywhere; what is dropped depends on the micro-batch, and so on the number of ranks (D)
+    dropout: float = 0.0  # everywhere; what is dropped depends on the micro-batch, hence on the number of ranks (D)
     contrastive_width: int = 256  # of the features that ITC compares (R)
     temperature: float = 0.07  # initial value of the temperature that the softmax learns (R)
     temperature_min: float = 0.001  # lower bound of the temperature (R)
@@ -105,11 +105,11 @@ class Objectives:
     itm_negatives: Literal["hard", "uniform"] = "hard"  # sampled by similarity, or uniformly (D)
 
     def group(self, pairs: int) -> int:
-        """Of ITM's groups in a global batch of so many pairs: the largest divisor of it up to `itm_group`."""
+        """The size of ITM's groups in a global batch of so many pairs: its largest divisor up to `itm_group`."""
         return next(size for size in range(min(self.itm_group, pairs), 0, -1) if pairs % size == 0)
 
     def weight(self, loss: str) -> float:
-        """Of one of the losses, by its name; a fine-tuning task's own counts as it is."""
+        """The weight of a loss, by its name; a fine-tuning task's own has 1."""
         return 1.0 if loss == "task" else self.extra[loss] if loss in self.extra else getattr(self, loss)
 
     def total(self, losses: Mapping[str, Any]) -> Any:
@@ -130,7 +130,7 @@ class Task:
 
     @property
     def images(self) -> int:
-        """Of a sample."""
+        """Images per sample."""
         return 2 if self.name == "nlvr2" else 1
 
     @property
@@ -163,7 +163,7 @@ class Optim:
     layer_decay: float = 1.0  # factor on an encoder's rate per block, top down: 0.65 to 0.75 in BEiT and MAE (D)
 
     def fall(self, total: int) -> int:
-        """Of so many updates, how many wsd decays over: without `decay_steps` a tenth, as MiniCPM does."""
+        """The number of updates, of `total`, in which wsd decays: without `decay_steps` a tenth, as in MiniCPM."""
         return self.decay_steps if self.decay_steps >= 0 else round(total * 0.1)
 
 
@@ -251,8 +251,8 @@ class Blueprint:
     """What a model is built from.
 
     Attributes:
-        seed: of the run, from which ITM's negatives are chosen.
-        text_length: tokens of a text at most.
+        seed: the run's, by which ITM's negatives are chosen.
+        text_length: the most tokens in a text.
     """
 
     model: Model

@@ -1,4 +1,4 @@
-"""Where the packages and files are that a checkout has beside `mvlm`, and an installed wheel inside it."""
+"""Where to find the packages and files that a checkout has beside `mvlm`, and an installed wheel inside it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def package(name: str) -> str:
 
 
 def shipped(folder: str) -> Path:
-    """A folder of files that are shipped, such as `ds_configs`."""
+    """A folder of shipped files, such as `ds_configs`."""
     return next(path for path in (_HOME / folder, _HOME.parent / folder) if path.is_dir())
 
 
 def find_example(given: str | Path) -> Path:
-    """A user's file, or the shipped one that pages name where only a checkout has it: `examples/scenes.toml`."""
+    """A user's file, or the shipped one that pages name by its place in a checkout: `examples/scenes.toml`."""
     path = Path(given)
     shipped_as = [home / path for home in (_HOME, _HOME.parent) if path.parts[:1] == ("examples",)]
     return next((file for file in (path, *shipped_as) if file.exists()), path)
@@ -28,7 +28,7 @@ def find_example(given: str | Path) -> Path:
 def find_file(given: str | Path, folder: str) -> Path:
     """A user's file, or the shipped one that pages name: `ds_configs/zero1.json`, `zero1.json` or `zero1`.
 
-    Any other path that leads nowhere stays what it is: a mistyped one must not become a shipped file of that name.
+    Any other path that does not exist stays as it is: a mistyped one must not become a shipped file of that name.
 
     Args:
         folder: of the shipped ones.
@@ -44,4 +44,4 @@ def find_file(given: str | Path, folder: str) -> Path:
 
 
 _WRITTEN = {"configs": Path("mvlm/configs"), "ds_configs": Path("ds_configs"), "cluster": Path("cluster")}
-"""As the pages write each folder."""
+"""Each folder as the pages write it."""

@@ -1,8 +1,8 @@
 """The stages of a run: `[[stage]]` tables of its TOML, each of which changes the run's configuration for a while.
 
-A stage's table has the run's own tables and keys, of which it sets some; all others keep the run's values. It may also
-have a `name`, and `schedule = "continue"`, with which the learning rate of the stage before continues over both. A list
-of numbers as `train.global_batch` is a ramp: a stage of each, all equally long.
+A stage's table sets some of the run's own keys; all others keep the run's values. It may also have a `name`, and
+`schedule = "continue"`, with which one learning-rate schedule spans the stage before and this one. A list of numbers as
+`train.global_batch` is a ramp: a stage for each, all equally long.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "name": ("a string", ()),
     "schedule": ('"own" or "continue"', ("own", "continue")),
 }
-"""Keys of a stage that are none of the configuration: what they may be, and all values where those are few."""
+"""Keys of a stage that are not the configuration's: what they may be, and the values if these are few."""
 
 Table = dict[str, Any]
 
@@ -32,8 +32,8 @@ Table = dict[str, Any]
 class Stages:
     """
     Attributes:
-        base: what all of them have, but for what each sets.
-        tables: what each sets, ramps spread out; one that sets nothing where a run has no stages.
+        base: the configuration of all, except for what each sets.
+        tables: what each sets, with ramps spread out; a single empty one if the run has no stages.
         where: the file, for messages.
     """
 
@@ -45,10 +45,10 @@ class Stages:
         return len(self.tables)
 
     def config(self, number: int) -> Config:
-        """Of a stage, of which 0 is the first.
+        """The configuration of a stage; 0 is the first.
 
         Raises:
-            UserError: it sets what there is not, or no run could work with.
+            UserError: it sets a key that does not exist, or a value that no run could work with.
         """
         merged = tomllib.loads(dump_config(self.base))
         for table, keys in self.tables[number].items():
@@ -68,7 +68,7 @@ class Stages:
         return len(self.tables) == 1 and not self.tables[0]
 
     def name(self, number: int) -> str:
-        """As a stage calls itself, or "" where it does not."""
+        """A stage's own name; "" if it has none."""
         return str(self.tables[number].get("name", ""))
 
     def title(self, number: int) -> str:
@@ -77,21 +77,19 @@ class Stages:
         return f"stage {number + 1} of {len(self)}" + (f" ({name})" if name else "")
 
     def head(self, number: int) -> int:
-        """The stage whose schedule a stage has: its own, or that of the first of those that it continues."""
+        """The stage whose schedule a stage follows: itself, or the first of those that it continues."""
         while number and self.tables[number].get("schedule") == "continue":
             number -= 1
         return number
 
     def last_of(self, number: int) -> int:
-        """The last stage that continues the schedule which a stage has."""
+        """The last stage that follows the same schedule as a stage."""
         while number + 1 < len(self) and self.head(number + 1) == self.head(number):
             number += 1
         return number
 
     def check(self) -> None:
-        """Raises:
-        UserError: a stage cannot be what it says.
-        """
+        """Raises `UserError` if a stage is mistaken."""
         for number, table in enumerate(self.tables):
             place = self._place(number)
             for key, (wanted, values) in OWN.items():
@@ -118,7 +116,7 @@ class Stages:
 
 
 def make_stages(base: Config, tables: Sequence[Table], where: str) -> Stages:
-    """Of a run whose TOML has these `[[stage]]` tables, none = one stage; raises `UserError` where one cannot be."""
+    """The stages of a run whose TOML has these tables, none = one stage; raises `UserError` if one is mistaken."""
     spread = [each for table in tables for each in _spread(table, where)] or [{}]
     stages = Stages(base, tuple(spread), where)
     stages.check()
@@ -126,25 +124,25 @@ def make_stages(base: Config, tables: Sequence[Table], where: str) -> Stages:
 
 
 def load_stored_stages(path: Path) -> Stages:
-    """Those that a run has stored, in its folder or a checkpoint; raises `UserError` where it is damaged."""
+    """The stages that a run has stored, in its folder or a checkpoint; raises `UserError` if the file is damaged."""
     tables = read_tables(path, "file of stages").get(STAGE, [{}])
     return Stages(load_stored_config(path), tuple(tables), str(path))
 
 
 def with_appended(stages: Stages, path: Path) -> Stages:
-    """The same and those that the file of stages has beyond them, which `mvlm stage add` has appended meanwhile."""
+    """The same, and any more that the file of stages has, which `mvlm stage add` has appended meanwhile."""
     if not path.is_file():
         return stages
     return dataclasses.replace(stages, tables=(*stages.tables, *load_stored_stages(path).tables[len(stages) :]))
 
 
 def keys_of(table: Mapping[str, Any]) -> set[str]:
-    """As `table.key`, what a stage sets of the configuration."""
+    """The keys of the configuration that a stage sets, as `table.key`."""
     return {f"{name}.{key}" for name, keys in table.items() if name not in OWN for key in keys}
 
 
 def _spread(table: Table, where: str) -> list[Table]:
-    """A stage, or those that a ramp of the global batch is."""
+    """The stage alone, or those of its ramp of the global batch."""
     train = table.get("train", {})
     batches = train.get("global_batch") if isinstance(train, dict) else None
     if not isinstance(batches, list):
@@ -161,7 +159,7 @@ def _spread(table: Table, where: str) -> list[Table]:
 
 
 def _share(key: str, length: Any, number: int, count: int) -> Any:
-    """Of a length, in equal parts that add up to it."""
+    """One of `count` equal parts of a length, which add up to it."""
     if key == "epochs":
         return length / count
     return length * (number + 1) // count - length * number // count
@@ -190,6 +188,6 @@ def draws_alike(stages: Stages) -> bool:
 
 
 def with_shuffle(stages: Stages, settled: Data) -> Stages:
-    """The same with what `data.shuffle` has come to."""
+    """The same with `data.shuffle` as it was settled."""
     data = dataclasses.replace(stages.base.data, shuffle=settled.shuffle)
     return dataclasses.replace(stages, base=dataclasses.replace(stages.base, data=data))

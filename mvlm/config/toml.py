@@ -21,10 +21,10 @@ def read_tables(path: str | Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Args:
-        what: it is, for the message where it is missing.
+        what: the file is, for the message if it is missing.
 
     Raises:
-        UserError: it cannot be read, or is no TOML.
+        UserError: it cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def read_tables(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Every string of a value, which may be tables and arrays within each other."""
+    """Every string in a value, which may be nested tables and arrays."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -49,7 +49,7 @@ def as_toml(value: Any) -> str:
     """A value as it stands in a TOML file; raises `UserError` for one that TOML has no form for, such as None."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):  # TOML's escapes are JSON's, but for DEL
+    if isinstance(value, str):  # TOML's escapes are JSON's, except for DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(as_toml(item) for item in value) + "]"
@@ -57,7 +57,7 @@ def as_toml(value: Any) -> str:
         return "{" + ", ".join(f"{as_toml(str(k))} = {as_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, PathLike):
         return as_toml(fspath(value))
-    if hasattr(value, "tolist"):  # of numpy or torch, whose own form TOML does not know
+    if hasattr(value, "tolist"):  # numpy's or torch's
         return as_toml(value.tolist())
     if not isinstance(value, (int, float)):
         raise UserError(f"{value!r} cannot be a setting: give a number, a text, a list or a table, or leave it out.")
@@ -88,8 +88,8 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
 def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -> Any:
     """The dataclass `cls` from a table; `where` names the file and `prefix` the table, for messages.
 
-    A key that is not known, or a value not of its type, is one of the `mistakes`; the default stands in its place, or
-    None where there is none.
+    An unknown key, or a value of the wrong type, is added to `mistakes`; the default takes its place, or None if there
+    is none.
     """
     if not isinstance(values, dict):
         mistakes.add(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
@@ -111,8 +111,8 @@ def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Check `value` against the annotation `kind`; a whole number does for a float, a string for a list of one
-    and an empty string for an empty list."""
+    """Check `value` against the annotation `kind`; a whole number serves as a float, a string as a list of one and an
+    empty string as an empty list."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in args:
@@ -138,7 +138,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
 
 
 def _convert_any(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
-    """`value` as one of several kinds, the message naming all where it is none of them."""
+    """`value` as one of several kinds; if it is none of them, the message names all."""
     words = [repr(word) for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
     for kind in kinds:
         with contextlib.suppress(UserError):

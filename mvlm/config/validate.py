@@ -10,9 +10,9 @@ from mvlm.config.schema import Config, Model
 from mvlm.errors import Mistakes
 
 LAST_STEP = 99_999_999
-"""That the name of a checkpoint's folder has room for."""
+"""The last that the name of a checkpoint's folder has room for."""
 
-SIGMOID_HAS_ITS_OWN = "left out where objectives.contrastive = 'sigmoid', whose scale begins at 10 and has no bounds"
+SIGMOID_HAS_ITS_OWN = "left out if objectives.contrastive = 'sigmoid', whose scale begins at 10 and has no bounds"
 AT_LEAST_ONE = {
     "objectives": ("text_mask_minimum", "image_mask_block"),
     "model": ("cross_depth", "decoder_depth", "cross_heads", "contrastive_width", "image_size"),
@@ -45,7 +45,7 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
 
 
 def requirements(config: Config) -> Iterator[Requirement]:
-    """Those that are told in the same words of every configuration; of two of one key the second tells more."""
+    """Those whose wording is the same for every configuration; of two for one key the second says more."""
     for table, keys in AT_LEAST_ONE.items():
         yield from ((_value(config, f"{table}.{key}") >= 1, f"{table}.{key}", "1 or more") for key in keys)
     for table, keys in NOT_NEGATIVE.items():
@@ -67,7 +67,7 @@ def requirements(config: Config) -> Iterator[Requirement]:
 
 
 def _of_own_numbers(config: Config) -> Iterator[Requirement]:
-    """Those that are told with the configuration's own numbers, or of some configurations alone."""
+    """Those whose wording has the configuration's own numbers, or that only some configurations have."""
     objectives, train, data = config.objectives, config.train, config.data
     matched = objectives.itm and not config.task.is_labelled
     countable = min(train.global_batch, objectives.itm_group) >= 1
@@ -95,10 +95,10 @@ def _of_objectives(config: Config) -> Iterator[Requirement]:
     yield shares, "objectives.text_mask_token", "a share; token + random at most 1"
     is_aligned = bool(objectives.itc or objectives.itm or objectives.extra)
     is_read = objectives.reconstruct_from == "other" or is_aligned or bool(objectives.image and objectives.text)
-    wanted = "other where one modality alone has a loss, or nothing reads the other"
+    wanted = "'other' if only one modality has a loss, or nothing reads the other"
     yield is_read, "objectives.reconstruct_from", wanted
     hidden = objectives.hide == "one" or objectives.reconstruct_from == "other"
-    yield hidden, "objectives.hide", "one where objectives.reconstruct_from = 'self', which never shows the other"
+    yield hidden, "objectives.hide", "'one' if objectives.reconstruct_from = 'self', which never shows the other"
 
 
 def _of_model(config: Config) -> Iterator[Requirement]:
@@ -116,9 +116,9 @@ def _of_data(config: Config) -> Iterator[Requirement]:
     smallest, largest = data.crop_scale
     yield 0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1"
     chosen = data.caption == "draw" or data.epoch == "images"
-    yield chosen, "data.caption", "left out where an epoch draws every caption, or data.epoch = 'images'"
+    yield chosen, "data.caption", "left out, as an epoch of pairs draws every caption, or data.epoch 'images'"
     whole = not data.shuffle_shards or data.shuffle != "global"
-    yield whole, "data.shuffle_shards", "0 where data.shuffle = 'global', which shuffles no whole shards"
+    yield whole, "data.shuffle_shards", "0 if data.shuffle = 'global', which shuffles no whole shards"
     operations, magnitude = data.randaugment
     yield operations >= 0 and 0 <= magnitude <= 10, "data.randaugment", "[operations, magnitude of 10]"
 
@@ -131,7 +131,7 @@ def _of_optimizer(config: Config) -> Iterator[Requirement]:
     for name in ("optim.warmup_steps", "optim.decay_steps"):
         yield _value(config, name) >= -1, name, "-1 or more"
     warms_up = optim.warmup_steps > 0 or optim.warmup_steps < 0 < optim.warmup_epochs
-    wanted = "another without a warm-up, whose length says how fast the root falls"
+    wanted = "another without a warm-up, whose length sets how fast the root falls"
     yield optim.schedule != "inverse_sqrt" or warms_up, "optim.schedule", wanted
     yield 0 < optim.layer_decay <= 1, "optim.layer_decay", "above 0 and at most 1"
 
@@ -139,7 +139,7 @@ def _of_optimizer(config: Config) -> Iterator[Requirement]:
 def _of_training(config: Config) -> Iterator[Requirement]:
     train = config.train
     length = train.steps > 0 or train.pairs > 0 or 0 < train.epochs < math.inf
-    yield length, "train.epochs", "above 0 where neither train.steps nor train.pairs is given"
+    yield length, "train.epochs", "above 0 if neither train.steps nor train.pairs is given"
     yield train.global_batch >= 2, "train.global_batch", "2 or more"
     yield train.micro_batch == "auto" or train.micro_batch >= 0, "train.micro_batch", "0 or more, or 'auto'"
     yield train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1"
@@ -152,12 +152,12 @@ def _of_evaluation(config: Config) -> Iterator[Requirement]:
     evaluation, held_out = config.eval, bool(config.data.eval)
     yield evaluation.every >= -1, "eval.every", "-1 or more"
     compared = not evaluation.select or held_out
-    yield compared, "eval.select", "left out where data.eval names no held-out shards"
+    yield compared, "eval.select", "left out if data.eval names no held-out shards"
     for name in ("eval.foils", "eval.classes"):
         beside = not _value(config, name) or (held_out and not config.task.is_labelled)
-        yield beside, name, "left out where data.eval names nothing, and of a task that chooses among answers"
+        yield beside, name, "left out if data.eval names nothing, or the task chooses among answers"
     counted = not evaluation.patience or (bool(evaluation.select) and evaluation.every >= 0)
-    yield counted, "eval.patience", "0 without eval.select, and where eval.every is -1"
+    yield counted, "eval.patience", "0 without eval.select, or if eval.every is -1"
 
 
 def _value(config: Config, name: str) -> Any:
