@@ -1,8 +1,8 @@
 """Attention of queries to keys and values, and timm's attention layers made to use it.
 
-On a GPU `scaled_dot_product_attention` is the fused kernel to have. On a CPU it does not use the instructions there are
-for bf16 in its backward: two matrix products with a softmax between them take half its time, and three quarters in fp32
-where the keys are few (docs/kernels.md). A CPU without such instructions is faster in fp32.
+On a GPU `scaled_dot_product_attention` is the fused kernel to use. On a CPU its backward does not use the instructions
+for bf16: two matrix products with a softmax between them take half its time and, in fp32 with few keys, three quarters
+(docs/kernels.md). A CPU without such instructions is faster in fp32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def by_products(
     # The product scales as it goes: scaling before or after it is one more pass over memory, and one more backward.
     scores = torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=depth**-0.5)
     if mask is not None:
-        # Not infinity, which makes NaN of a row where nothing may be seen.
+        # Not infinity, which turns a row that may see nothing into NaN.
         scores = scores.unflatten(0, (batch, heads)).masked_fill(~mask, torch.finfo(scores.dtype).min).view(shape)
     weights = F.dropout(scores.softmax(-1), dropout)
     return torch.bmm(weights, value).view(query_BHLd.shape)
@@ -76,7 +76,7 @@ FA3_GPU = 9
 def by_fa3(
     query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """torch's flash attention, in whose place FlashAttention 3 stands while this is chosen; where it cannot, others."""
+    """torch's flash attention, which is FlashAttention 3 while this is chosen; other kernels for what that refuses."""
     with sdpa_kernel(FLASH_FIRST, set_priority=True):
         return by_sdpa(query_BHLd, key_BHTd, value_BHTd, mask, dropout)
 
@@ -93,7 +93,7 @@ def _why_not_fa3() -> str | None:
 
 
 def _switch_fa3(on: bool) -> None:
-    """In the whole process, for backward too, and for packed texts."""
+    """Switch it in the whole process, for backward too, and for packed texts."""
     if on:
         torch.nn.attention.activate_flash_attention_impl(FA3)
     else:
@@ -103,21 +103,21 @@ def _switch_fa3(on: bool) -> None:
 def by_efficient(
     query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Memory-efficient attention, gradients in one tensor, of what attends to itself; torch's own for the rest."""
+    """Memory-efficient self-attention, with gradients in one tensor; torch's own for everything else."""
     if mask is not None or dropout or query_BHLd.shape != key_BHTd.shape or not query_BHLd.numel():
         return by_sdpa(query_BHLd, key_BHTd, value_BHTd, mask, dropout)
     return UnmaskedAttention.apply(query_BHLd, key_BHTd, value_BHTd)
 
 
 def _efficient_takes(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
-    # "meta" stands for CUDA where work is counted.
+    # "meta" stands for CUDA when work is counted.
     return None if query_BHLd.device.type in ("cuda", "meta") else "it runs on CUDA"
 
 
 def by_fp32(
     query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """bf16 by the fused kernel in fp32, rounded once."""
+    """bf16 computed by the fused kernel in fp32, and rounded once."""
     if dropout or not query_BHLd.numel():
         return by_sdpa(query_BHLd.float(), key_BHTd.float(), value_BHTd.float(), mask, dropout).to(query_BHLd.dtype)
     return _FusedInFp32.apply(query_BHLd, key_BHTd, value_BHTd, mask)
@@ -146,10 +146,10 @@ class _FusedInFp32(torch.autograd.Function):
 
 
 def _added(mask: Tensor | None) -> Tensor | None:
-    """What is added to the scores."""
+    """The mask as numbers that are added to the scores."""
     if mask is None:
         return None
-    # Not infinity, which makes NaN of a row where nothing may be seen.
+    # Not infinity, which turns a row that may see nothing into NaN.
     return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
@@ -164,7 +164,7 @@ def _fp32_pays(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
 
 
 FEW_KEYS, MANY_QUERIES = 32, 256
-"""Up to so many keys, of a text, and of queries, of an image, two products are faster than the fused kernel in fp32."""
+"""Up to so many keys (a text's) and queries (an image's), two products are faster than the fused kernel in fp32."""
 
 
 def _products_pay(query_BHLd: Tensor, key_BHTd: Tensor, *_: object, **__: object) -> str | None:
@@ -197,15 +197,15 @@ attention = Op(
 )
 """attention(query_BHLd, key_BHTd, value_BHTd, mask=None, dropout=0.0) -> BHLd.
 
-`mask` is bool and broadcasts to B x H x L x T, True = may be seen. What a query that may see nothing gets is finite,
-as are all gradients, and otherwise left open. `dropout` is the share of attention weights set to 0.
+`mask` is bool and broadcasts to B x H x L x T, True = may be seen. The result for a query that may see nothing is
+finite, as are all gradients, and otherwise unspecified. `dropout` is the share of attention weights set to 0.
 """
 
 
 def parts(x: Tensor, count: int) -> tuple[Tensor, ...]:
-    """What one product has made for attention, taken apart in its last dimension.
+    """One product's result for attention, taken apart along its last dimension.
 
-    The gradients of parts are put together in one pass, those of an unbound dimension in two, and in none where
+    The gradients of parts are put together in one pass, those of an unbound dimension in two, and in none if
     "efficient" attention has written them side by side.
     """
     if attention.choice != "efficient" or torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""Numbers kept on each device: every copy from the host's memory would make it wait for the device."""
+"""Numbers kept on each device: every copy from the host's memory would make the host wait for the device."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from torch import Tensor
 
 @cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """The values in fp32, one tensor for all who ask: not to be changed."""
+    """The values in fp32, in one tensor for all callers, which must not be changed."""
     return torch.tensor(values, device=device)

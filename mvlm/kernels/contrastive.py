@@ -20,13 +20,13 @@ from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
 
 PAYS = 65_536
-"""Others from which the streaming kernels are worth it; below, the B x U similarities are small."""
+"""Number of others from which the streaming kernels are worth it; below, the B x U similarities are small."""
 
 WIDEST = 512
 """Contrastive width that the Triton kernels hold at once."""
 
 AT_ONCE = 1 << 22
-"""Similarities that torch computes at once at most, unless one row has more: 16 MiB."""
+"""The most similarities that torch computes at once, unless one row has more: 16 MiB."""
 
 
 def log_sum_exps(
@@ -43,7 +43,7 @@ def log_sum_exps(
         own_BE: the own pairs' features of one modality.
         others_UE: U pairs' features of the other.
         temperature: T, one value.
-        start: others_(start + i) is own_i's positive; where that lies outside of the U pairs, it is not among them.
+        start: others_(start + i) is own_i's positive; if that is outside the U pairs, it is not among them.
         own_ids_B2, ids_U2: image and caption of each pair; pairs that share one are left out unless they are the
             positive.
     """
@@ -64,7 +64,7 @@ def contrastive_gradient(
     own_ids_B2: Tensor | None = None,
     ids_U2: Tensor | None = None,
 ) -> Tensor:
-    """What the U others add to the gradient at the own features of the sum over the G pairs: sum_j w_ij others_j / T,
+    """What the U others add to the gradient, at the own features, of the sum over the G pairs: sum_j w_ij others_j / T,
     where w_ij = (exp(s_ij - lse_i) + exp(s_ij - lse_j)) / 2, less one at the positive.
 
     Args:
@@ -76,7 +76,7 @@ def contrastive_gradient(
     for rows in row_blocks(len(own_BE), len(others_UE)):
         first = start + rows.start
         scores_BU = _scores(own_BE[rows], others_UE, temperature, first, _of(own_ids_B2, rows), ids_U2)
-        # Never positive but by rounding, which at a low temperature is large where features were computed twice.
+        # Positive only by rounding, which at a low temperature is large if features were computed twice.
         from_own_BU, from_others_BU = ((scores_BU - lse).clamp(max=0).exp() for lse in (lse_B[rows, None], lse_U))
         weight_BU = (from_own_BU + from_others_BU) / 2
         weight_BU.diagonal(first).sub_(1)
@@ -96,7 +96,7 @@ def shared(own_ids_B2: Tensor, ids_U2: Tensor) -> Tensor:
 
 
 def positives(scores_BU: Tensor, start: int) -> Tensor:
-    """bool BU, where column start + i of row i is."""
+    """bool BU, True at column start + i of row i."""
     rows, columns = (torch.arange(size, device=scores_BU.device) for size in scores_BU.shape)
     return columns == rows[:, None] + start
 

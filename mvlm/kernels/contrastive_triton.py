@@ -1,6 +1,6 @@
-"""The contrastive loss in Triton: tiles of own rows by the others, which never exists as B x U similarities.
+"""The contrastive loss in Triton, by tiles of own rows and others, so that B x U similarities never exist.
 
-A program takes a block of own rows and a span of the others. Spans fill the GPU where there are few own rows; their
+A program takes a block of own rows and a span of the others. Spans fill the GPU if there are few own rows; their
 results are put together in torch, without atomics.
 """
 
@@ -60,7 +60,7 @@ def products(
 
 @triton.jit
 def left_out(own_ids, ids, rows, others, start, count, total):
-    """Where a pair of the tile is none of the sum: of the same image or caption, and not the positive."""
+    """Where a pair of the tile is not part of the sum: it has the same image or caption, and is not the positive."""
     same = rows[:, None] < 0
     for kind in tl.static_range(2):
         mine = tl.load(own_ids + rows.to(tl.int64) * 2 + kind, mask=rows < count, other=0)
@@ -137,7 +137,7 @@ def sum_weighted(
         if ids is not None:
             scores = tl.where(left_out(own_ids, ids, row, column, start, count, total), float("-inf"), scores)
         column_lse = tl.load(lse_others + column, mask=column < total, other=0)
-        # Above 0 by rounding alone; NaN goes on as it is.
+        # Above 0 only by rounding; NaN passes.
         by_row = tl.minimum(scores - row_lse[:, None], 0, propagate_nan=tl.PropagateNan.ALL)
         by_column = tl.minimum(scores - column_lse[None, :], 0, propagate_nan=tl.PropagateNan.ALL)
         weights = (tl.exp(by_row) + tl.exp(by_column)) / 2

@@ -1,10 +1,10 @@
 """Which implementation of an operation runs, and why the others do not.
 
 Every operation is one `Op`: implementations in order of preference, its plain torch reference the last of them. An
-implementation is left out where its `probe` names a reason that it cannot run on this machine, and passed over where
-its `accepts` names a reason against these very arguments, or its `pays` one why it would be the slower choice for them.
-Left to itself an operation takes the first that serves; an implementation asked for by name runs, whether it pays or
-not, or raises.
+implementation is left out if its `probe` gives a reason why it cannot run on this machine, and passed over if its
+`accepts` gives a reason against a call's arguments, or its `pays` one why it would be the slower choice for them. By
+default an operation takes the first that remains; an implementation asked for by name runs, whether it pays or not, or
+raises.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from mvlm.errors import UserError
 
 AUTO = "auto"
 FOR_CPUS, FOR_FP32 = "it runs on CPUs", "it computes in fp32"
-"""What an implementation has against other devices, and against other precisions, where nobody misses it."""
+"""Reasons against other devices and other precisions that are not worth a line in the log."""
 
 
 def here() -> None:
-    """The probe of what needs nothing."""
+    """The `probe` of what needs nothing."""
     return
 
 
 def anything(*_: Any, **__: Any) -> None:
-    """The `accepts` or `pays` of what every argument suits."""
+    """The `accepts` or `pays` of what suits all arguments."""
     return
 
 
@@ -50,13 +50,13 @@ class Implementation:
     Args:
         name: as users write it in the run TOML.
         run: the function.
-        probe: why it cannot run on this machine, None where it can.
-        accepts: given a call's arguments, why it cannot take them, None where it can. It reads device, dtype and shape
+        probe: why it cannot run on this machine, None if it can.
+        accepts: given a call's arguments, why it cannot take them, None if it can. It reads device, dtype and shape
             alone: never values, which would wait for the device.
-        pays: likewise, why another is the better choice for what it could take; asked only where none is named.
+        pays: likewise, why another is the better choice for what it could take; asked only if none is chosen by name.
         version: of the library behind it.
-        switch: called with True when it is chosen by name, and with False when it is no longer: for what a library
-            exchanges in the whole process.
+        switch: called with True when it is chosen by name, and with False when it no longer is: for what a library
+            switches in the whole process.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Implementation:
 
 
 class Op:
-    """An operation; called, it runs the implementation chosen.
+    """An operation; a call runs the chosen implementation.
 
     Attributes:
         calls: how often each implementation has run, so that a silent fallback shows.
@@ -97,7 +97,7 @@ class Op:
                 one.switch(one.name == name)
 
     def check_name(self, name: str) -> None:
-        """Raise `UserError` where neither "auto" nor an implementation has that name."""
+        """Raise `UserError` if neither "auto" nor an implementation has that name."""
         names = [AUTO, *(implementation.name for implementation in self.implementations)]
         if name not in names:
             raise UserError(f"kernels.{self.name} = {name!r} is not known: choose {', '.join(names)}.")
@@ -113,11 +113,11 @@ class Op:
         return {one.name: reason for one in self.implementations if (reason := self.why_not(one))}
 
     def refusal(self, implementation: Implementation, *args: Any) -> str | None:
-        """Why, left to itself, the operation would not compute these arguments by it."""
+        """Why the operation would not choose an implementation for these arguments by itself."""
         return self.why_not(implementation) or implementation.accepts(*args) or implementation.pays(*args)
 
     def rule_out(self, name: str, reason: str) -> None:
-        """Take it that an implementation cannot run, as where another rank lacks it."""
+        """Treat an implementation as one that cannot run, for example since another rank lacks it."""
         self._probed[name] = reason
 
     def first(self, *args: Any, **kwargs: Any) -> Implementation:
@@ -147,7 +147,7 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         implementation = self.first(*args, **kwargs)
-        if not torch.compiler.is_compiling():  # which traces a call and does not make it
+        if not torch.compiler.is_compiling():  # a call is then traced, not run
             self.calls[implementation.name] += 1
         return implementation.run(*args, **kwargs)
 
@@ -155,7 +155,7 @@ class Op:
         return next(implementation for implementation in self.implementations if implementation.name == name)
 
     def _report(self, implementation: Implementation, refusals: dict[str, str]) -> None:
-        """Say once what an implementation that is there had against a call, which costs speed nobody would miss."""
+        """Say once why an implementation that is there refused a call: the loss of speed would go unnoticed."""
         text = "; ".join(f"not as {name}: {reason}" for name, reason in refusals.items())
         if text not in self._reported and not torch.compiler.is_compiling():
             self._reported.add(text)

@@ -11,13 +11,13 @@ from torch import Tensor
 from mvlm.kernels import probes
 
 SIDE = 16
-"""What fp8 products want the sides of a weight to be multiples of."""
+"""The sides of a weight must be multiples of this for fp8 products."""
 FIRST_GPU = 8, 9
 """The compute capability of the first GPUs that multiply in fp8."""
 
 
 def by_torchao(x: Tensor, weight_OI: Tensor, bias: Tensor | None) -> Tensor:
-    """torchao's products, e4m3 and for gradients e5m2; imitated on a CPU. Layers of other sides are torch's."""
+    """torchao's products, e4m3 and for gradients e5m2; emulated on a CPU. Layers with other sides are torch's."""
     if any(side % SIDE for side in weight_OI.shape) or not x.numel():
         return F.linear(x, weight_OI, bias)
     product, *settings = _TORCHAO[x.device.type == "cpu"]
@@ -26,7 +26,7 @@ def by_torchao(x: Tensor, weight_OI: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _settle() -> None:
-    """torchao's product, and what it takes beside numbers, on GPUs and imitated."""
+    """Get torchao's product, and the settings that it takes, for GPUs and emulated."""
     from torchao.float8.config import Float8LinearConfig
     from torchao.float8.float8_linear import Float8Linear, matmul_with_hp_or_float8_args
 
@@ -38,7 +38,7 @@ def _settle() -> None:
 
 
 _TORCHAO: dict[bool, tuple[Any, Any, Any]] = {}
-"""Filled when it is asked whether torchao is there: torch's compiler could not trace its making."""
+"""Filled by the probe: torch's compiler could not trace this."""
 
 
 def why_not_torchao() -> str | None:

@@ -1,13 +1,13 @@
-"""A cross-modality encoder over the streams of every pair: each by itself, or all in one pass that is pruned.
+"""Runs a cross-modality encoder on the streams of every pair: each by itself, or all in one pruned pass.
 
-Of each pair it has up to four sequences: the masked stream, which is to be reconstructed, and the three of the match
-stream: the pair's own, a negative in its place, and the pair's own again. The first three attend to the pair's own
-context, the last to a negative one. Pruned, their tokens stand one after another in a tensor B x T x D, and nothing is
-computed that nobody reads, for only CLS is read of a match and only masked places of what is reconstructed:
+Each pair has up to four sequences: the masked stream, which is to be reconstructed, and the three of the match stream:
+the pair's own, a negative in its place, and the pair's own again. The first three attend to the pair's own context, the
+last to a negative one. In the pruned pass their tokens follow one another in a tensor B x T x D, and nothing is
+computed that nobody reads, since only CLS is read of a match and only masked places of what is reconstructed:
 
-- the own sequence and the negative are the same sequences in another order until they meet a context, so the first
-  self-attention is computed once for all three (`first`, then `spread`);
-- the last block computes CLS alone of each match and masked places alone of the masked stream (`kept`);
+- own and negative sequences are the same ones in another order until they meet a context, so the first self-attention
+  is computed once for all three (`first`, then `spread`);
+- the last block computes only CLS of each match and only masked places of the masked stream (`kept`);
 - a context's keys and values are projected once, and a negative one is a row of them (`Segment.rows_B`);
 - sequences that attend to one context are the queries of one attention.
 """
@@ -40,7 +40,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class MatchStream:
-    """Both modalities of each pair, and what stands in for either: rows of the batch both, or tokens both."""
+    """Both modalities of each pair, and what stands in for either: rows of the batch for both, or tokens for both."""
 
     tokens_BLD: Tensor
     context_BUD: Tensor
@@ -49,7 +49,7 @@ class MatchStream:
 
     @property
     def foreign(self) -> tuple[Tensor, Tensor] | None:
-        """The tokens of negatives that are no rows of the batch, and their contexts'."""
+        """The tokens of negatives from outside the batch, and those of their contexts; None = all are in it."""
         tokens_BLD, context_BUD = self.negative.tokens_BLD, self.context_negative.tokens_BLD
         return None if tokens_BLD is None or context_BUD is None else (tokens_BLD, context_BUD)
 
@@ -80,14 +80,18 @@ def plain(
 
 
 def _in_place_of(own_BLD: Tensor, valid_BL: Tensor | None, negative: Negative) -> tuple[Tensor, Tensor | None]:
-    """A negative's tokens, and which of them are no padding."""
+    """A negative's tokens, and which of them are not padding."""
     if negative.tokens_BLD is not None:
         return negative.tokens_BLD, negative.valid_BL
     return own_BLD[negative.row_B], valid_of(valid_BL, negative)
 
 
 def valid_of(valid_BL: Tensor | None, negative: Negative) -> Tensor | None:
-    """Of the negatives of sequences, those of their tokens that are no padding; None = all."""
+    """Which tokens of the negatives are not padding; None = all.
+
+    Args:
+        valid_BL: the same of the batch's own sequences.
+    """
     if negative.row_B is None or valid_BL is None:
         return negative.valid_BL
     return valid_BL[negative.row_B]
@@ -100,7 +104,7 @@ def pruned(
     valid_BL: Tensor | None = None,
     context_valid_BU: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """All sequences that share a context in one pass, of which is computed what is read."""
+    """All sequences that share a context in one pass, which computes only what is read."""
     if stream and match and stream.context_BUD is not match.context_BUD:
         fused_BXD, _ = pruned(encoder, stream, None, valid_BL, context_valid_BU)
         return fused_BXD, pruned(encoder, None, match, valid_BL, context_valid_BU)[1]
@@ -133,10 +137,10 @@ FUSION = Op(
 )
 """FUSION(encoder, stream, match=None, valid_BL=None, context_valid_BU=None) -> the wanted places of the stream BCD, and
 of the match stream CLS B3D: of the pair itself, of the negative with the pair's context, of the pair with a negative
-context. Either stream may be None; what is returned in its place says nothing.
+context. Either stream may be None; what is returned in its place has no meaning.
 
     encoder: a module of blocks, which computes one sequence when called, and `run`s those of a `Layout`.
-    valid_BL, context_valid_BU: bool, False = padding, of the sequences and of the contexts; None = there is none."""
+    valid_BL, context_valid_BU: bool, False = padding, of the sequences and of the contexts; None = no padding."""
 
 
 @dataclass(frozen=True)
@@ -147,19 +151,19 @@ class Segment:
     keys: slice
     count: int = 1
     rows_B: Tensor | None = None  # the pair whose keys pair i attends to; None = its own
-    valid: Tensor | None = None  # bool, the keys that are no padding: B x keys; None = all
+    valid: Tensor | None = None  # bool, the keys that are not padding: B x keys; None = all
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sequences of a pair stand among T tokens, and what each attends to.
+    """Where the sequences of a pair are among T tokens, and what each attends to.
 
     Attributes:
-        length: tokens of the sequence that stands by itself; 0 = there is none.
+        length: tokens of the sequence of a `Stream`; 0 = there is none.
         match_length: tokens of each sequence of a match; 0 = nothing is matched.
         valid_BL: of the sequences; None = no padding.
         context_valid_BU: of the contexts; None = no padding.
-        match: what is matched; negatives that are no rows of the batch stand behind the own sequences and contexts.
+        match: what is matched; negatives from outside the batch come after the own sequences and contexts.
         keep_BC: as in `Stream`.
     """
 
@@ -172,7 +176,7 @@ class Layout:
 
     @property
     def kept(self) -> int:
-        """Tokens of the sequence by itself that the last block computes."""
+        """Tokens of the `Stream` that the last block computes."""
         return self.length if self.keep_BC is None else self.keep_BC.shape[1]
 
     def spread(self, sources_BTD: Tensor, last: bool) -> Tensor:
@@ -186,7 +190,7 @@ class Layout:
         return torch.cat([sources_BTD, own_BLD[self.match.negative.row_B], own_BLD], dim=1)
 
     def self_segments(self, first: bool, last: bool) -> list[Segment]:
-        """Every sequence to itself; the first block has its sources, the last has queries for what it keeps."""
+        """Every sequence attends to itself; the first block has the sources, the last only queries that it keeps."""
         own, valid, matches = self.valid_BL, self.valid_BL, 3
         if first:
             matches = 2 if self.match and self.match.foreign else 1
@@ -205,7 +209,7 @@ class Layout:
         return segments
 
     def cross_segments(self, last: bool) -> list[Segment]:
-        """All sequences to their pair's own context, but for the last of the matches."""
+        """All sequences attend to their pair's own context, except for the last of a match."""
         valid = self.context_valid_BU
         if self.match is None:
             return [Segment(slice(None), slice(None), valid=valid)]
@@ -221,7 +225,7 @@ class Layout:
         ]
 
     def keep(self, x_BTD: Tensor) -> Tensor:
-        """What the last block has to compute: the wanted places of the sequence by itself, CLS of each match."""
+        """What the last block has to compute: the wanted places of the `Stream`, and CLS of each match."""
         if self.keep_BC is None and not self.match_length:
             return x_BTD
         batch, length, _ = x_BTD.shape
@@ -235,7 +239,7 @@ class Layout:
 
 
 def split(x_BTD: Tensor, slices: list[slice]) -> list[Tensor]:
-    """Slices of each sequence; where they make up all of it, by one operation: a slice's gradient is as long as it."""
+    """Slices of each sequence; if they make up all of it, by one operation, as a slice's gradient is full-length."""
     length = x_BTD.shape[1]
     # Not by slice.indices, which torch 2.11's compiler does not know: it would end its graph here.
     bounds = [(part.start or 0, length if part.stop is None else part.stop) for part in slices]

@@ -1,4 +1,4 @@
-"""GELU and the linear layer behind it: what is kept for backward, and what is computed in one pass."""
+"""GELU and the linear layer after it: what is kept for backward, and what is computed in one pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mvlm.kernels.linear import gradients, linear
 
 
 def gelu_linear_recomputed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Keeps the input alone, from which backward computes GELU's result again: half of what a feed-forward keeps."""
+    """Keeps only the input, from which backward recomputes GELU's result: half of what a feed-forward keeps."""
     return _GeluLinear.apply(x, weight, bias)
 
 
@@ -44,7 +44,7 @@ class _GeluLinear(torch.autograd.Function):
 
 
 def linear_before_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """A linear layer, and a stand-in for its bias: what is given back as the stand-in's gradient is the bias's.
+    """A linear layer, and a stand-in for its bias: the gradient that the stand-in gets becomes the bias's.
 
     The stand-in has the bias's shape and no meaning of its own.
     """
@@ -67,7 +67,7 @@ class _LinearBeforeGelu(torch.autograd.Function):
 
 
 def gelu_linear_fused(x: Tensor, weight: Tensor, bias: Tensor | None, stand_in: Tensor | None = None) -> Tensor:
-    """Keeps the input alone; backward computes GELU again, its gradient and that of the bias before in one pass."""
+    """Keeps only the input; backward recomputes GELU, with its gradient and that of the bias before, in one pass."""
     return _FusedGeluLinear.apply(x, weight, bias, stand_in)
 
 
@@ -86,7 +86,7 @@ class _FusedGeluLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         _, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_active, _, _ = gradients(grad, x, weight, (True, False, False))
-        assert grad_active is not None  # which was asked for
+        assert grad_active is not None  # it was asked for
         rows_RO = grad_active.flatten(0, -2).contiguous()
         active_RO, sum_O = gelu_backward_(rows_RO, x.flatten(0, -2).contiguous(), needs_weight)
         _, grad_weight, grad_bias = gradients(
@@ -131,7 +131,7 @@ In Triton it also takes the stand-in of `linear_before_gelu` for the bias of the
 
 
 class LinearBeforeGelu(nn.Linear):
-    """The first layer of a feed-forward, for a `GeluLinear`; fused, it gives the stand-in for its bias as well."""
+    """The first layer of a feed-forward, before a `GeluLinear`; if that is fused, it also gives its bias's stand-in."""
 
     def forward(self, input: Tensor) -> Any:
         if self.bias is not None and gelu_linear.first(input, self.weight, self.bias).name == "triton":
@@ -140,7 +140,7 @@ class LinearBeforeGelu(nn.Linear):
 
 
 class GeluLinear(nn.Linear):
-    """The second layer of a feed-forward, which takes what the first gives and applies GELU itself."""
+    """The second layer of a feed-forward, which takes the first one's result and applies GELU itself."""
 
     def forward(self, input: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         if isinstance(input, tuple):

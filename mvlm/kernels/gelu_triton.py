@@ -1,7 +1,7 @@
-"""The backward pass of GELU in Triton: its gradient, its result once more, and the gradient's sum over rows.
+"""The backward pass of GELU in Triton: its gradient, its result recomputed, and the gradient's sum over rows.
 
-The sum is the gradient of the bias of the layer before. A fixed number of programs add up their rows, and torch these
-parts, always in the same order and without atomics.
+The sum is the gradient of the bias of the layer before. A fixed number of programs add up their rows, and torch adds up
+these parts, always in the same order and without atomics.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,15 +15,15 @@ from torch import Tensor
 from mvlm.kernels.triton_operators import triton_op, wrap_triton
 
 TILE = {"ROWS": 8, "COLUMNS": 256}
-"""At a time: two loads of 16 bytes a thread in bf16."""
+"""At a time: two loads of 16 bytes per thread in bf16."""
 WARPS = 4
 PROGRAMS = 128
-"""That share the rows of 256 columns: with a feed-forward's 3,072, ten for each multiprocessor of an H100."""
+"""That share the rows of 256 columns: with a feed-forward's 3,072, ten per multiprocessor of an H100."""
 
 
 @triton.jit
 def differentiate_gelu(grad, x, active, parts, rows, width, programs, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Every so many-th block of rows: the gradient in the place of what comes in, GELU where it is wanted, the sums."""
+    """Every `programs`-th block of rows: the gradient in place of the upstream one, GELU if it is wanted, the sums."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     program = tl.program_id(1)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)

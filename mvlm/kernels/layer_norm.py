@@ -1,4 +1,4 @@
-"""Layer norm, alone or behind a residual addition, and the layers of a model computed by it."""
+"""Layer norm, alone or after a residual addition, and the layers of a model computed by it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class ResidualBlock(Block):
-    """timm's block, whose second norm is behind the first branch's addition."""
+    """timm's block, with the first branch's addition and the second norm as one operation."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)

@@ -1,7 +1,7 @@
-"""Layer norm in Triton, of rows or of the sum of two: forward reads each number once and writes it once.
+"""Layer norm in Triton, of rows or of sums of two rows: forward reads and writes each number once.
 
-A program holds a row in registers. In backward a fixed number of programs take every so many-th row each, and add up
-what they see of the gradients of weight and bias; these parts are added up in torch, always in the same order.
+A program holds a row in registers. In backward each of a fixed number of programs, n, takes every n-th row, and adds up
+these rows' part of the gradients of weight and bias; torch adds up the parts, always in the same order.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -17,13 +17,13 @@ from torch import Tensor
 from mvlm.kernels.triton_operators import triton_op, wrap_triton
 
 PROGRAMS = 1024
-"""That share the rows in backward: as many as an H100 holds at once, by registers. The same on every GPU, so that sums
-are."""
+"""That share the rows in backward: as many as an H100's registers hold at once. The same on every GPU, so that sums are
+the same too."""
 
 
 @triton.jit
 def normalize_rows(x, branch, weight, bias, sums, results, means, scales, width, eps, BLOCK: tl.constexpr):
-    """One row: with a branch its sum with it, and the layer norm; mean and 1 / standard deviation for backward."""
+    """One row: its sum with the branch, if there is one, its layer norm, and mean and 1 / deviation for backward."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -33,7 +33,7 @@ def normalize_rows(x, branch, weight, bias, sums, results, means, scales, width,
         value += tl.load(branch + at, mask=inside, other=0).to(tl.float32)
         rounded = value.to(sums.dtype.element_ty)
         tl.store(sums + at, rounded, mask=inside)
-        value = rounded.to(tl.float32)  # of which backward will know
+        value = rounded.to(tl.float32)  # as backward will see it
     mean = tl.sum(value, 0) / width
     centred = tl.where(inside, value - mean, 0)
     scale = 1 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
@@ -48,7 +48,7 @@ def normalize_rows(x, branch, weight, bias, sums, results, means, scales, width,
 def differentiate_rows(
     grad, grad_sums, x, weight, means, scales, grad_x, parts, rows, width, programs, BLOCK: tl.constexpr
 ):
-    """The gradient at every so many-th row, and their part of the gradients of weight and bias."""
+    """The gradient at every `programs`-th row, and these rows' part of the gradients of weight and bias."""
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -78,7 +78,7 @@ def differentiate_rows(
 
 
 def block_and_warps(width: int) -> tuple[int, int]:
-    """Eight numbers a thread, which is one load of 16 bytes in bf16."""
+    """Eight numbers per thread, which is one load of 16 bytes in bf16."""
     block = triton.next_power_of_2(width)
     return block, min(max(block // 256, 1), 16)
 
@@ -161,7 +161,7 @@ norm_rows.register_autograd(_backward, setup_context=_save)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """As `mvlm.kernels.layer_norm.by_torch`; rows that one program can hold (`LARGEST` there)."""
+    """As `mvlm.kernels.layer_norm.by_torch`, for rows that one program can hold (`LARGEST` there)."""
     return norm_rows(_rows(x), None, weight, bias, eps)[0].view(x.shape)
 
 

@@ -1,6 +1,6 @@
-"""A model's layers computed by the operations of this package: classes are exchanged, parameters and names stay.
+"""Has a model's layers computed by the operations of this package: classes are replaced, parameters and names stay.
 
-Every parameter is still read inside the `forward` of the module that owns it, as ZeRO-3 demands.
+Every parameter is still read inside the `forward` of the module that owns it, as ZeRO-3 requires.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ RESIDUAL_OUTPUTS = {
     for family in ("Bert", "Camembert", "Electra", "Ernie", "Roberta", "XLMRoberta")
     for part in ("SelfOutput", "Output")
 }
-"""Classes of transformers that are all one: linear layer, dropout, and the layer norm of the sum with what is given."""
+"""Classes of transformers that are all alike: linear layer, dropout, and layer norm of the sum with a second input."""
 
 
 def use_kernels(model: nn.Module) -> None:
-    """Exchange the classes of timm's attention layers, feed-forwards, layer norms and linear layers; twice is once."""
+    """Replace the classes of timm's attention layers, feed-forwards, layer norms and linear layers; idempotent."""
     use_attention(model)
     for first, between, second in list(_feed_forwards(model)):
         for owner, name in between:
@@ -52,7 +52,7 @@ def use_kernels(model: nn.Module) -> None:
 def _feed_forwards(model: nn.Module) -> Iterator[tuple[Any, list[tuple[Any, str]], Any]]:
     """Exact GELUs with nothing between them and the linear layer they feed.
 
-    Yields the layer before, owner and name of the GELU and then of what does nothing, and the layer behind.
+    Yields the layer before, owner and name of the GELU and of any idle module after it, and the layer after.
     """
     module: Any
     found: tuple[Any, list[tuple[Any, str]], Any]

@@ -1,9 +1,9 @@
 """Linear layers, with what each CPU and GPU does best.
 
-In fp32 on a CPU, torch copies the bias into the result before it multiplies; oneDNN's fused product does not. Of a wide
-layer its weight gradient takes the slower of two equal products, and its bias gradient takes twice the time of one. MKL
-does without AVX-512 on AMD, which costs it time from Zen 5 on. A CPU without instructions for bf16 multiplies the same
-numbers in fp32 four times as fast as its libraries imitate them (docs/kernels.md).
+In fp32 on a CPU, torch copies the bias into the result before it multiplies; oneDNN's fused product does not. For a
+wide layer, torch's weight gradient takes the slower of two equal products, and its bias gradient takes twice the time
+of one. MKL does without AVX-512 on AMD, which costs it time from Zen 5 on. A CPU without instructions for bf16
+multiplies the same numbers in fp32 four times as fast as its libraries emulate bf16 (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def by_mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """torch's product, and gradients by the products that a CPU is fastest at."""
+    """torch's product, and gradients by the products at which a CPU is fastest."""
     return _Linear.apply(x, weight, bias, F.linear)
 
 
@@ -83,7 +83,7 @@ def _fp32_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of a linear layer's input, weight and bias, where they are needed."""
+    """Gradients of a linear layer's input, weight and bias, None for those that are not needed."""
     rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
     return (
         _input_gradient(grad, weight) if needs[0] else None,
@@ -103,8 +103,8 @@ def _mkl_is_slow(x: Tensor) -> bool:
 
 
 WORTH_TWO_COPIES = 384
-"""Numbers in the narrower side of a layer: oneDNN wants both of the weight gradient's factors transposed in memory,
-which takes longer than the product of narrow layers. It was measured from 384 on."""
+"""The narrower side of a layer from which oneDNN pays: it wants both of the weight gradient's factors transposed in
+memory, which takes longer than the product of narrow layers. It was measured from 384 on."""
 
 
 def _weight_gradient(grad_RO: Tensor, x_RI: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _bias_gradient(grad_RO: Tensor) -> Tensor:
 
 
 WORTH_A_CALL = 1 << 20
-"""Numbers in the wider of a layer's input and result."""
+"""Numbers in the wider of a layer's input and result from which a call from Python pays."""
 
 
 def _has_mkl() -> str | None:

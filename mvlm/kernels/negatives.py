@@ -22,7 +22,7 @@ def negatives(
     ids_J2: Tensor | None,
     uniform: bool,
 ) -> Tensor:
-    """For each pair the row of another of its group, drawn with the probability of softmax(own · others / T).
+    """For each pair the row of another in its group, drawn with the probability of softmax(own · others / T).
 
     The noise is a hash of (seed, both positions), so the draw depends on no rank, micro-batch or generator state, and
     argmax needs no probabilities that could be NaN.
@@ -35,10 +35,10 @@ def negatives(
         start: where the own pairs begin among the J.
         group: K, consecutive pairs that draw from each other.
         ids_J2: image and caption of each pair; one that shares either is never drawn.
-        uniform: draw all candidates alike.
+        uniform: draw all candidates with the same probability.
 
     Returns:
-        idx_B, int64 rows of J; where a group has nothing to draw, some row of it that says nothing.
+        idx_B, int64 rows of J; for a pair that has nothing to draw, an arbitrary row of its group.
     """
     row_bR, candidate_bK = blocks(len(own_BE), start, group, own_BE.device)
     own_bRE, others_bKE = own_BE.float().view(*row_bR.shape, own_BE.shape[1]), others_JE.float()[candidate_bK]
@@ -48,7 +48,7 @@ def negatives(
     never = row_bR[:, :, None] == candidate_bK[:, None]
     if ids_J2 is not None:
         never = never | duplicates(ids_J2, row_bR, candidate_bK)
-    # No finite number is below every similarity: a low temperature makes them as large as it likes.
+    # No finite number is below every similarity: a low temperature can make them arbitrarily large.
     return (scores_bRK.masked_fill(never, float("-inf")).argmax(-1) + candidate_bK[:, :1]).flatten()
 
 
@@ -56,14 +56,14 @@ def blocks(count: int, start: int, group: int, device: torch.device) -> tuple[Te
     """Own pairs in blocks that each lie in one group -> int64 rows of J, of each block's R pairs and K candidates.
 
     Args:
-        count, start: how many own pairs there are, and where they begin; that is a multiple of how many.
+        count, start: how many own pairs there are, and where they begin, a multiple of `count`.
     """
     row_bR = torch.arange(start, start + count, device=device).view(-1, math.gcd(count, group))
     return row_bR, row_bR[:, :1] // group * group + torch.arange(group, device=device)
 
 
 def duplicates(ids_J2: Tensor, row_bR: Tensor, candidate_bK: Tensor) -> Tensor:
-    """Which candidates have the image or the caption of a pair, the pair itself among them -> bool, b x R x K.
+    """Which candidates have the image or the caption of a pair, as the pair itself does -> bool, b x R x K.
 
     Args:
         ids_J2: image and caption of each pair.

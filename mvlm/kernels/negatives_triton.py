@@ -1,4 +1,4 @@
-"""`negatives` in Triton: the best of a row's noisy scores so far, and never a B x K tensor of them."""
+"""`negatives` in Triton: keeps the best of a row's noisy scores so far, and never a B x K tensor of them."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mvlm.kernels.contrastive_triton import products
 from mvlm.kernels.triton_operators import triton_op, wrap_triton
 
 TILE = {"TILE": 16, "CHUNK": 32}
-"""Rows and candidates at a time, the fewest that `tl.dot` takes, for groups are small; and columns of features."""
+"""Rows and candidates at a time, the fewest that `tl.dot` takes, as groups are small; and columns of features."""
 
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 

@@ -1,7 +1,7 @@
-"""Gradients of queries, keys and values that one product has made, which come back in one tensor and are not copied.
+"""Gradients of queries, keys and values from one product, which come back in one tensor and are not copied.
 
-Otherwise each has a tensor of its own, and the product's gradient is put together from them: of a ViT-B/16's qkv layer
-another six passes over them. Of torch's kernels those of memory-efficient attention alone can write them side by side.
+Otherwise each has a tensor of its own, and the product's gradient is put together from them: for a ViT-B/16's qkv layer
+another six passes over them. Of torch's kernels only memory-efficient attention's can write them side by side.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class UnmaskedAttention(torch.autograd.Function):
 
 
 class Parts(torch.autograd.Function):
-    """Equal parts of the last dimension; gradients that lie side by side already are given back as they lie."""
+    """Equal parts of the last dimension; gradients that lie side by side already are passed back without a copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ OPS: dict[str, Op] = {op.name: op for op in (*_PASSES, *_LAYERS, *_LOSSES)}
 
 
 def _attention(make: Callable[..., Tensor]) -> tuple:
-    # An image reads itself, which costs most; where the keys are few, another implementation may be taken.
+    # An image attends to itself, which costs most; with few keys, another implementation may be taken.
     return make(2, 2, 197, 16), make(2, 2, 197, 16), make(2, 2, 197, 16)
 
 
@@ -58,7 +58,7 @@ def _negatives(make: Callable[..., Tensor]) -> tuple:
 
 
 EXAMPLES: dict[str, Callable[[Callable[..., Tensor]], tuple]] = {
-    "fusion": lambda make: (None, None),  # nothing to be computed by no encoder, which no implementation minds
+    "fusion": lambda make: (None, None),  # no encoder and no stream, which all implementations accept
     "views": lambda make: (lambda views: [], Views(True, True)),
     "attention": _attention,
     "linear": _linear,
@@ -74,5 +74,5 @@ EXAMPLES: dict[str, Callable[[Callable[..., Tensor]], tuple]] = {
 
 
 def example(name: str, device: torch.device, dtype: torch.dtype) -> tuple:
-    """Arguments of an operation as training gives them but for their size, to ask who would compute them."""
+    """Arguments of an operation like those in training except for their size, to ask what would compute them."""
     return EXAMPLES[name](lambda *shape: torch.zeros(shape, device=device, dtype=dtype))

@@ -21,7 +21,7 @@ class Packed:
         token_T: int64, of one copy: the rows of BL; BL for filling.
         starts: int32, of all copies: where each text begins, with the fillings as texts, and the end of the last.
         valid_BL: bool, False = padding.
-        row_X: int64, of the tokens of all copies: their rows of copies x BL, which filling has behind the last.
+        row_X: int64, of the tokens of all copies: their rows of copies x BL; filling has the row after the last.
         read_X: the same, but filling has the last row.
         mask_X11L: bool, the keys that each text's tokens see, of all copies.
     """
@@ -67,7 +67,7 @@ def _varlen(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, packed: Packe
     tokens = len(packed.token_T)
     longest = max(packed.valid_BL.shape[1], tokens // 8)  # filling is shorter than an eighth
     attended = varlen_attn(query_THd, key_THd, value_THd, packed.starts, packed.starts, longest, longest)
-    assert isinstance(attended, Tensor)  # nothing beside it was asked for
+    assert isinstance(attended, Tensor)  # nothing else was asked for
     return attended
 
 
@@ -84,7 +84,7 @@ def _why_not_varlen() -> str | None:
 def _varlen_takes(
     query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, packed: Packed, dropout: float = 0.0
 ) -> str | None:
-    if query_THd.device.type not in ("cuda", "meta"):  # which stands for it where work is counted
+    if query_THd.device.type not in ("cuda", "meta"):  # "meta" stands for it when work is counted
         return "not on CUDA"
     if query_THd.dtype not in (torch.bfloat16, torch.float16):
         return f"{query_THd.dtype} is neither bf16 nor fp16"

@@ -1,4 +1,4 @@
-"""`patch_l1` in Triton: one program a patch, which reads its target from the image where it lies."""
+"""`patch_l1` in Triton: one program per patch, which reads its target from the image in place."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -34,7 +34,7 @@ def compare_patch(
     NORMALIZED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The patch's part of the sum or, where there is an upstream gradient, the gradient at its BLOCK values."""
+    """The patch's part of the sum or, if there is an upstream gradient, the gradient at its BLOCK values."""
     COUNT: tl.constexpr = 3 * SIZE * SIZE
     row = tl.program_id(0).to(tl.int64)
     value = tl.arange(0, BLOCK)
@@ -64,7 +64,7 @@ def compare_patch(
 
 
 def warps(block: int) -> int:
-    """As many as keep a patch in registers."""
+    """Enough to keep a patch in registers."""
     return 4 if block <= 1024 else 8
 
 
@@ -113,7 +113,7 @@ def patch_l1(
     std_C: Tensor,
     normalized: bool,
 ) -> Tensor:
-    """As `mvlm.kernels.patch_l1.patch_l1`; values that one program can hold (`LARGEST` there)."""
+    """As `mvlm.kernels.patch_l1.patch_l1`, for patches that one program can hold (`LARGEST` there)."""
     sum_M = pixels_MQ.new_empty(len(pixels_MQ), dtype=torch.float32)
     return _launch(None, sum_M, pixels_MQ, image_BCHW, patch_M, patch_size, mean_C, std_C, normalized).sum()
 

@@ -39,7 +39,7 @@ def apex(part: str) -> str | None:
 
 @cache
 def deepspeed() -> str | None:
-    """DeepSpeed, looked for and not imported, which takes seconds. Where no run is to start it may be missing."""
+    """DeepSpeed, looked for but not imported, which takes seconds. Without a run to start it may be missing."""
     return None if find_spec("deepspeed") else "deepspeed is not installed"
 
 
@@ -53,14 +53,14 @@ def triton() -> str | None:
 
 @cache
 def package(module: str) -> str | None:
-    """A package that is installed by whoever wants it, by the module that is used of it."""
+    """An optional package, by the module of it that is used."""
     reason = _import(module)
     return _missing(module.partition(".")[0], reason) if reason else None
 
 
 def not_for_triton(*tensors: Tensor) -> str | None:
-    """Why our Triton kernels cannot take these tensors of numbers, None where they can."""
-    # "meta" stands for CUDA where work is counted.
+    """Why our Triton kernels cannot take these tensors of numbers, None if they can."""
+    # "meta" stands for CUDA when work is counted.
     if not (triton_interprets() or all(tensor.is_cuda or tensor.is_meta for tensor in tensors)):
         return "it runs on CUDA"
     if any(tensor.dtype == torch.float64 for tensor in tensors):
@@ -69,7 +69,7 @@ def not_for_triton(*tensors: Tensor) -> str | None:
 
 
 def autocast(x: Tensor) -> str | None:
-    """Whether torch is to choose precisions by itself on that device."""
+    """A reason if torch is to choose precisions by itself on that device."""
     # Not by is_autocast_available, which torch 2.11's compiler does not know; "meta" has none.
     kind = x.device.type
     return "autocast is on" if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else None
@@ -95,30 +95,30 @@ HAS_MKL, CPU_FLAGS = torch.backends.mkl.is_available(), _read_cpu_flags()
 
 
 def mkl_lacks_avx512() -> bool:
-    """MKL takes its AVX2 code on CPUs that are not Intel's."""
+    """Whether MKL leaves the CPU's AVX-512 unused: on CPUs that are not Intel's it runs its AVX2 code."""
     return {"AuthenticAMD", "avx512f"} <= CPU_FLAGS
 
 
 def avx512_is_half() -> bool:
-    """Whether the CPU takes AVX-512's 512 bits in two turns, as Zen 4 does, family 25: AVX2 is then as fast."""
+    """Whether the CPU processes AVX-512's 512 bits in two halves, as Zen 4, family 25, does: AVX2 is then as fast."""
     return {"AuthenticAMD", "avx512f", "25"} <= CPU_FLAGS
 
 
 def cpu_gains_by_bf16() -> bool:
     """Whether the CPU multiplies bf16 faster than fp32: by AMX, or by AVX-512 on AMD.
 
-    Intel's AVX-512 makes no more operations a second in bf16 than in fp32, and oneDNN three fifths of them.
+    Intel's AVX-512 does no more operations a second in bf16 than in fp32, and oneDNN reaches three fifths of them.
     """
     return "amx_bf16" in CPU_FLAGS or {"AuthenticAMD", "avx512_bf16"} <= CPU_FLAGS
 
 
 def imitates(x: Tensor) -> bool:
-    """Whether it is in bf16 on a CPU that multiplies faster in fp32."""
+    """Whether a tensor is in bf16 on a CPU that multiplies faster in fp32."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not cpu_gains_by_bf16()
 
 
 def version(distribution: str) -> str:
-    """Of an installed distribution; "" where there is none of that name."""
+    """The version of an installed distribution; "" if there is none of that name."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -138,7 +138,7 @@ def torch_version() -> str:
 
 
 def _import(module: str) -> Exception | None:
-    """What importing it raises: a compiled part that does not fit this torch raises more than ImportError."""
+    """What importing a module raises: a compiled part that does not fit this torch raises more than ImportError."""
     try:
         import_module(module)
     except Exception as error:

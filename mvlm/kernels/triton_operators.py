@@ -1,4 +1,4 @@
-"""How our Triton kernels become torch's operators."""
+"""Makes operators of torch from our Triton kernels."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ __all__ = ["triton_op", "wrap_triton"]
 
 
 def wrap_triton(kernel: Any) -> Any:
-    """A kernel that torch's compiler can look into. An interpreted one is taken as it is: torch 2.11 refuses it."""
+    """A kernel that torch's compiler can look into. An interpreted one stays as it is, since torch 2.11 refuses it."""
     return kernel if triton_interprets() else _wrap_triton(kernel)

@@ -19,7 +19,7 @@ class Views(NamedTuple):
 
 
 Encode = Callable[[Views], list[Tensor]]
-"""Encodes the views asked for; in one pass where there are two."""
+"""Encodes the views asked for; in one pass if there are two."""
 
 
 def joint(encode: Encode, views: Views) -> list[Tensor]:
