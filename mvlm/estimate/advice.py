@@ -60,7 +60,7 @@ def _with_recompute(planner: Planner, share: float) -> Planner:
 
 
 def _lower_stage(planner: Planner) -> list[str]:
-    """Where a lower stage fits and is faster, or offload is not needed.
+    """For a lower stage if it fits and is faster, or offload is not needed.
 
     A higher stage is never advised for speed: what DeepSpeed's host work costs at each is not in the plan.
     """
@@ -93,7 +93,7 @@ def _accumulation(planner: Planner) -> list[str]:
 
 
 def _groups(planner: Planner) -> list[str]:
-    """Where ITM's groups cost a second pass."""
+    """What a second pass costs, if ITM's groups need one."""
     if planner.span(planner.pairs)[1] == 1:
         return []
     share = planner.model.ahead() / sum(planner.model.flops(foreign=True).step.values())

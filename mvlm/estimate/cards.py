@@ -14,13 +14,13 @@ class Card:
     """One GPU.
 
     Attributes:
-        bf16, fp16, fp32: peak operations a second of dense matrix products, half of what is sold as "with sparsity";
+        bf16, fp16, fp32: peak operations a second of dense matrix products, half of what is advertised "with sparsity";
             0 = it has none. fp32 is without TF32, which torch leaves off.
         memory: bytes.
         bandwidth: of its memory, bytes a second.
-        link: to the other GPUs of its node, bytes a second each way: half of the sum that NVLink is sold by.
-        network: to other nodes, bytes a second each way, of servers as the maker builds them or are usual.
-        nvlink: whether the link is NVLink, and else PCI Express.
+        link: to the other GPUs of its node, bytes a second each way: half of the sum that is advertised for NVLink.
+        network: to other nodes, bytes a second each way, in the maker's own servers or usual ones.
+        nvlink: whether the link is NVLink; otherwise it is PCI Express.
         source: a data sheet, and the server that has that network.
     """
 
@@ -48,7 +48,7 @@ def _card(
     source: str,
     nvlink: bool = True,
 ) -> Card:
-    """Of bf16, fp16 and fp32 in 1e12 a second, memory in 1e9 bytes, GB/s, GB/s, Gbit/s."""
+    """A card by bf16, fp16 and fp32 in 1e12 a second, memory in 1e9 bytes, GB/s, GB/s and Gbit/s."""
     bf16, fp16, fp32 = (TERA * each for each in tensor)
     return Card(bf16, fp16, fp32, memory * GIGA, bandwidth * GIGA, link * GIGA, network * GIGABIT, nvlink, source)
 
@@ -72,8 +72,8 @@ CARDS: dict[str, Card] = {
         (756, 756, 51), 80, 2000, 64, 200, "NVIDIA H100 PCIe product brief (2022); PCIe 5.0", nvlink=False
     ),
     "h200": _card((989, 989, 67), 141, 4800, 450, 400, "NVIDIA H200 data sheet (SXM, 2024); DGX H200"),
-    # Of the GeForce series the rate with fp32 accumulation, as torch multiplies: half of that with fp16's. They
-    # stand in workstations, without NVLink and peer access, and with 10 Gb/s Ethernet, which is an assumption.
+    # For the GeForce series, the rate with fp32 accumulation, as torch multiplies: half of that with fp16's. They are
+    # in workstations, without NVLink and peer access, and with 10 Gb/s Ethernet, which is an assumption.
     "rtx-3090": _card((71, 71, 35.6), 24, 936, 32, 10, "NVIDIA Ampere GA102 whitepaper (2021); PCIe 4.0", nvlink=False),
     "rtx-4080": _card(
         (97.5, 97.5, 48.7), 16, 716.8, 32, 10, "NVIDIA Ada GPU architecture whitepaper (2022); PCIe 4.0", nvlink=False
@@ -95,7 +95,7 @@ USABLE = 0.92
 
 
 def find_card(name: str) -> Card:
-    """By its name, however it is spaced: "RTX 4090" is rtx-4090. Raises `UserError` where there is none of it."""
+    """The card of a name, however it is spaced: "RTX 4090" is rtx-4090. Raises `UserError` if there is none."""
     known = {_plain(each): card for each, card in CARDS.items()}
     if _plain(name) not in known:
         raise UserError(f"--gpu {name} is not known: choose one of {', '.join(CARDS)}.")

@@ -1,4 +1,4 @@
-"""The ZeRO stage, hpZ, layers split among GPUs and recomputation that make a step the fastest, and what others cost."""
+"""Chooses the ZeRO stage, hpZ, split of layers among GPUs and recomputation with the fastest step, and costs others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mvlm.estimate.communication import Step
 from mvlm.estimate.plan import Planner
 
 SPLITS = (1, 2, 4, 8)
-"""Ranks that may split layers, as far as a node has so many and heads and features divide."""
+"""Ranks that may split layers, if a node has so many and they divide heads and features."""
 GB = 1e9
 
 
@@ -25,8 +25,8 @@ class Option:
     Attributes:
         hpz: GPUs of the second partition of ZeRO stage 3; 1 = none.
         pairs: of a micro-batch; 0 = not even the smallest fits.
-        bytes: of a GPU at the peak, with the smallest micro-batch where none fits.
-        step: None where nothing fits.
+        bytes: on a GPU at the peak, with the smallest micro-batch if none fits.
+        step: None if none fits.
     """
 
     stage: int
@@ -46,17 +46,17 @@ class Option:
 
     @property
     def layout(self) -> tuple[int, float, int, int]:
-        """What changes the least comes first."""
+        """A key for sorting: what changes the least comes first."""
         return self.split, self.recompute, self.stage, self.hpz
 
 
 def choose(planner: Planner) -> dict[str, Any]:
-    """The best option, and for others what they cost and why: its other stages, and the fastest one of each other
-    number of ranks that split layers or share that is recomputed.
+    """The best option, and what others cost and why: its other stages, and the fastest option for each other number of
+    ranks that split layers, or other share that is recomputed.
 
-    Blocks are recomputed, and layers split among more ranks, only where without that a step takes several
-    micro-batches. Of options within a few percent of each other that one is taken which changes the least, and stage 3
-    only where no lower one fits: DeepSpeed's host work is not in the plan.
+    Blocks are recomputed, and layers split among more ranks, only if a step would otherwise take several micro-batches.
+    Of options within a few percent of each other the one that changes the least is taken, and stage 3 only if no lower
+    one fits: DeepSpeed's host work is not in the plan.
     """
     found: list[Option] = []
     shares = sorted({0.0, planner.train.recompute, 1.0})
@@ -87,7 +87,7 @@ def choose(planner: Planner) -> dict[str, Any]:
 
 
 def choice_text(choice: dict[str, Any]) -> str:
-    """Of `choose`, in lines."""
+    """The result of `choose`, in lines."""
     if not choice["best"]:
         need, room = choice["least_bytes"] / GB, choice["usable_bytes"] / GB
         return (
@@ -99,14 +99,14 @@ def choice_text(choice: dict[str, Any]) -> str:
     lines = [
         "",
         f"choice         {best['name']}, micro-batch {best['micro_batch']}: {best['seconds'] * 1e3:,.1f} ms per step, "
-        f"{best['bytes'] / GB:.1f} GB per GPU; each other with its largest micro-batch",
+        f"{best['bytes'] / GB:.1f} GB per GPU; the others, each with its largest micro-batch",
         *(f"  {option['name']:{width}}{option['why']}" for option in others),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _splits(planner: Planner) -> Iterator[int]:
-    """One after another: to divide a model takes a while, and the first are mostly enough."""
+    """One after another, as dividing a model takes a while and the first ones are mostly enough."""
     for split in SPLITS:
         if planner.request.per_node % split == 0 and _can_split(planner, split):
             yield split
@@ -123,7 +123,7 @@ def _can_split(planner: Planner, split: int) -> bool:
 
 
 def _planner(planner: Planner, split: int, recompute: float, stage: int, hpz: int) -> Planner:
-    """That of the same run in another layout; of micro-batches its `largest` counts."""
+    """The planner of the same run in another layout, for its `largest` micro-batch."""
     request = planner.request
     zero = dict(request.content.get("zero_optimization") or {})
     for name in ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_param"):
@@ -139,7 +139,7 @@ def _options(planner: Planner, split: int, recompute: float) -> Iterator[Option]
         for hpz in (1, planner.request.per_node) if stage == 3 and planner.request.nodes > 1 else (1,):
             try:
                 other = _planner(planner, split, recompute, stage, hpz)
-            except UserError:  # as of bf16 at stage 0 where layers are split
+            except UserError:  # such as bf16 at stage 0 with split layers
                 continue
             pairs = other.largest
             need = other.memory(other.zero, pairs or min(other.allowed)).total
@@ -164,7 +164,7 @@ def _told(option: Option, best: Option, room: float) -> dict[str, Any]:
 
 
 def _why(option: Option, best: Option) -> str:
-    """What an option costs, and most of it for what."""
+    """What an option costs, and what most of that goes to."""
     there, here = _parts(option), _parts(best)
     more = {name: seconds - here[name] for name, seconds in there.items()}
     most = max(more, key=lambda name: more[name])
@@ -177,7 +177,7 @@ def _why(option: Option, best: Option) -> str:
 
 
 def _parts(option: Option) -> dict[str, float]:
-    """Seconds of a step by what they go to."""
+    """A step's seconds by what they go to."""
     assert option.step
     shown = {f"{name} on the wire": exchange.exposed for name, exchange in option.step.exchanges.items()}
     return {"computing": option.step.compute, "updating": option.step.update} | shown

@@ -1,15 +1,15 @@
-"""What a step's collectives take, and how much of it computing does not hide.
+"""The time of a step's collectives, and how much of it computing does not hide.
 
-What DeepSpeed 0.19 sends (benchmarks/comm counts it), in weights and gradients of a rank's precision: below stage 3
-an all-reduce of each bucket while backward goes on, for which it is called early at stage 0
-(mvlm/training/zero/reduction.py); stages 1 and 2 keep a rank's share of it, and at the end all-gather each parameter
-group's updated weights, which hides behind nothing; stage 2 reduces after every micro-batch, stages 0 and 1 once a
-step; stage 3 gathers weights for forward, and for
-backward those that it has not kept, and reduce-scatters, all after every micro-batch. With
-`use_multi_rank_bucket_allreduce` off, stages 1 and 2 send half the bytes in a reduction to each rank of its share of
-each group, one after the other. `reduce_scatter` and `allgather_bucket_size` change nothing. Muon's matrices are summed
-whole in fp32 once a step from stage 1 on (mvlm/training/zero/muon.py). Ranks that split layers sum up what each
-attention and feed-forward gives, and the gradients at what it is given (mvlm/training/tensor_parallel.py).
+DeepSpeed 0.19 sends the following (benchmarks/comm counts it), in weights and gradients of a rank's precision. Below
+stage 3 it all-reduces each bucket while backward goes on; at stage 0 only because it is called early
+(mvlm/training/zero/reduction.py). Stages 1 and 2 keep a rank's share of the result, and at the end all-gather each
+parameter group's updated weights, which nothing hides. Stage 2 reduces after every micro-batch, stages 0 and 1 once a
+step. Stage 3 gathers weights for forward, and for backward those that it has not kept, and reduce-scatters, all in
+every micro-batch. With `use_multi_rank_bucket_allreduce` off, stages 1 and 2 send half the bytes, in a reduction to
+each rank of its share of each group, one after the other. `reduce_scatter` and `allgather_bucket_size` change nothing.
+Muon's matrices are summed whole in fp32 once a step from stage 1 on (mvlm/training/zero/muon.py). Ranks that split
+layers sum up the result of each attention and feed-forward, and the gradients at its input
+(mvlm/training/tensor_parallel.py).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from mvlm.training.zero.memory import FP32, Zero, elements
 from mvlm.training.zero.muon import AT_ONCE
 
 UPDATE_BYTES = 3 * 2 * FP32 + FP32 + 2
-"""That AdamW reads and writes a weight: itself and two moments both ways, its gradient, its copy in 16 bits."""
+"""That AdamW reads and writes per weight: itself and two moments both ways, its gradient, its copy in 16 bits."""
 NUMBERS = 8.0
-"""Bytes of an all-reduce that carries a number or a few, as of a norm; mvlm has two in a step, DeepSpeed the others."""
+"""Bytes of an all-reduce of one number or a few, such as a norm; mvlm has two in a step, DeepSpeed the others."""
 HOST_MESSAGE = 50e-6
-"""Seconds of one from host to host, over TCP, with the threads at both ends woken; not measured between machines."""
+"""Seconds of a message between hosts over TCP, with waking the threads at both ends; not measured between machines."""
 
 
 @dataclass(frozen=True)
 class Collectives:
-    """Seconds of a step's collectives of one kind, and of these as many as computing does not hide."""
+    """Seconds of a step's collectives of one kind, and those of them that computing does not hide."""
 
     seconds: float
     exposed: float
@@ -47,7 +47,7 @@ class Step:
     Attributes:
         compute: products alone, at the stated share of the peak.
         update: AdamW, at the memory's bandwidth, and Muon's products.
-        exchanges: of "gradients", "weights" (gathered anew), "contrast", "negatives" (of ITM, where its groups span
+        exchanges: of "gradients", "weights" (gathered again), "contrast", "negatives" (of ITM, if its groups span
             ranks), "layers" (that ranks split among them), "matrices" (of Muon) and "numbers" (norms and counts).
         sent: bytes of gradients, weights, contrastive features and negatives' tokens that a rank takes part in moving.
     """
@@ -71,7 +71,7 @@ class Step:
 
     @property
     def efficiency(self) -> float:
-        """Of the speed that the GPUs would have if none waited for another."""
+        """Share of the speed that the GPUs would have if none waited for another."""
         return (self.compute + self.update) / self.seconds
 
 
@@ -86,7 +86,7 @@ class Work:
         pairs: of a micro-batch.
         spanned: ranks that an ITM group spans.
         muon: seconds of an update's products.
-        summed, summing: bytes that ranks which split layers sum up in a micro-batch, and seconds, in which they wait.
+        summed, summing: bytes that ranks which split layers sum up in a micro-batch, and seconds that they wait for it.
     """
 
     forward: float
@@ -101,10 +101,10 @@ class Work:
 
 
 def step_time(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> Step:
-    """Of a step of each rank of `fabric`."""
+    """The seconds of a step of each rank of `fabric`."""
     times, spanned = work.accumulation, work.spanned
     contrast = contrast_of(model, fabric, fabric.ranks * times * work.pairs)
-    # Of several micro-batches the first runs meanwhile; at stage 3 the network is busy with weights.
+    # With several micro-batches the first runs meanwhile; at stage 3 the network is busy with weights.
     meanwhile = 0.0 if zero.stage == 3 else work.forward if times > 1 else work.fused
     among = Fabric(fabric.card, spanned, min(fabric.per_node, spanned))
     tokens = float(2 * spanned * work.pairs * sum(model.token_numbers) * zero.element) if spanned > 1 else 0.0
@@ -132,7 +132,7 @@ def _replicated(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> dic
     if zero.all_reduces or not zero.stage:
         reduced = fabric.reduce(weights, pieces)
     else:
-        pieces += fabric.ranks * len(model.groups)  # a bucket's end is within a share, whose rank has two
+        pieces += fabric.ranks * len(model.groups)  # a bucket may end within a share, whose rank then has two pieces
         reduced = fabric.deliver(weights, pieces)
     times = work.accumulation if zero.stage == 2 else 1
     shown = _shown(reduced, pieces, work.backward if zero.overlap else 0.0)
@@ -168,24 +168,24 @@ def _sent(model: FakeModel, zero: Zero, accumulation: int) -> float:
 
 
 def gathered_anew(parameters: int, reuse: int, accumulation: int) -> float:
-    """The share of the weights that stage 3 gathers for backward too: those that are used again only after more others
-    than it keeps them for. With several micro-batches it goes by no order that it has seen, and keeps nothing."""
+    """The share of the weights that stage 3 gathers again for backward: those that are next used after more others than
+    it keeps weights for. With several micro-batches it follows no order that it has seen, and keeps nothing."""
     return 1.0 if accumulation > 1 else max(0.0, 1 - reuse / 2 / parameters)
 
 
 def small_reductions(stage: int, groups: int, itc: bool) -> int:
-    """All-reduces of a few numbers in a step: what losses are divided by and the temperature's gradient; and of
-    DeepSpeed's norms of each group and its look for overflows."""
+    """All-reduces of a few numbers in a step: what losses are divided by, and the temperature's gradient; and
+    DeepSpeed's norm of each group and its check for overflows."""
     return 1 + itc + (0, groups + 1, groups + 1, groups)[stage]
 
 
 def agreement(ranks: int) -> tuple[int, float]:
-    """Messages that the ranks' exchange of a step takes one after the other, and seconds, which the step hides."""
+    """Messages that a step's exchange among ranks takes, one after the other, and its seconds, which the step hides."""
     return rounds(ranks), rounds(ranks) * HOST_MESSAGE
 
 
 def _shown(seconds: float, pieces: int, hidden: float) -> float:
-    """What does not hide behind `hidden` seconds of computing: one piece at least, which computing waits for."""
+    """Seconds that `hidden` seconds of computing do not hide: at least those of one piece, which computing awaits."""
     alone = seconds / pieces
     return alone + max(0.0, seconds - alone - hidden)
 
@@ -195,11 +195,11 @@ class ContrastExchange:
     """What ITC exchanges in a step (mvlm/model/losses/itc.py).
 
     Attributes:
-        blocks: that the features of all pairs come in, of a ring one a rank; 0 = nothing is exchanged.
-        sent: bytes that a rank takes part in moving: features and identities, which come again for the softmax where
-            they are several blocks, and log-sum-exps of the softmax.
+        blocks: in which the features of all pairs come, with a ring one per rank; 0 = nothing is exchanged.
+        sent: bytes that a rank takes part in moving: features and identities, which come again for the softmax if there
+            are several blocks, and log-sum-exps of the softmax.
         seconds: of that.
-        ahead: of `seconds`, those of the first block, which is on its way while the forward pass goes on.
+        ahead: of `seconds`, those of the first block, which travels while the forward pass goes on.
     """
 
     blocks: int
@@ -209,7 +209,7 @@ class ContrastExchange:
 
 
 def contrast_of(model: FakeModel, fabric: Fabric, pairs: int) -> ContrastExchange:
-    """Of a global batch of `pairs`."""
+    """The exchange for a global batch of `pairs`."""
     if not model.objectives.itc or fabric.ranks == 1:
         return ContrastExchange(0, 0.0, 0.0, 0.0)
     is_softmax = model.objectives.contrastive == "softmax"
@@ -228,5 +228,5 @@ def contrast_of(model: FakeModel, fabric: Fabric, pairs: int) -> ContrastExchang
 
 
 def feature_bytes(width: int) -> float:
-    """Of a pair's contrastive features and identities."""
+    """Bytes of a pair's contrastive features and identities."""
     return 2.0 * width * FP32 + 16.0

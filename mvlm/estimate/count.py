@@ -1,7 +1,7 @@
 """What a step of a model costs, counted by torch on fake tensors: no GPU, no weights and no data are needed.
 
 The model runs forward and backward as it is, once for the operations of its matrix products and twice, with two numbers
-of pairs, for the memory of its tensors, which goes with the pairs.
+of pairs, for the memory of its tensors, which is linear in the pairs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNIT = 16
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of a pair by part: of the forward pass, and of forward and backward pass without recomputation."""
+    """Operations per pair by part: of the forward pass, and of forward and backward pass without recomputation."""
 
     forward: dict[str, float]
     step: dict[str, float]
@@ -48,7 +48,7 @@ class Moments:
     """The memory of a forward and a backward pass after each of their operations, arrays of one length.
 
     Attributes:
-        fixed, per_pair: bytes of all tensors but weights and weights' gradients are `fixed + per_pair * pairs`.
+        fixed, per_pair: bytes of all tensors except weights and their gradients are `fixed + per_pair * pairs`.
         gradients: share of the weights that have their gradient.
         backward: the first moment of the backward pass.
     """
@@ -60,7 +60,7 @@ class Moments:
 
 
 class FakeModel:
-    """A model on a device that need not be there, and what its steps cost with captions of the greatest length.
+    """A model on a device that need not be there, and what its steps cost with captions of the maximum length.
 
     Attributes:
         parameters: by part; what two parts share counts for the first.
@@ -92,7 +92,7 @@ class FakeModel:
         return sum(self.parameters.values())
 
     def divided(self, ranks: int) -> FakeModel:
-        """What each of `ranks` has and computes that split the layers of its blocks; raises as `split_layers`."""
+        """What each rank has and computes if `ranks` split the layers of its blocks; raises as `split_layers`."""
         if ranks not in self._divided:
             model = on_meta(self.model)
             split_layers(model, ranks, 0)
@@ -100,7 +100,7 @@ class FakeModel:
         return self._divided[ranks]
 
     def sums(self, recompute: float, foreign: bool = False) -> Sums:
-        """What the ranks of a divided model sum up; args as of `moments_of`."""
+        """What the ranks of a divided model sum up; args as for `moments_of`."""
         key = recompute, foreign
         if key not in self._sums:
             batch = self._longest(UNIT)
@@ -113,15 +113,15 @@ class FakeModel:
 
     @property
     def token_numbers(self) -> tuple[int, int]:
-        """Of an image's tokens, and of the longest text's."""
+        """How many numbers an image's tokens have, and the longest text's."""
         model, (rows, columns) = self.model, self.model.grid
         return (rows * columns + 1) * model.vision.width, self.data.text_length * model.text.width
 
     def flops(self, foreign: bool = False) -> Flops:
-        """A part that no objective needs is absent.
+        """The operations of a pair; a part that no objective needs is absent.
 
         Args:
-            foreign: ITM's negatives are no rows of the micro-batch.
+            foreign: ITM's negatives are not rows of the micro-batch.
         """
         if foreign not in self._flops:
             batch = self._longest(UNIT)
@@ -136,7 +136,7 @@ class FakeModel:
         return self._flops[foreign]
 
     def ahead(self) -> float:
-        """Operations of a pair before its own passes, where ITM's groups span micro-batches that follow each other."""
+        """Operations of a pair before its own passes, if ITM's groups span successive micro-batches."""
         if self._ahead is None:
             batch = self._longest(UNIT)
             with without_values(self.model, self.device) as (model, without_value), flop_counter() as counter:
@@ -149,9 +149,9 @@ class FakeModel:
         return self._ahead
 
     def moments(self, element: int, recompute: float, foreign: bool = False) -> Moments:
-        """For any number of pairs, from two runs; on a GPU alone, where operations take no other way for other shapes.
+        """The moments for any number of pairs, from two runs; on a GPU only, where operations run alike for all shapes.
 
-        Args: as of `moments_of`.
+        Args: as for `moments_of`.
         """
         key = element, recompute, foreign
         if key not in self._moments:
@@ -161,12 +161,12 @@ class FakeModel:
         return self._moments[key]
 
     def moments_of(self, pairs: int, element: int, recompute: float, foreign: bool = False) -> Moments:
-        """For so many pairs alone, all of which is "fixed".
+        """The moments for just so many pairs, all of it "fixed".
 
         Args:
             element: bytes of a weight and an activation, 2 or 4.
             recompute: the share of the blocks that backward computes again.
-            foreign: ITM's negatives are no rows of the micro-batch.
+            foreign: ITM's negatives are not rows of the micro-batch.
         """
         batch, dtype = self._longest(pairs), torch.bfloat16 if element == 2 else torch.float32
         with without_values(self.model, self.device, dtype) as (model, without_value):
@@ -204,7 +204,7 @@ def task_flops(model: TaskModel, text_length: int) -> float:
 
 
 def _with_foreign(pool: GlobalBatch, batch: Batch, given: Sequence[Tensor] = ()) -> GlobalBatch:
-    """The tokens of all negatives are brought here: those that are given, or copies of the own."""
+    """The pool with the tokens of all negatives brought in: those that are given, or copies of the own ones."""
 
     def negatives(_: Encoded, __: Tensor, *own: Tensor) -> tuple[Negative, Negative]:
         image_BSD, text_BLD = given or [tokens.clone() for tokens in own]
@@ -214,7 +214,7 @@ def _with_foreign(pool: GlobalBatch, batch: Batch, given: Sequence[Tensor] = ())
 
 
 class _Trace(LiveMemory):
-    """Live memory after every operation; a weight's gradient is none of it, and let go of as soon as it is there."""
+    """Live memory after every operation, without weights' gradients, each of which is freed as soon as it is there."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(fake=True)

@@ -1,4 +1,4 @@
-"""A run's model, without its weights and without a network."""
+"""Builds a run's model without its weights and without a network."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ defaults in the config.json there. Names without an owner, such as roberta-base,
 
 
 def build_without_weights(blueprint: Blueprint, data: Data) -> MaskVLM:
-    """The model after a blueprint of pretraining or retrieval, on torch's meta device, which takes no memory.
+    """The model of a blueprint for pretraining or retrieval, on torch's meta device, which takes no memory.
 
     Raises:
         UserError: the task is another than pretraining or retrieval, or an encoder is not known here.
@@ -71,7 +71,7 @@ def build_without_weights(blueprint: Blueprint, data: Data) -> MaskVLM:
 
 
 def build_task_without_weights(blueprint: Blueprint, data: Data, classes: int) -> TaskModel:
-    """The same of a task that chooses among classes."""
+    """The same for a task that chooses among classes."""
     return cast(TaskModel, _build(blueprint, data, classes))
 
 
@@ -106,17 +106,17 @@ def without_weights(model: Model, data: Data) -> tuple[Model, Vocabulary]:
 
 
 def _text_settings(model: Model) -> tuple[str, dict[str, Any]]:
-    """Model type and settings of a text encoder: of its folder or the hub's cache on this machine, or from memory."""
+    """Model type and settings of a text encoder: from its folder, this machine's cache of the hub, or `KNOWN_TEXT`."""
     try:
         found = AutoConfig.from_pretrained(model.text, local_files_only=True)
         return found.model_type, {
             k: v for k, v in found.to_diff_dict().items() if k not in ("model_type", "_name_or_path")
         }
-    except Exception:  # transformers and the hub raise many kinds; all mean that it is not here
+    except Exception:  # transformers and the hub raise many kinds; all mean that the encoder is not here
         by_name = KNOWN_TEXT | {name.split("/")[1]: known for name, known in KNOWN_TEXT.items()}
         if model.text in by_name:
             return by_name[model.text]
         raise UserError(
-            f"model.text {model.text!r} is not known here and nothing of it lies in the hub's cache: give a local "
+            f"model.text {model.text!r} is not known here and is not in the hub's cache: give a local "
             f"folder, download it once, or plan with one of {', '.join(KNOWN_TEXT)}."
         ) from None

@@ -1,8 +1,8 @@
 """How long NCCL takes for a collective on the links of given GPUs.
 
-A collective takes its latency and its bytes over the bandwidth, the better of NCCL's protocols, with the constants by
+A collective takes its latency plus its bytes over the bandwidth, by the best of NCCL's protocols, with the constants by
 which NCCL 2.30 chooses among them (src/graph/tuning.cc): rings for all-gather and reduce-scatter, a tree or a ring for
-all-reduce. Links and network reach `ACHIEVED` of what they are sold for.
+all-reduce. Links and network reach `ACHIEVED` of their advertised bandwidth.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from mvlm.estimate.cards import Card
 
 ACHIEVED = 0.8
-"""Share of a link's bandwidth that large collectives are taken to reach."""
+"""Share of a link's bandwidth that large collectives are assumed to reach."""
 MICRO = 1e-6
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One of NCCL's, microseconds: what a collective begins with, and each hop on NVLink, PCI Express and a network.
+    """One of NCCL's protocols.
 
     Attributes:
-        share: of the bandwidth that it reaches; `cap` is in bytes a second between nodes.
+        share: of the bandwidth that it reaches.
+        cap: bytes a second between nodes at most.
+        ring, tree: microseconds of a collective's start, and of each hop on NVLink, PCI Express and a network.
     """
 
     share: float
@@ -36,7 +38,7 @@ PROTOCOLS = (
     Protocol(0.92, math.inf, ring=(14.0, 1.9, 2.5, 4.0), tree=(14.0, 1.25, 1.9, 8.5)),
     Protocol(1.0, math.inf, ring=(8.4, 3.4, 5.7, 14.0), tree=(8.4, 4.0, 4.0, 14.0)),
 )
-"""LL, LL128 and Simple; the constants of LL's bandwidth between nodes lie between 19 and 35e9 by CPU."""
+"""LL, LL128 and Simple; the constants of LL's bandwidth between nodes are from 19 to 35e9, depending on the CPU."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""How long it takes to make a corpus of a table of links and to have a model score it, and what it costs.
+"""How long it takes to make a corpus from a table of links and to have a model score it, and what it costs.
 
-Computing follows from rates that were measured; what nobody measured is assumed, and said.
+Computing follows from measured rates; what was not measured is assumed, and named in the plan.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 LINK_MS = 0.64
-"""CPU time of a link, from benchmarks/data/results/download.json: all of "ours, as they come", so that the decoding of
-its small images is counted here as well."""
+"""CPU time of a link, from benchmarks/data/results/download.json: all of "ours, as they come", so that decoding its
+small images is counted here as well."""
 
 IMAGES_A_CPU_SECOND, PIXELS = 1187, 500 * 375
 """Decoded, checked, hashed and written: "whole sharding" of benchmarks/data/results/write.json, on images of that
@@ -19,7 +19,7 @@ size."""
 
 @dataclass(frozen=True)
 class LinkTablePlan:
-    """What is asked, with what is assumed where nobody says otherwise."""
+    """What is asked, with assumptions as defaults."""
 
     links: int
     nodes: int = 1
@@ -31,14 +31,14 @@ class LinkTablePlan:
     seconds: float = 1.5  # of a request, with those that time out
     connections: int = 256  # of a process; one runs on each hardware thread
     gbit: float = 10.0  # a second, of a node
-    encryption_ms: float = 2.0  # CPU time of a link for TLS and its name, which loopback has not
+    encryption_ms: float = 2.0  # CPU time of a link for TLS and the look-up of its name, not needed on loopback
     core_hour: float = 0.04  # price of a hardware thread
     gb_month: float = 0.02  # price of a gigabyte stored
 
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """Of `mvlm score`, and of training on what is kept; all but `gpus` and `clusters` is assumed."""
+    """What is asked of `mvlm score`, and of training on what is kept; all but `gpus` and `clusters` is assumed."""
 
     gpus: int  # that score, each a part
     pairs_per_s: float = 200.0  # of a GPU: a third of an update's 378 GFLOP a pair, at 25 TFLOP/s
@@ -68,7 +68,7 @@ def plan_scoring(images: int, asked: ScoringPlan) -> dict[str, Any]:
 
 
 def scoring_text(plan: dict[str, Any]) -> str:
-    """For a person."""
+    """The plan in lines, for people."""
     lines = [
         f"scores         {plan['scoring_hours']:,.1f} hours on {plan['gpus']:,} GPUs, which cost {plan['cost']:,.0f}, "
         "with the clusters",
@@ -81,7 +81,7 @@ def scoring_text(plan: dict[str, Any]) -> str:
 
 
 def plan_links(asked: LinkTablePlan) -> dict[str, Any]:
-    """Hours by what bounds them, bytes and cost; "assumed" are the fields of `asked` that nobody measured."""
+    """Hours by what bounds them, bytes and cost; "assumed" has the fields of `asked` that were not measured."""
     images = asked.links * asked.alive
     image_s = asked.megapixels * 1e6 / PIXELS / IMAGES_A_CPU_SECOND
     cpu_s = asked.links * (LINK_MS + asked.encryption_ms) / 1e3 + images * image_s
@@ -111,7 +111,7 @@ def plan_links(asked: LinkTablePlan) -> dict[str, Any]:
 
 
 def links_text(plan: dict[str, Any]) -> str:
-    """For a person."""
+    """The plan in lines, for people."""
     bounds = ", ".join(f"{name} {value:,.1f}" for name, value in plan["hours_by_bound"].items())
     lines = [
         f"links          {plan['links']:,}, of which {plan['images']:,} give an image",

@@ -11,7 +11,7 @@ from mvlm.training.contrast import ranks_at_once
 from mvlm.training.zero.memory import FP32, States
 
 CONTRASTIVE_BYTES = 25
-"""Of each similarity that is there at once: the gradient's matrices in fp32 (mvlm/kernels/contrastive.py)."""
+"""For each similarity that is there at once: the gradient's matrices in fp32 (mvlm/kernels/contrastive.py)."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,8 @@ class Memory:
         contrastive: features of others, similarities with them and gradients at the own ones: alive for a moment
             between the encoders and the cross encoders, and counted at every moment but the update's.
         negatives: ITM's tokens on their way between ranks and micro-batches; counted likewise.
-        scratch: what is there for a moment: gradients of activations, blocks computed again, and the buckets of
-            reduction.
-        moment: which it is: "forward", "backward" or "update".
+        scratch: what is there for a moment: gradients of activations, recomputed blocks, and the buckets of reduction.
+        moment: which one it is: "forward", "backward" or "update".
     """
 
     weights: float
@@ -45,9 +44,9 @@ class Memory:
 
 
 def contrastive_bytes(model: FakeModel, share: int, ranks: int) -> float:
-    """Of ITC between a rank's `share` of the global batch and the block of others that it holds at once.
+    """What ITC takes between a rank's `share` of the global batch and the block of others that it holds at once.
 
-    Everybody's features may be one block; of several it holds the next one too.
+    All ranks' features may be one block; of several, it holds the next one too.
     """
     if not model.objectives.itc:
         return 0.0
@@ -59,7 +58,7 @@ def contrastive_bytes(model: FakeModel, share: int, ranks: int) -> float:
 
 
 def peak(moments: Moments, states: States, similarities: float, pairs: int, negatives: float = 0.0) -> Memory:
-    """Of a step with micro-batches of `pairs`.
+    """The peak of a step with micro-batches of `pairs`.
 
     Args:
         similarities: as `contrastive_bytes` gives them.
@@ -72,7 +71,7 @@ def peak(moments: Moments, states: States, similarities: float, pairs: int, nega
     needed[moments.backward :] += states.buckets
     at = int(needed.argmax())
     is_backward = at >= moments.backward
-    # What no moment between here and the turn from forward to backward lacks is kept for backward.
+    # What is alive at every moment between here and the turn from forward to backward is kept for backward.
     between = live[moments.backward : at + 1] if is_backward else live[at : moments.backward]
     kept = float(between.min())
     scratch = float(live[at]) - kept + (states.buckets if is_backward else 0.0)

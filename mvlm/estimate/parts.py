@@ -14,11 +14,11 @@ from mvlm.training.gradient_norms import part_of
 class FlopsByPart:
     """Operations by part of the model, forward and backward.
 
-    Backward goes through the graph in the reverse order of its making, so that what runs after the gradient of a
-    module's result has come is that module's own.
+    Backward goes through the graph in reverse, so that what runs once the gradient of a module's result is there
+    belongs to that module.
 
     Attributes:
-        part: that what runs now belongs to.
+        part: the one to which what runs now belongs.
     """
 
     def __init__(self, counter: FlopCounterMode, model: nn.Module) -> None:
@@ -31,7 +31,7 @@ class FlopsByPart:
                 module.register_forward_hook(self._leaving(enter))
 
     def until_now(self) -> Counter[str]:
-        """Since counting began."""
+        """Operations since counting began."""
         self._flops[self.part] += self._counter.get_total_flops() - self._flops.total()
         return self._flops.copy()
 

@@ -1,4 +1,4 @@
-"""A run planned before it starts: size, work, memory, time and communication, and what follows from them."""
+"""Plans a run before it starts: size, work, memory, time and communication."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mvlm.training.zero.memory import States, Zero, states
 from mvlm.training.zero.muon import operations
 
 LARGEST = 1 << 20
-"""Micro-batch beyond which nobody looks."""
+"""The largest micro-batch that is tried."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Request:
 
     Attributes:
         content, names: the DeepSpeed JSON, and the paths of it and of the run TOML.
-        corpus: pairs an epoch.
-        mfu: model FLOPs utilisation, the share of the card's peak that a step's products are taken to reach.
+        corpus: pairs per epoch.
+        mfu: model FLOPs utilisation, the share of the card's peak that a step's products are assumed to reach.
     """
 
     train: Train
@@ -54,12 +54,12 @@ class Request:
 
 
 class Planner:
-    """Answers of one request, of a model that several may have.
+    """Answers one request, about a model that several requests may share.
 
     Attributes:
         whole: the model; `model`: what a rank has of it.
-        split: ranks of a replica, which split the layers of its blocks.
-        ranks: replicas, of which each has its own pairs.
+        split: ranks per replica, which split the layers of its blocks.
+        ranks: replicas, each of which has its own pairs.
     """
 
     def __init__(self, request: Request, model: FakeModel) -> None:
@@ -78,7 +78,7 @@ class Planner:
 
     @functools.cached_property
     def pairs(self) -> int:
-        """Of the planned micro-batch."""
+        """Those of the planned micro-batch."""
         given, share = self.train.micro_batch, self.train.global_batch // self.ranks
         return (self.largest or min(self.allowed)) if given == "auto" else int(given or share)
 
@@ -105,12 +105,12 @@ class Planner:
             zero["zero_hpz_partition_size"] = self.request.per_node if self.request.nodes > 1 else 1
         train, optim = self.train, self.request.optim
         steps = schedule_steps(train, optim, self.request.corpus)
-        folder = ""  # where a rank offloads to is none of the plan
+        folder = ""  # where a rank offloads to does not matter here
         run = RunSide(self.request.names, folder, train, optim, self.ranks, steps, self.whole.total)
         return Zero.of(resolve(content, run))
 
     def memory(self, zero: Zero, pairs: int) -> Memory:
-        """At the peak of a step, on a rank's GPU."""
+        """Memory at the peak of a step, on a rank's GPU."""
         accumulation = self.train.global_batch // (self.ranks * pairs)
         return self._peak(zero, accumulation, pairs)
 
@@ -127,19 +127,19 @@ class Planner:
         return peak(moments, held, contrastive, pairs, negatives)
 
     def span(self, pairs: int) -> tuple[int, int]:
-        """Ranks that an ITM group spans, and micro-batches of each, one after another."""
+        """Ranks that an ITM group spans, and successive micro-batches of each."""
         objectives, whole = self.model.objectives, self.train.global_batch
         return span_shape(objectives.group(whole), self.ranks, pairs) if objectives.itm else (1, 1)
 
     def _foreign(self, pairs: int) -> bool:
-        """Whether negatives may be outside of the micro-batch that draws them."""
+        """Whether negatives may be outside the micro-batch that draws them."""
         return self.span(pairs) != (1, 1)
 
     def fits(self, zero: Zero, pairs: int) -> bool:
         return self.memory(zero, pairs).total <= self.room
 
     def largest_that_fits(self, zero: Zero) -> int:
-        """Of the micro-batches that divide the global batch; 0 = none."""
+        """The largest that fits of the micro-batches that divide the global batch; 0 = none."""
         return max((pairs for pairs in self.allowed if self.fits(zero, pairs)), default=0)
 
     def held(self) -> int:
@@ -155,7 +155,7 @@ class Planner:
         return self._peak(self.zero, 1, pairs).total <= self.room
 
     def step(self, zero: Zero, ranks: int, pairs: int, accumulation: int) -> Step:
-        """The time of a step; `ranks` as of the planner's own."""
+        """The time of a step on so many replicas, `ranks`."""
         counted, shape = self.model.flops(self._foreign(pairs)), self.span(pairs)
         forward, whole = (sum(flops.values()) for flops in (counted.forward, counted.step))
         backward = whole - forward + forward * self._recomputed()
@@ -176,7 +176,7 @@ class Planner:
         return contrast_of(self.model, self._between(self.ranks), self.train.global_batch)
 
     def _between(self, ranks: int) -> Fabric:
-        """Of so many replicas' ranks of one place in theirs."""
+        """The fabric between the ranks with the same place in so many replicas."""
         return Fabric(self.request.card, ranks, min(max(1, self.request.per_node // self.split), ranks))
 
     def _layers(self, pairs: int) -> tuple[float, float]:
@@ -195,7 +195,7 @@ class Planner:
 
     @property
     def stages(self) -> range:
-        """Of ZeRO, that such a run can have."""
+        """The ZeRO stages that such a run can have."""
         return range(4 if self.split == 1 else 3)
 
     def stage(self, stage: int) -> Zero:
@@ -212,13 +212,13 @@ class Planner:
 
 
 def precision_of(content: dict[str, Any], name: str, card_name: str, card: Card) -> str:
-    """In which a step computes: what the JSON enables, or bf16 where that is "auto" and the card has it.
+    """The one in which a step computes: what the JSON enables, or bf16 if that is "auto" and the card has it.
 
     Args:
         content, name: the DeepSpeed JSON, and the path of it.
 
     Raises:
-        UserError: the card has not what is enabled.
+        UserError: the card does not compute in what is enabled.
     """
     for section in ("bf16", "fp16"):
         enabled = (content.get(section) or {}).get("enabled")

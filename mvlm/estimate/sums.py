@@ -1,4 +1,4 @@
-"""What ranks that split the layers of a model sum up (mvlm/training/tensor_parallel.py), counted as it runs."""
+"""Counts what ranks that split a model's layers sum up as it runs (mvlm/training/tensor_parallel.py)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mvlm.training.tensor_parallel import branches
 
 @dataclass(frozen=True)
 class Sums:
-    """All-reduces of a forward and a backward pass among ranks that split layers: elements of a pair, and how many."""
+    """All-reduces of a forward and a backward pass among ranks that split layers: elements per pair, and how many."""
 
     elements: float
     times: int
 
 
 class SumCounter:
-    """Counts while it is entered what ranks that split the layers of a model sum up in its passes.
+    """Counts, within its context, what ranks that split a model's layers sum up in its passes.
 
-    What recomputation sums once more counts again.
+    What recomputation sums up again counts again.
     """
 
     def __init__(self, model: nn.Module) -> None:

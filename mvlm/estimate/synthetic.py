@@ -1,4 +1,4 @@
-"""Micro-batches that steps are counted with: pairs with captions of given lengths, and no images."""
+"""Micro-batches with which steps are counted: pairs with captions of given lengths, and images without pixels."""
 
 from __future__ import annotations
 

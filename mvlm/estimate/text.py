@@ -1,4 +1,4 @@
-"""What a plan says: as JSON, and for people to read."""
+"""A plan as JSON, and as text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mvlm.estimate.plan import Planner
 from mvlm.training.schedule import schedule_steps
 
 SCALES = (8, 64, 512, 4096)
-"""GPUs whose efficiency is planned."""
+"""Numbers of GPUs for which the efficiency is planned."""
 
 GB = 1e9
 KINDS = ("weights", "gradients", "optimizer", "activations", "contrastive", "negatives", "scratch")
@@ -85,7 +85,7 @@ def efficiency(planner: Planner) -> dict[str, dict[str, float]]:
 
 
 def as_text(plan: dict[str, Any]) -> str:
-    """Of `as_json`, in lines of at most 120 characters."""
+    """The plan of `as_json`, in lines of at most 120 characters."""
     parameters, flops, memory, step = (
         plan[key] for key in ("parameters", "flops_per_pair", "memory_bytes", "step_seconds")
     )
@@ -153,7 +153,7 @@ def _parts(values: dict[str, float], unit: float, digits: int) -> str:
 
 
 def _agreement(table: dict[str, dict[str, float]]) -> str:
-    """How long the ranks' exchange over their hosts is on its way, beneath the efficiency."""
+    """How long the ranks' exchange over their hosts takes, beneath the efficiency."""
     return f"  {'agreement, ms':13}" + "".join(f"{row['seconds'] * 1e3:8.2f}" for row in table.values()) + "   hidden"
 
 
