@@ -79,7 +79,7 @@ def test_schedules_begin_anew_with_a_stage_unless_they_are_continued(tmp_path: P
         ("[[stage]]\ntrain.steps = 1\nschedule = 'other'\n", r"schedule is 'other': give \"own\" or \"continue\""),
         ("[[stage]]\ntrain.steps = 1\noptim.lr = -1\n", r"stage 1: optim.lr is -1.0: it must be above 0"),
         ("[stage]\nsteps = 1\n", r"stage must be tables, each under a line \[\[stage\]\]"),
-        ("[[stage]]\ntrain.steps = 9\ntrain.global_batch = [16]\n", r"global_batch is \[16\]: give one number, or two"),
+        ("[[stage]]\ntrain.steps = 9\ntrain.global_batch = [16]\n", r"global_batch is \[16\]: give one number, or a"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused_in_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:

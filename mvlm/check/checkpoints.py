@@ -30,7 +30,7 @@ TAIL_BYTES = 1 << 16
 
 
 def checkpoint_bytes(parameters: int, config: Config) -> int:
-    """Of a checkpoint: fp32 weights, AdamW's two moments and, if the run keeps one, the average of the weights."""
+    """Size of a checkpoint: fp32 weights, AdamW's two moments and, if the run keeps one, the average of the weights."""
     return (12 + 4 * (config.train.ema > 0)) * parameters
 
 

@@ -64,7 +64,7 @@ def read_run(report: Report, toml: str, overrides: Sequence[str], deepspeed: str
             shards.check_corpus(report, config, folder, deep)
     elif config:
         given = f", with {len(overrides)} set on the command line" if overrides else ""
-        report.right("toml", f"All keys of {toml} are known and their values possible{given}.")
+        report.right("toml", f"All keys of {toml} are known, and all values possible{given}.")
         with report.judged("stages"):
             stages = make_stages(config, read_stages(toml), toml)
         count = len(stages or (config,))

@@ -19,7 +19,7 @@ def as_path(given: object) -> str:
     """The path that was given in a Python call.
 
     Raises:
-        UserError: it is no path, or empty, which would be taken for the current folder.
+        UserError: it is not a path, or empty, which would be taken for the current folder.
     """
     if not isinstance(given, (str, PathLike)):
         raise UserError(

@@ -148,7 +148,9 @@ def _spread(table: Table, where: str) -> list[Table]:
     if not isinstance(batches, list):
         return [table]
     if len(batches) < 2 or not all(isinstance(batch, int) for batch in batches):
-        raise UserError(f"{where}: a stage's train.global_batch is {batches!r}: give one number, or two or more.")
+        raise UserError(
+            f"{where}: a stage's train.global_batch is {batches!r}: give one number, or a list of two or more."
+        )
     found = []
     for number, batch in enumerate(batches):
         length = {key: _share(key, train[key], number, len(batches)) for key in LENGTHS if key in train}

@@ -46,7 +46,7 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 def as_toml(value: Any) -> str:
-    """A value as it stands in a TOML file; raises `UserError` for one that TOML has no form for, such as None."""
+    """A value as written in a TOML file; raises `UserError` for one that TOML cannot hold, such as None."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):  # TOML's escapes are JSON's, except for DEL

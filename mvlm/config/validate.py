@@ -63,7 +63,7 @@ def requirements(config: Config) -> Iterator[Requirement]:
     yield from _of_evaluation(config)
     mirror, peers = config.checkpoint.mirror, config.checkpoint.peers
     yield not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine"
-    yield peers == 0 or (peers == 1 and bool(mirror)), "checkpoint.peers", "0, or 1 beside a checkpoint.mirror"
+    yield peers == 0 or (peers == 1 and bool(mirror)), "checkpoint.peers", "0, or 1 with a checkpoint.mirror"
 
 
 def _of_own_numbers(config: Config) -> Iterator[Requirement]:
@@ -116,7 +116,7 @@ def _of_data(config: Config) -> Iterator[Requirement]:
     smallest, largest = data.crop_scale
     yield 0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1"
     chosen = data.caption == "draw" or data.epoch == "images"
-    yield chosen, "data.caption", "left out, as an epoch of pairs draws every caption, or data.epoch 'images'"
+    yield chosen, "data.caption", "left out unless data.epoch = 'images', as an epoch of pairs draws every caption"
     whole = not data.shuffle_shards or data.shuffle != "global"
     yield whole, "data.shuffle_shards", "0 if data.shuffle = 'global', which shuffles no whole shards"
     operations, magnitude = data.randaugment

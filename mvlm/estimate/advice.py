@@ -60,7 +60,7 @@ def _with_recompute(planner: Planner, share: float) -> Planner:
 
 
 def _lower_stage(planner: Planner) -> list[str]:
-    """For a lower stage if it fits and is faster, or offload is not needed.
+    """Advise a lower stage if it fits and is faster, or if offload is not needed.
 
     A higher stage is never advised for speed: what DeepSpeed's host work costs at each is not in the plan.
     """

@@ -25,7 +25,7 @@ from mvlm.training.zero.memory import FP32, Zero, elements
 from mvlm.training.zero.muon import AT_ONCE
 
 UPDATE_BYTES = 3 * 2 * FP32 + FP32 + 2
-"""That AdamW reads and writes per weight: itself and two moments both ways, its gradient, its copy in 16 bits."""
+"""Bytes that AdamW moves per weight: itself and two moments both ways, its gradient, its copy in 16 bits."""
 NUMBERS = 8.0
 """Bytes of an all-reduce of one number or a few, such as a norm; mvlm has two in a step, DeepSpeed the others."""
 HOST_MESSAGE = 50e-6

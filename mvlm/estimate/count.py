@@ -161,7 +161,7 @@ class FakeModel:
         return self._moments[key]
 
     def moments_of(self, pairs: int, element: int, recompute: float, foreign: bool = False) -> Moments:
-        """The moments for just so many pairs, all of it "fixed".
+        """The moments for exactly so many pairs, with all of their memory "fixed".
 
         Args:
             element: bytes of a weight and an activation, 2 or 4.

@@ -11,7 +11,7 @@ from mvlm.training.contrast import ranks_at_once
 from mvlm.training.zero.memory import FP32, States
 
 CONTRASTIVE_BYTES = 25
-"""For each similarity that is there at once: the gradient's matrices in fp32 (mvlm/kernels/contrastive.py)."""
+"""Per similarity that is held at once: the gradient's matrices in fp32 (mvlm/kernels/contrastive.py)."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Planner:
 
     @functools.cached_property
     def pairs(self) -> int:
-        """Those of the planned micro-batch."""
+        """Pairs of the planned micro-batch."""
         given, share = self.train.micro_batch, self.train.global_batch // self.ranks
         return (self.largest or min(self.allowed)) if given == "auto" else int(given or share)
 
@@ -212,7 +212,7 @@ class Planner:
 
 
 def precision_of(content: dict[str, Any], name: str, card_name: str, card: Card) -> str:
-    """The one in which a step computes: what the JSON enables, or bf16 if that is "auto" and the card has it.
+    """The precision of a step: what the JSON enables, or bf16 if that is "auto" and the card has it.
 
     Args:
         content, name: the DeepSpeed JSON, and the path of it.

@@ -37,10 +37,10 @@ def log_sum_exps(
     own_ids_B2: Tensor | None = None,
     ids_U2: Tensor | None = None,
 ) -> Tensor:
-    """log sum_j exp(own_i · others_j / T), fp32, without gradient; minus infinity where nothing is summed.
+    """log sum_j exp(own_i · others_j / T), fp32, without gradient; minus infinity if nothing is summed.
 
     Args:
-        own_BE: the own pairs' features of one modality.
+        own_BE: the micro-batch's own features of one modality.
         others_UE: U pairs' features of the other.
         temperature: T, one value.
         start: others_(start + i) is own_i's positive; if that is outside the U pairs, it is not among them.
@@ -64,7 +64,7 @@ def contrastive_gradient(
     own_ids_B2: Tensor | None = None,
     ids_U2: Tensor | None = None,
 ) -> Tensor:
-    """What the U others add to the gradient, at the own features, of the sum over the G pairs: sum_j w_ij others_j / T,
+    """What the U others add to the gradient at own_BE of the sum over the G pairs: sum_j w_ij others_j / T,
     where w_ij = (exp(s_ij - lse_i) + exp(s_ij - lse_j)) / 2, less one at the positive.
 
     Args:
@@ -85,7 +85,7 @@ def contrastive_gradient(
 
 
 def row_blocks(own: int, others: int) -> Iterator[slice]:
-    """Slices of the own rows, one at least, each with no more than `AT_ONCE` similarities."""
+    """Slices of own rows, one at least, each with no more than `AT_ONCE` similarities."""
     size = max(1, AT_ONCE // max(1, others))
     return (slice(first, min(first + size, own)) for first in range(0, max(1, own), size))
 
@@ -135,7 +135,7 @@ def _why_not(own_BE: Tensor, others_UE: Tensor, *_: object) -> str | None:
 
 
 def _pays(own_BE: Tensor, others_UE: Tensor, *_: object) -> str | None:
-    return None if len(others_UE) >= PAYS else f"it pays from {PAYS} pairs in one place on"
+    return None if len(others_UE) >= PAYS else f"it pays only with {PAYS} pairs or more in one place"
 
 
 LOG_SUM_EXPS = Op(

@@ -29,7 +29,7 @@ PROGRAMS = 256
 
 @triton.jit
 def load_rows(features, rows, count, first, width, BLOCK: tl.constexpr):
-    """BLOCK columns, from `first` on, of a tile of features in fp32, zero where there are none."""
+    """BLOCK columns, from `first` on, of a tile of features in fp32, zero beyond their end."""
     column = first + tl.arange(0, BLOCK)
     at = features + rows.to(tl.int64)[:, None] * width + column[None, :]
     return tl.load(at, mask=(rows < count)[:, None] & (column < width)[None, :], other=0).to(tl.float32)

@@ -36,7 +36,7 @@ def anything(*_: Any, **__: Any) -> None:
 
 def by_name_only(*_: Any, **__: Any) -> str:
     """The `pays` of what has not been timed."""
-    return "not measured yet: taken by name alone"
+    return "not measured yet: taken only if it is named"
 
 
 def nothing(_: bool) -> None:

@@ -101,7 +101,7 @@ def _recomputing_takes(x: Tensor, *_: object) -> str | None:
 
 def _recomputing_pays(x: Tensor, *_: object) -> str | None:
     if torch.compiler.is_compiling():
-        return "a compiler decides itself what to compute again"
+        return "a compiler decides by itself what to recompute"
     if x.device.type == "cpu":
         return "on a CPU memory costs less than a second GELU"
     return None

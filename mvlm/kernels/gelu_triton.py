@@ -18,7 +18,7 @@ TILE = {"ROWS": 8, "COLUMNS": 256}
 """At a time: two loads of 16 bytes per thread in bf16."""
 WARPS = 4
 PROGRAMS = 128
-"""That share the rows of 256 columns: with a feed-forward's 3,072, ten per multiprocessor of an H100."""
+"""Programs that share the rows of 256 columns: with a feed-forward's 3,072, ten per multiprocessor of an H100."""
 
 
 @triton.jit

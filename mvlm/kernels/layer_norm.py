@@ -12,7 +12,7 @@ from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op, by_name_only
 
 LARGEST = 4096
-"""Values of a row that a program of the Triton kernels holds at once."""
+"""The most values of a row that a program of the Triton kernels holds at once."""
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

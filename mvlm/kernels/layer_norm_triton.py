@@ -17,8 +17,8 @@ from torch import Tensor
 from mvlm.kernels.triton_operators import triton_op, wrap_triton
 
 PROGRAMS = 1024
-"""That share the rows in backward: as many as an H100's registers hold at once. The same on every GPU, so that sums are
-the same too."""
+"""Programs that share the rows in backward: as many as an H100's registers hold at once, and the same on every GPU, so
+that sums are the same too."""
 
 
 @triton.jit

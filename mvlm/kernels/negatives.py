@@ -32,7 +32,7 @@ def negatives(
         others_JE: of the other modality, of whole groups.
         temperature: T, one value.
         position_J: int64, samples seen before each pair.
-        start: where the own pairs begin among the J.
+        start: the row of J at which the own pairs begin.
         group: K, consecutive pairs that draw from each other.
         ids_J2: image and caption of each pair; one that shares either is never drawn.
         uniform: draw all candidates with the same probability.

@@ -9,7 +9,7 @@ from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
 
 LARGEST = 4096
-"""Values of a patch that the Triton kernel holds at once: 36 pixels a side."""
+"""The most values of a patch that the Triton kernel holds at once: 36 pixels a side."""
 
 
 def patch_l1(

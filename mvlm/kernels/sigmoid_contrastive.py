@@ -15,7 +15,7 @@ class SigmoidTerms(NamedTuple):
     """What a block of others adds; all fp32."""
 
     loss_B: Tensor  # sum_j -log sigmoid(z_ij s_ij)
-    gradient_BE: Tensor  # of that at the own features, sum_j w_ij others_j / T
+    gradient_BE: Tensor  # of that at own_BE, sum_j w_ij others_j / T
     weight_B: Tensor  # sum_j w_ij, the gradient at the bias
 
 
@@ -28,8 +28,8 @@ def sigmoid_terms(
     own_ids_B2: Tensor | None = None,
     ids_U2: Tensor | None = None,
 ) -> SigmoidTerms:
-    """With s_ij = own_i · others_j / T + bias, z_ij = 1 at the positive and -1 elsewhere: every pair of the block is
-    judged by itself, so that w_ij = sigmoid(s_ij), less one at the positive, needs nothing of other blocks.
+    """With s_ij = own_i · others_j / T + bias and z_ij = 1 at the positive, -1 elsewhere: every pair of the block is
+    judged by itself, so that w_ij = sigmoid(s_ij), less one at the positive, needs no other block.
 
     Args:
         As for `mvlm.kernels.contrastive.log_sum_exps`; bias is one value.

@@ -31,7 +31,7 @@ class FixedNorm(nn.Module):
 
 
 class PixelPatches(nn.Module):
-    """Stands where a vision transformer embeds patches, and leaves them as pixels: BCHW -> BNQ.
+    """Replaces a vision transformer's patch embedding, and leaves patches as pixels: BCHW -> BNQ.
 
     A masked patch is thus a learned patch of pixels, put in before the first convolution.
     """

@@ -61,7 +61,7 @@ class Temperature(nn.Module):
 class SigmoidTemperature(nn.Module):
     """The sigmoid's divisor exp(-t'), with t' learned from log 10 and unbounded (SigLIP, section 3.2).
 
-    Learned is the change of t', of which bf16 keeps fine steps, as it would not of t' itself.
+    The parameter is the change of t', of which bf16 keeps fine steps, as it would not of t' itself.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class MlmHead(nn.Module):
         if not fits and (config.tie_classifier or config.classifier_init == "embedding"):
             asked = "tie_classifier = true" if config.tie_classifier else "classifier_init = 'embedding'"
             raise UserError(
-                f"model.{asked} makes the MLM head of {config.text!r}'s embeddings, which have {own} values, and its "
+                f"model.{asked} takes the MLM head from {config.text!r}'s embeddings, which have {own} values, but its "
                 f"tokens have {width}: leave it out."
             )
         self.classifier = nn.Linear(width, vocabulary)

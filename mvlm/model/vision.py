@@ -37,7 +37,7 @@ class MaskedPatchEmbed(nn.Module):
 
 
 class VisiblePatches(nn.Module):
-    """Stands where timm's encoders may drop patches, after positions are added, and lets visible ones through (MAE,
+    """Replaces timm's patch dropout, which comes after positions are added, and lets only visible patches through (MAE,
     section 3).
 
     Attributes:

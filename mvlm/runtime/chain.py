@@ -61,7 +61,7 @@ def run_chain(
             )
         if not step.is_done():
             raise UserError(
-                f"The step '{step.title}' ended without an error and is not done: run its command by itself."
+                f"The step '{step.title}' ended without an error, but is not done: run its command by itself."
             )
     return 0
 

@@ -54,7 +54,7 @@ def _ended(command: str, code: int) -> str:
     """The message for a command that could not itself say why it ended."""
     if code > 0:
         return f"{command} ended with exit code {code}: run it by itself."
-    why = ", as happens where memory runs out" if code == -signal.SIGKILL else ""
+    why = ", as happens when memory runs out" if code == -signal.SIGKILL else ""
     return f"{command} was ended by {signal.Signals(-code).name}{why}: make the same call again, which resumes."
 
 

@@ -20,7 +20,7 @@ def ask() -> None:
     """Have the hub's clients read only this machine's cache if the hub does not answer; call before a download."""
     if not constants.HF_HUB_OFFLINE and (missing := absence(constants.ENDPOINT)):
         constants.HF_HUB_OFFLINE = True
-        log.warning(f"{missing}: only what this machine's cache holds is taken.")
+        log.warning(f"{missing}: only this machine's cache is used.")
 
 
 def why_offline() -> str:

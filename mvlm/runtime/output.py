@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from typing import Any, TextIO, cast
 
 STDOUT = 1
-CLOSED = "Standard output was closed before all was said."
+CLOSED = "Standard output was closed before everything was written."
 
 
 def nobody_reads(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from mvlm.errors import ExitCode, UserError, first_line
 from mvlm.runtime.launch import environment
 
 JOINING_S = 900.0
-"""By which ranks' starts may differ; on hundreds of nodes their imports wait for one file server."""
+"""Seconds by which ranks' starts may differ; on hundreds of nodes their imports wait for one file server."""
 HEARING_S = 5.0
 
 

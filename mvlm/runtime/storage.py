@@ -165,7 +165,7 @@ class Storage:
         return self.__dict__ | {"_connection": None}  # every process has its own
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Bytes of each file below a folder by its path from the prefix; 0 where a list has no sizes, as with HTTP."""
+        """Bytes of each file below a folder by its path from the prefix; 0 if a list has no sizes, as with HTTP."""
         root = self._connect()[1]
 
         def find(files: Any, path: str) -> dict[str, int]:

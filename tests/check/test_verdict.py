@@ -131,7 +131,7 @@ def test_a_fabric_far_below_its_rating_is_named(found):
     assert findings(found) == [], "50 GB/s of 100"
     found.standings.speeds = {pair: Speed(3e10, 1e-5) for pair in found.standings.speeds}
     assert len(findings(found)) == 3
-    assert "n1 (ranks 0-1) exchanges 30 GB/s in its best pair, where its links are rated at 100" in findings(found)[0]
+    assert "n1 (ranks 0-1) exchanges 30 GB/s in its best pair, but its links are rated at 100" in findings(found)[0]
     for rank in range(6):
         change(found, rank, device="cpu")
     assert findings(found) == [], "gloo is held to no rating"

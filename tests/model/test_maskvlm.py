@@ -384,7 +384,7 @@ def test_embeddings_of_another_width_than_the_tokens_make_no_classifier(
     tokenizer: PreTrainedTokenizerBase, override: str, what: str
 ) -> None:
     sizes = "model.text_args={hidden_size=24, num_hidden_layers=1, num_attention_heads=3, embedding_size=16}"
-    with pytest.raises(UserError, match=rf"^model.{what} .* have 16 values, and its tokens have 24: leave it out"):
+    with pytest.raises(UserError, match=rf"^model.{what} .* have 16 values, but its tokens have 24: leave it out"):
         build(tokenizer, "model.text=electra", sizes, f"model.{override}")
 
 

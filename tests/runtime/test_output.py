@@ -21,7 +21,7 @@ def test_a_reader_that_ends_first_is_neither_a_bug_nor_a_full_disk(command: str)
     done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(writing)
     assert done.returncode == ExitCode.MISTAKE
-    assert done.stderr.splitlines()[-1] == f"{module}: Standard output was closed before all was said."
+    assert done.stderr.splitlines()[-1] == f"{module}: Standard output was closed before everything was written."
     assert "Traceback" not in done.stderr
     assert "disk" not in done.stderr
 

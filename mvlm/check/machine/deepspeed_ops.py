@@ -66,7 +66,7 @@ def _operation(name: str, builder: Any, compiled_ahead: bool) -> Finding:
 
 def _not_compilable(builder: Any) -> str | None:
     if shutil.which("ninja") is None:
-        return "there is no ninja"
+        return "ninja is not installed"
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
         return "there is no C++ compiler"
     built = builder()

@@ -69,7 +69,7 @@ def _extras(wanted: Requirement) -> str:
 
 
 def installed(name: str) -> str:
-    """The version of an installed package; "" where there is none."""
+    """The version of an installed package; "" if there is none."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

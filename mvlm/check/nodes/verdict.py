@@ -57,8 +57,8 @@ def _dead(found: Survey) -> list[str]:
         return []
     if len(dead) == len(found.nodes) - 1 > 1:
         return [
-            f"No other node answers {found.nodes[0].host}, where rank 0 is, any more: its own link is likely the one "
-            "that is broken; leave that node out."
+            f"No other node answers {found.nodes[0].host}, where rank 0 is, any more: most likely its own link is "
+            "broken; leave that node out."
         ]
     return [f"{node_names(dead)} joined and then stopped answering: see whether that node is up, or leave it out."]
 
@@ -141,7 +141,7 @@ def _slow_fabric(found: Survey) -> list[str]:
         rated = rated_bytes_per_s(found, node)
         if number in best and number not in slow and best[number] < SLOW_FABRIC * rated:
             sentences.append(
-                f"{node_names([node])} exchanges {best[number] / 1e9:.3g} GB/s in its best pair, where its links are "
+                f"{node_names([node])} exchanges {best[number] / 1e9:.3g} GB/s in its best pair, but its links are "
                 f"rated at {rated / 1e9:.3g}: see with NCCL_DEBUG=INFO whether NCCL uses them (NET/IB, not NET/Socket)."
             )
     return sentences[:NAMED]

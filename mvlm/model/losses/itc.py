@@ -62,7 +62,7 @@ def itc_loss(
         own: unit features; the image and the text of a pair are each other's positive.
         temperature: the similarities' divisor.
         bias: added to them; None = softmax.
-        contrast: what `begin_contrast` led to for these.
+        contrast: what the function that `begin_contrast` returned for these has computed.
         parts: micro-batches in the global batch.
         metrics: gets the values `temperature` and, with the sigmoid, `contrastive_bias`.
     """
@@ -110,7 +110,7 @@ def begin_contrast(
 def _softmax(
     image_BE: Tensor, text_BE: Tensor, temperature: Tensor, ids: list[Tensor], blocks: Blocks, peers: Peers
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each own pair's loss, and the gradients of the sum over all pairs at the own features."""
+    """Each own pair's loss, and the gradients of the sum over all pairs at own features."""
     lse_B2 = image_BE.new_full((len(image_BE), 2), float("-inf"))
     for start, (image_UE, text_UE, *their_ids) in blocks:
         image_B, text_B = (
@@ -132,7 +132,7 @@ def _softmax(
 def _sigmoid(
     image_BE: Tensor, text_BE: Tensor, temperature: Tensor, bias: Tensor, ids: list[Tensor], blocks: Blocks
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each own image's loss, the gradients of the sum over all pairs at the own features, and the own part of the
+    """Each own image's loss, the gradients of the sum over all pairs at own features, and own pairs' part of the
     bias's."""
     loss_B, weight_B = image_BE.new_zeros(len(image_BE)), image_BE.new_zeros(len(image_BE))
     at_image_BE, at_text_BE = torch.zeros_like(image_BE), torch.zeros_like(text_BE)
@@ -147,10 +147,10 @@ def _sigmoid(
 
 
 class _ItcShare(torch.autograd.Function):
-    """The sum over the own pairs, with the gradient of the sum over all G.
+    """The sum over the micro-batch's own pairs, with the gradient of the sum over all G.
 
-    The own features' gradient is the whole of it; the temperature's and the bias's are the own pairs' equal share of
-    it, so that the sign is the same in every micro-batch.
+    The features get the whole gradient; temperature and bias get the own pairs' equal share of theirs, so that its sign
+    is the same in every micro-batch.
     """
 
     @staticmethod
