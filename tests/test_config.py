@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvlm.config.load import config_from_dict, dump_config, load_config
+from mvlm.config.places import expanded
 from mvlm.config.schema import Config
 from mvlm.config.shipped import find_file
 from mvlm.config.toml import as_toml
@@ -217,6 +219,16 @@ def test_patterns_of_shard_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     data = load(tmp_path, text).data
     assert data.train == ("shards/a", "shards/b", "memory://nowhere/*")
     assert data.eval == (f"{tmp_path}/shards/a b", "none/*")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("[ab]", ["a", "b"]), ("[!a]", ["b"]), ("x[1", ["x[1"]), ("x[*", ["x[1"]), ("[z-a]", ["[z-a]"]), ("[]a]", ["a"])],
+)
+def test_brackets_in_a_url_are_read_as_a_shell_does(pattern: str, found: list[str]) -> None:
+    for name in ("a", "b", "x[1"):
+        fsspec.filesystem("memory").pipe(f"/brackets/{name}/manifest.json", b"{}")
+    assert expanded([f"memory://brackets/{pattern}"]) == tuple(f"memory://brackets/{name}" for name in found)
 
 
 @pytest.mark.parametrize("override", ["train.steps=7", "train.epochs=2"])

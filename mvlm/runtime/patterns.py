@@ -26,11 +26,21 @@ def matching(url: str, remedy: str) -> list[str]:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """As a shell matches: ** stands for any folders, * for part of a name, ? for one letter, [ab] for one of these."""
-    words = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    """As a shell matches: ** stands for any folders, * for part of a name, ? for one letter, [ab] for one of these.
 
-    def spelled(found: re.Match[str]) -> str:
+    A bracket that is never closed stands for itself, and a set that cannot be, such as [z-a], matches nothing.
+    """
+    wildcards = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+
+    def translated(found: re.Match[str]) -> str:
         sign = found[0]
-        return words.get(sign) or (sign.replace("[!", "[^") if sign.startswith("[") else re.escape(sign))
+        if sign in wildcards:
+            return wildcards[sign]
+        is_set = sign.startswith("[") and sign.endswith("]")
+        return sign.replace("[!", "[^") if is_set else re.escape(sign)
 
-    return re.fullmatch(re.sub(r"\*\*/|\*|\?|\[[^\]]+\]|[^*?\[]+", spelled, pattern), name) is not None
+    expression = re.sub(r"\*\*/|\*|\?|\[!?\]?[^\]]+\]|\[|[^*?\[]+", translated, pattern)
+    try:
+        return re.fullmatch(expression, name) is not None
+    except re.error:
+        return False
