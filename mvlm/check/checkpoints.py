@@ -152,8 +152,9 @@ def _check_alone(report: Report, config: Config, saved: int) -> None:
     """Warn if ranks still train in the run folder, with steps yet to be saved, judging by the newest heartbeat."""
     run = Path(config.run.dir)
     attempt = max((int(path.stem) for path in (run / ATTEMPTS).glob("*.json") if path.stem.isdecimal()), default=0)
-    names = (path.stem.removeprefix("rank-") for path in (run / HEARTBEATS).glob("rank-*.json"))
-    beats = [beat for name in names if name.isdecimal() and (beat := read(run / HEARTBEATS, int(name), attempt))]
+    numbers = (path.stem.removeprefix("rank-") for path in (run / HEARTBEATS).glob("rank-*.json"))
+    ranks = [int(number) for number in numbers if number.isdecimal()]
+    beats = [beat for rank in ranks if (beat := read(run / HEARTBEATS, rank, attempt))]
     if not beats:
         return
     newest = max(beats, key=lambda beat: beat.time)

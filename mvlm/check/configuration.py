@@ -9,7 +9,7 @@ from mvlm.training.warnings import groups_warning
 from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ranks
 
 
-def check_layout(report: Report, config: Config, world: int, split: int = 1) -> int:
+def check_layout(report: Report, config: Config, world: int, split: int) -> int:
     """Divide the global batch as training would, and return the number of replicas; 0 if it cannot be divided.
 
     Args:

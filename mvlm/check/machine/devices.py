@@ -24,6 +24,13 @@ def gpus_of_machine() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
+def usable_gpus() -> int:
+    """Number of GPUs that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def find(folders: Folders) -> Iterator[Finding]:
     try:
         import torch
@@ -34,7 +41,7 @@ def find(folders: Folders) -> Iterator[Finding]:
     yield works("torch", f"torch {torch.__version__} is built for {built_for}")
     yield _cuda()
     yield from _compute(torch.device("cpu"), "The CPU")
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    for number in range(usable_gpus()):
         device = torch.device("cuda", number)
         yield from _compute(device, f"GPU {number} ({torch.cuda.get_device_name(device)})")
 
@@ -42,7 +49,7 @@ def find(folders: Folders) -> Iterator[Finding]:
 def _cuda() -> Finding:
     import torch
 
-    there, usable = gpus_of_machine(), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there, usable = gpus_of_machine(), usable_gpus()
     facts = {"gpus": usable, "gpus_of_machine": there}
     if usable:
         left_alone = (

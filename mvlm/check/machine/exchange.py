@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing import get_context
 
 from mvlm.check.folders import Folders
-from mvlm.check.machine.devices import gpus_of_machine
+from mvlm.check.machine.devices import gpus_of_machine, usable_gpus
 from mvlm.check.machine.patience import patience
 from mvlm.check.report import Finding, absent, broken, works
 from mvlm.errors import first_line
@@ -22,17 +22,11 @@ PATIENCE_SECONDS = 20.0
 
 def find(folders: Folders) -> Iterator[Finding]:
     yield _reduce("gloo", {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})
-    gpus = _usable_gpus() if gpus_of_machine() else 0
+    gpus = usable_gpus() if gpus_of_machine() else 0
     if gpus >= 2:
         yield _reduce("nccl", {"NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN")})
     else:
         yield absent("nccl", f"NCCL is not needed: {'one GPU is' if gpus else 'no GPUs are'} here to use it")
-
-
-def _usable_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _reduce(backend: str, environment: dict[str, str]) -> Finding:
@@ -61,8 +55,8 @@ def _unknown_interface(backend: str) -> Finding | None:
     exact = backend == "gloo" or given.startswith("=")
     for name in filter(None, given.lstrip("=").split(",")):
         if not any(one == name if exact else one.startswith(name) for one in here):
-            says = f"{variable}={given} names an interface that is not here: there are {', '.join(here)}"
-            return broken(backend, says.replace(": there", ", and there"), f"unset {variable}, or name one of them")
+            says = f"{variable}={given} names an interface that is not here, and there are {', '.join(here)}"
+            return broken(backend, says, f"unset {variable}, or name one of them")
     return None
 
 

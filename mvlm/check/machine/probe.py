@@ -134,8 +134,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _import_path() -> str:
     """PYTHONPATH with which a child finds this package, after what is on the path already."""
-    given = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([*([given] if given else []), str(Path(mvlm.__file__).parents[1])])
+    given, own = os.environ.get("PYTHONPATH"), str(Path(mvlm.__file__).parents[1])
+    return f"{given}{os.pathsep}{own}" if given else own
 
 
 def _end(child: subprocess.Popen[str], name: str, seconds: float) -> Finding:
@@ -147,7 +147,7 @@ def _end(child: subprocess.Popen[str], name: str, seconds: float) -> Finding:
     return broken(
         name,
         f"The probe of {name} gave no answer within {seconds:.0f} s and was ended",
-        f"see where `{_again(name)}` hangs, with `py-spy dump` or `strace -f`",
+        f"see where `{_command(name)}` hangs, with `py-spy dump` or `strace -f`",
     )
 
 
@@ -155,14 +155,14 @@ def _crash(name: str, code: int, said: str) -> Finding:
     lines = [line for line in said.splitlines() if line.strip()]
     if code < 0:
         how = f"died of {signal.Signals(-code).name}"
-        remedy = f"an extension built for other versions can do that; find it with `{_again(name)}`, and reinstall it"
+        remedy = f"an extension built for other versions can do that; find it with `{_command(name)}`, and reinstall it"
     else:
         how = f"ended with {first_line(lines[-1]) if lines else f'exit code {code}'}"
-        remedy = f"see all of it with `{_again(name)}`"
+        remedy = f"see all of it with `{_command(name)}`"
     return broken(name, f"The probe of {name} {how}", remedy)
 
 
-def _again(name: str) -> str:
+def _command(name: str) -> str:
     return f"python -m mvlm.check.machine.probe {name}"
 
 

@@ -81,9 +81,9 @@ def find_ray(folders: Folders) -> Iterator[Finding]:
 def _answers(name: str, address: str, version: str) -> Finding:
     kind = urlsplit(address).scheme if "://" in address else address
     failure = None if kind in ("local", "auto") else _connect(address)
-    if failure is None and kind != "local":
-        ask = {"http": _dashboard, "https": _dashboard, "ray": _client}.get(kind, _status)
-        failure = ask(address, version)
+    # A client server need only take connections: asking more of it would start actors.
+    if failure is None and kind not in ("local", "ray"):
+        failure = _dashboard(address, version) if kind in ("http", "https") else _status(address)
     if failure:
         remedy = f"start that cluster, or set {name} to one that is up"
         return broken("ray", f"{name}={address} does not answer ({failure})", remedy)
@@ -117,12 +117,7 @@ def _dashboard(address: str, version: str) -> str | None:
     return None if theirs == version else f"it is of Ray {theirs}, and {version} is installed here"
 
 
-def _client(address: str, version: str) -> str | None:
-    """Nothing: Ray's client server need only take connections, since asking more of it would start actors."""
-    return None
-
-
-def _status(address: str, version: str) -> str | None:
+def _status(address: str) -> str | None:
     """What is wrong with a cluster, or None, by `ray status`."""
     words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:

@@ -86,11 +86,7 @@ def _open_files() -> Finding:
     facts = {"soft": soft, "hard": hard}
     if soft < LEAST_FILES and soft != resource.RLIM_INFINITY:
         says = f"A process may open {soft} files, and loaders with many shards need {LEAST_FILES}"
-        remedy = (
-            f"ulimit -n {max(LEAST_FILES, hard)}"
-            if hard >= LEAST_FILES
-            else "raise nofile in /etc/security/limits.conf"
-        )
+        remedy = f"ulimit -n {hard}" if hard >= LEAST_FILES else "raise nofile in /etc/security/limits.conf"
         return broken("open files", says, remedy, facts)
     return works("open files", f"A process may open {soft:,} files", facts=facts)
 
