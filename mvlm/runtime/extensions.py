@@ -67,9 +67,11 @@ def _wait_for(lock: Path) -> None:
     changed, since = 0.0, 0.0
     while lock.exists():
         is_open = os.path.realpath(lock) in open_files()  # first, since its removal would change the folder
-        if (found := _last_change(lock.parent)) != changed:
+        found = _last_change(lock.parent)
+        if found != changed:
             # Only the first look relies on clocks; one of them may be set back later.
-            changed, since = found, time.monotonic() - (0.0 if changed else max(0.0, time.time() - found))
+            age = 0.0 if changed else max(0.0, time.time() - found)
+            changed, since = found, time.monotonic() - age
         if not is_open and time.monotonic() - since > QUIET_SECONDS:
             lock.unlink(missing_ok=True)
             rank_log.info(f"Removed {lock}, which a killed compilation had left.")

@@ -43,6 +43,9 @@ def drop_torn_line(path: Path) -> None:
         return
     with open(path, "rb+") as file:
         end = file.seek(0, os.SEEK_END)
-        while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+        while end:
+            file.seek(end - 1)
+            if file.read(1) == b"\n":
+                break
             end -= 1
         file.truncate(end)

@@ -108,11 +108,9 @@ def typed_command(argv: Sequence[str], ancestors: Iterable[Sequence[str]]) -> st
     typed = ["mvlm", *own]
     for words in ancestors:
         names = [os.path.basename(word) for word in words[: len(words) - len(own)]]
-        if (
-            list(words[len(names) :]) == own
-            and (at := next((i for i, n in enumerate(names) if n in LAUNCHERS), -1)) >= 0
-        ):
-            typed = [names[at], *words[at + 1 :]]
+        launchers = [place for place, name in enumerate(names) if name in LAUNCHERS]
+        if launchers and list(words[len(names) :]) == own:
+            typed = [names[launchers[0]], *words[launchers[0] + 1 :]]
     return shlex.join(typed)
 
 
