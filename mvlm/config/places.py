@@ -26,7 +26,8 @@ def as_path(given: object) -> str:
             f"Data are given by their path, and not as a {type(given).__name__}: save pictures and captions, for "
             "example as a table with the columns image and caption, and give its path."
         )
-    if not (path := str(fspath(given))).strip():
+    path = str(fspath(given))
+    if not path.strip():
         raise UserError("The path of the data is empty: give that of a folder, a file or shards.")
     return path
 

@@ -110,7 +110,9 @@ class Objectives:
 
     def weight(self, loss: str) -> float:
         """The weight of a loss, by its name; a fine-tuning task's own has 1."""
-        return 1.0 if loss == "task" else self.extra[loss] if loss in self.extra else getattr(self, loss)
+        if loss == "task":
+            return 1.0
+        return self.extra[loss] if loss in self.extra else getattr(self, loss)
 
     def total(self, losses: Mapping[str, Any]) -> Any:
         """The weighted sum of numbers or tensors."""

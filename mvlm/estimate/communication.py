@@ -145,8 +145,8 @@ def _partitioned(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> di
     weights, buckets = model.total * zero.element, math.ceil(model.total / zero.reduce_bucket)
     pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
     near = Fabric(fabric.card, min(zero.secondary, fabric.ranks), fabric.per_node) if zero.secondary > 1 else fabric
-    anew = gathered_anew(model.total, zero.reuse, work.accumulation)
-    there, back = fabric.gather(weights, pieces), near.gather(anew * weights, pieces) if anew else 0.0
+    again = gathered_again(model.total, zero.reuse, work.accumulation)
+    there, back = fabric.gather(weights, pieces), near.gather(again * weights, pieces) if again else 0.0
     scattered = fabric.gather(weights, buckets)
     hidden_there, hidden_back = (work.forward, work.backward) if zero.overlap else (0.0, 0.0)
     shown_there = _shown(there, pieces, hidden_there)
@@ -162,12 +162,12 @@ def _sent(model: FakeModel, zero: Zero, accumulation: int) -> float:
     """Bytes of weights and gradients that a rank takes part in moving."""
     weights = float(model.total * zero.element)
     if zero.stage == 3:
-        return (2 + gathered_anew(model.total, zero.reuse, accumulation)) * weights * accumulation
+        return (2 + gathered_again(model.total, zero.reuse, accumulation)) * weights * accumulation
     each = 2 if zero.all_reduces or not zero.stage else 1
     return weights * (each * (accumulation if zero.stage == 2 else 1) + (1 if zero.stage else 0))
 
 
-def gathered_anew(parameters: int, reuse: int, accumulation: int) -> float:
+def gathered_again(parameters: int, reuse: int, accumulation: int) -> float:
     """The share of the weights that stage 3 gathers again for backward: those that are next used after more others than
     it keeps weights for. With several micro-batches it follows no order that it has seen, and keeps nothing."""
     return 1.0 if accumulation > 1 else max(0.0, 1 - reuse / 2 / parameters)

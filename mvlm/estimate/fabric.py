@@ -91,7 +91,8 @@ class Fabric:
         between = self.card.network if self.nodes > 1 else math.inf
         reached = ACHIEVED * min(self.card.link, between)
         base, nvlink, pci, net = PROTOCOLS[-1].ring
-        hop = net if self.nodes > 1 else nvlink if self.card.nvlink else pci
+        within = nvlink if self.card.nvlink else pci
+        hop = net if self.nodes > 1 else within
         return hops * (base + hop) * MICRO + count / reached
 
     def _ring(self, protocol: Protocol, hops: int, between: int, moved: float, times: int) -> float:

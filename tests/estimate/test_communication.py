@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.comm.issued import BUCKET, RESULTS
 from mvlm.estimate.cards import CARDS
-from mvlm.estimate.communication import feature_bytes, gathered_anew, small_reductions
+from mvlm.estimate.communication import feature_bytes, gathered_again, small_reductions
 from mvlm.estimate.fabric import Fabric
 from mvlm.training.zero.memory import REUSED
 
@@ -28,7 +28,7 @@ def test_the_plan_has_the_calls_and_bytes_that_were_counted(found: dict[str, Any
     features = found["pairs"] * found["ranks"] * (feature_bytes(found["width"]) + 8)
     if stage == 3:
         assert calls["all_reduce"] == small + contrast
-        gathered = 1 + gathered_anew(found["parameters"], REUSED, accumulation=1)
+        gathered = 1 + gathered_again(found["parameters"], REUSED, accumulation=1)
         assert sent["all_gather_into_tensor"] == pytest.approx(gathered * weights, rel=0.001)
         assert sent["reduce_scatter_tensor"] == pytest.approx(weights, rel=0.001)
         return
