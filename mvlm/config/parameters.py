@@ -10,7 +10,7 @@ RENAMED: dict[int, dict[str, str]] = {1: {"word_head": "mlm_head"}, 2: {}}
 
 
 def present_name(name: str, written_in: int = 1) -> str:
-    """The present name of a parameter, or a module, that is named as in a given format."""
+    """The present name of a parameter, or a module, that had this name in a given format."""
     for number in range(written_in, FORMAT):
         for old, new in RENAMED[number].items():
             if f"{name}.".startswith(f"{old}."):

@@ -45,7 +45,7 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
 
 
 def requirements(config: Config) -> Iterator[Requirement]:
-    """Those whose wording is the same for every configuration; of two for one key the second says more."""
+    """Requirements worded alike for every configuration; of two on one key, the second says more."""
     for table, keys in AT_LEAST_ONE.items():
         yield from ((_value(config, f"{table}.{key}") >= 1, f"{table}.{key}", "1 or more") for key in keys)
     for table, keys in NOT_NEGATIVE.items():
@@ -67,7 +67,7 @@ def requirements(config: Config) -> Iterator[Requirement]:
 
 
 def _of_own_numbers(config: Config) -> Iterator[Requirement]:
-    """Those whose wording has the configuration's own numbers, or that only some configurations have."""
+    """Requirements worded with the configuration's own numbers, or of some configurations alone."""
     objectives, train, data = config.objectives, config.train, config.data
     matched = objectives.itm and not config.task.is_labelled
     countable = min(train.global_batch, objectives.itm_group) >= 1

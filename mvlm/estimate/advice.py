@@ -93,7 +93,7 @@ def _accumulation(planner: Planner) -> list[str]:
 
 
 def _groups(planner: Planner) -> list[str]:
-    """What a second pass costs, if ITM's groups need one."""
+    """Say what a second pass costs, if ITM's groups need one."""
     if planner.span(planner.pairs)[1] == 1:
         return []
     share = planner.model.ahead() / sum(planner.model.flops(foreign=True).step.values())

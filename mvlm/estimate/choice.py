@@ -1,4 +1,4 @@
-"""Chooses the ZeRO stage, hpZ, split of layers among GPUs and recomputation with the fastest step, and costs others."""
+"""Chooses the ZeRO stage, hpZ, split of layers and recomputation with the fastest step, and says what others cost."""
 
 from __future__ import annotations
 

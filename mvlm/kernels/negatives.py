@@ -63,7 +63,7 @@ def blocks(count: int, start: int, group: int, device: torch.device) -> tuple[Te
 
 
 def duplicates(ids_J2: Tensor, row_bR: Tensor, candidate_bK: Tensor) -> Tensor:
-    """Which candidates have the image or the caption of a pair, as the pair itself does -> bool, b x R x K.
+    """Which candidates have the image or the caption of a pair, itself included -> bool, b x R x K.
 
     Args:
         ids_J2: image and caption of each pair.

@@ -22,7 +22,7 @@ def append_durably(path: Path, line: str) -> None:
 
 
 def link_or_copy(path: Path, name: Path) -> None:
-    """Give a file that nothing writes to any more another name: a hard link or, if the file system has none, a copy.
+    """Give another name to a file that nothing writes to any more, by a hard link or, if that fails, a synced copy.
 
     Raises:
         FileNotFoundError: the file is not there.

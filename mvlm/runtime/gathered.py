@@ -78,7 +78,7 @@ class Gathered:
             yield ((place - first) * share if first <= place < following else -share), block
 
     def _begin(self, first: int) -> Coming:
-        """Send for the block that begins with the rank `first`."""
+        """Begin the all-reduce of the block that starts with the rank `first`."""
         place, share = replicas.rank() - first, len(self._packed.rows)
         ranks = min(self._at_once, replicas.world() - first)
         whole = self._packed.rows.new_zeros(ranks * share, self._packed.rows.shape[1])

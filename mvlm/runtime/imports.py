@@ -16,7 +16,7 @@ SCANNER = "transformers.utils.import_utils"
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep the garbage collector from what is imported in the block, until the process ends.
+    """Keep the garbage collector from scanning what is imported in the block, until the process ends.
 
     Torch, transformers and DeepSpeed make half a million objects that stay. Looking through them again and again as
     they come takes a sixth of a rank's start. Nor does transformers read all of its models' sources twice.

@@ -1,4 +1,4 @@
-"""What launchers and their ranks need; imports nothing heavy, so that mistakes are told before torch is imported."""
+"""What launchers and their ranks need; imports nothing heavy, so mistakes are reported before torch is imported."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ HEARING_S = 5.0
 
 
 class RanksApart(UserError):
-    """Not all ranks have met: the run is to be started again, perhaps on other nodes or with another port."""
+    """Not all ranks have joined: the run is to be started again, perhaps on other nodes or with another port."""
 
     exit_code = ExitCode.REQUEUE
 
