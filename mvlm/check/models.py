@@ -75,7 +75,7 @@ def _compare(report: Report, checkpoint: Path, model: Encoders) -> None:
     with report.judged("checkpoint"), open_tensors(checkpoint, WEIGHTS) as files:
         compare_shapes(checkpoint, files, dict(model.named_parameters()), is_image_position)
         sizes = ((name, files[name].shape, tuple(parameter.shape)) for name, parameter in model.named_parameters())
-        if fitted := [name for name, there, here in sizes if there != here]:  # of a stage with another image size
+        if fitted := [name for name, there, here in sizes if there != here]:  # a stage with another image size
             report.right("checkpoint", f"{checkpoint.name} holds this model's parameters, but {fitted[0]} is fitted.")
         else:
             report.right("checkpoint", f"{checkpoint.name} holds this model's parameters, in name and shape.")

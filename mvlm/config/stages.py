@@ -72,7 +72,7 @@ class Stages:
         return str(self.tables[number].get("name", ""))
 
     def title(self, number: int) -> str:
-        """Such as "stage 2 of 3 (all four)"."""
+        """A stage's title, such as "stage 2 of 3 (all four)"."""
         name = self.name(number)
         return f"stage {number + 1} of {len(self)}" + (f" ({name})" if name else "")
 
@@ -108,7 +108,7 @@ class Stages:
             self.config(number)
 
     def dump(self) -> str:
-        """As TOML that `load_stored_stages` reads."""
+        """The stages as TOML that `load_stored_stages` reads."""
         return dump_config(self.base) + "\n".join(_dump_table(table) for table in self.tables)
 
     def _place(self, number: int) -> str:

@@ -28,8 +28,8 @@ class LinkTablePlan:
     image_kb: float = 100.0  # as downloaded
     megapixels: float = 0.5  # of an image as downloaded
     stored_kb: float = 0.0  # of an image in the shards; 0: as downloaded
-    seconds: float = 1.5  # of a request, with those that time out
-    connections: int = 256  # of a process; one runs on each hardware thread
+    seconds: float = 1.5  # per request, including those that time out
+    connections: int = 256  # per process; one process runs on each hardware thread
     gbit: float = 10.0  # a second, of a node
     encryption_ms: float = 2.0  # CPU time of a link for TLS and the look-up of its name, not needed on loopback
     core_hour: float = 0.04  # price of a hardware thread
@@ -40,11 +40,11 @@ class LinkTablePlan:
 class ScoringPlan:
     """What is asked of `mvlm score`, and of training on what is kept; all but `gpus` and `clusters` is assumed."""
 
-    gpus: int  # that score, each a part
-    pairs_per_s: float = 200.0  # of a GPU: a third of an update's 378 GFLOP a pair, at 25 TFLOP/s
+    gpus: int  # that score a part each
+    pairs_per_s: float = 200.0  # per GPU: a third of an update's 378 GFLOP a pair, at 25 TFLOP/s
     clusters: int = 0  # 0: none are made
     width: int = 256  # of an embedding
-    tflops: float = 30.0  # that the one GPU which makes the clusters reaches
+    tflops: float = 30.0  # reached by the one GPU that makes the clusters
     kept: float = 0.3  # share of the pairs that data.where keeps, as DataComp's baseline by CLIP score
     gpu_hour: float = 2.0  # price of a GPU
 

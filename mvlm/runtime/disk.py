@@ -90,7 +90,7 @@ def _mount(path: Path, mountinfo: str) -> tuple[str, str]:
 
 
 def _rotational(device: Path) -> str:
-    """That flag of a disk, or of the disk that a partition is on; "" if there is none."""
+    """The flag `rotational` of a disk, or of the disk that a partition is on; "" if there is none."""
     for place in (device, device / ".."):
         try:
             return (place / "queue/rotational").read_text().strip()

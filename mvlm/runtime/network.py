@@ -34,7 +34,7 @@ def describe() -> str:
 
 
 def adapters(folder: Path = ADAPTERS) -> str:
-    """Such as "8 InfiniBand adapters", "4 EFA adapters" or "Ethernet".
+    """This node's, such as "8 InfiniBand adapters", "4 EFA adapters" or "Ethernet".
 
     Args:
         folder: where Linux lists devices that can write into the memory of another node.

@@ -65,7 +65,7 @@ AT_ONCE = 4
 _running: set[int] = set()
 """Process groups of probes."""
 ENDING_SECONDS = 2.0
-"""For a killed probe to be gone; one that waits for a dead disk cannot be killed, and is left behind."""
+"""To wait for a killed probe's end; one that waits for a dead disk cannot be killed, and is left behind."""
 
 
 def examine(folders: Folders) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ def rounds(count: int) -> list[list[Pair]]:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of an all-reduce between two nodes, or among all ranks."""
+    """The speed of an all-reduce between two nodes, or among all ranks."""
 
     bytes_per_s: float
     latency_s: float
