@@ -44,7 +44,7 @@ See `mvlm-data COMMAND --help` for each.
 
 
 def parser(described: bool = True) -> argparse.ArgumentParser:
-    """All commands; `described`: with the sources of `shard` and `count`, whose readers take long to import."""
+    """The parser of all commands; `described` lists the sources of `shard` and `count`, whose readers import slowly."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("mvlm-data", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     top.add_argument("--version", action="version", version=f"mvlm-data {__version__}")
@@ -64,18 +64,18 @@ def complete(arguments: argparse.Namespace) -> int:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which by itself would leave temporary folders behind."""
+    """Raised on SIGTERM, which by default would leave temporary folders behind."""
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     for worker in multiprocessing.active_children():
-        worker.terminate()  # or the end would wait for what they are at
+        worker.terminate()  # otherwise exiting would wait for their current work
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    signal.signal(signal.SIGINT, _stop)  # a background shell starts commands that ignore it
+    signal.signal(signal.SIGINT, _stop)  # a shell starts background commands with it ignored
     signal.signal(signal.SIGTERM, _stop)
     words = sys.argv[1:] if argv is None else argv
     of_a_source = words[:1] in (["shard"], ["count"])

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, without what reads them, which takes long to import."""
+"""Arguments that several commands share; the code that reads them is elsewhere, since it imports slowly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ below_million = within(float, lambda value: 0 < value < 1e6, "above 0")
 share = within(float, lambda value: 0 <= value <= 1, "between 0 and 1")
 
 KEY_RULES = ("first-dot", "last-dot")
-"""Those that `webdataset` has."""
+"""The rules that `webdataset` knows."""
 
 
 def part_share(text: str) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def part_share(text: str) -> tuple[int, int]:
 
 
 def add_writing(command: argparse.ArgumentParser) -> None:
-    """What every command takes that writes a corpus; `options.writing_options` reads it."""
+    """Add the arguments of every command that writes a corpus; `options.writing_options` reads them."""
     command.add_argument(
         "--out",
         type=destination,
@@ -58,7 +58,7 @@ def add_writing(command: argparse.ArgumentParser) -> None:
 
 
 def add_filters(command: argparse.ArgumentParser) -> None:
-    """What may be asked of the records beyond being sound; `options.with_filters` reads it."""
+    """Add what may be asked of records beyond being sound; `options.with_filters` reads it."""
     asked = command.add_argument_group("what is kept, and how")
     asked.add_argument(
         "--longest-side", type=positive, default=0, metavar="PIXELS", help="shrink larger images to this, and no others"
@@ -102,7 +102,7 @@ def add_filters(command: argparse.ArgumentParser) -> None:
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:
-    """Where the decoding runs."""
+    """Add the arguments for where decoding runs."""
     command.add_argument("--workers", type=positive, default=cores(), help="decoding processes (default: all cores)")
     command.add_argument("--engine", choices=ENGINES, default="local", help="processes here, or Ray (default: local)")
     command.add_argument(
@@ -111,10 +111,10 @@ def add_engine(command: argparse.ArgumentParser) -> None:
 
 
 def add_source(command: argparse.ArgumentParser, described: bool) -> None:
-    """The source, its paths and its options; `origin.origin` reads them.
+    """Add the source, its paths and its options; `origin.origin` reads them.
 
     Args:
-        described: also which sources there are and what each takes, for which all readers are imported.
+        described: also list the sources and what each takes, which imports all readers.
     """
     names = None
     if described:

@@ -1,4 +1,4 @@
-"""The commands that read a source: what each takes, and what it does between its arguments and what it prints."""
+"""The commands that read a source: their arguments, what they do and what they print."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser], descri
 
 
 def source_named_first(words: Sequence[str]) -> str:
-    """Which source a path is of, where it stands in the source's place; "" where that is not what is wrong."""
+    """A hint to name the source first, if a path stands in its place; "" if that is not what is wrong."""
     from mvlm.data.shards.forms import recognise
 
     command, place = words[0], (*words, "")[1]
@@ -120,7 +120,7 @@ def retry_dropped(arguments: argparse.Namespace) -> int:
 
 
 def _retry(place: PathOrUrl, out: Path, arguments: argparse.Namespace) -> Outcome:
-    """Retry the corpus of a place, which lies in `out` for now."""
+    """Retry the corpus of `place`, whose files are in the folder `out`."""
     from .options import with_filters, writing_options
     from .origin import open_source, writing_arguments
     from .pipeline import SOURCE

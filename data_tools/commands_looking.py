@@ -1,4 +1,4 @@
-"""The commands that look at finished shards, or say more about them without changing them."""
+"""The commands that inspect finished shards, or add files beside them without changing them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .engines.local import cores
 from .inputs import PathOrUrl, as_place, name_of, require_shards
 
 KINDS = (".png", ".html")
-"""Of histograms."""
+"""Endings of files of histograms."""
 
 SHOWN = 5
-"""Lines of a list that name no row."""
+"""How many lines of a list that name no row are printed."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "row-index",
         help="add row indexes to shards that have none",
         description="Write an index beside each shard that has none, or a damaged one. It locates rows and holds "
-        "the checksums of their texts. Shards and fingerprint do not change, so no run does.",
+        "the checksums of their texts. Shards and fingerprint do not change, so runs are not affected.",
     )
     indexed.add_argument("shards", metavar="SHARDS")
     indexed.set_defaults(run=row_index)
@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "takedown",
         help="list rows that must not be used any more",
         description="Find the rows whose key, URL or hash a list names, and add them to `takedown.json` beside the "
-        "manifest. Every reader honours it; the shards, the numbers of all rows and the fingerprint stay.",
+        "manifest. Every reader honours it; the shards, the numbers of all rows and the fingerprint do not change.",
     )
     gone.add_argument("shards", metavar="SHARDS", help="a folder or URL of shards, with its splits")
     gone.add_argument(
@@ -92,7 +92,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _verify_corpus(place: PathOrUrl, folder: Path, arguments: argparse.Namespace) -> list[str]:
-    """What is wrong with the corpus of a place, which lies in `folder` for now."""
+    """What is wrong with the corpus of `place`, whose files are in `folder`."""
     from mvlm.data.shards.schema import read_manifest
 
     from .inspect.stats import UNCHECKED

@@ -13,10 +13,10 @@ from mvlm.runtime.arguments import positive
 from .arguments import add_writing
 
 TASKS = ("caption", "vqa", "pairs", "entailment", "foils")
-"""Those of `synth`."""
+"""The tasks of `synth`."""
 
 SPLIT_BY = "group"
-"""Of `synth`, where no other field is given: its rows of one group share scenes."""
+"""The default field of `synth`: rows of one group share scenes."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

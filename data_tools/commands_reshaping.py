@@ -1,4 +1,4 @@
-"""The commands that make corpora of finished ones."""
+"""The commands that make new corpora from finished ones."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _shard_bytes(arguments: argparse.Namespace) -> int:
 
 
 def _names(places: Sequence[PathOrUrl]) -> list[str]:
-    """The corpora's names, with as many of the folders above as tell them apart.
+    """The corpora's names, each with as many parent folders as it takes to tell them apart.
 
     Raises:
         UserError: a corpus is named twice.

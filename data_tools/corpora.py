@@ -26,7 +26,7 @@ from .inputs import REMEDY, PathOrUrl, expanded, name_of
 
 
 def corpora(path: Path) -> list[Path]:
-    """`path` itself, or the corpora of the splits right inside it.
+    """`path` itself, or the corpora of the splits directly inside it.
 
     Raises:
         UserError: it is neither.
@@ -38,7 +38,7 @@ def corpora(path: Path) -> list[Path]:
 
 
 def corpus_places(texts: Sequence[str]) -> list[PathOrUrl]:
-    """The same of several paths, URLs or patterns, which stand for the folders that hold a manifest.
+    """The corpora of several paths, URLs or patterns; a pattern stands for the folders that hold a manifest.
 
     Raises:
         UserError: one of them names no corpus.
@@ -47,10 +47,10 @@ def corpus_places(texts: Sequence[str]) -> list[PathOrUrl]:
 
 
 def folders_with(name: str, text: str) -> list[PathOrUrl]:
-    """The place that a path or URL names, or those with a file of this name that fit a pattern.
+    """The place that a path or URL names, or those that match a pattern and hold a file of this name.
 
     Raises:
-        UserError: none fits.
+        UserError: nothing matches.
     """
     if not has_magic(text) or Path(text).exists():
         return expanded([text])
@@ -59,7 +59,7 @@ def folders_with(name: str, text: str) -> list[PathOrUrl]:
 
 
 def corpus_place(text: str) -> PathOrUrl:
-    """The only one that a path, URL or pattern names.
+    """The only corpus that a path, URL or pattern names.
 
     Raises:
         UserError: it names none, or several.
@@ -80,7 +80,7 @@ def _places(place: PathOrUrl) -> Sequence[PathOrUrl]:
 
 
 def manifest_at(place: PathOrUrl) -> Manifest:
-    """Raises `UserError` where there is none."""
+    """The manifest of a corpus; raises `UserError` if there is none."""
     if isinstance(place, Path):
         return read_manifest(place)
     content = Storage(place, REMEDY).read(MANIFEST)
@@ -91,7 +91,7 @@ def manifest_at(place: PathOrUrl) -> Manifest:
 
 @contextmanager
 def corpora_here(places: Iterable[PathOrUrl]) -> Iterator[list[Path]]:
-    """The corpora as folders of this machine; those at URLs are fetched for the time of the block."""
+    """The corpora as local folders; those at URLs are fetched for the duration of the block."""
     with ExitStack() as fetching:
         yield [place if isinstance(place, Path) else fetching.enter_context(_fetched(place)) for place in places]
 
@@ -111,7 +111,7 @@ def open_shard(path: Path, task: str) -> pa.ipc.RecordBatchFileReader:
     """Map a shard file; nothing but its footer is read.
 
     Raises:
-        UserError: it is no Arrow file or has other columns than the task's.
+        UserError: it is not an Arrow file, or has other columns than the task's.
     """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -123,10 +123,10 @@ def open_shard(path: Path, task: str) -> pa.ipc.RecordBatchFileReader:
 
 
 def shard_batch(path: Path, reader: pa.ipc.RecordBatchFileReader, index: int) -> pa.RecordBatch:
-    """One record batch, sound in all its offsets and strings and without nulls.
+    """One record batch, whose offsets and strings are valid and which has no nulls.
 
     Raises:
-        UserError: it is not.
+        UserError: it is damaged or has nulls.
     """
     try:
         batch = reader.get_batch(index)
@@ -146,13 +146,13 @@ def shard_batches(path: Path, task: str) -> Iterator[pa.RecordBatch]:
 
 
 def shard_rows(path: Path, task: str) -> Iterator[dict[str, Any]]:
-    """The rows of one shard by column; raises as `batches`."""
+    """The rows of one shard by column; raises as `shard_batches`."""
     for batch in shard_batches(path, task):
         yield from batch.to_pylist()
 
 
 def kept_rows(folder: Path, where: str = "") -> Bits | None:
-    """The rows of a corpus that were not taken down and meet a condition; None where these are all.
+    """The rows of a corpus that were not taken down and meet a condition; None if that is all of them.
 
     Raises:
         UserError: the condition cannot be read or names a column that no shard has.
@@ -166,7 +166,7 @@ def batches(folder: Path, manifest: Manifest, kept: Bits | None = None) -> Itera
     """The record batches of a corpus in order.
 
     Args:
-        kept: the rows to give; None = all.
+        kept: the rows to yield; None = all.
 
     Raises:
         UserError: a shard is missing, cut short or malformed.
@@ -180,7 +180,7 @@ def batches(folder: Path, manifest: Manifest, kept: Bits | None = None) -> Itera
 
 
 def rows_at(folder: Path, manifest: Manifest, chosen: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The rows of these numbers, which ascend, by column; shards without any are not opened.
+    """The rows with these ascending numbers, by column; shards without any are not opened.
 
     Raises:
         UserError: a shard is missing, cut short or malformed.
@@ -200,6 +200,6 @@ def rows_at(folder: Path, manifest: Manifest, chosen: Sequence[int]) -> Iterator
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` numbers below `total`, or all of them, evenly apart."""
+    """`count` evenly spaced numbers below `total`, or all of them if there are fewer."""
     count = min(total, count)
     return [(2 * number + 1) * total // (2 * count) for number in range(count)]

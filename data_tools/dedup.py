@@ -1,4 +1,4 @@
-"""Images seen before: by their bytes, or because they look the same."""
+"""Images seen before, by their bytes or by how they look."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ DUPLICATE, NEAR_DUPLICATE, EXCLUDED = "image is a duplicate", "image is a near d
 
 
 class DedupIndex:
-    """The ids and images of the rows kept so far, of those that are asked for."""
+    """The ids of the rows kept so far and, as far as `dedup` needs them, their images."""
 
     def __init__(self, dedup: str, folder: Path) -> None:
         self._dedup = dedup
         self._ids: set[bytes] = set()
         self._exact: dict[bytes, int] = {}
-        self._names = Spill(folder)  # of those in `_exact`
+        self._names = Spill(folder)  # of the rows in `_exact`
         self.pictures = PerceptualHashFile(folder)
-        self._at: dict[int, int] = {}  # the numbers of these, by place
+        self._at: dict[int, int] = {}  # their numbers, by place
 
     def refuses(self, mark: RowMark, place: int, like: Sequence[int]) -> tuple[str, str]:
-        """Why the row must not be kept and which other it is like, or "" twice; then it is remembered.
+        """Why the row must not be kept and which other it is like; if it may be, remember it and return "" twice.
 
         Args:
             place: of its image.
-            like: the places of images before it that may show the same.
+            like: the places of earlier images that may show the same.
         """
         if mark.id in self._ids:
             return DUPLICATE_ID, ""
@@ -86,7 +86,7 @@ def row_size(row: tuple[str, bytes]) -> int:
 
 
 def _images(corpora: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each image, also of those that share a record."""
+    """Name and bytes of each image, including both of a record that has two."""
     for folder in corpora:
         manifest = read_manifest(folder)
         for shard in manifest.shards:

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 ENTRY = np.dtype([("first", "<u8"), ("last", "<u8"), ("place", "<u8")])
-"""A value of 16 bytes, and where it stands."""
+"""A value of 16 bytes, and its place."""
 
 WORKING = 4
-"""Times an entry's bytes that sorting takes."""
+"""How many times its own bytes an entry takes while it is sorted."""
 
 MOST_BUCKETS = 256
 
 
 class EqualJoin:
-    """Values with their places are added; then those that stand at several places are asked for.
+    """Takes values with their places, then tells at which places values stand that stand at others too.
 
-    They lie in files of `folder`, each of which holds the values that begin alike, and is sorted by itself.
+    Entries are kept in files in `folder`, each of which holds values that begin alike and is sorted by itself.
 
     Args:
         rows: about how many there will be.
@@ -47,7 +47,7 @@ class EqualJoin:
             self._files[number].write(entries[bucket == number].tobytes())
 
     def shared(self) -> np.ndarray:
-        """The places, ascending, whose value stands at another place too; the files are gone then."""
+        """The places, ascending, whose value stands at another place too; removes the files."""
         found = [np.empty(0, np.uint64)]
         for file in self._files:
             file.seek(0)
@@ -57,13 +57,13 @@ class EqualJoin:
 
 
 def _shared(entries: np.ndarray) -> np.ndarray:
-    """By half of the values first, which leaves few to be told apart by all of them."""
+    """Compare the first halves of the values, which leaves few to compare in full."""
     near = entries[_repeated(np.argsort(entries["first"]), entries[["first"]])]
     return near["place"][_repeated(np.lexsort((near["last"], near["first"])), near[["first", "last"]])]
 
 
 def _repeated(order: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Of the entries that `order` sorts by `keys`, the numbers of those that equal a neighbour."""
+    """The numbers of the entries that equal a neighbour when `order` sorts them by `keys`."""
     same = np.ones(max(0, len(order) - 1), bool)
     for name in keys.dtype.names or ():
         ordered = keys[name][order]

@@ -1,4 +1,4 @@
-"""Whether a record is fit to train on: texts cleaned, each image decoded in full once and judged, hashed and shrunk."""
+"""Whether a record is fit to train on: cleans texts, and decodes each image once to judge, hash and shrink it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_NAME = 1024
 """Characters of an id or source."""
 
 MAX_TEXT = 10_000
-"""Characters of a caption or another text: what is longer is no caption but a page gone astray."""
+"""Characters of a caption or another text: anything longer is not a caption but a page gone astray."""
 
 TOO_SMALL = "image is too small"
 TOO_ELONGATED = "image is too elongated"
@@ -40,10 +40,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Filters:
-    """What is asked of a record beyond being sound, and what is worked out while its image is decoded."""
+    """What is asked of a record beyond being sound, and what is computed while its image is decoded."""
 
-    longest_side: int = 0  # pixels; a longer image is shrunk to it and encoded anew. 0: none is
-    quality: int = 90  # of the JPEGs that are encoded anew
+    longest_side: int = 0  # pixels; a longer image is shrunk to it and re-encoded. 0: none is
+    quality: int = 90  # of re-encoded JPEGs
     min_size: int = 0  # pixels of the shorter side
     max_aspect: float = 0.0  # longer by shorter side; 0: any
     caption_words: tuple[int, int] | None = None  # fewest and most
@@ -53,7 +53,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """What the check of one image found. `encoded` is empty where the bytes stay as they came."""
+    """What the check of one image found. `encoded` is empty if the bytes stay as they came."""
 
     width: int
     height: int
@@ -68,7 +68,7 @@ class Checked:
 
     captions: tuple[str, ...]
     caption_drops: Counter[str]
-    pictures: tuple[CheckedImage, ...]  # of `image`, and of `image2` where there is one
+    pictures: tuple[CheckedImage, ...]  # of `image`, and of `image2` if there is one
     columns: Mapping[str, Any] = field(default_factory=dict)  # the record's own, texts cleaned
     exact: bytes = b""
 
@@ -83,7 +83,7 @@ class _Unfit(Exception):
 
 
 def check_record(item: Record | Dropped, filters: Filters = SOUND) -> Checked | Dropped:
-    """Clean the texts and decode the images of a record; pass a dropped one on."""
+    """Clean the texts and decode the images of a record; a dropped one is returned as it is."""
     if isinstance(item, Dropped):
         return item
     if not item.key.strip() or not _is_name(item.key):
@@ -133,7 +133,7 @@ def _is_name(text: str) -> bool:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether it is printable ASCII, as most texts are, in which none of the patterns finds anything; "" too."""
+    """Whether it is printable ASCII or empty, as most texts are: then none of the patterns can match."""
     return text.isascii() and text.isprintable()
 
 
@@ -152,8 +152,7 @@ def clean_captions(raw: Iterable[object], words: tuple[int, int] | None = None) 
     """The usable captions, and how many of the others were dropped for which reason.
 
     Bytes must be UTF-8. Control characters, line breaks and runs of white space become one space; ends are stripped;
-    what has nothing to be seen is empty.
-    `words` are the fewest and most a caption may have.
+    a text of invisible characters is empty. `words` are the fewest and most a caption may have.
     """
     kept: list[str] = []
     drops: Counter[str] = Counter()
@@ -170,7 +169,7 @@ def clean_captions(raw: Iterable[object], words: tuple[int, int] | None = None) 
 
 
 def no_caption(caption_drops: Counter[str]) -> str:
-    """Why a record has none left: what was wrong with all of them, where that is one thing."""
+    """Why a record has no caption left: what was wrong with all of them, if it was the same."""
     return next(iter(caption_drops)) if len(caption_drops) == 1 else "no caption"
 
 

@@ -1,4 +1,4 @@
-"""Encoded images, hostile until they are decoded: in full, once, with a decoder's warnings taken for errors."""
+"""Decoding untrusted images: in full, once, with the decoder's warnings treated as errors."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class DecodedImage:
 
     width: int
     height: int
-    colour: Image.Image | None = None  # where it was asked for
+    colour: Image.Image | None = None  # if it was asked for
 
 
 def decode(data: bytes, colour_beyond: int | None = None) -> DecodedImage:
-    """Decode an encoded image in full, the first frame of several.
+    """Decode an encoded image in full; of several frames, the first.
 
-    Of a JPEG every coefficient is decoded, but only the mean brightness of each block of 8 x 8 turned into a pixel: all
-    damage shows before that. `colour` is given as well where a side exceeds `colour_beyond` pixels.
+    All coefficients of a JPEG are decoded, but only the mean brightness of each 8 x 8 block becomes a pixel: damage
+    shows before that. `colour` is set if a side exceeds `colour_beyond` pixels.
 
     Raises:
-        BadImage: the bytes are no image of the formats taken, are cut short or damaged, or ask for too much.
+        BadImage: the bytes are not an image of an accepted format, are cut short or damaged, or exceed a limit.
     """
     if not data:
         raise BadImage("image is empty", "0 bytes")
@@ -55,7 +55,7 @@ def decode(data: bytes, colour_beyond: int | None = None) -> DecodedImage:
 
 
 def _jpeg_pixels(data: bytes, mode: str, **size: float) -> np.ndarray:
-    """By libjpeg-turbo itself, because Pillow hides libjpeg's warnings, which is how damaged data are announced."""
+    """Decode with libjpeg-turbo itself: it reports damage by warnings, which Pillow hides."""
     try:
         return simplejpeg.decode_jpeg(data, mode, strict=True, **size).squeeze(2 if mode == "GRAY" else ())
     except (ValueError, MemoryError) as error:
@@ -63,15 +63,15 @@ def _jpeg_pixels(data: bytes, mode: str, **size: float) -> np.ndarray:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Have libjpeg warn of damage, at the cost of no more pixels than it must make: as few as it can scale down to."""
+    """Check for damage while making as few pixels as libjpeg can scale down to."""
     _jpeg_pixels(data, "GRAY", min_width=1, min_height=1, min_factor=1)
 
 
 def _jpeg_colour(data: bytes) -> Image.Image:
-    """With the profile and orientation of its header, as Pillow gives them."""
+    """The pixels in colour, with the profile and orientation that Pillow reads from the header."""
     with opened(data) as header:
         if header.mode == "CMYK":
-            _check_jpeg(data)  # whose pixels are Pillow's, which alone knows the ways in which inks are inverted
+            _check_jpeg(data)  # the pixels are Pillow's, which alone knows the ways in which inks are inverted
             return header.copy()
         colour = Image.fromarray(_jpeg_pixels(data, "GRAY" if header.mode == "L" else "RGB"))
         colour.info = {name: value for name, value in header.info.items() if name != "exif"}
@@ -100,16 +100,16 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def shrunk(image: Image.Image, longest_side: int, quality: int) -> tuple[bytes, int, int]:
-    """The image encoded anew with `longest_side` pixels on its longest side, and its width and height.
+    """The image re-encoded with `longest_side` pixels on its longest side, and its width and height.
 
-    It is upright by its EXIF orientation and bears no metadata but a colour profile. What has transparency becomes
-    a PNG, all else a JPEG of that quality.
+    It is turned upright by its EXIF orientation and keeps no metadata but a colour profile. An image with transparency
+    becomes a PNG, any other a JPEG of that quality.
     """
     pixels = _eight_bits(turned(image))
     scale = longest_side / max(pixels.size)
     size = (max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale)))
     small = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)  # as views are resized in training
-    # A profile of other channels, such as a CMYK one, would be wrong of the converted pixels.
+    # A profile of other channels, such as a CMYK one, would be wrong for the converted pixels.
     profile = image.info.get("icc_profile") if image.mode in ("L", "RGB", "RGBA") else None
     buffer = io.BytesIO()
     if small.mode == "RGBA":
@@ -120,7 +120,7 @@ def shrunk(image: Image.Image, longest_side: int, quality: int) -> tuple[bytes, 
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """As RGBA where there is transparency, else as L or RGB, with the grey of training."""
+    """As RGBA if there is transparency, else as L or RGB, with grey levels as in training."""
     image = eight_bits(image)
     if image.has_transparency_data:
         return image.convert("RGBA")

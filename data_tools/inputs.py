@@ -1,7 +1,7 @@
 """Places that a command is given: files and folders of this machine, or URLs of any protocol that fsspec knows.
 
-Commands look at them before they import what takes long. A file at a URL is fetched in full before it is read, so that
-a fault of the network is tried again and never taken for the end of the file.
+Commands check them before slow imports. A file at a URL is fetched in full before it is read, so that a network fault
+is retried and never taken for the end of the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REMEDY = "check the URL, and what its store needs for access"
 
 
 def as_place(text: str) -> PathOrUrl:
-    """A URL as it is; a path, or a URL of file://, as a path."""
+    """A URL as it is; a path, or a file:// URL, as a path."""
     if text.startswith("file://"):
         return Path(unquote(text.removeprefix("file://")))
     return text if "://" in text else find_example(text)
@@ -38,7 +38,7 @@ def expanded(texts: Iterable[str]) -> list[PathOrUrl]:
     """The places that paths, URLs and patterns of them name, those of a pattern in the order of their names.
 
     Raises:
-        UserError: a pattern fits nothing.
+        UserError: a pattern matches nothing.
     """
     return [place for text in texts for place in _expanded(text)]
 
@@ -69,7 +69,7 @@ def require_shards(texts: Iterable[str]) -> None:
 
 
 def require_inputs(texts: Iterable[str]) -> None:
-    """The same of what a source reads, files among it."""
+    """The same for what a source reads, which may be a file too."""
     for text in texts:
         place = as_place(text)
         if isinstance(place, Path) and not has_magic(text) and not place.exists():
@@ -96,7 +96,7 @@ def size_of(place: PathOrUrl) -> int:
 
 @contextmanager
 def fetched(place: PathOrUrl) -> Iterator[Path]:
-    """The file on this machine for the time of the block; raises as `size_of`."""
+    """The file, on this machine for the duration of the block; raises as `size_of`."""
     if isinstance(place, Path):
         yield place
         return
@@ -108,7 +108,7 @@ def fetched(place: PathOrUrl) -> Iterator[Path]:
 
 @contextmanager
 def fetched_files(folder: PathOrUrl, names: Iterable[str]) -> Iterator[Path]:
-    """A folder of this machine with these of a folder's files, as far as they are there."""
+    """A local folder with these of a folder's files, as far as they exist."""
     if isinstance(folder, Path):
         yield folder
         return

@@ -1,4 +1,4 @@
-"""What is known of all parts together: which of their rows must go, because others hold the same, and the totals."""
+"""All parts together: which of their rows must go, because others hold the same, and the totals."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from .task import MARKS, dropped_of
 
 @dataclass(frozen=True)
 class Loser:
-    """A row that must go: its record's number, how many captions go with it, why others of it went before, and what the
-    quarantine says.
+    """A row that must go: its record's number, how many captions go with it, why others of its captions were dropped
+    before, and what the quarantine says.
     """
 
     number: int
@@ -51,16 +51,16 @@ Suspects = dict[int, np.ndarray]
 NOBODY = np.empty(0, np.uint64)
 
 PLACE_BITS = 32
-"""Of a row's place, those that hold the number of its record; the others hold its part, counted from 1."""
+"""The low bits of a row's place, which hold the number of its record; the others hold its part, counted from 1."""
 
 IMAGE_BITS = 1
-"""Of an image's place, those that tell which of its row's it is; the others hold its row's."""
+"""The low bits of an image's place, which tell which of its row's images it is; the others hold the row's."""
 
 ROWS = 1 << PLACE_BITS + IMAGE_BITS
-"""The first place of an image of a row; below it are those of images that are known."""
+"""The lowest place of a row's image; those below belong to known images."""
 
 COLOUR_STEP = 32
-"""By this the sum of the levels in a picture's corners is divided to sort by it."""
+"""Divides the sum of the levels in a picture's corners, to fit the sort keys."""
 
 MANY = 1024
 
@@ -73,10 +73,11 @@ def find_losers(
     pairs: PicturePairs | None,
     suspects: Suspects | None,
 ) -> Losers:
-    """Of rows with equal ids, or equal images where that was asked for, the first stays, in the order of the parts.
+    """The rows that must go: of rows with equal ids, or equal images if asked for, the first stays, in the order of
+    the parts.
 
     Args:
-        pairs: of images that may show the same; None = none was looked for.
+        pairs: of images that may show the same; None = none were looked for.
         suspects: by part, the only rows that can be like others; None = any may.
     """
     losers: Losers = {}
@@ -110,10 +111,10 @@ def _place(part: int, number: int) -> int:
 def find_pairs(
     store: Store, parts: Sequence[PartManifest], known: Sequence[PerceptualHashFile], options: Options
 ) -> PicturePairs | None:
-    """The images that may show the same, by their places; None where none is looked for.
+    """The images that may show the same, by their places; None if none are looked for.
 
     Args:
-        known: images that the rows' are compared with, whose places are their numbers, from one to the next.
+        known: images to compare the rows' with; their places are their numbers, counted through all files.
     """
     if not options.checked.look:
         return None
@@ -174,7 +175,7 @@ def total_report(parts: Iterable[PartManifest], losers: Losers) -> ShardReport:
 
 
 def write_dropped(file: TextIO, store: Store, parts: Iterable[PartManifest], losers: Losers) -> int:
-    """Write the quarantine: what each part has dropped, with the rows that went later, in order; return its lines."""
+    """Write the quarantine: what each part dropped, and the rows that went later, in order; return how many lines."""
     lines = 0
     for made in parts:
         later = ((loser.number, loser.dropped) for loser in losers.get(made.number, ()))
@@ -185,7 +186,7 @@ def write_dropped(file: TextIO, store: Store, parts: Iterable[PartManifest], los
 
 
 def manifests(parts: Sequence[PartManifest], names: Sequence[str]) -> Mapping[str, Manifest]:
-    """The manifest of each split of which there are rows."""
+    """The manifest of each split that has rows."""
     task = next((made.task for made in parts if made.task), CAPTION)
     return {name: manifest for name in names if (manifest := _manifest(parts, name, task)).rows}
 

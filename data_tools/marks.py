@@ -1,4 +1,4 @@
-"""What a part says of the rows that it has kept, so that those of different parts can be compared."""
+"""What a part notes about the rows that it kept, so that rows of different parts can be compared."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SCHEMA = pa.schema(
         "where": pa.string(),
         "source": pa.string(),
         "captions": pa.int32(),
-        "caption_drops": pa.list_(pa.string()),  # why each that was dropped was
+        "caption_drops": pa.list_(pa.string()),  # the reason for each dropped caption
         "id": pa.binary(16),  # a digest of the key
-        "exact": pa.binary(16),  # of the image's bytes; zeros where it was not asked for
+        "exact": pa.binary(16),  # of the image's bytes; zeros if it was not asked for
         "look": pa.binary(),  # of all its images, one after the other
-        "seen": pa.binary(),  # how each of these begins, which is all that is needed to look for others like it
+        "seen": pa.binary(),  # the beginning of each look, which is all it takes to find similar ones
     }
 )
 ROWS = 1024
-"""Held in memory before they are written."""
+"""Marks held in memory before they are written."""
 
 
 def id_digest(key: str) -> bytes:
@@ -38,7 +38,7 @@ def id_digest(key: str) -> bytes:
 
 
 class RowMark(NamedTuple):
-    """What is said of one row; the fields are the columns of `SCHEMA`."""
+    """What is noted about one row; the fields are the columns of `SCHEMA`."""
 
     number: int
     split: int
@@ -58,15 +58,12 @@ class RowMark(NamedTuple):
 
     @property
     def looks(self) -> list[bytes]:
-        """Of its images."""
+        """The look of each of its images."""
         return [self.look[start : start + LOOK.size] for start in range(0, len(self.look), LOOK.size)]
 
 
 def mark_of(number: int, split: int, record: Record, found: Checked) -> RowMark:
-    """
-    Args:
-        number: of the record within its part.
-    """
+    """The mark of a record that was kept; `number` counts within its part."""
     look = b"".join(picture.look for picture in found.pictures)
     seen = b"".join(picture.look[: SEEN.itemsize] for picture in found.pictures)
     about = record.key, record.where, record.source, len(found.captions), list(found.caption_drops.elements())
@@ -97,7 +94,7 @@ class MarkWriter:
 
 
 def mark_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The marks in order; of `columns` alone, if they are given."""
+    """The marks in order; only these `columns`, if given."""
     options = pa.ipc.IpcReadOptions(included_fields=columns and [SCHEMA.get_field_index(name) for name in columns])
     with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped, options=options) as reader:
         for number in range(reader.num_record_batches):
@@ -105,7 +102,7 @@ def mark_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
 
 
 def marks(path: Path, only: np.ndarray | None = None) -> Iterator[RowMark]:
-    """The marks in order; of the records of these numbers alone, if they are given."""
+    """The marks in order; only those of the records with these numbers, if given."""
     if only is not None and not len(only):
         return
     for batch in mark_batches(path):

@@ -1,4 +1,4 @@
-"""The table of metadata beside each shard: what the source said of its rows, in columns of one type each."""
+"""The table of metadata beside each shard: what the source said about its rows, in columns of one type each."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mvlm.errors import UserError
 from .record import as_text
 
 MOST_COLUMNS = 256
-"""Of a shard; a source that names more is a stream of free keys, of which the first ones met are kept."""
+"""Columns of a shard at most; a source with more has free-form keys, of which the first ones met are kept."""
 
 CAPTIONS = ("caption", "captions")
-"""Fields that stand in the shard itself."""
+"""Fields that are in the shard itself."""
 
 INT64 = range(-(1 << 63), 1 << 63)
 
 
 class MetaColumns:
-    """The metadata of a shard's rows, taken a batch of rows at a time.
+    """The metadata of a shard's rows, collected batch by batch.
 
-    A column in which all values are whole numbers, numbers or truth values is of that type. Any other is of texts, in
-    which a number stands as in JSON, and so does a list or an object. Bytes are not kept.
+    A column whose values are all integers, all numbers or all booleans keeps that type. Any other becomes text, with
+    numbers, lists and objects as in JSON. Bytes are not kept.
     """
 
     def __init__(self, task: str) -> None:
@@ -56,14 +56,14 @@ class MetaColumns:
             self._columns[name].append(pa.nulls(len(rows)))
 
     def write(self, folder: Path, shard: Shard) -> Shard:
-        """Write the table beside the shard, and forget it; return the shard with it."""
+        """Write the table beside the shard, and start a new one; return the shard with its table."""
         table = pa.table({name: joined(parts) for name, parts in self._columns.items()})
         self._rows, self._columns = 0, {}
         return add_table(folder, shard, META, table)
 
 
 def column(values: Sequence[Any]) -> pa.Array:
-    """An array of what their types have in common; bytes are null."""
+    """An array of the type that the values have in common; bytes become null."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {bool} or (kinds == {int} and all(value is None or value in INT64 for value in values)):
         return pa.array(values)
@@ -79,22 +79,22 @@ def column(values: Sequence[Any]) -> pa.Array:
 def _text(value: Any) -> str | None:
     if value is None or isinstance(value, bytes):
         return None
-    return as_text(value, ensure_ascii=False).encode("utf-8", "replace").decode()  # a lone surrogate is no UTF-8
+    return as_text(value, ensure_ascii=False).encode("utf-8", "replace").decode()  # a lone surrogate is not UTF-8
 
 
 def joined(parts: Iterable[pa.Array]) -> pa.ChunkedArray:
-    """End to end, as a type that holds them all."""
+    """The arrays end to end, in a type that holds them all."""
     arrays = list(parts)
     types = {part.type for part in arrays if not pa.types.is_null(part.type)}
     if len(types) > 1 and not types <= {pa.int64(), pa.float64()}:
-        # As `column` has them within a batch: Arrow would write 1.0 as 1.
+        # As `column` does within a batch: Arrow would write 1.0 as 1.
         return pa.chunked_array([pa.array(map(_text, part.to_pylist()), pa.string()) for part in arrays], pa.string())
     type_ = pa.float64() if len(types) > 1 else types.pop() if types else pa.null()
     return pa.chunked_array([part.cast(type_, safe=False) for part in arrays], type_)
 
 
 def with_meta(rows: Iterable[dict[str, Any]], tables: Sequence[Path], task: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard, each with what its tables say of it as `meta`.
+    """The rows of a shard, each with what its tables say about it as `meta`.
 
     Raises:
         UserError: a table is damaged or of another shard.

@@ -1,8 +1,8 @@
 """Pictures whose hashes differ in a few bits, found by sorting, in memory that does not grow with their number.
 
-Of two hashes that differ in d bits at most and are cut into d + k blocks, k blocks at least are equal (Manku, Jain and
-Das Sarma, "Detecting near-duplicates for web crawling", 2007). So for each choice of k blocks the hashes are sorted by
-these, and compared with those beside them.
+If two hashes differ in at most d bits and are cut into d + k blocks, at least k blocks are equal (Manku, Jain and
+Das Sarma, "Detecting near-duplicates for web crawling", 2007). So for each choice of k blocks, the hashes are sorted by
+these blocks and compared with their neighbours.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ DISTANCE = 5
 """Bits in which two hashes of 64 may differ."""
 
 RUN = 8
-"""Hashes that agree in the blocks chosen, on the average, if they are spread evenly: more blocks are chosen of more."""
+"""Evenly spread hashes that may agree in the chosen blocks on average: the more hashes, the more blocks are chosen."""
 
 MOST_BLOCKS = 4
 
 WINDOW = 128
-"""Of hashes that agree in the blocks chosen, each is compared with so many after it at most, in the order of their
-colours: plain pictures are like each other by the million."""
+"""A hash is compared with at most so many that agree with it in the chosen blocks, the next in the order of their
+colours: plain pictures resemble each other by the million."""
 
 COLOUR_BITS, INDEX_BITS = 7, 28
-"""Of what is sorted, below the blocks chosen."""
+"""The low bits of a sort key, below the chosen blocks."""
 
 WORKING = 88
-"""Bytes a hash that gathering and sorting take, measured with what the allocator keeps."""
+"""Bytes per hash that gathering and sorting take, measured together with what the allocator keeps."""
 
 CHUNK = 1 << 14
 BUCKETS = 64
 
 
 class NearJoin:
-    """Pictures with several hashes each are added in the order of their places; then the pairs are asked for.
+    """Takes pictures with several hashes each, in the order of their places, then finds the pairs.
 
-    A pair are two pictures of which one's first hash is within `distance` of any of the other's.
+    Two pictures are a pair if the first hash of one is within `distance` bits of any hash of the other.
     """
 
     def __init__(self, folder: Path, memory: int, hashes: int, distance: int = DISTANCE) -> None:
@@ -56,7 +56,7 @@ class NearJoin:
         Args:
             places: uint64 [n], ascending over all calls.
             hashes: uint64 [n, hashes].
-            colours: [n], below 128, alike for pictures that are alike.
+            colours: [n], below 128, similar for similar pictures.
         """
         entries = np.empty(len(places), self._entry)
         entries["place"], entries["hashes"], entries["colour"] = places, hashes, colours
@@ -68,8 +68,8 @@ class NearJoin:
     def pairs(self, known: int = 0, among: bool = True) -> PicturePairs:
         """
         Args:
-            known: so many of the first pictures are in no pair with each other.
-            among: whether two of the others may be a pair.
+            known: so many of the first pictures are not paired with each other.
+            among: whether the others may be paired with each other.
         """
         self._file.flush()
         entries = np.memmap(self._file, self._entry, "r") if self._count else np.empty(0, self._entry)
@@ -81,12 +81,12 @@ class NearJoin:
         return found
 
     def _agreeing(self, entries: np.ndarray, table: BlockChoice) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Numbers of pictures within the distance, the smaller first, that agree in the blocks of a table."""
+        """The numbers of pairs within the distance that agree in the blocks of a table, the smaller number first."""
         hashes = entries["hashes"].size
         passes = -(-hashes * WORKING // min(self._memory, WORKING << (INDEX_BITS - 1)))
         for turn in range(passes):
             keys, values, owners = self._gathered(entries, table, turn, passes)
-            keys.sort()  # in place, as all that takes memory by the hash
+            keys.sort()  # in place, like everything that takes memory per hash
             index = (keys & np.uint64((1 << INDEX_BITS) - 1)).astype(np.int64)
             keys >>= np.uint64(INDEX_BITS + COLOUR_BITS)
             at = np.flatnonzero(keys[1:] == keys[:-1])
@@ -106,9 +106,9 @@ class NearJoin:
     def _gathered(
         self, entries: np.ndarray, table: BlockChoice, turn: int, passes: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the hashes whose turn it is: what they are sorted by, themselves, and the numbers of their pictures.
+        """The hashes whose turn it is: their sort keys, the hashes themselves, and the numbers of their pictures.
 
-        The numbers are doubled, and 1 more for a first hash.
+        The numbers are doubled, plus 1 for a picture's first hash.
         """
         keys, values, owners, count = [], [], [], 0
         for first in range(0, len(entries), CHUNK):
@@ -128,13 +128,13 @@ class NearJoin:
 
 
 class BlockChoice:
-    """Some of the blocks that `cuts`, which are bits, part."""
+    """Some of the blocks between `cuts`, which are positions of bits."""
 
     def __init__(self, cuts: Sequence[int], chosen: Sequence[int]) -> None:
         self._cuts, self._chosen = cuts, chosen
 
     def of(self, hashes: np.ndarray) -> np.ndarray:
-        """The bits of these blocks, in a row."""
+        """The bits of these blocks, joined."""
         key = np.zeros_like(hashes)
         for number in self._chosen:
             key <<= np.uint64(self._cuts[number + 1] - self._cuts[number])
@@ -142,7 +142,7 @@ class BlockChoice:
         return key
 
     def is_first(self, differ: np.ndarray) -> np.ndarray:
-        """Of hashes that agree here, by the bits in which they differ, whether they agree in no table before."""
+        """Whether hashes that agree here agree in no earlier table, by the bits in which they differ."""
         others = (number for number in range(self._chosen[-1]) if number not in self._chosen)
         return np.logical_and.reduce([differ == differ, *(self._block(differ, number) > 0 for number in others)])
 
@@ -166,7 +166,7 @@ def _spread(keys: np.ndarray) -> np.ndarray:
 
 
 class PicturePairs:
-    """Pairs of places, the smaller first, in files of `folder` by the larger one.
+    """Pairs of places, the smaller first, kept in files in `folder` by the larger one.
 
     Args:
         places: uint64, of all pictures, ascending.
@@ -181,7 +181,7 @@ class PicturePairs:
         self._loaded, self._held = -1, np.empty((0, 2), np.uint64)
 
     def add(self, firsts: np.ndarray, seconds: np.ndarray) -> None:
-        """Add pairs of numbers of pictures; the same may come again."""
+        """Add pairs of pictures by their numbers; a pair may be added more than once."""
         order = np.argsort(seconds)
         found = np.stack([self._places[seconds[order]], self._places[firsts[order]]], 1)
         buckets, starts = np.unique(seconds[order] // np.uint64(self._each), return_index=True)
@@ -189,7 +189,7 @@ class PicturePairs:
             self._files[bucket].write(of_it.tobytes())
 
     def earlier(self, place: int) -> np.ndarray:
-        """The smaller places, ascending, of the pairs whose larger one this is; quick if places are asked in order."""
+        """The smaller places, ascending, of the pairs whose larger one this is; quick if asked for in order."""
         bucket = bisect_right(self._starts, place) - 1
         if bucket < 0:
             return np.empty(0, np.uint64)
@@ -204,7 +204,7 @@ class PicturePairs:
                 yield first, second
 
     def places(self) -> np.ndarray:
-        """All that are in a pair, ascending."""
+        """All places that are in a pair, ascending."""
         parts = [np.unique(self._bucket(bucket)) for bucket in range(len(self._files))]
         return np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
 

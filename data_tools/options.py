@@ -1,4 +1,4 @@
-"""What the arguments of a command ask of a corpus."""
+"""From a command's arguments to the options of a corpus."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .split import parse_split
 
 
 def require_effect(arguments: argparse.Namespace, split_by: str = "key") -> None:
-    """Raises `UserError` for an option that says how another is to be done which was not given, or names no splits.
+    """Raises `UserError` for an option that only modifies one that was not given, and for a `--split` without names.
 
     Args:
-        split_by: what `--split-by` is where it is left out.
+        split_by: the default of `--split-by`.
     """
     if arguments.split == "":
         raise UserError("--split '' names no splits: write it like train=0.88,eval=0.12, or leave it out.")

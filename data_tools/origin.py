@@ -1,4 +1,4 @@
-"""What a corpus is made of: from the command line to `source.json`, and from there to the source again."""
+"""What a corpus is made from: from the command line to `source.json`, and from there back to the source."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ OPTIONS = (
     *("image_column", "caption_column", "key_column", "key_up_to", "image_key", "caption_key", "in_place"),
     *("connections", "per_host", "timeout", "retries", "max_mb", "allow_loopback"),
 )
-"""Of some sources; each is named like the parameter it becomes."""
+"""Options of some sources, each named like the parameter that it becomes."""
 
 MANNERS = ("connections", "per_host", "timeout", "retries")
-"""Those of OPTIONS that may be others when a run is resumed: how images are downloaded, not which."""
+"""Those of OPTIONS that may differ when a run is resumed: they decide how images are downloaded, not which."""
 
 WRITING = (
     *("split", "split_by", "shard_mb", "longest_side", "quality", "min_size", "max_aspect", "caption_words"),
@@ -44,7 +44,7 @@ def origin(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def deciding(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """An `origin` without what decides nothing about the bytes."""
+    """An `origin` without the options that do not affect the bytes."""
     options = saved.get("options", {})
     return {**saved, "options": {name: value for name, value in options.items() if name not in MANNERS}}
 
@@ -80,7 +80,7 @@ def open_source(saved: Mapping[str, Any]) -> Source:
 
 @lru_cache(1)
 def opened_source(saved: str) -> Source:
-    """The same of an `origin` as JSON, opened once in a process for all of its parts."""
+    """The source of an `origin` in JSON, opened once per process for all of its parts."""
     return open_source(json.loads(saved))
 
 

@@ -1,4 +1,4 @@
-"""Parts: what one task reads and writes. They are cut from the source's own units, whoever works on them."""
+"""Parts: what one task reads and writes. They are cut from the source's own units, however many tasks there are."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from mvlm.data.shards.files import Shard
 
 Cursor = tuple[int, ...]
-"""A place in a source; that of what is read sooner is smaller, and () is the beginning."""
+"""A place in a source; what is read earlier has a smaller one, and () is the beginning."""
 
 Unit = tuple[Cursor, int]
-"""Where a piece of a source begins that can be read by itself, such as a tar, and about how many bytes it has."""
+"""Where a piece of a source that can be read by itself begins, such as a tar, and roughly how many bytes it has."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Part:
     number: int
     start: Cursor
     end: Cursor | None
-    size: int  # bytes of input, about
+    size: int  # bytes of input, roughly
 
     def __str__(self) -> str:
         return f"part {self.number}"
 
 
 def cut(units: Iterable[Unit], size: int) -> list[Part]:
-    """Parts of at most `size` bytes, but for units that are larger; one part where there is no unit."""
+    """Parts of at most `size` bytes, except for units that are larger; one part if there are no units."""
     starts: list[Cursor] = [()]
     sizes = [0]
     for start, of_unit in units:
@@ -44,13 +44,13 @@ def cut(units: Iterable[Unit], size: int) -> list[Part]:
 
 
 def chosen(parts: list[Part], share: tuple[int, int]) -> list[Part]:
-    """Those of the i-th of n tasks, counted from 1."""
+    """The parts of the i-th of n tasks, counted from 1."""
     task, tasks = share
     return parts[task - 1 :: tasks]
 
 
 def shard_stem(part: int, number: int) -> str:
-    """The name, without its ending, of the shard of that number within the part and its split."""
+    """The name, without its ending, of a part's shard; `number` counts within the part and the split."""
     return f"{part:06d}-{number:03d}" if number else f"{part:06d}"
 
 
@@ -66,7 +66,7 @@ class SplitPart:
 
 @dataclass
 class PartManifest:
-    """What a finished part has made; it is written last of all."""
+    """What a finished part has made; written last of all its files."""
 
     number: int
     task: str
@@ -77,7 +77,7 @@ class PartManifest:
 
     @property
     def rows(self) -> int:
-        """Those that it kept when it was made."""
+        """The rows that it kept when it was made."""
         return int(self.report["kept"])
 
     @property

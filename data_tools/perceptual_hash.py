@@ -1,6 +1,6 @@
-"""How a picture looks: a thumbnail, hashes by which pictures like it are found, and whether two show the same.
+"""How a picture looks: a thumbnail, hashes by which similar pictures are found, and whether two show the same.
 
-A hash only names candidates: small drawings on white share hashes by the thousand. What decides is `same_picture`.
+Hashes only name candidates, since small drawings on white share hashes by the thousand; `same_picture` decides.
 """
 
 from __future__ import annotations
@@ -14,52 +14,52 @@ from PIL import Image
 from mvlm.data.images.upright import upright
 
 SIDE = 32
-"""Pixels of a thumbnail, each way: the shape of a picture is not kept but as `aspect`."""
+"""Pixels of a thumbnail, each way; the shape of a picture is kept only as `aspect`."""
 
 SCALE = 160
-"""Pixels of the longer side, or up to twice as many, from which it is made."""
+"""Pixels of the longer side of the reduced picture from which it is made; up to twice as many."""
 
 GROUND = 32
-"""Grey levels by which a plain ground may vary."""
+"""Levels by which a plain background may vary."""
 
 SMALL = 0.5
-"""Share of the width and of the height that a small thing has at most."""
+"""Largest share of the width and of the height that a small thing takes up."""
 
 INSET = 0.05
-"""Of a side, cut off before a hash is taken that lightly cropped copies share with what they were cut from."""
+"""Share of a side cut off before hashing, so that lightly cropped copies share a hash with their original."""
 
 CUTS = ((0, 0, 0, 0), (1, 1, 1, 1), (1, 1, 0, 0), (0, 1, 1, 0), (1, 0, 0, 1), (0, 0, 1, 1))
-"""Whether it is cut off left, above, right and below, for each of the hashes."""
+"""Whether `INSET` is cut off left, above, right and below, for each of the hashes."""
 
 TOLERANCE = 44
-"""Grey levels of 255 by which thumbnails may differ in a place: at sharp edges, small or cropped copies come near it. A
-frown instead of a straight mouth is beyond."""
+"""Levels of 255 by which thumbnails may differ in a place: at sharp edges, small or cropped copies come near it. A
+frown instead of a straight mouth exceeds it."""
 
 BROAD_TOLERANCE = 12
-"""The same of the mean of each sixteenth, which copies hardly change: other colours are told by it."""
+"""The same for the mean of each sixteenth, which copying hardly changes: it tells other colours apart."""
 
 FLAT, FULL_RANGE = 0.15, 128
-"""The share of both tolerances that is left where there is but one colour; they are full from a range of 128 levels."""
+"""The share of both tolerances that is left if there is only one colour; from a range of 128 levels on, all is."""
 
 STRAY = 3
-"""Places that may differ more: where a thin line fell between two pixels."""
+"""Places that may differ by more, such as where a thin line fell between two pixels."""
 
 MOST_CROPPED = 0.11
-"""Of its width or height, that one may lack of the other at each side."""
+"""Share of its width or height that one picture may lack of the other on each side."""
 
 MOST_SQUEEZED = 2.0
-"""How much wider one may be than the other: what was made square shows the same."""
+"""How much wider one may be than the other: a copy squeezed into a square shows the same."""
 
 HOPELESS, MISSED = 32, 12
 """Mean differences of brightness, in levels, that no light crop explains: before a search for one, and after its first
-step, which brings copies below 10. Most candidates end there."""
+step, which brings copies below 10. Most candidates fail there."""
 
 STEPS = 10
 
 LOOK = struct.Struct(f"<{len(CUTS)}Q12s5f{SIDE * SIDE * 3}s")
 
 SEEN = np.dtype([("hashes", "<u8", (len(CUTS),)), ("corners", "u1", (12,))])
-"""How a look begins: all by which pictures like it are found."""
+"""The beginning of a look: all that it takes to find similar pictures."""
 
 
 class PerceptualHash(NamedTuple):
@@ -71,12 +71,12 @@ class PerceptualHash(NamedTuple):
 
 
 def perceptual_hash_of(image: Image.Image) -> bytes:
-    """Of the picture as training shows it, upright and on white: `LOOK.size` bytes for `read_perceptual_hash`."""
+    """The look of a picture as in training, upright and on white: `LOOK.size` bytes for `read_perceptual_hash`."""
     image = upright(image)
     width, height = image.size
     small = image.reduce(max(1, max(width, height) // SCALE))
     box = _content(np.asarray(small, np.int16))
-    # The triangle's wide support leaves thin lines where they are, whichever pixels they fell on.
+    # The triangle filter's wide support keeps thin lines in place, whichever pixels they fell on.
     square = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)
     grey = square.convert("F")
     hashes = (_hash(grey, *cuts) for cuts in CUTS)
@@ -87,9 +87,9 @@ def perceptual_hash_of(image: Image.Image) -> bytes:
 
 
 def _content(pixels: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a small thing on a ground of one colour; of all other pictures, the whole.
+    """Left, top, right and bottom of a small thing on a plain background, or else of the whole picture.
 
-    It would else be a few pixels of its thumbnail, and like any other small thing.
+    Otherwise the thing would be a few pixels of its thumbnail, and look like any other small thing.
     """
     height, width = pixels.shape[:2]
     ground = pixels[0, 0]
@@ -100,7 +100,7 @@ def _content(pixels: np.ndarray) -> tuple[int, int, int, int]:
     across, down = np.flatnonzero(stands.any(0)), np.flatnonzero(stands.any(1))
     if max(np.ptp(across) / width, np.ptp(down) / height) > SMALL:
         return 0, 0, width, height
-    # With some ground, since copies may blur its edges.
+    # With some background, since copies may blur its edges.
     more_x, more_y = (1 + int(np.ptp(part)) // 8 for part in (across, down))
     left, top = max(0, int(across[0]) - more_x), max(0, int(down[0]) - more_y)
     return left, top, min(width, int(across[-1]) + 1 + more_x), min(height, int(down[-1]) + 1 + more_y)
@@ -114,9 +114,9 @@ def read_perceptual_hash(content: bytes) -> PerceptualHash:
 
 
 def _hash(grey: Image.Image, left: int, top: int, right: int, bottom: int) -> int:
-    """64 bits: whether each of 8 x 5 patches is brighter than the next to its left, and of 5 x 8 than the next above.
+    """64 bits: whether each of 8 x 5 patches is brighter than the one to its left, and of 5 x 8 than the one above.
 
-    Of copies a few bits differ, of other pictures about 32; plain ones have hash 0.
+    Copies differ in a few bits, other pictures in about 32; plain ones have hash 0.
     """
     cut = INSET * SIDE
     box = (left * cut, top * cut, SIDE - right * cut, SIDE - bottom * cut)
@@ -130,8 +130,8 @@ def _hash(grey: Image.Image, left: int, top: int, right: int, bottom: int) -> in
 def same_picture(one: PerceptualHash, other: PerceptualHash) -> bool:
     """Whether one is a copy of the other as far as the eye can tell from thumbnails.
 
-    What was encoded anew, resized, squeezed by up to `MOST_SQUEEZED` or cropped by up to about 5 % a side is a copy;
-    where a thing stands in one alone, or has another colour or place, it is another picture.
+    A picture that was re-encoded, resized, squeezed by up to `MOST_SQUEEZED` or cropped by up to about 5 % per side is
+    a copy; one with a thing that the other lacks, or in another colour or place, is not.
     """
     if not 1 / MOST_SQUEEZED <= one.aspect / other.aspect <= MOST_SQUEEZED:
         return False
@@ -154,18 +154,18 @@ def _smooth(image: np.ndarray) -> np.ndarray:
 
 
 def _excess(a: np.ndarray, b: np.ndarray) -> float:
-    """How much they differ in the worst place but `STRAY`, and in the worst sixteenth, by the tolerances."""
+    """How much they differ in the worst place but `STRAY`, or in the worst sixteenth, in units of the tolerances."""
     places = np.abs(a - b).max(2).ravel()
     broad = np.abs((a - b).reshape(4, SIDE // 4, 4, SIDE // 4, 3).mean((1, 3))).max()
     return max(np.partition(places, -1 - STRAY)[-1 - STRAY] / TOLERANCE, broad / BROAD_TOLERANCE)
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """`a` shifted and scaled each way so that it lies on `b` best, and `b`; where only `b` is, both are that.
+    """`a` shifted and scaled along each axis to fit `b` best, and `b`; where `a` does not reach, it is filled with `b`.
 
-    The least squares of Lucas and Kanade on the brightness; None where they lead beyond a light crop.
+    The least squares of Lucas and Kanade on the brightness; None if they lead beyond a light crop.
     """
-    across = np.linspace(-1 + 1 / SIDE, 1 - 1 / SIDE, SIDE, dtype=np.float32)  # of each pixel, from -1 to 1
+    across = np.linspace(-1 + 1 / SIDE, 1 - 1 / SIDE, SIDE, dtype=np.float32)  # place of each pixel, from -1 to 1
     grey, target = a.mean(2), b.mean(2)
     down, right = (slope * (SIDE / 2) for slope in np.gradient(grey))
     stack = np.stack([grey, right, down], 2)

@@ -1,4 +1,4 @@
-"""Thumbnails with names, in a file, asked for one that shows the same."""
+"""A file of thumbnails with names, searched for one that shows the same."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 from .perceptual_hash import LOOK, SEEN, read_perceptual_hash, same_picture
 
 CORNERS = 40
-"""Levels by which the mean colour of a quarter may differ, so that thumbnails need not be compared."""
+"""Levels by which the mean colours of quarters may differ; beyond, thumbnails need not be compared."""
 
 MOST_COMPARED = 64
-"""Candidates that are compared, the nearest in their quarters' colours first: white pages are like each other by the
+"""Most candidates compared, the nearest in their quarters' colours first: white pages resemble each other by the
 thousand."""
 
 
 class Spill:
-    """Bytes by number, in a file without a name, of which nothing is left however this process ends."""
+    """Bytes by number, in an unnamed file that vanishes however this process ends."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lasts as long as this
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it is kept open
         self._ends = array("Q", [0])
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Spill:
 
 
 class PerceptualHashFile:
-    """Eight bytes a picture in memory; the rest lies in `folder`."""
+    """Takes eight bytes per picture in memory; the rest is in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._rows = Spill(folder)
@@ -55,11 +55,11 @@ class PerceptualHashFile:
         return self._rows.add(look + name.encode("utf-8", "replace"))
 
     def seen(self, start: int, end: int) -> np.ndarray:
-        """Of those from one number up to another, what `SEEN` holds."""
+        """What `SEEN` holds, for the pictures from `start` up to `end`."""
         return np.frombuffer(b"".join(self._rows.read(number, SEEN.itemsize) for number in range(start, end)), SEEN)
 
     def twin(self, look: bytes, numbers: Sequence[int]) -> str:
-        """The name of one of these that shows the same, or ""; of several, of the nearest in colour, then the first."""
+        """The name of one of these that shows the same, or ""; of several, the nearest in colour, then the first."""
         if not numbers:
             return ""
         mine = read_perceptual_hash(look)

@@ -1,4 +1,4 @@
-"""How a corpus is written, and the names of the files that stand beside it."""
+"""How a corpus is written, and the names of the files beside it."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class Options:
     tolerate: float = 0.5  # share of the records that may be dropped
     filters: Filters = SOUND
     dedup: str = ""  # "exact" or "perceptual": of equal images the first is kept
-    exclude: tuple[PathOrUrl, ...] = ()  # corpora none of whose images may come in
-    memory_bytes: int = 4_000_000_000  # that sorting what the rows say of themselves may take
+    exclude: tuple[PathOrUrl, ...] = ()  # corpora whose images are left out
+    memory_bytes: int = 4_000_000_000  # that sorting the rows' marks may take
     engine: str = "local"
     ray_address: str | None = None
-    origin: Mapping[str, Any] | None = None  # what the records are of, for source.json; tasks open the source by it
+    origin: Mapping[str, Any] | None = None  # where records come from, for source.json; tasks open the source by it
 
     @property
     def names(self) -> list[str]:
-        """Of the splits; one of "" where there are none."""
+        """The names of the splits, or only "" if there are none."""
         return list(self.split.shares) if self.split else [""]
 
     @property
     def checked(self) -> Filters:
-        """The filters, with what the check must work out for the other options' sake."""
+        """The filters, with what the check must compute for the other options."""
         look = self.dedup == "perceptual" or bool(self.exclude)
         return replace(self.filters, exact_hash=self.dedup == "exact", look=look)
 
 
 def stored_row(record: Record, found: Checked) -> SimpleNamespace:
-    """With all columns of the record's task as attributes, and as `meta` what else its source says."""
+    """A row with the columns of the record's task as attributes, and whatever else its source says as `meta`."""
     first, *second = found.pictures
     row = SimpleNamespace(key=record.key, captions=found.captions, source=record.source, **found.columns)
     row.meta = record.fields

@@ -1,4 +1,4 @@
-"""A progress bar on standard error, where that is a terminal."""
+"""A progress bar on standard error, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ REDRAW = 0.1  # seconds
 
 @contextmanager
 def progress(title: str, size: int, position: Callable[[], int] | None = None) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with each record's image bytes; `position()` of `size` is how far the work is.
+    """Yield a function to call with each record's image bytes; `position()` out of `size` is how far the work is.
 
-    Where there is no `position`, `size` is the number of the records.
+    Without `position`, `size` is the number of records.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))

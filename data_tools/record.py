@@ -14,18 +14,18 @@ from mvlm.data.shards.in_place import PlaceInFile
 class Record:
     """One image with its captions, or with the columns of another task, as the source gave them; nothing is checked.
 
-    Captions are of any type, because a source may hold null or bytes; `data_tools.filters` cleans them. So it does the
-    texts among `columns`, whose names and types are those of `mvlm.data.shards.schema.OWN_COLUMNS`.
+    Captions are of any type, because a source may hold null or bytes; `data_tools.filters` cleans them and the texts
+    among `columns`, whose names and types are those of `mvlm.data.shards.schema.OWN_COLUMNS`.
     """
 
     key: str
     image: bytes  # an encoded file
     captions: Sequence[object] = ()  # of the task "caption" alone
     source: str = ""
-    fields: Mapping[str, Any] = field(default_factory=dict)  # whatever else the source says of the record
+    fields: Mapping[str, Any] = field(default_factory=dict)  # whatever else the source says about the record
     where: str = ""  # file and line or member, for messages
     image2: bytes = b""  # of the task "nlvr2" alone: the right image
-    place: PlaceInFile | None = None  # in a file in which the image is to stay
+    place: PlaceInFile | None = None  # in the file in which the image is to stay
     columns: Mapping[str, Any] = field(default_factory=dict)  # of the other tasks: their own columns, all of them
 
     def __str__(self) -> str:
@@ -50,6 +50,6 @@ class Dropped:
 
 
 def as_text(value: Any, **form: Any) -> str:
-    """A field's value as JSON of a form that `json.dumps` knows, or as itself if JSON has no such kind: a date needs no
-    quotes."""
+    """A field's value as JSON, with the options `form` of `json.dumps`; texts, and what JSON does not know, such as
+    dates, without quotes."""
     return json.dumps(value, default=str, **form) if isinstance(value, int | float | list | dict) else str(value)

@@ -12,11 +12,11 @@ from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE
 from .record import Dropped
 
 MANY_TWINS = 0.03
-"""Share of the records left out as copies beyond which somebody should look whether they are."""
+"""Share of the records left out as copies, beyond which somebody should check whether they are."""
 
 MOST_SOURCES = 100
 OTHERS = "(others)"
-"""Sources beyond that many are counted together: where each record names its own, the report must stay one."""
+"""Sources beyond that many are counted together, so that the report stays short if each record names its own."""
 
 
 COUNTERS = ("dropped", "dropped_captions", "unused")
@@ -60,7 +60,7 @@ class ShardReport:
             self.captions += outcome
 
     def take_back(self, source: str, captions: int, caption_drops: Iterable[str], reason: str) -> None:
-        """A record that was counted as kept with so many captions, and without some, is dropped after all."""
+        """Count a record as dropped after all that was counted as kept with so many captions and without others."""
         for part in (self, self.sources[source if source in self.sources else OTHERS]):
             part.kept -= 1
             part.dropped[reason] += 1
@@ -119,11 +119,11 @@ class ShardReport:
         return "\n".join(lines)
 
     def text(self) -> str:
-        """The same as a file, with the warning if there is one."""
+        """The summary as the text of a file, with the warning if there is one."""
         return "".join(f"{part}\n" for part in (self.summary(), self.warning()) if part)
 
     def warning(self) -> str:
-        """A sentence where so many records were left out as copies that somebody should look, else ""."""
+        """A sentence if so many records were left out as copies that somebody should look, else ""."""
         copies = sum(self.dropped[reason] for reason in (DUPLICATE, NEAR_DUPLICATE, EXCLUDED))
         if copies <= MANY_TWINS * self.read:
             return ""

@@ -1,4 +1,4 @@
-"""The row index beside each shard, made of the shard alone."""
+"""The row index beside each shard, made from the shard alone."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def add_index(folder: Path, shard: Shard, task: str) -> Shard:
 def add_indexes(folder: Path, on_row: Callable[[int], None] = lambda image_bytes: None) -> int:
     """Write a row index beside each shard of `folder` that has no sound one; return how many were written.
 
-    No shard is changed, nor the fingerprint. What was written when an error or the user ends it is kept.
+    Neither the shards nor the fingerprint change. Indexes written before an error or an interruption are kept.
 
     Raises:
-        UserError: shards are not those that were written, or the folder is being changed or cannot be written; has a
-            sentence for each. All other shards have their index.
+        UserError: shards have changed, or the folder was changed meanwhile or cannot be written; has a sentence for
+            each shard. All other shards then have their index.
     """
     manifest, mistakes, written = read_manifest(folder), Mistakes(), 0
     shards = list(manifest.shards)

@@ -1,6 +1,6 @@
-"""Making a corpus of records, or one a split: a map over parts, each made by itself, whose manifests are joined.
+"""Making a corpus from records, or one per split: parts are made independently, then their manifests are joined.
 
-Killed at any moment, it resumes when it is started again: the parts that are finished stay.
+A run that was killed at any moment resumes when it is started again: finished parts stay.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from .task import Item, PartJob, digest, make_part, prune_again, prune_part, run
 from .versions import versions
 
 WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
-"""Reasons that the user asked for, which count against no tolerance."""
+"""Reasons that the user asked for, which do not count against `--tolerate`."""
 
 USUAL = ("image is missing", "download failed", "download refused")
-"""How reasons begin that are usual with downloads; they count against none either, unless nothing is left."""
+"""How reasons begin that are usual with downloads; they do not count either, unless nothing is left."""
 
 
 def shard(
@@ -47,12 +47,12 @@ def shard(
     options: Options,
     on_record: Callable[[int], None] = lambda image_bytes: None,
 ) -> ShardReport:
-    """Write `records` as a corpus to the folder or URL `out`, or as one corpus a split inside it.
+    """Write `records` as a corpus to the folder or URL `out`, or as one corpus per split inside it.
 
     The bytes written are a function of the records, their order and the options alone. Beside the corpus stand
     `quarantine.jsonl` (key, reason, where and detail of each record dropped), `yield.json` and `yield.txt`, and
-    `source.json`. With `options.origin`, of which `records` are the source, parts of it are made by `options.workers`
-    tasks, each of which opens the source for itself, and a run that was killed is resumed; without it all is one part.
+    `source.json`. If `options.origin` describes `records`, `options.workers` tasks make their parts, each of which
+    opens the source for itself, and a run that was killed is resumed; otherwise all is one part.
 
     Raises:
         UserError: `out` cannot be written, more than the tolerated share was dropped, or a split is left empty.
@@ -75,12 +75,12 @@ def shard(
 
 
 def shard_share(records: Source, out: Path | str, options: Options, share: tuple[int, int]) -> tuple[int, int]:
-    """Make the i-th of n shares of the parts alone, beside other processes that make the others.
+    """Make only the i-th of n shares of the parts, beside other processes that make the others.
 
-    `shard`, once all have ended, joins them, and makes those that are missing.
+    Once all have ended, `shard` joins the parts and makes those that are missing.
 
     Returns:
-        How many parts were made, and how many of the share there were already.
+        How many parts were made, and how many of the share were there already.
 
     Raises:
         UserError: `out` cannot be written, or something else is being made there.
@@ -96,14 +96,14 @@ def shard_share(records: Source, out: Path | str, options: Options, share: tuple
 
 
 def parts_of(records: Iterable[Item], options: Options) -> list[Part]:
-    """The parts of a source, or a single one of what cannot be cut."""
+    """The parts of a source, or a single one if it cannot be cut."""
     if options.origin is None or not isinstance(records, Cuttable):
         return cut((), options.shard_bytes)
     return cut(records.units(), options.shard_bytes)
 
 
 def _plan(parts: list[Part], options: Options) -> dict[str, Any] | None:
-    """All that decides the bytes, as JSON would give it back."""
+    """All that decides the bytes, as it comes back from JSON."""
     if options.origin is None:
         return None
     plan = {
@@ -122,7 +122,7 @@ def _plan(parts: list[Part], options: Options) -> dict[str, Any] | None:
 def _made(
     job: PartJob, parts: list[Part], run: Map, on_record: Callable[[int], None] = lambda image_bytes: None
 ) -> dict[int, PartManifest]:
-    """Have these parts made, each by a task; of a single one, the workers check the records."""
+    """Make these parts, each in one task; for a single part, the workers check its records."""
     if len(parts) == 1 or (job.options.workers == 1 and job.options.engine == "local"):
         return {part.number: run_part(job, part, run, on_record) for part in parts}
     made = {}
@@ -146,7 +146,7 @@ def _pruned(job: PartJob, parts: list[Part], done: list[PartManifest], losers: L
     """The parts without the rows that must go."""
     away = {made.number: [loser.number for loser in losers.get(made.number, ())] for made in done}
     wrong = [made for made in done if made.pruned != digest(away[made.number])]
-    again = [parts[made.number] for made in wrong if made.pruned]  # of a restart that has changed what it found
+    again = [parts[made.number] for made in wrong if made.pruned]  # pruned of other rows by an earlier run
     whole = {made.number: made for made in wrong} | _made(job, again, run)
     todo = [(parts[made.number], made, away[made.number]) for made in whole.values() if away[made.number]]
     kept = dict(whole)
@@ -158,7 +158,7 @@ def _pruned(job: PartJob, parts: list[Part], done: list[PartManifest], losers: L
 
 
 def _finish(job: PartJob, out: Path | str, parts: list[PartManifest], losers: Losers) -> ShardReport:
-    """Write what is said of all parts, and let the corpus appear."""
+    """Write the files that cover all parts, and let the corpus appear."""
     store, options = job.store, job.options
     report, found = total_report(parts, losers), manifests(parts, options.names)
     with (store.work / QUARANTINE).open("w", encoding="utf-8") as file:

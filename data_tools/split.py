@@ -16,7 +16,7 @@ UNNAMED = "field names none of the splits"
 
 
 class NoSplit(Exception):
-    """A record that falls into no split: `reason` is one of a few phrases, which are counted, `detail` explains."""
+    """A record that falls into no split: `reason` is one of a few phrases, which are counted; `detail` explains."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -27,8 +27,8 @@ class NoSplit(Exception):
 class Split:
     """Shares of the records by name, in order; records with the same value of `field` stay together.
 
-    `field` is "key", "source" or one of the record's own fields. Where no share is given, all of them 0, its values are
-    the splits' names.
+    `field` is "key", "source" or one of the record's own fields. If no shares are given, all of them are 0 and the
+    field's values are the splits' names.
     """
 
     shares: dict[str, float]
@@ -45,7 +45,7 @@ class Split:
         """The split's name, a function of the field's value alone.
 
         Raises:
-            NoSplit: the record lacks the field, or its value is to be a name and is none of them.
+            NoSplit: the record lacks the field, or its value should be a split's name and is not.
         """
         value = {"key": record.key, "source": record.source}.get(self.field, record.fields.get(self.field))
         if value is None:
@@ -66,10 +66,10 @@ class Split:
 
 
 def parse_split(text: str, field: str) -> Split:
-    """Read `train=0.88,eval=0.12`, or `train,eval` where the values of `field` are the names.
+    """Read `train=0.88,eval=0.12`, or `train,eval` if the values of `field` are the names.
 
     Raises:
-        UserError: a name or share is malformed, a name stands twice, or the shares do not add up to 1.
+        UserError: a name or share is malformed, a name is repeated, or the shares do not add up to 1.
     """
     if "=" not in text and field != "key":
         names = [part.strip() for part in text.split(",")]

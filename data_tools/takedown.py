@@ -1,4 +1,4 @@
-"""Taking rows down: whoever lists a key, a URL or a hash has its rows left alone by every reader from now on."""
+"""Taking rows down: every reader skips rows with a listed key, URL or hash from then on."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage, write_durably
 
 COLUMNS = ("key", "url", "URL", "sha256", "md5", "uid")
-"""What a line of a list may name, where a corpus has such a column."""
+"""Columns whose values a line of a list may name, if the corpus has them."""
 
 SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 HASHES = ("sha256", "md5")
-"""Columns of hexadecimal digits, in letters of either case."""
+"""Columns of hexadecimal digits, in either case."""
 
 
 @dataclass(frozen=True)
 class TakenDown:
-    """What a list came to: rows that are taken down now, those that were not before, and lines that name no row."""
+    """The outcome: rows that are taken down now, how many of them were not before, and lines that name no row."""
 
     rows: int
     new: int
@@ -45,7 +45,7 @@ def read_list(paths: Sequence[Path]) -> set[str]:
     """The lines of lists, without the empty ones.
 
     Raises:
-        UserError: one cannot be read, or all of them name nothing.
+        UserError: one cannot be read, or they name nothing.
     """
     try:
         lines = {line.strip() for path in paths for line in path.read_text(encoding="utf-8-sig").splitlines()}
@@ -63,7 +63,7 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
 
     Args:
         folder: of shards, or a URL.
-        by: the columns that may name a row; none = those of `COLUMNS` that there are, and the SHA-256 of the image.
+        by: the columns that may name a row; none = those of `COLUMNS` that exist, and the SHA-256 of the image.
 
     Raises:
         UserError: the corpus is damaged, or no shard has one of the columns.
@@ -74,7 +74,7 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
             rows_of.setdefault(shard.hash, set()).update(rows)
     if missing := set(by) - named.columns:
         raise unknown_column(min(missing), location.folder, named.columns)
-    # Only now, for looking at all images takes hours, in which another list may have been taken down.
+    # Read only now: looking at all images takes hours, in which another list may have been taken down.
     listed = parse_takedown(_stored(folder), f"{location.folder}/{TAKEDOWN}")
     before = sum(map(len, listed.values()))
     listed |= {shard: sorted(more.union(listed.get(shard, ()))) for shard, more in rows_of.items()}
@@ -84,10 +84,10 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
 
 
 class _Named:
-    """The rows that the lines of a list name, by their columns and, where none is given, by their images' SHA-256.
+    """The rows that the lines of a list name, by their columns and, if none is given, by their images' SHA-256.
 
     Attributes:
-        columns: that the shards have which were looked at.
+        columns: those of the shards looked at so far.
     """
 
     def __init__(self, lines: set[str], by: Sequence[str]) -> None:
@@ -99,7 +99,7 @@ class _Named:
         self.columns: set[str] = set()
 
     def rows(self, location: ShardLocation, number: int) -> list[int]:
-        """Of a shard."""
+        """The rows of a shard that are named."""
         table, names = columns_of(location, number, self._by or COLUMNS)
         self.columns |= set(names)
         named = np.zeros(location.manifest.shards[number].rows, bool)
@@ -122,7 +122,7 @@ class _Named:
 
 
 def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:
-    """The SHA-256 of each image of a shard, with its row; raises `UserError` where the shard is damaged."""
+    """The SHA-256 of each image of a shard, with its row; raises `UserError` if the shard is damaged."""
     first = 0
     try:
         file = location.map(number, location.manifest.shards[number])
@@ -132,7 +132,7 @@ def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:
             batch.validate(full=True)
             for name in filter(batch.schema.names.__contains__, IMAGE_COLUMNS):
                 for row, image in enumerate(batch[name], first):
-                    with suppress(ChangedImage):  # nobody can use it either
+                    with suppress(ChangedImage):  # no reader can use it either
                         yield row, hashlib.sha256(resolved(image.as_buffer())).hexdigest()
             first += len(batch)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -1,5 +1,5 @@
-"""What one task does: it reads a part of the source, checks its records and writes its shards; later, if other parts
-hold the same, it takes rows out of them.
+"""What one task does: it reads a part of the source, checks its records and writes its shards; later it removes rows
+that other parts hold too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ R = TypeVar("R")
 Item = Record | Dropped
 
 DROPPED = ".dropped"
-"""The file of a part's dropped records: in each line the record's number and what the quarantine says of it."""
+"""The file of a part's dropped records: in each line the record's number and what the quarantine says about it."""
 MARKS = ".marks"
 
 
@@ -81,7 +81,7 @@ def make_part(
     """Make a part of these records.
 
     Args:
-        unused: what was of no use, once all records are read.
+        unused: counts the source's unused files, once all records are read.
     """
     with job.store.for_task() as store:
         making = _Making(store, job.options, number)
@@ -141,7 +141,7 @@ class _Making:
             _keep(self._store, name, self._writers[name], -1)
 
     def finish(self, unused: Counter[str]) -> PartManifest:
-        """Make all of it last, and have it known."""
+        """Make the part durable, and record that it is finished."""
         self._marks.close()
         self._dropped.close()
         self._report.unused = unused
@@ -156,7 +156,7 @@ class _Making:
 
 
 def prune_again(job: PartJob, item: tuple[Part, PartManifest, Sequence[int]]) -> PartManifest:
-    """As `prune_part`, by a task in whose place another may have died that had begun with it, or even ended."""
+    """Like `prune_part`, for a task that may replace one that died after it had begun, or even finished, the part."""
     part, made, numbers = item
     with job.store.for_task() as store:
         there = store.part(part.number)
@@ -166,7 +166,7 @@ def prune_again(job: PartJob, item: tuple[Part, PartManifest, Sequence[int]]) ->
 
 
 def prune_part(job: PartJob, made: PartManifest, numbers: Sequence[int]) -> PartManifest:
-    """Take the rows of these records, which ascend, out of a finished part."""
+    """Remove the rows of these records, whose numbers ascend, from a finished part."""
     with job.store.for_task() as store:
         store.reopen_part(made.number)
         away, places = set(numbers), _places(store, made)
@@ -184,13 +184,13 @@ def prune_part(job: PartJob, made: PartManifest, numbers: Sequence[int]) -> Part
 
 
 def _rows_of(store: Store, split: str, shard: Shard, task: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard with all that is known of them."""
+    """The rows of a shard with all that is known about them."""
     path, *tables = (store.local(within(split, file.file)) for file in (shard, *shard.files[len(shard.trained_on) :]))
     return with_meta(shard_rows(path, task), tables, task)
 
 
 def digest(numbers: Sequence[int]) -> str:
-    """Of the records whose rows were taken out; "" where there are none."""
+    """A digest of the numbers of the records whose rows were removed; "" if there are none."""
     return hashlib.sha256(",".join(map(str, numbers)).encode()).hexdigest() if numbers else ""
 
 
@@ -209,7 +209,7 @@ def _writers(store: Store, options: Options, number: int, task: str) -> dict[str
 
 
 def _keep(store: Store, name: str, writer: CorpusWriter, first: int) -> None:
-    """Make the shards from that number on last."""
+    """Make the shards from number `first` on durable."""
     for shard in writer.shards[first:]:
         for file in shard.files:
             store.keep(within(name, file.file))
@@ -226,7 +226,7 @@ def _ended(store: Store, writers: dict[str, CorpusWriter]) -> dict[str, SplitPar
 
 
 def dropped_of(store: Store, made: PartManifest) -> Iterator[tuple[int, Dropped]]:
-    """The records that a part has dropped, each with its number."""
+    """The records that a part dropped, each with its number."""
     with store.local(part_file(made.number, DROPPED)).open(encoding="utf-8") as lines:
         for line in lines:
             number, _, content = line.partition("\t")

@@ -1,4 +1,4 @@
-"""What decides the bytes of a corpus beside its source and its options."""
+"""What decides the bytes of a corpus besides its source and its options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIBRARIES = ("pyarrow", "pillow", "simplejpeg", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries and of this package's code."""
+    """The versions of the libraries and of this package's code."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())

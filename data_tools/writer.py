@@ -1,4 +1,4 @@
-"""Writing rows into shards: Arrow IPC files that get their final names when they are whole and on the disk."""
+"""Writing rows into shards: Arrow IPC files that get their final names when they are complete and on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .row_index import add_index
 
 BATCH_ROWS = 256
 BATCH_BYTES = 8_000_000
-"""A record batch ends at whichever comes first: what the loader's block-shuffled reads want to find together."""
+"""A record batch ends at whichever comes first; the sizes suit the loader's block-shuffled reads."""
 
 BINARY_LIMIT = 2**31 - 1
 """Bytes that the int32 offsets of one batch's image column can address."""
@@ -39,10 +39,8 @@ class Hash(Protocol):
 class CorpusWriter:
     """Writes rows into `NNNNNN.arrow` shards of about `shard_bytes` under `folder`, each with its row index and table.
 
-    `close` writes the manifest.
-
-    `shards` are those finished so far. `stem` gives the n-th one's name without its ending. `hasher` is only ever
-    replaced to measure what hashing costs.
+    `close` writes the manifest. `shards` are those finished so far. `stem` gives the n-th one's name without its
+    ending. `hasher` is replaced only to measure what hashing costs.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class CorpusWriter:
         self.rows = self.captions = self.image_bytes = 0
 
     def add(self, row: Any) -> bool:
-        """Take a row, an object with the schema's fields as attributes and perhaps `meta`, what else is known of it.
+        """Take a row, an object with the schema's fields as attributes and perhaps `meta`, what else is known about it.
 
         Returns:
             Whether it was the last of its shard.
@@ -143,8 +141,8 @@ class _ShardFile:
 class _Sink:
     """The file-like object pyarrow writes to.
 
-    pyarrow would copy each image twice before it writes it. It is given a stretch of memory that nobody ever touches
-    instead (`promise`), and when it comes to write that, the images themselves are written in its place.
+    pyarrow would copy each image twice before writing it. Instead it is given a stretch of memory that nobody ever
+    touches (`promise`), and when it writes that, the images themselves are written in its place.
     """
 
     def __init__(self, path: Path, digest: Hash) -> None:
@@ -156,7 +154,7 @@ class _Sink:
         self.closed = False
 
     def promise(self, values: list[bytes]) -> pa.Array:
-        """An array of these values whose offsets alone are true; to be written before anything else looks at it."""
+        """An array of these values of which only the offsets are real; it must be written before anything reads it."""
         offsets = np.zeros(len(values) + 1, np.int32)
         np.cumsum([len(value) for value in values], out=offsets[1:])
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS

@@ -1,7 +1,7 @@
-"""Which addresses may be connected to: a table of links is hostile, and must not reach into the network it is read in.
+"""Which addresses may be connected to: a table of links is hostile, and must not reach into the local network.
 
-The address itself is checked, at the moment of connecting to it. What a name resolved to earlier, whichever way it is
-written, and where a redirect leads play no part, so that none of them can lead past the check.
+The address itself is checked, at the moment of connecting to it. So neither the way it is written, nor what a name
+resolved to earlier, nor a redirect can lead past the check.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses whose last 32 bits are an IPv4 address (RFC 6052)."""
 
 LOOKUPS = 64
-"""Names resolved at a time: each lookup holds a thread, for seconds where a name server does not answer."""
+"""Names resolved at a time: each lookup holds a thread, for seconds if a name server does not answer."""
 
 Allowed = Callable[[str], bool]
 
 
 def allowed_addresses(allow_loopback: bool) -> Allowed:
-    """Whether an address may be connected to: public ones alone, and on request this machine's own too."""
+    """A test whether an address may be connected to: only public ones and, on request, this machine's own."""
 
     def allowed(text: str) -> bool:
         try:
@@ -39,7 +39,7 @@ def allowed_addresses(allow_loopback: bool) -> Allowed:
 
 
 def _inner(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address that a gateway would make of an IPv6 one."""
+    """The IPv4 address that a gateway would turn an IPv6 one into, or else the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in NAT64:
@@ -48,7 +48,7 @@ def _inner(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.
 
 
 def socket_factory(allowed: Allowed) -> Callable[[tuple], socket.socket]:  # type: ignore[type-arg]
-    """What aiohttp makes sockets with, each of which it connects to the address given here and to no other."""
+    """What aiohttp makes sockets with; it connects each to the address that it passes here, and to no other."""
 
     def make(info: tuple) -> socket.socket:  # type: ignore[type-arg]
         family, kind, protocol, _, (address, *_) = info
@@ -67,7 +67,7 @@ class Resolver(AbstractResolver):
         self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="lookup")
 
     async def resolve(self, host: str, port: int = 0, family: int = socket.AF_UNSPEC) -> list[ResolveResult]:
-        """Raises `Failure` where none of a name's addresses may be connected to, `OSError` where there are none."""
+        """Raises `Failure` if none of a name's addresses may be connected to, `OSError` if it has none."""
         infos = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port, family)
         found = [(kind, address[0]) for kind, _, _, _, address in infos]
         public = [(kind, str(address)) for kind, address in found if self._allowed(str(address))]

@@ -27,13 +27,13 @@ TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 10.0
-"""The longest to connect, encryption included, and between two pieces of an answer."""
+"""Time limits for connecting, TLS included, and between two pieces of an answer."""
 
 FIRST_BACKOFF = 0.5
-"""Seconds before the second attempt, doubled before each further one, and drawn between half and all of that."""
+"""Seconds before the second attempt, doubled before each further one; the actual pause is half to all of that."""
 
 KEEP_ALIVE = 1.0
-"""Seconds for which a connection is kept for another image: most hosts of a web-scale table come once."""
+"""Seconds for which a connection is kept for another image: most hosts in a web-scale table occur only once."""
 
 CACHE_NAMES = 300  # seconds
 HEADERS = {"User-Agent": f"Mozilla/5.0 (compatible; {TOKEN})", "Accept": "image/*,*/*;q=0.5"}
@@ -41,7 +41,7 @@ HEADERS = {"User-Agent": f"Mozilla/5.0 (compatible; {TOKEN})", "Accept": "image/
 
 @dataclass(frozen=True)
 class Limits:
-    """`timeout` seconds for a request from its connection to the last byte; bytes of the image."""
+    """`timeout` is in seconds, from connecting to the last byte of a request; `max_bytes` limits an image."""
 
     connections: int = 256
     per_host: int = 8
@@ -55,7 +55,7 @@ class HeldMemory(Protocol):
     """Where a download accounts for the bytes that it holds."""
 
     def add(self, size: int) -> bool:
-        """Count further bytes; whether there was room for them."""
+        """Count further bytes, and return whether there was room for them."""
 
     def reset(self) -> None:
         """Forget what was added."""
@@ -65,7 +65,7 @@ class HeldMemory(Protocol):
 
 
 class _NoRoom(Exception):
-    """A download is given up for now: those that are needed sooner must never wait for its place or its memory."""
+    """A download is given up for now: those needed sooner must never wait for its slot or its memory."""
 
 
 class Client:
@@ -78,7 +78,7 @@ class Client:
     async def __aenter__(self) -> Self:
         allowed = allowed_addresses(self._limits.allow_loopback)
         connector = aiohttp.TCPConnector(
-            limit=0,  # `Hosts` sees to it
+            limit=0,  # `Hosts` limits connections
             resolver=Resolver(allowed),
             socket_factory=socket_factory(allowed),
             ttl_dns_cache=CACHE_NAMES,
@@ -96,7 +96,7 @@ class Client:
         await self._session.close()
 
     async def fetch(self, link: str, memory: HeldMemory) -> bytes:
-        """What `link` leads to, after as many attempts as may be needed; raises the last one's `Failure`."""
+        """The bytes that `link` leads to, after as many attempts as needed; raises the last one's `Failure`."""
         backoff, left = FIRST_BACKOFF, self._limits.retries
         while True:
             try:
@@ -128,7 +128,7 @@ class Client:
         raise Failure(why.REDIRECTS, str(url)[:200])
 
     async def _request(self, url: URL, memory: HeldMemory) -> bytes | URL:
-        """The image at this very link, or where it is redirected to."""
+        """The image at this URL, or the URL that it redirects to."""
         async with asyncio.timeout(self._limits.timeout), self._get(url) as answer:
             if reason := opts_out(answer.headers):
                 raise Failure(why.OPTED_OUT, reason)
@@ -163,17 +163,17 @@ class Client:
 
 
 def _retry_after(value: str) -> float:
-    """Seconds from now; the header holds those or a date. 0 where it says nothing."""
+    """Seconds to wait; the header holds them or a date. 0 if it holds neither."""
     if value.strip().isdecimal():
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError, OverflowError):  # no date, or one without a zone, or with one that is none
+    except (TypeError, ValueError, OverflowError):  # no date, or one without a valid time zone
         return 0.0
 
 
 def _failure(error: Exception) -> Failure:
-    """In our words what aiohttp and the sockets say."""
+    """The failure for an error of aiohttp or of a socket."""
     detail = str(error)[:200]
     if isinstance(error, TimeoutError):
         return Failure(why.TIMED_OUT, detail, transient=True)
@@ -187,7 +187,7 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, aiohttp.ClientPayloadError):
         return Failure(why.CUT, detail, transient=True)
     if isinstance(error, aiohttp.ClientResponseError):
-        # Or what the connection's last answer had too much, so that another attempt may well succeed.
+        # It may be a surplus of the connection's previous answer, so that another attempt may well succeed.
         return Failure(why.NO_HTTP, detail, transient=True)
     if isinstance(error, aiohttp.InvalidURL) or (isinstance(error, ValueError) and not isinstance(error, OSError)):
         return Failure(why.NO_LINK, detail)

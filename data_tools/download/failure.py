@@ -23,7 +23,7 @@ UNREACHABLE = (NO_HOST, NO_CONNECTION)
 
 
 class Failure(Exception):
-    """An image that was not downloaded. Where it is `transient`, another attempt in `wait` seconds or more may help."""
+    """An image that was not downloaded. If `transient`, another attempt in `wait` seconds or more may help."""
 
     def __init__(self, reason: str, detail: str = "", transient: bool = False, wait: float = 0.0) -> None:
         super().__init__(reason, detail)

@@ -10,7 +10,7 @@ from time import monotonic
 from .failure import BUSY, Failure
 
 LONGEST_PAUSE = 60.0
-"""Seconds for which a host may ask; where it asks for more, its links fail."""
+"""Seconds of pause that a host may ask for; if it asks for more, its links fail."""
 
 
 class _Host:
@@ -21,7 +21,7 @@ class _Host:
 
 
 class Hosts:
-    """Only hosts that are in use or pausing are remembered: a table may name millions."""
+    """Remembers only hosts that are in use or pausing: a table may name millions."""
 
     def __init__(self, connections: int, per_host: int) -> None:
         self._free, self._per_host = asyncio.Semaphore(connections), per_host
@@ -29,13 +29,13 @@ class Hosts:
 
     @asynccontextmanager
     async def slot(self, name: str) -> AsyncIterator[None]:
-        """Wait until a request to this host may run, and hold its place; raises `Failure` where that takes too long."""
+        """Wait until a request to this host may run, and hold its place; raises `Failure` if that takes too long."""
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = _Host(self._per_host)
         host.users += 1
         try:
-            async with host.free:  # before a place among all, or those who wait for a busy host would hold them
+            async with host.free:  # before `_free`, or requests waiting for a busy host would use up all places
                 while (pause := host.paused_until - monotonic()) > 0:
                     if pause > LONGEST_PAUSE:
                         raise Failure(BUSY, f"for {pause:.0f} s")
@@ -48,6 +48,6 @@ class Hosts:
                 self._hosts.pop(name, None)
 
     def pause(self, name: str, seconds: float) -> None:
-        """Let the next requests to a host that is in use wait."""
+        """Make the next requests to a host, which must be in use, wait."""
         host = self._hosts[name]
         host.paused_until = max(host.paused_until, monotonic() + seconds)

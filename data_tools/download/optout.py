@@ -5,7 +5,7 @@ from __future__ import annotations
 from multidict import CIMultiDictProxy
 
 TOKEN = "mvlm"
-"""By which a site may speak to this crawler alone."""
+"""The name by which a site may address this crawler alone."""
 
 OPT_OUT = frozenset(("noai", "noimageai", "noindex", "noimageindex", "none"))
 """Directives of `X-Robots-Tag`; "none" is short for "noindex, nofollow"."""
@@ -23,7 +23,7 @@ def opts_out(headers: CIMultiDictProxy[str]) -> str:
 
 
 def _forbids(value: str) -> bool:
-    """Directives behind the name of a crawler are that crawler's, up to the next name."""
+    """Whether a directive applies to us: those after a crawler's name are for it alone, up to the next name."""
     ours = True
     for directive in value.lower().split(","):
         name, colon, rest = directive.partition(":")

@@ -16,22 +16,22 @@ R = TypeVar("R")
 
 MOST_ROWS = 4096
 MOST_BYTES = 256_000_000
-"""What is held at most of links whose turn has not come. No further download begins from half of these bytes on."""
+"""Limits of what is held for links whose turn has not come. From half of these bytes on, no further download begins."""
 
 WAITING = 4
-"""Links under way for each connection: others go on while some wait for a busy host or between attempts."""
+"""Links under way per connection, so that some proceed while others wait for a busy host or between attempts."""
 
 CHUNK_ITEMS = 32
 CHUNK_BYTES = 4_000_000
-"""Results that change threads together end at whichever comes first."""
+"""Results pass between threads in chunks, which end at whichever comes first."""
 
 Work = Callable[[Client, T, HeldMemory], Awaitable[R]]
 
 
 def prefetched(items: Iterable[T], work: Work[T, R], limits: Limits, most_bytes: int = MOST_BYTES) -> Iterator[R]:
-    """Yield `await work(client, item, memory)` for each item in order; several run at a time in a thread.
+    """Yield `await work(client, item, memory)` for each item in order; several run at a time in another thread.
 
-    `work` must answer for its own failures: an exception of it, or of `items`, is raised here and ends all.
+    `work` must handle its own failures: an exception from it, or from `items`, is raised here and ends everything.
     """
     window: _Window[T, R] = _Window(items, work, limits, most_bytes)
     ready: Future[asyncio.AbstractEventLoop] = Future()
@@ -47,7 +47,7 @@ def prefetched(items: Iterable[T], work: Work[T, R], limits: Limits, most_bytes:
 
 
 class _Window(Generic[T, R]):
-    """The links under way or done whose results nobody has taken yet."""
+    """The links under way or done whose results have not been taken yet."""
 
     def __init__(self, items: Iterable[T], work: Work[T, R], limits: Limits, most_bytes: int) -> None:
         self._items, self._work, self._limits, self._most_bytes = items, work, limits, most_bytes
@@ -79,7 +79,7 @@ class _Window(Generic[T, R]):
                     self._under_way += 1
                     self._window.append((asyncio.create_task(self._run(client, item, held)), held))
                     self._tell()
-                    await asyncio.sleep(0)  # the downloads go first
+                    await asyncio.sleep(0)  # let the downloads run first
                 while self._window:
                     await self.change()
         finally:
@@ -100,7 +100,7 @@ class _Window(Generic[T, R]):
             self._tell()
 
     async def take(self) -> list[R]:
-        """Wait for the next result, and give it with those after it that are there; none at the end."""
+        """Wait for the next result, and return it with those after it that are ready; none at the end."""
         while not self._window:
             if self._filling.done():
                 self._filling.result()
@@ -127,7 +127,7 @@ class _Window(Generic[T, R]):
         await self._changed.wait()
 
     def has_room(self, number: int) -> bool:
-        """Whether another download may begin. The first item's always may, for everything waits for it."""
+        """Whether another download may begin. The first item's always may, since everything waits for it."""
         return 2 * self.held < self._most_bytes or number == self.first
 
     def overfull(self, number: int) -> bool:

@@ -14,10 +14,10 @@ CHUNK_BYTES = 4_000_000
 """A chunk of items travels to a worker together and ends at whichever comes first."""
 
 HELD = 3
-"""Chunks a worker that are held at most: being worked on, waiting for it, and done but not yet taken."""
+"""Chunks held per worker at most: one being worked on, one waiting, and one done but not yet taken."""
 
 RETRIES = 2
-"""Times that a chunk is given to another worker after one died over it."""
+"""How often a chunk is given to another worker after one died on it."""
 
 
 def apply(function: Callable[[T], R], chunk: list[T]) -> list[R]:

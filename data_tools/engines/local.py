@@ -20,7 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LONGEST_FOLDER = 75
-"""Bytes of a temporary folder in which the fork server's socket has room: Unix takes paths of 107."""
+"""Bytes that the temporary folder's path may have: with the fork server's socket in it, Unix allows 107."""
 
 
 def cores() -> int:
@@ -33,11 +33,11 @@ def ordered_map(
 ) -> Iterator[tuple[T, R]]:
     """Yield `(item, function(item))` in the order of `items`, whatever the number of processes.
 
-    At most three chunks a worker are held; one worker means this very process. `size` gives an item's bytes.
-    A chunk over which a worker dies is tried again.
+    At most three chunks per worker are held; a single worker is this process itself. `size` gives an item's bytes.
+    A chunk on which a worker dies is tried again.
 
     Raises:
-        UserError: worker processes died over the same chunk again and again.
+        UserError: worker processes died on the same chunk again and again.
     """
     if workers <= 1:
         for item in items:
@@ -51,7 +51,7 @@ def ordered_map(
 
 
 def _begin() -> None:
-    """Of a worker: Ctrl-C is for its parent to answer, with which it ends, however that does."""
+    """Set up a worker: it leaves Ctrl-C to its parent, and ends when its parent does, however that happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -90,7 +90,7 @@ class _Pool(Generic[T, R]):
             return self._alone(chunk)
 
     def _alone(self, chunk: list[T]) -> list[R]:
-        """Run a chunk in processes of its own, so that another chunk's deadly item cannot be laid at its door."""
+        """Run a chunk in processes of its own, so that it is not blamed for a deadly item in another chunk."""
         for _ in range(RETRIES):
             executor = self._start(1)
             try:

@@ -20,8 +20,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PATIENCE = 10.0  # seconds for a machine to answer
-JOINING = 120.0  # seconds for a Ray to let a process join
-LEAST_STORE = 80_000_000  # bytes of Ray's object store, which by itself takes a third of the memory
+JOINING = 120.0  # seconds for a process to join Ray
+LEAST_STORE = 80_000_000  # bytes of Ray's object store, which by default takes a third of the memory
 CHUNK_ROOM = 24_000_000  # bytes of store for each chunk that may be held: several times its usual size
 
 
@@ -51,11 +51,11 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
             store = max(LEAST_STORE, HELD * workers * CHUNK_ROOM)
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=store, **quiet)
-    except (Exception, SystemExit) as error:  # Ray raises plain ones where a part of it does not come up in time
+    except (Exception, SystemExit) as error:  # Ray raises bare ones if a part of it does not come up in time
         reason = first_line(error)
         advice = "check --ray-address" if address else "try again when the machine is less busy, or without Ray"
         raise UserError(f"No Ray at {address or 'this machine'} ({reason}): {advice}.") from None
-    signal.signal(signal.SIGTERM, stop)  # in whose place Ray has put one that aborts this process
+    signal.signal(signal.SIGTERM, stop)  # Ray has replaced it with one that aborts this process
     try:
         yield
     finally:
@@ -63,19 +63,19 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
 
 
 def _folder(package: str) -> str:
-    """Where the files of a package's outermost one lie."""
+    """The folder of the top-level package that a package belongs to."""
     return str(Path(str(sys.modules[package.partition(".")[0]].__file__)).parent)
 
 
 def _answers(address: str) -> None:
-    """Raises `OSError` where nothing listens: Ray itself would try for minutes, and then end this process."""
+    """Raises `OSError` if nothing listens: Ray itself would try for minutes, and then end this process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
 
 
 def _has_ray(address: str) -> None:
-    """Raises `OSError` where something listens that is no Ray: joining it would end the process that tries."""
+    """Raises `OSError` if something other than Ray listens: trying to join it would end this process."""
     words = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='error')"]
     try:
         tried = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=JOINING)
@@ -87,8 +87,8 @@ def _has_ray(address: str) -> None:
 
 
 def _apply_in(folder: str, function: Callable[[T], R], chunk: list[T]) -> list[R]:
-    """Of a task: relative paths count from the command's folder, and Ray's workers are in that of `ray start`."""
-    with suppress(OSError):  # a machine that does not have it may find all by absolute paths
+    """Run a chunk in the command's folder, where relative paths lead: Ray's workers are in that of `ray start`."""
+    with suppress(OSError):  # on a machine without that folder, absolute paths may still work
         os.chdir(folder)
     return apply(function, chunk)
 
@@ -96,7 +96,7 @@ def _apply_in(folder: str, function: Callable[[T], R], chunk: list[T]) -> list[R
 def ray_map(
     function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], workers: int
 ) -> Iterator[tuple[T, R]]:
-    """Yield `(item, function(item))` in the order of `items`; three chunks a worker are under way at most.
+    """Yield `(item, function(item))` in the order of `items`; at most three chunks per worker are under way.
 
     A task whose worker or machine dies is started again elsewhere.
 

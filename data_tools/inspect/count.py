@@ -1,4 +1,4 @@
-"""What a source offers before anything is sharded: its rows, their captions, and the images that are not there."""
+"""What a source offers before anything is sharded: its rows, their captions, and missing images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..record import Dropped
 
 @dataclass
 class Count:
-    """`pairs` are rows with each of their captions; a row of another task is one. `dropped` are counted by reason."""
+    """`pairs` counts each row once per caption, or once if it is of another task; `dropped` counts by reason."""
 
     rows: int = 0
     pairs: int = 0
@@ -32,8 +32,7 @@ class Count:
 
 
 def count(source: Source, advance: Callable[[int], None] = lambda rows: None) -> Count:
-    """Read the annotations, and no image where the source can do without; what `shard` finds wrong in an image it alone
-    knows."""
+    """Read the annotations, and no image if the source can do without; only `shard` finds what is wrong in one."""
     found = Count()
     records = source.outline() if isinstance(source, Annotated | Img2datasetSource | UrlSource) else iter(source)
     for item in records:

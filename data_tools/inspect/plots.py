@@ -12,7 +12,7 @@ from .stats import MEASURES, SHOWN, table
 
 
 def plots(stats: Mapping[str, dict[str, Any]], kind: str) -> bytes:
-    """One row of charts a corpus: the histogram of each measure and bars of each counted column.
+    """One row of charts per corpus: a histogram of each measure and bars of each counted column.
 
     `kind` is .png or .html; the HTML holds the picture and the numbers of every bar.
     """

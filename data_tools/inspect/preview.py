@@ -23,13 +23,13 @@ from ..corpora import rows_at, spread
 from ..image import decoded_size
 
 SIDE = 192
-"""Pixels a picture is shown in; larger ones are made smaller, so that the sheet stays small."""
+"""Pixels of a picture's longer side at most; larger ones are shrunk, so that the file stays small."""
 
 SMALL = 96
-"""Pixels up to which a picture is stored without loss and shown with its pixels."""
+"""Pixels up to which a picture is stored without loss, and enlarged without smoothing."""
 
 LONGEST_TEXT = 1_000
-"""Characters shown of a text; a caption may be very long."""
+"""Characters shown of a text, since a caption may be very long."""
 
 HIDDEN = {crc32 for _, _, crc32 in IMAGE_COLUMNS.values()}
 
@@ -84,7 +84,7 @@ def _figure(row: dict[str, Any]) -> str:
 
 
 def _texts(value: Any) -> str:
-    """One <dd> a value; equal ones of a list are shown once, with their number."""
+    """One <dd> per value; equal values in a list are shown once, with their number."""
     numbers = Counter(_text(item) for item in (value if isinstance(value, list) else [value]))
     return "".join(f"<dd>{escape(text)}{f' (×{times})' if times > 1 else ''}</dd>" for text, times in numbers.items())
 
@@ -107,7 +107,7 @@ def _picture(data: bytes, name: str) -> str:
 
 
 def _encoded(data: bytes, kind: str) -> bytes:
-    """As the model is shown it, upright and on white, but whole."""
+    """As the model sees it, upright and on white, but not cropped."""
     out, shown = io.BytesIO(), load_image(data)
     shown.thumbnail((SIDE, SIDE))
     shown.save(out, kind)

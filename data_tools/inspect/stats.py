@@ -31,13 +31,13 @@ MEASURES = {
     "characters": "characters per text",
 }
 TEXTS = {"caption": "captions", "vqa": "question", "nlvr2": "sentence", "entailment": "sentence", "foils": "caption"}
-"""By task: the column whose lengths are measured."""
+"""The column whose lengths are measured, by task."""
 
 COUNTED = ("source", "question_type", "label", "swapped", "answers")
-"""Columns whose values are counted, where a task has them; of answers, the first of a row, if any."""
+"""Columns whose values are counted, if the task has them; of `answers`, only the first of each row."""
 
 BINS = 40
-"""Bins of a histogram at most."""
+"""Most bins of a histogram."""
 
 UNCHECKED = "texts of {:,} shards are not checked as they are read: give these a row index (data_tools row-index)"
 
@@ -52,7 +52,7 @@ def corpus_stats(folder: Path, where: str) -> dict[str, Any]:
         where: a condition on the rows' metadata, for the statistics of those rows alone; "" = all.
 
     Raises:
-        UserError: the corpus is missing or damaged, the condition is none, or no row meets it.
+        UserError: the corpus is missing or damaged, the condition cannot be read, or no row meets it.
     """
     manifest, order, kept = read_manifest(folder), default_neighbours(folder), kept_rows(folder, where)
     if kept and not kept.count:
@@ -125,7 +125,7 @@ def _sorted(counter: Counter[Any]) -> dict[str, int]:
 
 
 def _distribution(counter: Counter[int]) -> dict[str, Any]:
-    """Mean, the `QUANTILES` (values that occur), and the histogram: values in ascending order and how often each."""
+    """Mean, the `QUANTILES` (values that occur), and the histogram of values that are counted in `counter`."""
     values = np.array(sorted(counter))
     times = np.array([counter[value] for value in values.tolist()])
     ranks = np.rint(np.array(list(QUANTILES.values())) * (times.sum() - 1))
@@ -135,7 +135,7 @@ def _distribution(counter: Counter[int]) -> dict[str, Any]:
 
 
 def _binned(values: np.ndarray, times: np.ndarray) -> dict[str, list[float]]:
-    """At most BINS bins of equal width: their edges, one more than there are bins, and the numbers within."""
+    """At most BINS bins of equal width: their edges, one more than there are bins, and how many values are in each."""
     span = int(values[-1] - values[0]) + 1
     bins = min(BINS, span)
     width = -(-span // bins)

@@ -35,8 +35,8 @@ class _Stored:
 
     where: str
     columns: dict[str, Any]
-    decode: bool  # whether it is of the sample whose images are decoded
-    changed: bool  # whether its texts are not those that its row index knows
+    decode: bool  # whether it is in the sample whose images are decoded
+    changed: bool  # whether its texts do not match the row index
 
     def __str__(self) -> str:
         return self.where
@@ -54,7 +54,7 @@ def problems(
 ) -> Iterator[str]:
     """Yield one sentence for each thing wrong with the corpus in `folder`; nothing if it is sound.
 
-    Of the images all are decoded, or `images` of them, evenly spread; everything else is checked in every row.
+    All images are decoded, or `images` of them, evenly spread; everything else is checked in every row.
 
     Raises:
         UserError: there is no valid manifest to compare with.
@@ -144,7 +144,7 @@ class _ShardCheck:
             yield None, f"{path} holds {rows} rows where the manifest says {shard.rows}."
 
     def _indexed(self) -> ShardRows | None:
-        """The rows by their index, if there is one; raises `UserError` where that is damaged."""
+        """The rows by their index, if there is one; raises `UserError` if it is damaged."""
         if self.shard.index is None:
             return None
         check_index_hash(self.path.parent, self.shard.index)
@@ -196,7 +196,7 @@ def _image_problems(row: _Stored) -> Iterator[str]:
 
 
 def _text_problems(columns: dict[str, Any]) -> Iterator[str]:
-    """What a row of any task must say: no list and no text is empty, and a label is one there is."""
+    """What is wrong with a row's texts: no text or list may be empty, and a label must be one of `LABELS`."""
     for name, value in columns.items():
         if isinstance(value, str | list) and not value and name not in EMPTY:
             yield f"there is no {name.removesuffix('s')}"

@@ -43,8 +43,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "entailment": entailment,
     "iconify_foils": IconifyFoilsSource,
 }
-"""By name: takes the paths of the command line and the source's own options, and raises `UserError` where they cannot
-be read at all. The docstring tells users what paths and options it takes; the last five make rows of their tasks."""
+"""By name: takes the paths of the command line and the source's own options, and raises `UserError` if they cannot be
+read at all. Its docstring tells users what paths and options it takes. The last five make rows of other tasks."""
 
 AT_URLS = {"webdataset", "img2dataset", "hf", "folder"}
 """Sources whose paths may be URLs."""

@@ -1,4 +1,4 @@
-"""What all sources share that are files of annotations beside folders of images."""
+"""What all sources share that have files of annotations beside folders of images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MALFORMED = "annotation is malformed"
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 SAMPLE = 64
-"""Records by which the images' mean size is told, where looking at all of them would take too long."""
+"""Records from which the images' mean size is estimated, since looking at all of them would take too long."""
 
 
 class Unfit(Exception):
@@ -31,7 +31,7 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Annotation:
-    """What an annotation says of one record. `images` are the paths at which its image may lie."""
+    """What an annotation says about one record. `images` are the paths at which its image may lie."""
 
     key: str
     images: Sequence[str]
@@ -42,8 +42,8 @@ class Annotation:
 
 
 Items = Callable[[BinaryIO], Iterator[Any]]
-"""The annotations of a file from where it stands, in order, as JSON values, lines or rows; of files that can be read
-from the middle on, each with the offset at which it begins."""
+"""The annotations of a file from its position on, in order, as JSON values, lines or rows; if files can be read from
+the middle on, each with the offset at which it begins."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class At:
 
 
 Parse = Callable[[Any, At], Annotation | None]
-"""The entry of an annotation, or None where it was not asked for; may raise `Unfit` and whatever an annotation of
-another shape leads to."""
+"""What an item of a file says, or None if it was not asked for; may raise `Unfit` and whatever an item of an unexpected
+shape leads to."""
 
 
 ImageAt = Callable[[Sequence[str]], bytes]
-"""The image at the first of these paths where there is one; raises `Refused`."""
+"""The image at the first of these paths that has one; raises `Refused`."""
 
 
 class Annotated(Cuttable):
@@ -91,7 +91,7 @@ class Annotated(Cuttable):
         self.size = sum(path.stat().st_size for path in paths)
 
     def units(self) -> Iterator[Unit]:
-        """Annotations, or files of them where it takes reading a file from its start to find one."""
+        """Annotations, or whole files if finding an annotation takes reading its file from the start."""
         if not self._seekable:
             yield from (((number,), path.stat().st_size) for number, path in enumerate(self._paths))
             return
@@ -104,7 +104,7 @@ class Annotated(Cuttable):
         return self._records(self._images.read, start, end)
 
     def outline(self) -> Iterator[Record | Dropped]:
-        """The same without the images' bytes: those that are there are not read."""
+        """The same without the images' bytes: that an image exists is checked, but it is not read."""
         return self._records(self._images.look_for)
 
     def _records(self, image_at: ImageAt, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
@@ -119,7 +119,7 @@ class Annotated(Cuttable):
             before += path.stat().st_size
 
     def _annotations(self, path: Path, place: int, start: Cursor, end: Cursor | None) -> Iterator[tuple[int, Any, int]]:
-        """Those of a file, each with its number and how far the file is read."""
+        """The annotations of a file, each with its number and how far the file has been read."""
         offset, first = start[1:] if start[:1] == (place,) and self._seekable else (0, 0)
         with path.open("rb") as file:
             file.seek(offset)
@@ -161,7 +161,7 @@ class Annotated(Cuttable):
 
 
 def check_file(path: Path) -> None:
-    """Raises `UserError` where there is no readable file, or one in UTF-16, as some spreadsheets write it."""
+    """Raises `UserError` if there is no readable file, or it is in UTF-16, as some spreadsheets write it."""
     if not path.is_file():
         raise UserError(f"No file at {path}: check the path.")
     try:
@@ -174,26 +174,26 @@ def check_file(path: Path) -> None:
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines as they are, but for a byte-order mark, and cut at the longest plausible length."""
+    """The lines without byte-order marks, cut at the longest plausible length."""
     while line := file.readline(MAX_TEXT_BYTES):
-        yield line.removeprefix(codecs.BOM_UTF8)  # not of the first alone: `cat` joins files that begin with one
+        yield line.removeprefix(codecs.BOM_UTF8)  # not only of the first: `cat` joins files that begin with one
 
 
 def one_file(paths: Sequence[Path], source: str) -> Path:
-    """The only path; raises `UserError` where there are more, for sources whose files number their rows alike."""
+    """The only path; raises `UserError` if there are more, whose rows would have the same numbers."""
     if len(paths) != 1:
         raise UserError(f"The source {source} takes one file, whose rows name the images: shard each by itself.")
     return paths[0]
 
 
 def mean_size(records: Iterable[Record | Dropped]) -> int:
-    """Bytes of an image, by the first records."""
+    """Mean bytes of an image, estimated from the first records."""
     sizes = [len(record.image) + len(record.image2) for record in islice(records, SAMPLE) if isinstance(record, Record)]
     return max(1, sum(sizes) // max(1, len(sizes)))
 
 
 def located_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The same, each with the offset at which it begins."""
+    """As `lines`, each with the offset at which it begins."""
     offset = file.tell()
     for line in lines(file):
         yield offset, line
@@ -201,7 +201,7 @@ def located_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Raises `ValueError` where the line is not a JSON object in UTF-8."""
+    """The object in a line; raises `ValueError` if it is not a JSON object in UTF-8."""
     content = parse_json(line)
     if not isinstance(content, dict):
         raise ValueError("the line is not a JSON object")

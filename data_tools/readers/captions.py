@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 FIELDS = ("raw", "caption", "text")
-"""In which an object holds its caption: of Karpathy's sentences and of those on the Hugging Face hub."""
+"""Fields in which an object holds its caption, in Karpathy's files and on the Hugging Face hub."""
 
 
 def captions_of(value: Any) -> list[Any]:
     """The captions in a value: a text, an object such as {"raw": text}, or a list of either; each still unchecked.
 
-    An object may hold a list too: so `datasets` gives back a list of objects.
+    An object may hold a list too: this is how `datasets` returns a list of objects.
     """
     captions: list[Any] = []
     for item in value if isinstance(value, list) else [value]:

@@ -12,7 +12,7 @@ from .downloads import places
 
 def cc(paths: list[Path], images: list[str], names: str) -> Annotated:
     """one TSV of caption<TAB>url, or url<TAB>caption as in CC12M; --images: the folder of downloads; --names: how its
-    files are called (row0, row1, md5, crc32, or a file of url<TAB>path); key: the row, counted from 0"""
+    files are named (row0, row1, md5, crc32, or a file of url<TAB>path); key: the row, counted from 0"""
     path = one_file(paths, "cc")
     if names == "basename":
         raise UserError("--names basename would mix up the many URLs that end alike: give another naming.")

@@ -32,7 +32,7 @@ def _items(file: BinaryIO) -> Iterator[Any]:
 
 
 def _entry(item: Any, at: At) -> Annotation:
-    """COCO's ids are whole numbers; files made in its form have texts too, and of one id now this, now that."""
+    """COCO's ids are integers; other files in its format have strings too, and may even mix the two for one id."""
     image_id = item["id"] if isinstance(item["id"], str) else whole(item["id"])
     if "captions" not in item:
         raise Unfit("captions of an image the file does not list")

@@ -1,4 +1,4 @@
-"""How downloaders name the image of a URL. A wrong guess would pair images with strangers' captions: none is made."""
+"""How downloaders name the image of a URL. Nothing is guessed: that could pair images with the wrong captions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMINGS = ("row0", "row1", "md5", "crc32", "basename")
 ENDINGS = ("", *(f".{extension}" for extension in EXTENSIONS), ".JPG", ".JPEG", ".PNG", ".TIF", ".TIFF")
 
 Places = Callable[[int, str], Sequence[str]]
-"""Takes the number of a row, counted from 0, and its URL."""
+"""The paths at which a row's image may lie, by the row's number, counted from 0, and its URL."""
 
 
 def places(naming: str, images: Sequence[str]) -> Places:
@@ -28,12 +28,12 @@ def places(naming: str, images: Sequence[str]) -> Places:
     Args:
         naming: "row0" or "row1": the row's number, counted from 0 or 1 and padded with zeros as the files are;
             "md5": of the URL, in hexadecimal; "crc32": ROW_CRC or CRC, the row counted from 0 and the URL's CRC-32,
-            both decimal; "basename": the last part of the URL's path. All lie right in the folder, and all but the
-            last may have any of `ENDINGS`. Else a text file with a line `URL<TAB>path within the folder` for each
-            image, which is held in memory.
+            both decimal; "basename": the last part of the URL's path. All lie directly in the folder, and all but the
+            last may have any of `ENDINGS`. Anything else is a text file with a line `URL<TAB>path within the folder`
+            for each image, which is held in memory.
 
     Raises:
-        UserError: it is no naming and no such file.
+        UserError: `naming` is none of these, nor such a file.
     """
     if naming in ("row0", "row1"):
         first, widths = int(naming[-1]), _widths(images)
@@ -73,7 +73,7 @@ def _padded(number: int, widths: Sequence[int]) -> Iterator[str]:
 
 
 def _widths(folders: Sequence[str]) -> list[int]:
-    """The digits of the files named by a number alone, 1 for no padding."""
+    """How many digits the names of files have that are only a number; 1 for no padding."""
     found = {1}
     for folder in filter(os.path.isdir, folders):
         with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""SNLI-VE: the JSON lines as published (`snli_ve_train.jsonl`), with Flickr30k's images; one row a hypothesis."""
+"""SNLI-VE: the JSON lines as published (`snli_ve_train.jsonl`), with Flickr30k's images; one row per hypothesis."""
 
 from __future__ import annotations
 

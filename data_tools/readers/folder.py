@@ -1,6 +1,6 @@
 """A folder, or an uncompressed tar of one, that holds `captions.jsonl` and the images it names.
 
-One JSON object a line: `id`, `image` (path relative to the folder), `captions` (a list; or one `caption`),
+One JSON object per line: `id`, `image` (path relative to the folder), `captions` (a list; or one `caption`),
 and optionally `source`; other fields are free and serve `--split-by`.
 """
 

@@ -28,12 +28,12 @@ from .source import Cuttable
 from .table import IMAGE_COLUMNS
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")
-"""Names looked for, in this order, where --caption-column is not given."""
+"""Names looked for, in this order, if --caption-column is not given."""
 
 ROWS = 64
 
 MOST_NAMED = 20
-"""Splits in a message: where files have other names than the hub's, each is one of its own."""
+"""Splits listed in a message at most: if files are not named as on the hub, each counts as a split."""
 
 
 class HfSource(Cuttable):
@@ -72,7 +72,7 @@ class HfSource(Cuttable):
         self.size = sum(self._sizes)
 
     def units(self) -> Iterator[Unit]:
-        """The row groups of parquet files; other files as they are."""
+        """The row groups of parquet files; other files as a whole."""
         for place, file in enumerate(self._files):
             for group, size in enumerate(_groups(file) if isinstance(file, Path) else [self._sizes[place]]):
                 yield (place, group), size
@@ -167,7 +167,7 @@ def _source(path: PathOrUrl) -> str:
 
 
 def _files(path: PathOrUrl, subset: str) -> Sequence[PathOrUrl]:
-    """The files of a data set in order; every one of them has rows of the splits asked for."""
+    """The files of a data set that hold the splits asked for, in order."""
     if isinstance(path, str) and not path.lower().endswith(".parquet"):
         starts = [f"{split}-" for split in subset.split(",") if split] or [""]
         return expanded([f"{path.rstrip('/')}/**/{start}*.parquet" for start in starts])
@@ -233,7 +233,7 @@ def _schema(file: Path) -> pa.Schema:
 
 
 def _open_arrow(mapped: pa.NativeFile) -> Any:
-    """`datasets` writes streams; the files of others may be of the file format."""
+    """`datasets` writes Arrow's stream format; files from elsewhere may be in its file format."""
     try:
         return pa.ipc.open_stream(mapped)
     except pa.ArrowInvalid:
@@ -242,7 +242,7 @@ def _open_arrow(mapped: pa.NativeFile) -> Any:
 
 
 def _groups(file: Path) -> Iterator[int]:
-    """Bytes of each row group of a parquet file; of another file, of all of it."""
+    """Bytes of each row group of a parquet file, or of any other file as a whole."""
     if not is_parquet(file):
         yield file.stat().st_size
         return
@@ -253,7 +253,7 @@ def _groups(file: Path) -> Iterator[int]:
 
 
 def _batches(file: Path, first: int = 0, last: int | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Those of the row groups `first` to `last`, each with the number of its first row."""
+    """The batches of the row groups from `first` to before `last`, each with the number of its first row."""
     row = 0
     if is_parquet(file):
         with pq.ParquetFile(file, memory_map=True) as parquet:

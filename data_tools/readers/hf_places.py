@@ -22,13 +22,13 @@ def placed(file: Path, image_column: str, first_group: int) -> Places:
     """Find the images of a file from a row group on.
 
     Raises:
-        UserError: the images are compressed, by anything but snappy; or, of `Places`, one is not in the file.
+        UserError: the images are compressed by anything but snappy; or, from the result, an image is not in the file.
     """
     return _in_parquet(file, image_column, first_group) if is_parquet(file) else _in_arrow(file)
 
 
 def _in_arrow(file: Path) -> Places:
-    """They lie in both of Arrow's formats as they are, so that each is found where the one before it ends."""
+    """Both of Arrow's formats store images as they are; each is searched for from the end of the one before."""
     content, at = MappedFile(file), 0
 
     def place(image: bytes) -> PlaceInFile:
@@ -43,7 +43,7 @@ def _in_arrow(file: Path) -> Places:
 
 
 def _in_parquet(file: Path, image_column: str, first_group: int) -> Places:
-    """They lie on pages, one after the other; a page of a dictionary holds once what many rows of its group have."""
+    """Images lie on pages, one after the other; a dictionary page holds once what many rows of its group share."""
     column = _stored_column(file, image_column)
     following = pages(file, column, first_group)
     page: Page | None = None

@@ -19,13 +19,13 @@ from .images import Refused
 from .source import Cuttable
 
 PICTURE_BYTES = 1200
-"""Of an icon's PNG, about."""
+"""Of an icon's PNG, roughly."""
 
 STYLE = " style"
 
 
 class IconifySource(Cuttable):
-    """PATH is the archive (`npm pack @iconify/json`) or folder of the package. Icons of free sets but logos are drawn
+    """PATH is the archive (`npm pack @iconify/json`) or folder of the package. Icons of free sets, not logos, are drawn
     at 64 pixels; fields: set, name, title, author, licence, licence_url, category, concept, group, designer, also, svg,
     and split (train, validation, concepts, designers, both), for --split and --split-by. Needs mvlm[icons].
     """
@@ -57,7 +57,7 @@ class IconifySource(Cuttable):
                     yield from self._records(icon_set, icon)
 
     def _records(self, icon_set: IconSet, icon: Icon) -> Iterator[Record | Dropped]:
-        """One, or none where the drawing is that of an icon before."""
+        """One, or none if an earlier icon has the same drawing."""
         key, where = f"{icon_set.prefix}:{icon.name}", _where(icon_set, icon)
         twins = self.catalogue.kept(icon_set.prefix, icon) if icon.svg else None
         if icon.problem:
@@ -73,7 +73,7 @@ class IconifySource(Cuttable):
 
 
 class IconifyFoilsSource(Cuttable):
-    """PATH as for iconify. Rows of the task foils, two of each pair of icons of one set that is held out: each with its
+    """PATH as for iconify. Rows of the task foils, two for each held-out pair of icons of one set: each with its own
     caption and the other's; field foils (opposites, styles, and opposites of validation), for --split and --split-by.
     """
 
@@ -97,7 +97,7 @@ class IconifyFoilsSource(Cuttable):
                 yield from self._pair(icon_set, kind, one, other)
 
     def _pair(self, icon_set: IconSet, kind: str, one: Icon, other: Icon) -> Iterator[Record | Dropped]:
-        """Both icons, or neither: where one cannot be drawn, where both look the same, or where they are trained on."""
+        """Both icons, or neither if one cannot be drawn, both look the same, or they are trained on."""
         catalogue = self._icons.catalogue
         splits = {catalogue.split(icon_set.prefix, icon.read.concept) for icon in (one, other)}
         if "train" in splits or len(splits) > 1:
@@ -120,7 +120,7 @@ class IconifyFoilsSource(Cuttable):
 
 
 def captions(icon: Icon, twins: Twins) -> list[str]:
-    """What the drawing is called, here first, and its name with its category where it has one."""
+    """What the drawing is called, in this set first, then its name with its category if it has one."""
     names: list[IconName] = [icon.read, *icon.others, *twins.names]
     said = dict.fromkeys(name.caption for name in names)
     if icon.category:

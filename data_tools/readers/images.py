@@ -24,7 +24,7 @@ class ImageFolders:
     """Folders in which images are looked for, in this order.
 
     Raises:
-        UserError: one of them is no folder.
+        UserError: one of them is not a folder.
     """
 
     def __init__(self, folders: Sequence[str | Path]) -> None:
@@ -34,7 +34,7 @@ class ImageFolders:
         self._roots = [Path(folder).resolve() for folder in folders]
 
     def read(self, names: Iterable[str]) -> bytes:
-        """The first image there is at one of these paths within one of the folders; raises `Refused`."""
+        """The first image found at one of these paths in one of the folders; raises `Refused`."""
         for name in names:
             for root in self._roots:
                 data = read_inside(root, name)
@@ -43,20 +43,20 @@ class ImageFolders:
         raise Refused(MISSING_IMAGE)
 
     def look_for(self, names: Iterable[str]) -> bytes:
-        """No bytes, where `read` would find an image; raises `Refused` as that does."""
+        """No bytes if `read` would find an image; otherwise raises `Refused`."""
         if not any(find_inside(root, name) for name in names for root in self._roots):
             raise Refused(MISSING_IMAGE)
         return b""
 
 
 def beginnings(folders: Iterable[str | Path]) -> list[str]:
-    """What whole paths of files in these folders begin with, as the folders were given and with links resolved."""
+    """What absolute paths of files in these folders begin with, as the folders were given and with links resolved."""
     roots = [(os.path.abspath(folder), os.path.realpath(folder)) for folder in folders]
     return [os.path.join(root, "") for both in roots for root in both]
 
 
 def read_inside(root: Path, name: str) -> bytes | None:
-    """The file at `name` below the resolved folder `root`; None where there is none. Raises as `find_inside`."""
+    """The file at `name` below the resolved folder `root`; None if there is none. Raises as `find_inside`."""
     path = find_inside(root, name)
     if path is None:
         return None
@@ -69,7 +69,7 @@ def read_inside(root: Path, name: str) -> bytes | None:
 
 
 def _content(path: str) -> bytes:
-    """Of a file, by as few calls of the system as it takes."""
+    """The content of a file, with as few system calls as possible."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(file).st_size
@@ -82,14 +82,14 @@ def _content(path: str) -> bytes:
 
 
 def find_inside(root: Path, name: str) -> str | None:
-    """Where the file at `name` below the resolved folder `root` lies; None where there is none.
+    """Where the file at `name` below the resolved folder `root` lies; None if there is none.
 
     Raises:
-        Refused: the path or a link on it leaves the folder, or it is no readable file of a plausible size.
+        Refused: the path or a link on it leaves the folder, or it is not a readable file of a plausible size.
     """
     if name.startswith(LINKS):
         raise Refused("image is a link: the source urls downloads those")
-    if not is_inside(name.removeprefix("/")):  # tables often have whole paths
+    if not is_inside(name.removeprefix("/")):  # tables often have absolute paths
         raise Refused("image path leaves the folder")
     folder, file = os.path.split(name.rstrip("/"))
     try:
@@ -111,12 +111,12 @@ def find_inside(root: Path, name: str) -> str | None:
 
 @lru_cache(4096)
 def _folder_inside(root: Path, folder: str) -> str:
-    """A folder of many images, resolved once: that takes a system call for each part of its path."""
+    """A folder of many images, resolved only once: that takes a system call for each part of its path."""
     return _resolved_inside(root, os.path.join(root, folder))
 
 
 def _resolved_inside(root: Path, path: str) -> str:
-    """Where a path leads; raises `Refused` where that is outside, OSError or RuntimeError where it leads nowhere."""
+    """Where a path leads; raises `Refused` if that is outside, OSError or RuntimeError if it leads nowhere."""
     resolved = Path(path).resolve(strict=True)
     if not resolved.is_relative_to(root):
         raise Refused("image path leaves the folder")

@@ -1,4 +1,4 @@
-"""What img2dataset leaves: for each shard a parquet with every URL's status, and the images in a tar (`--output_format
+"""What img2dataset writes: for each shard a parquet with every URL's status, and the images in a tar (`--output_format
 webdataset`), in a folder (files) or in the parquet itself (parquet).
 """
 
@@ -68,7 +68,7 @@ class Img2datasetSource(Cuttable):
             self.position += size
 
     def outline(self) -> Iterator[Record | Dropped]:
-        """The same by the tables of statuses alone, without the images' bytes."""
+        """The same from the tables of statuses alone, without the images' bytes."""
         self.position = 0
         for folder, name, size in self._shards:
             with fetched_files(folder, _files(name)[1:]) as here:
@@ -76,7 +76,7 @@ class Img2datasetSource(Cuttable):
             self.position += size
 
     def _shard(self, folder: Path, name: str) -> Iterator[Record | Dropped]:
-        """Without a tar the images are in the table, or files."""
+        """The records of a shard; without a tar, its images are in the table or are files."""
         listed = _table(folder / f"{name}.parquet", name)
         if (folder / f"{name}.tar").is_file():
             held = list(listed)
@@ -86,14 +86,14 @@ class Img2datasetSource(Cuttable):
         yield from (row if isinstance(row, Dropped) else _record(folder, name, row) for row in listed)
 
     def _tar(self, path: Path, name: str, rows: dict[str, dict[str, Any]]) -> Iterator[Record | Dropped]:
-        """The tar's records, with what the table's `rows` say of them, which are then taken out of these.
+        """The tar's records, with what the table's `rows` say about them; removes those rows from `rows`.
 
-        A tar that cannot be opened is as if cut at its start.
+        A tar that cannot be opened is treated as cut short at its start.
         """
         try:
             with StrictTar.open(path, "r:", ignore_zeros=True) as tar:
                 for item in tar_records(tar, path.name, up_to_first_dot, self.unused):
-                    if item.where == path.name:  # it is cut
+                    if item.where == path.name:  # the tar is cut short
                         yield replace(item, where=name)
                         continue
                     yield replace(_joined(item, rows.pop(item.key, {})), where=f"{name}:{item.key}")
@@ -102,7 +102,7 @@ class Img2datasetSource(Cuttable):
 
 
 def _joined(item: Record | Dropped, row: dict[str, Any]) -> Record | Dropped:
-    """A record with what its row says where its own member does not."""
+    """A record, with what its row says in addition to its own members."""
     if isinstance(item, Dropped):
         return item
     captions = item.captions if any(item.captions) else captions_of(row.get("caption"))
@@ -110,7 +110,7 @@ def _joined(item: Record | Dropped, row: dict[str, Any]) -> Record | Dropped:
 
 
 def _table(path: Path, name: str) -> Iterator[dict[str, Any] | Dropped]:
-    """The rows of a shard's table, and last what is wrong with it."""
+    """The rows of a shard's table, and last what is wrong with it, if anything."""
     if not path.is_file():
         yield Dropped("", NO_TABLE, name, path.name)
         return
@@ -135,12 +135,12 @@ def _shards(folder: PathOrUrl) -> list[tuple[PathOrUrl, str, int]]:
 
 
 def _files(name: str) -> list[str]:
-    """Those of a shard, its table of statuses last."""
+    """The files of a shard, its table of statuses last."""
     return [f"{name}.{kind}" for kind in KINDS]
 
 
 def _files_size(folder: Path) -> int:
-    """Bytes of the images of a shard that are files, if they are."""
+    """Bytes of a shard's images, if they are files."""
     return sum(file.stat().st_size for file in os.scandir(folder)) if folder.is_dir() else 0
 
 

@@ -1,4 +1,4 @@
-"""JSON files too large for memory, read value by value, in memory that no file can make grow."""
+"""JSON files too large for memory, read value by value, in memory that is bounded whatever the file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mvlm.errors import UserError
 from .members import MAX_TEXT_BYTES
 
 MAX_DEPTH = 100
-"""Brackets within brackets: for each one ijson keeps the way that leads to it, so that memory grows by the square."""
+"""Brackets within brackets: ijson keeps the path to each one, so that memory grows with the square of the depth."""
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)', re.DOTALL)
-"""A string of JSON, or the beginning of one that continues behind the end."""
+"""A JSON string, or the beginning of one that continues after the end of the chunk."""
 
 _STEPS = np.zeros(256, np.int64)
 _STEPS[list(b"[{")] = 1
@@ -40,18 +40,18 @@ def json_items(file: BinaryIO, prefix: str) -> Iterator[Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """A value that is small enough to be held; raises `ValueError` or `RecursionError` where it is no JSON in UTF-8."""
+    """A value small enough to be held in memory; raises `ValueError` or `RecursionError` if it is not JSON in UTF-8."""
     return json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
 
 
 class _Bounded:
-    """A file of JSON without a byte-order mark, that is read no further than its brackets and strings make sense."""
+    """A JSON file without its byte-order mark, read only as long as its brackets and strings are plausible."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._begun = False
         self._depth = self._string_bytes = 0
-        self._open_string = b""  # how a string begins that the last chunk left open
+        self._open_string = b""  # the beginning of a string that the last chunk left open
 
     def read(self, size: int = -1) -> bytes:
         chunk = self._file.read(size)

@@ -1,4 +1,4 @@
-"""Tables with a row a link: parquet, CSV, TSV and JSON lines, read by name of the columns that everybody uses."""
+"""Tables with one link per row: parquet, CSV, TSV and JSON lines, with the column names that everybody uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY_COLUMNS = ("uid",)
 
 SEPARATED = (".csv", ".tsv")
 ENDINGS = (".parquet", *SEPARATED, ".jsonl", ".json")
-"""In letters of either case."""
+"""In upper or lower case."""
 
 BATCH = 1024
 DAMAGED = "table is cut short or damaged from here on"
@@ -36,7 +36,7 @@ def table_files(paths: Sequence[Path]) -> list[Path]:
     """The tables at these paths, in order; a folder stands for those inside it.
 
     Raises:
-        UserError: there is none, one is of no kind known, or two have the same name, which their rows' keys begin with.
+        UserError: there is none, one is of an unknown kind, or two have the same name, with which their keys begin.
     """
     files = [file for path in paths for file in (_inside(path) if path.is_dir() else [path])]
     for file in files:
@@ -58,10 +58,10 @@ def _inside(folder: Path) -> list[Path]:
 
 
 class LinkTable:
-    """One table, and which of its columns hold the link, the caption and the key ("" where none does).
+    """One table, and which of its columns hold the link, the caption and the key ("" if none does).
 
     Raises:
-        UserError: it cannot be read, or does not say which is which.
+        UserError: it cannot be read, or its columns do not tell which is which.
     """
 
     def __init__(self, path: Path, link: str = "", caption: str = "", key: str = "") -> None:
@@ -73,7 +73,7 @@ class LinkTable:
 
     @cached_property
     def _length(self) -> int:
-        """How many rows it has; of anything but parquet they are counted one by one."""
+        """How many rows it has; except in parquet, they are counted one by one."""
         if is_parquet(self.path):
             return int(pq.read_metadata(self.path).num_rows)
         return sum(1 for _ in self._all())
@@ -89,7 +89,7 @@ class LinkTable:
             yield from itertools.islice(enumerate(self._all()), start, end)
 
     def _read_columns(self) -> list[str]:
-        """In a parquet those of numbers, texts and lists of texts: an embedding is neither read nor kept."""
+        """In parquet, only those of numbers, texts and lists of texts: an embedding is neither read nor kept."""
         if is_parquet(self.path):
             try:
                 schema = pq.read_schema(self.path)

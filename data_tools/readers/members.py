@@ -1,4 +1,4 @@
-"""What may be read of a tar archive, which is hostile until shown otherwise; nothing is ever extracted to disk."""
+"""Reading untrusted tar archives, within bounds; nothing is ever extracted to disk."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ MAX_TEXT_BYTES = 16_000_000
 """Longer members and lines are not read: no image or caption is that long, and memory is finite."""
 
 MAX_MEMBER_BYTES = 1 << 33
-"""The most that a plain header can state; what claims more is damage, or was made to keep a reader busy."""
+"""The most that a plain header can state; one that claims more is damaged, or was made to keep a reader busy."""
 
 MAX_HEADER_BYTES = 16_384
-"""Of a long name or of pax records, which tarfile reads in one go; file systems allow a path 4,096."""
+"""Of a long name or of pax records, which tarfile reads in one go; file systems allow paths of 4,096."""
 
 MAX_ZERO_BYTES = 1 << 24
-"""Of zeros in a row: they end an archive, and stand between those that were joined by `cat`."""
+"""Zeros in a row: they end an archive, and separate archives that were joined by `cat`."""
 
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 """What reading a damaged archive, compressed or not, may raise."""
 
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
-"""What files begin with that a tar may have been packed by, or that stand in its place."""
+"""The first bytes of compressed files, which a tar may be in, and of archives that are taken for one."""
 
 _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -40,7 +40,7 @@ _EXTENSIONS = (
 
 
 def unsafe(member: tarfile.TarInfo) -> str:
-    """Why a member that is no folder must not be read, or "" where it may."""
+    """Why a member, unless it is a folder, must not be read; "" if it may."""
     if not is_inside(member.name):
         return "path leaves the archive"
     if not member.isfile():
@@ -54,9 +54,9 @@ def is_inside(name: str) -> bool:
 
 
 class StrictHeader(tarfile.TarInfo):
-    """A header that is cut, garbled, absent or beyond all bounds is an error.
+    """A header that is an error if it is cut short, garbled, missing or beyond all bounds.
 
-    tarfile alone takes most of these for the end of the archive, and reads as much as a header claims.
+    tarfile by itself takes most of these for the end of the archive, and reads as much as a header claims.
     """
 
     @classmethod
@@ -67,7 +67,7 @@ class StrictHeader(tarfile.TarInfo):
             tar.zero_bytes += tarfile.BLOCKSIZE
             if tar.zero_bytes > MAX_ZERO_BYTES:
                 raise tarfile.ReadError(f"nothing but zeros up to byte {tar.offset}") from None
-            raise  # tarfile reads on behind it: another archive may follow
+            raise  # tarfile reads on after it: another archive may follow
         except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
             if tar.zero_bytes:
                 raise  # the end of a whole archive
@@ -86,11 +86,11 @@ class StrictHeader(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
 
     def _proc_sparse(self, tar: StrictTar) -> tarfile.TarInfo:
-        """Of a file with holes tarfile reads the whole map, however long."""
+        """Refuse a file with holes: tarfile would read its whole map, however long."""
         raise tarfile.ReadError(f"a file with holes (of GNU's sparse format) at byte {tar.offset}")
 
     def _proc_gnusparse_10(self, *_: object) -> None:
-        """As in `_proc_sparse`, in pax's words."""
+        """As `_proc_sparse`, in pax format."""
         raise tarfile.ReadError("a file with holes (of GNU's sparse format)")
 
 
@@ -98,12 +98,12 @@ class StrictTar(tarfile.TarFile):
     """An archive of strict headers, or several joined by `cat`."""
 
     tarinfo = StrictHeader
-    zero_bytes = 0  # in a row, up to where it is read
+    zero_bytes = 0  # in a row, up to the current position
 
     def files(self) -> Iterator[tarfile.TarInfo]:
-        """The members that are no folders, in order, none of which is kept in memory; may raise any of `DAMAGE`."""
+        """The members other than folders, in order, without keeping them in memory; may raise any of `DAMAGE`."""
         while (member := self.next()) is not None:
-            self.members: list[tarfile.TarInfo] = []  # or tarfile would keep every header it has seen
+            self.members: list[tarfile.TarInfo] = []  # otherwise tarfile would keep every header it has seen
             if not member.isdir():
                 yield member
 
@@ -115,10 +115,10 @@ class StrictTar(tarfile.TarFile):
 
 
 def open_tar(path: Path, mode: str, file: BinaryIO | None = None) -> StrictTar:
-    """Open an archive for reading; `mode` is tarfile's. Of a `file` that is given, `path` is but the name.
+    """Open an archive for reading; `mode` is tarfile's. If `file` is given, `path` is only its name.
 
     Raises:
-        UserError: there is no such file, or it is no such archive.
+        UserError: there is no such file, or it is not such an archive.
     """
     try:
         return StrictTar.open(None if file else path, mode, file, ignore_zeros=True)  # type: ignore[call-overload, no-any-return]

@@ -1,4 +1,4 @@
-"""NLVR2: the JSON lines as published (`train.json`, `dev.json`, `test1.json`), with its images; one row a sentence."""
+"""NLVR2: the JSON lines as published (`train.json`, `dev.json`, `test1.json`), with images; one row per sentence."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from mvlm.data.shards.in_place import KEPT, PlaceInFile
 from mvlm.data.shards.mapped import MappedFile
 
 SHORTEST = 64
-"""Bytes of a run that is referred to; what is shorter takes more room as a reference than by itself."""
+"""Fewest bytes of a run that is referred to; a shorter run takes less room than a reference to it."""
 
 DATA_V2 = 3
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 12
@@ -27,7 +27,7 @@ _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 4, 
 
 
 class UnknownPage(ValueError):
-    """The file has something that parquet's headers of pages do not have."""
+    """The file has something that parquet's page headers cannot have."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Run:
 
 @dataclass
 class Page:
-    """A page as it is when it is decompressed.
+    """A decompressed page.
 
     Attributes:
         is_first: of its row group.
@@ -52,7 +52,7 @@ class Page:
     _at: int = 0
 
     def next(self, image: bytes) -> PlaceInFile | None:
-        """Where in the file an image lies that comes after the ones before it; None if it is not on this page."""
+        """Where in the file the next image lies, after the ones before it; None if it is not on this page."""
         start = self.content.find(image, self._at)
         if start < 0:
             return None
@@ -82,7 +82,7 @@ def pages(file: Path, column: str, first_group: int) -> Iterator[Page]:
         column: its path in the schema, such as "image.bytes".
 
     Raises:
-        UnknownPage: the file is not as parquet describes it.
+        UnknownPage: the file does not follow parquet's format.
     """
     about, content = pq.read_metadata(file, memory_map=True), MappedFile(file).data
     for number in range(first_group, about.num_row_groups):
@@ -104,7 +104,7 @@ def pages(file: Path, column: str, first_group: int) -> Iterator[Page]:
 def _decompressed(
     content: memoryview, header: dict[int, Any], begin: int, compression: str
 ) -> tuple[bytes, list[_Run]]:
-    """A page and its runs; of its header, by the numbers of parquet.thrift: 1 type, 2 size, 3 size when compressed."""
+    """A page and its runs; numbers of header fields are those of parquet.thrift: 1 type, 2 size, 3 compressed size."""
     size, packed = header[2], header[3]
     second = header.get(8, {})
     levels = second.get(5, 0) + second.get(6, 0) if header[1] == DATA_V2 else 0
@@ -116,7 +116,7 @@ def _decompressed(
 
 
 def _literals(content: memoryview, at: int, end: int) -> Iterator[_Run]:
-    """The runs of a snappy block that stand in it as they are."""
+    """The runs that a snappy block holds uncompressed."""
     _, at = _varint(content, at)
     start = 0
     while at < end:

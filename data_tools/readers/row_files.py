@@ -20,10 +20,10 @@ JSON_LINES = (".jsonl", ".ndjson")
 HEADER_BYTES = 1 << 20
 
 DELIMITER_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
-"""The line by which Excel is told, before the header, what separates the columns."""
+"""The line before the header that tells Excel what separates the columns."""
 
 LINK_COLUMNS = ("url", "image_url", "img_url", "link")
-"""Looked for in this order, whatever their case, where images are links."""
+"""Looked for in this order, whatever their case, if images are links."""
 
 Row = dict[str, Any]
 LocatedRows = Iterator[tuple[int, Row | None]]
@@ -35,9 +35,9 @@ class RowFile:
     """A file and what its rows are made of.
 
     Attributes:
-        columns: their names; of JSON those of the first row, which others may lack.
-        rows: those of a file that stands at its start or, of one that is seekable, at the start of a row.
-        seekable: whether the offsets are real; those of a list are all 0.
+        columns: their names; in JSON, those of the first row, which others may lack.
+        rows: reads a file that is at its start or, if seekable, at the start of a row.
+        seekable: whether the offsets are real; those of a JSON list are all 0.
     """
 
     columns: Sequence[str]
@@ -46,7 +46,7 @@ class RowFile:
 
 
 def undecided(path: Path, columns: Sequence[str], option: str, links: bool = False) -> UserError:
-    """That a table does not say by its names which column is meant.
+    """The error that the names of a table's columns do not tell which is meant.
 
     Args:
         links: whether a column of links is what was looked for.
@@ -58,7 +58,7 @@ def undecided(path: Path, columns: Sequence[str], option: str, links: bool = Fal
 
 
 def row_file(path: Path) -> RowFile:
-    """Raises `UserError` where the file does not begin with names of columns."""
+    """The reader of a file by its ending; raises `UserError` if the file does not begin with names of columns."""
     if path.suffix.lower() in JSON_LINES:
         return RowFile(first_names(path), _json_lines)
     if path.suffix.lower() == ".json":
@@ -79,7 +79,7 @@ def _json(path: Path) -> RowFile:
 
 
 def first_names(path: Path) -> list[str]:
-    """Those in the object of the first line; raises `UserError` where there is none."""
+    """The names in the object of the first line; raises `UserError` if there is none."""
     with path.open("rb") as file:
         try:
             return list(json_object(next(lines(file), b"")))
@@ -96,7 +96,7 @@ def _json_list(file: BinaryIO) -> LocatedRows:
 
 
 def json_row(line: bytes) -> Row | None:
-    """What a line of JSON lines holds; None where that is no object."""
+    """What a line of JSON lines holds; None if that is not an object."""
     try:
         return json_object(line)
     except (ValueError, RecursionError):
@@ -104,8 +104,8 @@ def json_row(line: bytes) -> Row | None:
 
 
 def table_header(path: Path) -> tuple[list[str], str]:
-    """The names of the columns, and what separates them: what a line before says, or a tab where there is one, else
-    what stands there most."""
+    """The names of the columns, and what separates them: what a line before them says, or a tab if there is one, or the
+    most frequent candidate."""
     with path.open("rb") as file:
         line = file.readline(HEADER_BYTES).decode("utf-8-sig", "replace")
         if said := DELIMITER_LINE.fullmatch(line):
@@ -123,18 +123,18 @@ def table_header(path: Path) -> tuple[list[str], str]:
 
 
 def rows_of(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[Row | None]:
-    """The rows of a table from its start, as `located_rows`."""
+    """The rows of a table from its start, without their offsets; as `located_rows`."""
     return (row for _, row in located_rows(file, path, header, delimiter))
 
 
 def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> LocatedRows:
-    """The rows behind the header, by column; what a short row lacks is empty.
+    """The rows after the header, by column; what a short row lacks is empty.
 
-    A row with more fields than the header is malformed: its texts have a delimiter in them that nothing quotes. The
-    file stands at its start, or at the start of a row.
+    A row with more fields than the header is malformed: one of its texts has an unquoted delimiter. The file is at its
+    start, or at the start of a row.
 
     Raises:
-        UserError: a field is longer than any caption, or a quote swallows the lines behind its own.
+        UserError: a field is longer than any caption, or a quote swallows the lines after its own.
     """
     csv.field_size_limit(MAX_TEXT_BYTES)
     of_row: list[str] = []
@@ -168,7 +168,7 @@ def _kept(file: BinaryIO, texts: list[str]) -> Iterator[str]:
 
 
 def _check_quotes(texts: list[str], delimiter: str) -> None:
-    """Raises `csv.Error` where a row of several lines is one only because csv forgives a quote that never ends."""
+    """Raises `csv.Error` if a row spans several lines only because csv forgives a quote that never ends."""
     try:
         list(csv.reader(texts, delimiter=delimiter, strict=True))
     except csv.Error:

@@ -15,7 +15,7 @@ from .json_stream import json_items
 
 
 def sbu(paths: list[Path], images: list[str], names: str = "basename") -> Annotated:
-    """sbu-captions-all.json; --images: the folder of downloads; --names: how its files are called (default: basename;
+    """sbu-captions-all.json; --images: the folder of downloads; --names: how its files are named (default: basename;
     or row0, row1, md5, crc32, or a file of url<TAB>path); key: the row, counted from 0"""
     path = one_file(paths, "sbu")
     place = places(names, images)
@@ -28,7 +28,7 @@ def sbu(paths: list[Path], images: list[str], names: str = "basename") -> Annota
 
 
 def _items(file: BinaryIO) -> Iterator[Any]:
-    """URL and caption by turns from the two lists, each read by a handle of its own."""
+    """Pairs of URL and caption from the two lists, each of which is read by a handle of its own."""
     end = object()
     with open(file.name, "rb") as other:
         for url, caption in zip_longest(

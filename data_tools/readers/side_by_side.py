@@ -1,4 +1,4 @@
-"""Pictures with a text file beside each: `bus.jpg` and `bus.txt`, in a folder and those below."""
+"""Pictures with a text file beside each: `bus.jpg` and `bus.txt`, in a folder and its subfolders."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ AMBIGUOUS = "two images of one name"
 
 
 class SideBySideSource(Cuttable):
-    """folders of images with a text file beside each, NAME.jpg and NAME.txt, one caption a line; key: the path without
-    its extension; source: the folder's name"""
+    """folders of images with a text file beside each, NAME.jpg and NAME.txt, one caption per line; key: the path
+    without its extension; source: the folder's name"""
 
     def __init__(self, paths: list[Path]) -> None:
         for path in paths:
             if not path.is_dir():
                 raise UserError(f"No folder at {path}: give one of images, with a text file beside each.")
         self._folders = [(path.resolve(), dict(sorted(_pairs(path).items()))) for path in paths]
-        self.size = sum(len(pairs) for _, pairs in self._folders)  # pairs, of which each counts as one byte
+        self.size = sum(len(pairs) for _, pairs in self._folders)  # each pair counts as one byte
 
     def units(self) -> Iterator[Unit]:
         """The pairs."""
@@ -52,7 +52,7 @@ class SideBySideSource(Cuttable):
 
 
 def _pairs(folder: Path) -> dict[str, list[str]]:
-    """For each key of an image or a text its files, by their paths within the folder."""
+    """The files of each key that has an image or a text, by their paths within the folder."""
     pairs: dict[str, list[str]] = {}
     for file in folder.rglob("*"):
         if _is_text(file.name) or _is_image(file.name) or _kind(file.name) in OTHERS:
@@ -82,7 +82,7 @@ def _record(folder: Path, key: str, files: list[str], where: str) -> Record | Dr
     images, texts = list(filter(_is_image, files)), sorted(filter(_is_text, files))
     if len(images) > 1:
         return dropped(AMBIGUOUS)
-    others = [file for file in files if _kind(file) in OTHERS]  # of which the check of all images says what they are
+    others = [file for file in files if _kind(file) in OTHERS]  # the check of images tells what they are
     try:
         text = read_inside(folder, texts[-1]) if texts else None
         image = next((read_inside(folder, file) for file in images + others), None)
@@ -92,14 +92,14 @@ def _record(folder: Path, key: str, files: list[str], where: str) -> Record | Dr
         return dropped(MISSING_IMAGE)
     if text is None:
         return dropped(NO_TEXT)
-    # By the line ends of files alone: within a caption `splitlines` would see others, such as a form feed.
+    # Only at a file's line ends: `splitlines` would also split at others within a caption, such as a form feed.
     captions = [line for line in io.StringIO(_decoded(text), newline=None) if line.strip()]
     return Record(key, image, captions, folder.name, where=where)
 
 
 def _decoded(text: bytes) -> str:
-    """UTF-8, or UTF-16 where a byte-order mark says so, as Windows' editors write it; what is neither is found out by
-    the check of all captions."""
+    """UTF-8, or UTF-16 if a byte-order mark says so, as Windows editors write it; the check of captions finds what is
+    neither."""
     if text.startswith(UTF_16):
         try:
             return text.decode("utf-16")

@@ -1,4 +1,4 @@
-"""What a source of records is."""
+"""The interface of a source of records."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..record import Dropped, Record
 
 
 class Source(Protocol):
-    """Records in a fixed order, each time it is iterated. An image that is missing or refused gives a `Dropped`.
+    """Records, in the same order each time it is iterated. An image that is missing or refused gives a `Dropped`.
 
-    `position` of `size` bytes of input are read, for the progress bar. `only`, if set, are the records to give, by
-    their `where`: others' images are not read.
+    `position` out of `size` bytes of input have been read, for the progress bar. `only`, if set, holds the records to
+    give, by their `where`: the images of others are not read.
     """
 
     size: int
@@ -25,13 +25,13 @@ class Source(Protocol):
 
 @runtime_checkable
 class Cuttable(Source, Protocol):
-    """A source that can be made in parts; of any other, all is one part."""
+    """A source that can be cut into parts; any other is one part."""
 
     def __iter__(self) -> Iterator[Record | Dropped]:
         return self.read()
 
     def units(self) -> Iterator[Unit]:
-        """In order, where it can be cut, and about how many bytes of images each piece has."""
+        """The places where it can be cut, in order, and roughly how many bytes of images each piece has."""
         ...
 
     def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:

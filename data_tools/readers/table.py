@@ -1,4 +1,4 @@
-"""Tables of pictures and captions: files with a row an image or a row a caption, whatever their format."""
+"""Tables of pictures and captions: files with one row per image or per caption, whatever their format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE_COLUMNS = (
     *("filename", "file_name", "image_name", "file", "img"),
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence", "comment", "alt_text")
-"""Names looked for, in this order, where no option names the column."""
+"""Names looked for, in this order, if no option names the column."""
 
 
 def table(
@@ -32,8 +32,8 @@ def table(
     key_column: str = "",
 ) -> Annotated:
     """one CSV or TSV file with a header, JSON lines, or a JSON list of objects (ALBEF's, BLIP's and LAVIS's
-    annotations, Hugging Face's metadata.jsonl), one row an image; consecutive rows of one image are its captions;
-    --images: the folders that its paths begin in (default: the table's own, or the one in it that holds the first
+    annotations, Hugging Face's metadata.jsonl), one row per image; consecutive rows of one image are its captions;
+    --images: the folders that its paths start from (default: the table's own, or the one in it that holds the first
     images); --image-column, --caption-column (default: found by name); --key-column (default: the image's path)"""
     path = one_file(paths, "table")
     check_file(path)
@@ -73,11 +73,11 @@ def table(
 
 
 def _folders(path: Path, file: RowFile, image: str) -> list[str]:
-    """That of a table and, if none of its first images is there, the one just below that holds some; no link, which may
-    lead anywhere.
+    """The table's folder or, if none of its first images is there, the one directly below that holds some; not a link,
+    which may lead anywhere.
 
     Raises:
-        UserError: all of them are elsewhere, by absolute paths.
+        UserError: all of these images are elsewhere, by absolute paths.
     """
     with path.open("rb") as opened:
         rows = [row for _, row in itertools.islice(file.rows(opened), SAMPLE) if row]

@@ -24,7 +24,7 @@ TEXT_EXTENSIONS = {"txt", "json"}
 CUT = "tar is cut short or damaged from here on"
 
 MOST_KINDS = 50
-"""Reasons for which files are not used; beyond that many they are counted together, for names may be anything."""
+"""Reasons for which files are not used; beyond that many, they are counted together, since names may be anything."""
 
 Names = tuple[str, str] | None
 """The key and the extensions in a member's name, or None where it has no extension."""
@@ -32,7 +32,7 @@ Names = tuple[str, str] | None
 
 @dataclass(frozen=True)
 class MemberKeys:
-    """Which extensions, behind the key of a record, its image and its captions have; none = any that is known."""
+    """The extensions that a record's image and captions have after its key; none = any that is known."""
 
     image: frozenset[str] = frozenset()
     caption: frozenset[str] = frozenset()
@@ -50,9 +50,9 @@ class _Group:
     wanted: bool = True
     image_at: int = 0
     parts: dict[str, bytes] = field(default_factory=dict)  # "image", "txt", "json"
-    plain: dict[str, bool] = field(default_factory=dict)  # of each, whether its name has but one extension
+    plain: dict[str, bool] = field(default_factory=dict)  # of each, whether its name has only one extension
     foreign: str = ""  # the format of an image that cannot be read
-    rivals: list[str] = field(default_factory=list)  # images beside the one kept whose names are no longer
+    rivals: list[str] = field(default_factory=list)  # other images with as few extensions as the one kept
     refused: str = ""
     detail: str = ""
 
@@ -80,7 +80,7 @@ class _Group:
             _count(self.unused, f".{kind} is not read" if kind.isalnum() and len(kind) <= 8 else "not read")
 
     def _keep(self, tar: StrictTar, member: TarInfo, part: str, plain: bool, most: int) -> None:
-        """Of several, such as `x.jpg` and `x.mask.png`, the one with but one extension is the record's."""
+        """Keep a member; of several, such as `x.jpg` and `x.mask.png`, the one with only one extension."""
         if member.size > most:
             self._refuse("image file is too large" if part == "image" else "caption file is too large", member.name)
             return
@@ -91,7 +91,7 @@ class _Group:
             if part == "image":
                 self.rivals, self.image_at = [], member.offset_data
         elif part == "image" and plain == self.plain[part]:
-            self.rivals = [*self.rivals, member.name][:3]  # the names are but for the message
+            self.rivals = [*self.rivals, member.name][:3]  # the names are only for the message
 
     def _refuse(self, reason: str, detail: str) -> None:
         self.refused, self.detail = reason, detail
@@ -108,8 +108,8 @@ def tar_records(
 ) -> Iterator[Record | Dropped]:
     """The records of an open tar; `where` is "TAR:MEMBER", the first member of the record.
 
-    Files that no record has a use for are counted in `unused`, by the reason. `stays_in` is the tar where its images
-    are to stay in it.
+    Files that no record uses are counted in `unused`, by reason. `stays_in` is the tar if its images are to stay in
+    it.
     """
     group: _Group | None = None
     try:
@@ -137,7 +137,7 @@ def _count(unused: Counter[str], reason: str) -> None:
 
 
 def _no_image(group: _Group) -> str:
-    """Why a group with a file of interest is no record, or "" where it has one image."""
+    """Why a group is not a record; "" if it has one image, or no file of interest."""
     if group.rivals:
         return "more than one image"
     if "image" in group.parts:
@@ -146,7 +146,7 @@ def _no_image(group: _Group) -> str:
 
 
 def _record(group: _Group) -> Iterator[Record | Dropped]:
-    """The group's record; nothing where it holds no file of interest."""
+    """The group's record; nothing if it holds no file of interest."""
     if group.refused:
         yield Dropped(group.key, group.refused, group.where, group.detail)
         return

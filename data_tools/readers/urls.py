@@ -27,12 +27,12 @@ UNIT_ROWS, IMAGE_BYTES = 1000, 50_000
 """Tables are cut into pieces of that many rows, whose images are taken to have that many bytes each."""
 
 OUTAGE = 500
-"""Links in a row none of whose hosts could be reached, after which it is rather this machine that has no network."""
+"""So many links in a row whose hosts cannot be reached mean that this machine has no network."""
 
 
 @dataclass(frozen=True)
 class _Link:
-    """A row, with the record that it will be but for its image."""
+    """The link of a row, and its record, which lacks only the image."""
 
     url: object
     record: Record
@@ -65,7 +65,7 @@ class UrlSource(Cuttable):
         self.size = sum(map(len, self._tables))
 
     def units(self) -> Iterator[Unit]:
-        """Where the tables can be cut, and about how many bytes of images each piece has."""
+        """Where the tables can be cut, and roughly how many bytes of images each piece has."""
         for place, table in enumerate(self._tables):
             for row in range(0, len(table), UNIT_ROWS):
                 yield (place, row), min(UNIT_ROWS, len(table) - row) * IMAGE_BYTES
@@ -85,7 +85,7 @@ class UrlSource(Cuttable):
             yield item
 
     def outline(self) -> Iterator[Record | Dropped]:
-        """The same as if every link led to an image; nothing is downloaded."""
+        """The same records as if every link led to an image; nothing is downloaded."""
         self.position = 0
         for item in self._links():
             self.position += 1
@@ -123,7 +123,7 @@ async def _download(client: Client, link: _Link | Dropped, memory: HeldMemory) -
         return link
     record = link.record
     if not any(record.captions):
-        return record  # which will be dropped for that
+        return record  # it will be dropped for that
     try:
         if not isinstance(link.url, str):
             raise Failure(NO_LINK, "none given")
@@ -136,7 +136,7 @@ async def _download(client: Client, link: _Link | Dropped, memory: HeldMemory) -
 
 
 def _check(image: bytes, fields: Any) -> None:
-    """Raises `Failure` where the row states another checksum; one that is null or empty states none."""
+    """Raises `Failure` if the row states another checksum; null or empty states none."""
     for name in HASHES:
         stated = fields.get(name)
         if not stated:

@@ -12,15 +12,15 @@ from .json_stream import json_items
 FOLDERS = ("VG_100K", "VG_100K_2")
 
 MIN_WORDS = 5
-"""Of a phrase that is kept; the mean of all is five."""
+"""Fewest words of a phrase that is kept; the mean of all phrases is five."""
 
 PHRASES = 8
-"""Kept of an image; ALBEF keeps 769 k of 100 k images."""
+"""Phrases kept per image; ALBEF keeps 769 k of 100 k images."""
 
 
 def vg(paths: list[Path], images: list[str], phrases: int = PHRASES) -> Annotated:
     """region_descriptions.json; --images: the folder that holds VG_100K and VG_100K_2, or these two; --phrases: how
-    many of an image to keep (default: 8), each once, of five words or more, those of the largest regions; 0: all as
+    many to keep per image (default: 8), each once, of five words or more, those of the largest regions; 0: all as
     they are; key: the image's id; captions: the phrases, that of the largest region first"""
 
     def entry(item: Any, at: At) -> Annotation:

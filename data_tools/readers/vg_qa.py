@@ -1,4 +1,4 @@
-"""Visual Genome's questions: `question_answers.json`; one row a question, to train on beside VQA v2's."""
+"""Visual Genome's questions: `question_answers.json`; one row per question, to train on beside VQA v2's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .json_stream import json_items
 from .vg import places
 
 MINIMUM = 9
-"""Questions of VQA that an answer is the majority's of, to be one: `task.answer_minimum`."""
+"""Fewest questions of VQA that have an answer as their majority answer for it to count: `task.answer_minimum`."""
 
 
 def vg_qa(paths: list[Path], images: list[str], annotations: list[str]) -> Annotated:
@@ -22,7 +22,7 @@ def vg_qa(paths: list[Path], images: list[str], annotations: list[str]) -> Annot
     be kept; --images: the folder that holds VG_100K and VG_100K_2, or these two; key: the question's id
 
     Source of the choice: Anderson et al., "Bottom-Up and Top-Down Attention for Image Captioning and Visual Question
-    Answering" (arXiv 1707.07998), which keeps 485 k questions so.
+    Answering" (arXiv 1707.07998), which keeps 485 k questions this way.
     """
     for annotation in annotations:
         check_file(Path(annotation))

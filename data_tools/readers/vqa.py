@@ -1,4 +1,4 @@
-"""VQA v2: the question and annotation files as published, with COCO's images; one row a question.
+"""VQA v2: the question and annotation files as published, with COCO's images; one row per question.
 
 The questions of test-dev and test-std are published without annotations: their rows have no answers.
 """
@@ -15,7 +15,7 @@ from .annotated import Annotated, Annotation, At, Unfit, check_file, text, whole
 from .json_stream import json_items
 
 SUBTYPES = ("train2014", "val2014", "test2015")
-"""COCO's image ids are unique over these, so that looking in all of them finds no stranger."""
+"""COCO's image ids are unique across these, so that looking in all of them finds no wrong image."""
 
 
 def vqa(paths: list[Path], images: list[str], annotations: Sequence[str] = ()) -> Annotated:
@@ -58,7 +58,7 @@ def _joined(file: BinaryIO, path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _id(entry: Any) -> object:
-    """A question's, also as an annotation names it; None where an entry of another shape has none."""
+    """The question's id that a question or an annotation states; None if an entry of another shape has none."""
     found = entry.get("question_id") if isinstance(entry, dict) else None
     return None if isinstance(found, list | dict) else found
 

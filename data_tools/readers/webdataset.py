@@ -25,7 +25,7 @@ _FIRST_DOT = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 
 
 def up_to_first_dot(name: str) -> Names:
-    """As webdataset's own reader has it, `base_plus_ext`."""
+    """As webdataset's own reader does, in `base_plus_ext`."""
     match = _FIRST_DOT.fullmatch(name)
     return (match[1], match[2].lower()) if match else None
 
@@ -37,14 +37,14 @@ def up_to_last_dot(name: str) -> Names:
 
 
 RULES: dict[str, Callable[[str], Names]] = {"first-dot": up_to_first_dot, "last-dot": up_to_last_dot}
-"""By the words of `--key-up-to`: up to where a member's name is the key of its record."""
+"""By the words of `--key-up-to`: where in a member's name the key of its record ends."""
 
 
 class WebdatasetSource(Cuttable):
     """tars, compressed or not, each streamed from end to end; --key-up-to: first-dot or last-dot, where in its name the
-    key of a member ends (default: first-dot, as webdataset has it, but last-dot where by that an image would take
-    another's place); --image-key, --caption-key: extensions of the image and of the captions, such as
-    jpg;png; --in-place: of tars that are not compressed; key: the folder in the tar and that part of the name"""
+    key of a member ends (default: first-dot, as in webdataset, but last-dot if two images would otherwise have the same
+    key); --image-key, --caption-key: extensions of the image and of the captions, such as jpg;png; --in-place: of tars
+    that are not compressed; key: the folder in the tar and that part of the name"""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class WebdatasetSource(Cuttable):
                     raise UserError(f"No archive at {path}: check the path.")
                 open_tar(path, "r:*").close()
         self._paths, self._sizes = paths, [size_of(path) for path in paths]
-        named = key_up_to or ("first-dot" if image_key or caption_key else "")  # behind which those stand
+        named = key_up_to or ("first-dot" if image_key or caption_key else "")  # after which these extensions follow
         self._rule = RULES[named] if named else None
         self._keys = MemberKeys(_keys(image_key), _keys(caption_key))
         self._in_place = in_place
@@ -86,7 +86,7 @@ class WebdatasetSource(Cuttable):
             before += self._sizes[place]
 
     def _stays_in(self, place: int, plain: bool) -> Path:
-        """The tar, in which its images can stay; raises `UserError` where they cannot."""
+        """The tar, if its images can stay in it; raises `UserError` if not."""
         path = self._paths[place]
         if not plain or not isinstance(path, Path):
             why = "is compressed" if isinstance(path, Path) else "is at a URL"
@@ -95,12 +95,12 @@ class WebdatasetSource(Cuttable):
 
     def _names(self, name: str) -> Names:
         if self._rule is None and name.rpartition("/")[2].count(".") > 1:
-            self._rule = self._decided()  # until here both rules have said the same
+            self._rule = self._decided()  # up to here both rules have said the same
         return (self._rule or up_to_first_dot)(name)
 
     def _decided(self) -> Callable[[str], Names]:
         """The first dot, unless two images of any of the tars would then have one key; reads all their headers."""
-        stems: dict[int, int] = {}  # of hashes, for there may be many
+        stems: dict[int, int] = {}  # only hashes, since there may be many
         for path in self._paths:
             try:
                 with _opened(path) as (_, tar):
@@ -112,7 +112,7 @@ class WebdatasetSource(Cuttable):
                             logger("data_tools").warning(_warning(path, member, first[0]))
                             return up_to_last_dot
             except DAMAGE:
-                continue  # it is reported where it is met
+                continue  # it is reported when the tar is read
         return up_to_first_dot
 
 
@@ -130,5 +130,5 @@ def _opened(place: PathOrUrl) -> Iterator[tuple[BinaryIO, StrictTar]]:
 
 
 def _keys(text: str) -> frozenset[str]:
-    """Read "jpg;png", as webdataset has it."""
+    """Read "jpg;png", as webdataset writes it."""
     return frozenset(filter(None, (key.strip().lower().removeprefix(".") for key in text.split(";"))))

@@ -30,11 +30,11 @@ def merge(
     prefixes: Sequence[str] = (),
     on_row: Callable[[int], None] = lambda image_bytes: None,
 ) -> int:
-    """Make the new corpus `out` of the rows of `folders`; return their number.
+    """Make the new corpus `out` from the rows of `folders`; return their number.
 
-    No row is written again: the shards are further names of the same files, or copies where `out` is on another disk.
-    With `prefixes`, one a folder, each key stands behind its corpus's, and all rows are written anew; so they are where
-    rows were taken down. Eight bytes a row are held.
+    No row is rewritten: the shards are hard links to the same files, or copies if `out` is on another disk. With
+    `prefixes`, one per folder, each key follows its corpus's prefix, and all rows are rewritten; so they are if rows
+    were taken down. Eight bytes per row are held.
 
     Raises:
         UserError: the corpora are of different tasks, share a key, or are damaged, or `out` cannot be written.
@@ -96,7 +96,7 @@ def _hash(key: str) -> int:
 
 
 def _refuse_repeats(folders: Sequence[Path], prefixes: Sequence[str]) -> None:
-    """Before anything is copied: hashes first, and the keys themselves only where two hashes are equal."""
+    """Before anything is copied, compare hashes, and the keys themselves only if two hashes are equal."""
     hashes = np.fromiter((_hash(key) for key, _ in _keys(folders, prefixes)), dtype=np.uint64)
     hashes.sort()
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())

@@ -34,7 +34,7 @@ def resplit(
 ) -> dict[str, int]:
     """Write each row of the corpus in `folder` to one of the corpora `out`/<split>; return their numbers of rows.
 
-    Where `split.field` is the key, the rows go where `shard --split` would have put them. One batch of rows is held.
+    If `split.field` is the key, the rows go where `shard --split` would have put them. One batch of rows is held.
 
     Raises:
         UserError: there is no such column, a row names none of the splits, a split is left empty, the corpus is
@@ -66,7 +66,7 @@ def resplit(
 
 
 def _columns(folder: Path) -> list[str]:
-    """Those of the shards and of their tables, without the images."""
+    """The columns of the shards and of their tables, without the images."""
     location = open_location(folder, Cache())
     of_tables = (columns_of(location, number, ())[1] for number in range(len(location.manifest.shards)))
     names = dict.fromkeys(chain(SCHEMAS[location.manifest.task].names, *of_tables))
@@ -74,10 +74,10 @@ def _columns(folder: Path) -> list[str]:
 
 
 def checked_rows(folder: Path) -> Iterator[Columns]:
-    """The rows of a corpus by column, with what its tables say of them as `meta`, but none that was taken down.
+    """The rows of a corpus by column, with what its tables say about them as `meta`, but none that was taken down.
 
     Raises:
-        UserError: a shard is damaged; an image's bytes are held against their checksum.
+        UserError: a shard is damaged, or an image does not match its checksum.
     """
     number, kept, manifest = 0, kept_rows(folder), read_manifest(folder)
     check_lengths(folder, manifest.shards)
@@ -95,7 +95,7 @@ def checked_rows(folder: Path) -> Iterator[Columns]:
 def write_rows(
     rows: Iterable[tuple[Columns, str]], folder: Path, names: Sequence[str], task: str, shard_bytes: int
 ) -> dict[str, int]:
-    """Write each row to the corpus of its name in `folder`; return the rows of each name."""
+    """Write each row to the corpus of its name in `folder`; return the number of rows of each."""
     writers = {name: CorpusWriter(folder / name, shard_bytes, task) for name in names}
     for row, name in rows:
         writers[name].add(SimpleNamespace(**row))

@@ -1,7 +1,7 @@
 """Reading again what a corpus's quarantine lists, and adding what is good now.
 
-All that changes is made in a folder `.retry.partial` inside the corpus, which one rename to `.retry` makes valid; then
-its files move to their places. Killed before the rename, a retry did nothing; killed after it, the next one resumes it.
+All changes are prepared in a folder `.retry.partial` inside the corpus, which one rename to `.retry` makes valid; then
+its files move to their places. A retry killed before the rename did nothing; after it, the next retry completes it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PARTIAL, READY = ".retry.partial", ".retry"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Records listed before; of those, records that are good now; records listed now."""
+    """Numbers of records: listed before, added because they are good now, and listed now."""
 
     listed: int
     recovered: int
@@ -53,7 +53,7 @@ class Outcome:
 
 
 class Wanted:
-    """The records listed, by `where`, and all of a file that was listed as a whole, because it was cut short."""
+    """The records listed, by `where`, and all those of a file that was listed as a whole because it was cut short."""
 
     def __init__(self, listed: Iterable[str]) -> None:
         self._listed = frozenset(listed)
@@ -64,10 +64,10 @@ class Wanted:
 
 
 def read_origin(out: Path, place: Path | str) -> dict[str, Any]:
-    """What the corpus of a place, which lies in `out` for now, says of its source.
+    """What the corpus of `place`, whose files are in `out`, says about its source.
 
     Raises:
-        UserError: it says nothing, because it is no corpus made by `shard`.
+        UserError: it says nothing, because `shard` did not make it, or nothing valid.
     """
     try:
         saved = json.loads((out / SOURCE).read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def read_origin(out: Path, place: Path | str) -> dict[str, Any]:
 
 @contextmanager
 def only_retry(out: Path) -> Iterator[None]:
-    """Keep other retries of `out` away, having ended one that was killed when it had done its work."""
+    """Keep other retries of `out` away, after completing one that was killed after its rename."""
     handle = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,9 +96,9 @@ def only_retry(out: Path) -> Iterator[None]:
 def retry(source: Source, out: Path, options: Options, on_record: Callable[[int], None]) -> Outcome:
     """Read the records again that `out` lists as dropped; add the good ones as further shards, and list the others.
 
-    The rows that were there stay, and stay first; what is read again is one part more. A listed record that the source
-    no longer gives stays listed, and so does one that looks like another: that one may have been shrunk since they were
-    compared, and would look different now. Call it within `only_retry`.
+    Existing rows stay, and stay first; what is read again becomes one more part. A listed record that the source no
+    longer gives stays listed, and so does a near duplicate: the image that it resembles may have been shrunk since they
+    were compared, and would look different now. Call it within `only_retry`.
 
     Raises:
         UserError: a corpus is damaged, or there is no room.
@@ -122,14 +122,14 @@ def retry(source: Source, out: Path, options: Options, on_record: Callable[[int]
 
 
 class _Retry:
-    """Of finished corpora, into staged shards that are to stand behind theirs."""
+    """A retry of finished corpora; it stages the shards that will follow theirs."""
 
     def __init__(self, out: Path, stage: Path, options: Options, near: Container[str], run: Map) -> None:
         self._out, self._stage, self._options, self._near, self._map = out, stage, options, near, run
         self._manifests = {name: read_manifest(out / name) for name in options.names}
         self._index = DedupIndex(options.dedup, stage)
         self._excluded = excluded_pictures(options.exclude, stage, run)
-        self._ids: set[bytes] = set()  # of the rows there are
+        self._ids: set[bytes] = set()  # of the existing rows
         rows = self._rows()
         looks = (
             run(row_perceptual_hash, rows, row_size) if options.dedup == "perceptual" else ((row, b"") for row in rows)
@@ -141,7 +141,7 @@ class _Retry:
         self._reached: set[str] = set()
 
     def _rows(self) -> Iterator[tuple[str, bytes]]:
-        """Key and, where duplicates are looked for, image of the rows there are."""
+        """Key and, if duplicates are looked for, image of the existing rows."""
         for name, manifest in self._manifests.items():
             for batch in batches(self._out / name, manifest):
                 images = [b""] * len(batch)
@@ -177,13 +177,13 @@ class _Retry:
         return Outcome(len(listed), sum(recovered.values()), left)
 
     def _next(self) -> int:
-        """A number that no part of the corpora has."""
+        """The number of the new part, which no part of the corpora has."""
         files = (shard.file for manifest in self._manifests.values() for shard in manifest.shards)
         numbers = (found for file in files if (found := re.match(r"\d+", file)))
         return 1 + max((int(number[0]) for number in numbers), default=-1)
 
     def _records(self, source: Source) -> Iterator[Item]:
-        """Those to look at again: not what is kept already, from a file that was cut later on, or a row of its id."""
+        """The records to look at again: neither near duplicates nor those whose id is kept already."""
         for item in source:
             self._reached.add(_file(item.where))
             is_there = isinstance(item, Record) and id_digest(item.key) in self._ids

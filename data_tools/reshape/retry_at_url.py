@@ -1,7 +1,7 @@
-"""A corpus at a URL as a folder of this machine for the time of a retry, and what the retry has made put in its place.
+"""A corpus at a URL as a local folder during a retry, and the upload of what the retry has made.
 
-New shards go first, which no manifest names yet; then one object holds all files that change, so that the retry has
-happened or not; then each of these takes its place. A retry that was killed in between is ended by the next one.
+New shards, which no manifest names yet, go first; then one object holds all files that change, so that the retry has
+happened in full or not at all; then each of these takes its place. The next retry completes one that was killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REMEDY = "check that its store can be written, and run the same command again"
 
 @contextmanager
 def retried_here(url: str) -> Iterator[Path]:
-    """Yield the corpus as a folder. Two retries of one URL are not kept apart."""
+    """Yield the corpus as a folder. Nothing keeps two retries of one URL apart."""
     storage = Storage(url, REMEDY)
     _put_in_place(storage)
     with tempfile.TemporaryDirectory(prefix="mvlm-retry-") as above:

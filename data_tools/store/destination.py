@@ -22,7 +22,7 @@ def open_store(out: Path | str, resumable: bool, shared: bool = False) -> Abstra
 def staged(out: Path | str) -> Iterator[Path]:
     """Yield a folder to fill, which becomes `out` in one rename if the block ends well and vanishes if not.
 
-    At a URL its files appear when all of them are made, the manifests last.
+    At a URL, the files appear when all of them are made, the manifests last.
 
     Raises:
         UserError: `out` holds something already, another process is writing it, or there is no room for it.

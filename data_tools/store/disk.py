@@ -1,4 +1,4 @@
-"""Files that users ask for, and the disk's refusals in a sentence."""
+"""Writing files that users ask for, with the disk's refusals in a sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import NO_ROOM, write_durably
 
 ELSEWHERE = "work on a copy of it elsewhere"
-"""What else can be done where a corpus is changed in place."""
+"""What else can be done if a corpus is changed in place."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def writing(out: Path, otherwise: str = "give another --out") -> Iterator[None]:
 
 
 def write_output(path: Path, content: str | bytes) -> None:
-    """Write a file, and make its folder; raises `UserError` where the disk refuses."""
+    """Write a file, and make its folder; raises `UserError` if the disk refuses."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, content)

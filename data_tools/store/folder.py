@@ -25,7 +25,7 @@ def open_folder(out: Path, resumable: bool, shared: bool = False) -> Iterator[St
     """Yield the store for `out`, which vanishes if the block fails, unless it is `resumable` and holds a finished part.
 
     Args:
-        shared: with other processes that do the same, each of which makes some of the parts.
+        shared: other processes do the same, and each makes some of the parts.
 
     Raises:
         UserError: `out` holds something already, another process is writing it, or there is no room for it.
@@ -54,7 +54,7 @@ def open_folder(out: Path, resumable: bool, shared: bool = False) -> Iterator[St
 
 def _refuse_occupied(out: Path, target: Path) -> None:
     if (target / STATE).is_dir():
-        return  # finished, but for the cleaning up: `begin` sees to it
+        return  # finished except for the cleaning up, which `begin` does
     if corpora_in(target):
         raise UserError(f"{out} already holds shards: delete it or give another --out.")
     if target.exists() and not target.is_dir():
@@ -113,7 +113,7 @@ class FolderStore(Store):
         return self.work / name
 
     def restart(self) -> None:
-        """Whatever lies there but the plan."""
+        """Remove everything but the plan."""
         plan = self.read(PLAN)
         for left in self.work.iterdir():
             if left.is_dir() and not left.is_symlink():
@@ -157,7 +157,7 @@ class FolderStore(Store):
 
 
 def _forget(states: Path) -> None:
-    """Remove what is known of parts, and the plan last: while it is there, a run killed right here has finished."""
+    """Remove the files of parts, and the plan last: while it is there, a run killed here counts as finished."""
     for file in states.glob("[0-9]*"):
         file.unlink()
     shutil.rmtree(states, ignore_errors=True)

@@ -20,7 +20,7 @@ REMEDY = "check --out and what is needed to write to it, and run the same comman
 
 @contextmanager
 def open_url(url: str, shared: bool = False, above: Path | None = None) -> Iterator[Store]:
-    """Yield the store for a URL, whose shards are made in a temporary folder; `shared` as of a folder.
+    """Yield the store for a URL, whose shards are made in a temporary folder; `shared` as for a folder.
 
     Args:
         above: where that folder is made; None = in TMPDIR.
@@ -39,7 +39,7 @@ def open_url(url: str, shared: bool = False, above: Path | None = None) -> Itera
 
 
 class RemoteStore(Store):
-    """A prefix of an object store or a remote file system. Two writers of one URL are not kept apart."""
+    """A prefix of an object store or a remote file system. Nothing keeps two writers of one URL apart."""
 
     def __init__(self, storage: Storage, work: Path, shared: bool = False) -> None:
         super().__init__(storage.url, work, shared)
@@ -56,7 +56,7 @@ class RemoteStore(Store):
 
     @contextmanager
     def for_task(self) -> Iterator[Store]:
-        above = self.work if self.work.is_dir() else None  # on this machine: it goes with that, also after a kill
+        above = self.work if self.work.is_dir() else None  # on this machine: removed with it, even after a kill
         with open_url(self._storage.url, above=above) as store:
             yield store
 

@@ -1,7 +1,7 @@
-"""Where a corpus is written; nothing looks whole before it is.
+"""Where a corpus is written; nothing looks complete before it is.
 
-A store keeps, until the end, what a restart needs: the plan (what is being made of what), and of each finished part a
-file that says what it has made.
+Until the end, a store keeps what a restart needs: the plan (what is being made from what), and for each finished part
+a file that says what it has made.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OURS = re.compile(
 
 
 class Finished(Exception):
-    """This very plan was carried out before, and the run was killed while it cleaned up."""
+    """The same plan was carried out before, by a run that was killed while it cleaned up."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
@@ -41,21 +41,21 @@ class Finished(Exception):
 
 
 class Store(ABC):
-    """The place of one corpus (or one a split) in the making. Files are made in the local folder `work`.
+    """The place of a corpus (or of one per split) in the making. Files are made in the local folder `work`.
 
-    Where it is `shared`, other processes are making other parts of the same at this moment.
+    If it is `shared`, other processes may be making other parts at the same time.
     """
 
     def __init__(self, out: str, work: Path, shared: bool = False) -> None:
         self._out, self.work, self.shared = out, work, shared
 
     def begin(self, plan: dict[str, Any] | None) -> list[PartManifest]:
-        """The parts that an earlier run of the same plan has finished; those of another plan are removed.
+        """Remove the parts of another plan, and return those that an earlier run of the same plan has finished.
 
-        A part some file of which is missing or of another length is not finished.
+        A part with a file that is missing or has another length is not finished.
 
         Raises:
-            UserError: it is shared, and those of another plan are there.
+            UserError: the store is shared, and holds parts of another plan.
         """
         if self.shared and self.plan() not in (None, plan):
             raise UserError(
@@ -74,29 +74,29 @@ class Store(ABC):
         return self.parts()
 
     def plan(self) -> Any:
-        """What is being made here; None where that is not known."""
+        """What is being made here; None if that is not known."""
         try:
             return json.loads(self.read(PLAN) or b"null")
         except ValueError:
             return None
 
     def parts(self) -> list[PartManifest]:
-        """The finished ones in order."""
+        """The finished parts in order."""
         there = self.sizes()
         found = filter(None, (_unsealed(self.read(name)) for name in sorted(there) if name.endswith(PART)))
         return [part for part in found if part.files.items() <= there.items()]
 
     def part(self, number: int) -> PartManifest | None:
-        """A finished one; None while it is not finished."""
+        """A finished part; None while it is unfinished."""
         return _unsealed(self.read(part_file(number, PART)))
 
     def finish_part(self, made: PartManifest) -> None:
-        """Have it known that a part is finished, all of whose files were kept before."""
+        """Record that a part is finished, after all of its files have been kept."""
         content = made.to_bytes()
         self.write(part_file(made.number, PART), hashlib.sha256(content).digest() + content)
 
     def reopen_part(self, number: int) -> None:
-        """Have a part be unfinished."""
+        """Record that a part is unfinished."""
         self.delete(part_file(number, PART))
 
     def restart(self) -> None:
@@ -111,11 +111,11 @@ class Store(ABC):
 
     @abstractmethod
     def for_task(self) -> AbstractContextManager[Store]:
-        """The store as a task uses it, in whatever process: with a folder `work` to make files in."""
+        """The store as a task uses it, in any process: with a folder `work` to make files in."""
 
     @abstractmethod
     def keep(self, name: str) -> None:
-        """Make the finished file `name` of `work` last."""
+        """Make the finished file `name` in `work` durable."""
 
     @abstractmethod
     def local(self, name: str) -> Path:
@@ -123,11 +123,11 @@ class Store(ABC):
 
     @abstractmethod
     def reject(self, name: str) -> str:
-        """Make the file `name` of `work` last beside the corpus that is not to be; return its name there."""
+        """Keep the file `name` in `work` beside the corpus that will not be made; return its name there."""
 
     @abstractmethod
     def finish(self, names: list[str]) -> None:
-        """Make the files `names` last, in this order, and the corpus appear."""
+        """Make the files `names` durable, in this order, and the corpus appear."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
@@ -149,7 +149,7 @@ def part_file(number: int, ending: str) -> str:
 
 
 def _unsealed(content: bytes | None) -> PartManifest | None:
-    """What a whole file of a finished part says."""
+    """The manifest of a finished part; None if its file is missing or damaged."""
     if content is None or hashlib.sha256(content[32:]).digest() != content[:32]:
         return None
     return PartManifest.from_bytes(content[32:])

@@ -1,9 +1,9 @@
-"""Synthetic corpora whose truth is known: one small world, one module a task, balanced against shortcuts.
+"""Synthetic corpora with known answers: one small world, one module per task, balanced against shortcuts.
 
 Every task but `caption` is made of blocks. A block's rows share their images with no other block, and within it each
 sentence has each answer equally often and each image has each answer equally often, so that a predictor that reads
 only the text, or sees only the image, stays at the task's stated chance. The number of objects is the same on both
-sides of every comparison. `tests/data_tools/test_synth_tasks.py` holds it to that.
+sides of every comparison. `tests/data_tools/test_synth_tasks.py` checks all of this.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tasks share: dice that fall alike everywhere, samples, and blocks of scenes used only once."""
+"""What the tasks share: dice that fall the same everywhere, samples, and blocks of scenes used only once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .scenes import CELLS, THINGS, Scene, Thing
 T = TypeVar("T")
 
 MAX_TRIES = 3000
-"""Draws for one block before the world is taken to be used up."""
+"""Draws for one block before the world counts as used up."""
 
 
 @dataclass(frozen=True)
 class SyntheticSample:
-    """One row to be: `columns` are those the task's schema has beside key, images, source and sizes."""
+    """A row to be made: `columns` are those of the task's schema besides key, images, source and sizes."""
 
     scenes: tuple[Scene, ...]  # one, or the left and the right one
     columns: dict[str, Any]
@@ -78,7 +78,7 @@ def twin(scene: Scene, attribute: int, dice: Dice) -> tuple[Scene, int, int] | N
     """The scene with the colours (attribute 0) or shapes (1) of two things exchanged, and their cells.
 
     Only things that differ in both are taken, so that colours and shapes stay what they were and only their binding
-    changes. None where there are no two such things.
+    changes. None if there are no two such things.
     """
     pairs = [
         (i, j)
@@ -107,10 +107,10 @@ def numbered(blocks: Iterator[Block], name: str, count: int, seed: int) -> Itera
 
 
 def fresh(draws: Iterable[Callable[[], Block | None]]) -> Iterator[Block]:
-    """Of each the first block it gives that is not None and whose scenes no earlier block has.
+    """From each draw, the first block that is not None and whose scenes no earlier block has.
 
     Raises:
-        UserError: there is none to be found.
+        UserError: no such block is found.
     """
     used: set[Scene] = set()
     for draw in draws:

@@ -4,8 +4,8 @@ Three scenes and three hypotheses make a block, in which each scene has each lab
 label once: chance is 1/3 from the hypothesis alone and from the image alone. Every scene of a block shows as many
 things as the others, under one cover.
 
-A third of the hypotheses are denials. If half were, what a scene shows would say nothing of a label without the
-polarity, and training could stay where it tells what is covered and nothing else.
+A third of the hypotheses are denials. If half were, what a scene shows would say nothing about a label without the
+polarity, and training could get stuck at telling what is covered and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, pla
 from .scenes import CELLS, COLOURS, COVER, SHAPES, THINGS, Thing
 
 LABELS = ("entailment", "neutral", "contradiction")
-SAYS = {  # what is said of a cell, and that it is not so; the blanks are colour, shape and cell
+SAYS = {  # a statement about a cell and its denial; the blanks are colour, shape and cell
     "thing": ("There is a {0} {1} {2}.", "There is no {0} {1} {2}."),
     "colour": ("The {2} cell is {0}.", "The {2} cell is not {0}."),
     "shape": ("The {2} cell holds a {1}.", "The {2} cell holds no {1}."),
@@ -59,9 +59,9 @@ def _block(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
 
 
 def _holding(thing: Thing, kind: str, so: bool, dice: Dice) -> Thing:
-    """Something of which it is so, or not so, what a sentence of this kind says of `thing`.
+    """A thing for which it is true (`so`) or not what a sentence of this kind says about `thing`.
 
-    Where it is not so, one of colour and shape is still right more often than chance has it: the near miss is hard.
+    If it is not, one of colour and shape is still right more often than by chance: the near miss is hard.
     """
     colour, shape = thing
     other_colour = dice.pick([name for name in COLOURS if name != colour])

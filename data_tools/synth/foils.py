@@ -1,6 +1,6 @@
 """A scene, its caption, and a foil: the caption with the colours or the shapes of two things exchanged.
 
-Rows come in twos: the foil of the one is the caption of the other. A scorer that sees only the text is right in
+Rows come in twos: the foil of one is the caption of the other. A scorer that sees only the text is right in
 exactly one of the two, so its chance is 1/2.
 """
 

@@ -27,7 +27,7 @@ class NovelSplit(Split):
 
 
 def with_novel(split: Split | None) -> Split:
-    """`split` and the part `novel` beside it; one part `train` where nothing is to be split.
+    """`split` and the part `novel` beside it; only the part `train` beside it if nothing is to be split.
 
     Raises:
         UserError: the split has a part of that name.
@@ -35,12 +35,12 @@ def with_novel(split: Split | None) -> Split:
     shares = split.shares if split else {"train": 1.0}
     if NOVEL in shares:
         raise UserError(f"--split names {NOVEL!r}, which --holdout-pairs makes: give that part another name.")
-    # In front, since a share of nothing at the end would catch what rounding leaves over.
+    # First, since a share of 0 at the end would catch what rounding leaves over.
     return NovelSplit({NOVEL: 0.0, **shares}, split.field if split else "group")
 
 
 def held_out(count: int, seed: int) -> frozenset[Thing]:
-    """`count` things by seed; every colour and every shape is left with one or more that are not held out.
+    """`count` things by seed; of every colour and every shape, some things are not held out.
 
     Raises:
         UserError: `count` is not from 0 to MOST.

@@ -1,8 +1,8 @@
 """The published data sets in miniature: their files by name and form, with a few synthetic scenes for images.
 
 COCO and Flickr30k in Karpathy's splits, Visual Genome, SBU, CC3M as img2dataset leaves it, VQA v2, NLVR2 and SNLI-VE,
-laid out as `mvlm reproduce` expects the real ones. Of SBU and CC3M images are missing, as always. The same seed gives
-the same files.
+laid out as `mvlm reproduce` expects the real ones. Some images of SBU and CC3M are missing, as always. The same seed
+gives the same files.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ VQA = {"train2014": 72, "val2014": 36, "test-dev2015": 18, "test2015": 36}
 NLVR2 = {"train": 32, "dev": 16, "test1": 16}
 SNLI_VE = {"train": 36, "dev": 18, "test": 18}
 SAYINGS = ("{}", "a picture of {}", "there is {}", "{} on white", "one can see {}")
-"""Five sentences an image, as people have written for COCO and Flickr30k."""
+"""Five sentences per image, as people have written for COCO and Flickr30k."""
 
 
 def write_miniature(folder: Path, seed: int = 0) -> None:
-    """Lay all of them out in a folder, which is made."""
+    """Lay all of them out in a new folder."""
     captioned = sum(COCO.values()) + sum(FLICKR30K.values()) + VISUAL_GENOME + SBU + CC3M
     scenes = iter(Dice(f"miniature/{seed}").shuffled(distinct_scenes(captioned, seed)))
     _coco(folder / "coco", scenes)
@@ -135,7 +135,7 @@ def _cc3m(folder: Path, scenes: Sequence[Scene]) -> None:
 
 
 def _vqa(folder: Path, coco: Path, seed: int) -> None:
-    """Its images are COCO's; the numbers of these go on where those of Karpathy's file end."""
+    """Its images lie among COCO's, with ids above those in Karpathy's file."""
     total = sum(VQA.values()) - VQA["test-dev2015"]
     samples, image_ids = list(questions(total, seed)), dict[Scene, int]()
     start = 0

@@ -1,13 +1,12 @@
 """Two scenes and a statement about both, true or false, as in NLVR2.
 
-A block is two pairs of scenes, A and B, and two statements with what is said against each; of a statement and its
-denial one holds of A and the other of B. So each sentence is true once and false once, and of each pair of images as
-many true things are said as false ones: chance is 1/2 from the text alone and from the images alone. A and B have as
-many things left and right as each other, so numbers of things say nothing even together with the polarity of the
-sentence.
+A block is two pairs of scenes, A and B, and two statements with their denials; of a statement and its denial, one
+holds for A and the other for B. So each sentence is true once and false once, and each pair of images has as many true
+sentences as false ones: chance is 1/2 from the text alone and from the images alone. A and B have as many things left
+and right as each other, so numbers of things say nothing even together with the polarity of the sentence.
 
-A sum is denied by another sum, not by "not two": what is right would then turn on two numbers, the stated one and the
-polarity all at once, none of which says anything without the others, and training would find it by luck.
+A sum is denied by another sum, not by "not two": the answer would then depend on two counts, the stated number and the
+polarity all at once, none of which says anything without the others, and training would find it only by luck.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def pairs(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> It
 
 def _draws(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Callable[[], Block | None]]:
     while True:
-        # Chosen before the scenes: statements that are seldom true must not become seldom made.
+        # Chosen before the scenes: statements that are rarely true must not become rare.
         statements = dice.sample(STATEMENTS, STATEMENTS_A_BLOCK)
         shown = sorted(held_out) if held_out and dice.coin() else []
         yield partial(_block, statements, shown, dice, held_out)
@@ -61,7 +60,7 @@ def _block(
 
 
 def _told_apart(a: Pair, b: Pair, claim: Claim, denial: Claim) -> bool:
-    """Whether one of the two holds of A alone, and the other of B alone."""
+    """Whether one of the two holds for A alone, and the other for B alone."""
     (_, said), (_, denied) = claim, denial
     return said(a) == denied(b) != said(b) == denied(a)
 

@@ -10,7 +10,7 @@ Chance, from the question alone or from the image alone (its kind of question gi
 | count | 0, 1, 2 | 1/3 | 1/3 |
 | exists | yes, no | 1/2 | 1/2 |
 
-Things held out make `colour` and `shape` questions have fewer answers, so that these chances rise there.
+If things are held out, `colour` and `shape` questions have fewer answers, so that their chances rise.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _all_different(dice: Dice) -> Scene:
 
 
 def _shifted(scene: Scene, names: list[str], attribute: int, by: int) -> Scene:
-    """Each thing's attribute moved `by` names on, round the end."""
+    """Each thing's attribute moved `by` names on, wrapping round."""
 
     def shift(thing: Thing) -> Thing:
         moved = names[(names.index(thing[attribute]) + by) % len(names)]
@@ -122,7 +122,7 @@ def _counts(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
 
 
 def _existences(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
-    """Two scenes of the same colours and shapes, otherwise bound: what is in the one is not in the other."""
+    """Two scenes of the same colours and shapes, bound differently: what is asked for is in only one of them."""
     scene = dice.scene(dice.things(OBJECTS))
     found = twin(scene, 0, dice)
     if found is None:

@@ -25,7 +25,7 @@ COLOURS = {
     "purple": (160, 32, 240),
     "orange": (255, 140, 0),
 }
-BACKGROUND = (255, 255, 255)  # far from every colour, so that an empty cell and a full one differ much
+BACKGROUND = (255, 255, 255)  # far from every colour, so that empty and full cells differ clearly
 CELL = 16  # pixels a side
 CELLS = ("top left", "top right", "bottom left", "bottom right")  # in reading order
 MAX_OBJECTS = 3
@@ -45,11 +45,11 @@ SHAPES: dict[str, Callable[[int, int], bool]] = {
 }
 
 Thing = tuple[str, str]  # colour, shape
-Scene = tuple[Thing | None, ...]  # one entry a cell
+Scene = tuple[Thing | None, ...]  # one entry per cell
 
 THINGS: list[Thing] = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 COVER: Thing = ("grey", "cover")
-"""Hides whatever is in the cell; of the entailment task's scenes only."""
+"""Hides whatever is in the cell; only in scenes of the entailment task."""
 COVER_GREY = bytes((128, 128, 128))
 
 

@@ -1,4 +1,4 @@
-"""What only all sets together tell: which drawings are equal, who drew alike, and what is held out of training."""
+"""What only all sets together can tell: equal drawings, sets of the same designer, and what is held out of training."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .names import IconName
 from .package import Icon, IconSet
 
 SHARED = 5
-"""Equal drawings from which on two sets are one designer's; a plain circle or bar is drawn alike by chance."""
+"""Equal drawings from which on two sets count as one designer's; a plain circle or bar may be equal by chance."""
 
 HELD_OUT_CONCEPTS, VALIDATION_CONCEPTS, HELD_OUT_DESIGNERS = 0.1, 0.03, 0.2
 MOST_HELD_OUT = 0.02
-"""Share of all rows from which on a concept or designer is trained on, so that splits keep about their size."""
+"""A concept or designer with a larger share of all rows is always trained on, so that splits keep about their size."""
 
 SPLITS = ("train", "validation", "concepts", "designers", "both")
 
 
 class Joined:
-    """Names of which some are found to belong together; a group is called by its first name in order."""
+    """Names that are joined into groups; a group is called by its first name in alphabetical order."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
@@ -41,7 +41,7 @@ class Joined:
 
 @dataclass
 class Twins:
-    """A drawing that stands several times: where it is kept, and what it is called elsewhere."""
+    """A drawing that occurs several times: where it is kept, and what it is called elsewhere."""
 
     owner: tuple[str, str]  # set, name
     names: list[IconName] = field(default_factory=list)
@@ -49,10 +49,10 @@ class Twins:
 
 
 class Catalogue:
-    """One pass over all sets; what it holds grows with their icons, by some 200 bytes each, and not with pictures."""
+    """Made in one pass over all sets; holds some 200 bytes per icon, and no pictures."""
 
     def __init__(self, sets: Iterable[IconSet]) -> None:
-        self.rows: list[int] = []  # icons of each set, those that are left out at reading included
+        self.rows: list[int] = []  # icons of each set, including those that are left out when it is read
         self._twins: dict[bytes, Twins] = {}
         self._designers, self._concepts = Joined(), Joined()
         self._author: dict[str, str] = {}
@@ -105,13 +105,13 @@ class Catalogue:
         return self._concepts.of(concept)
 
     def kept(self, prefix: str, icon: Icon) -> Twins | None:
-        """What else the icon's drawing is called; None where it is another icon's, which stands before."""
+        """What else the icon's drawing is called; None if it is the drawing of an earlier icon."""
         owner = (prefix, icon.name)
         twins = self._twins.get(drawing_of(icon.svg), Twins(owner))
         return twins if twins.owner == owner else None
 
     def split(self, prefix: str, concept: str) -> str:
-        """A function of the icon's designer and group of concepts alone."""
+        """The split of an icon, a function of its designer and group of concepts alone."""
         designer, group = self.designer(prefix), self.group(concept)
         most = MOST_HELD_OUT * self._size
         point = _point(group) if self._of_concept[group] <= most else 1.0
@@ -124,19 +124,19 @@ class Catalogue:
 
 
 def drawing_of(svg: str) -> bytes:
-    """Equal for equal drawings in equal boxes."""
+    """A digest that is equal for equal drawings in equal boxes."""
     return hashlib.blake2b(svg.encode("utf-8", "replace"), digest_size=16).digest()
 
 
 def _point(name: str) -> float:
-    """In [0, 1), by a hash of the name."""
+    """A number in [0, 1), by a hash of the name."""
     return int.from_bytes(hashlib.sha256(f"icons/{name}".encode()).digest()[:8], "big") / 2**64
 
 
 def opposite_pairs(icon_set: IconSet) -> Iterator[tuple[str, Icon, Icon]]:
-    """Of one set: the words exchanged, "left/right", and two icons whose names differ by them alone.
+    """Pairs of one set: the words exchanged, such as "left/right", and two icons whose names differ only by them.
 
-    Of icons with the same caption, such as sizes of one, the first is taken. The kind of a pair of styles ends in
+    Of icons with the same caption, such as sizes of one, the first is taken. If styles are exchanged, the words end in
     " style".
     """
     first: dict[IconName, Icon] = {}

@@ -11,19 +11,19 @@ BOX = {"left": 0, "top": 0, "width": 16, "height": 16}
 """The format's defaults."""
 
 BLACK = ' color="#000"'
-"""Of what is drawn in the colour of the text."""
+"""The colour of what is drawn in the colour of the text."""
 
 MOST_PARENTS = 5
-"""In a row; the format's own readers follow no more."""
+"""Parents in a row; the format's own readers follow no more."""
 
 
 class Malformed(Exception):
-    """An entry that is no drawing; the message is the reason."""
+    """An entry that is not a drawing; the message is the reason."""
 
 
 def resolved(name: str, icons: Mapping[str, Any], aliases: Mapping[str, Any]) -> dict[str, Any]:
-    """The properties of an icon, or of an alias with those of its parents: a value is the alias's own where it has one,
-    but quarter turns add up, and two flips undo each other.
+    """The properties of an icon, or of an alias with those of its parents: the alias's own values take precedence, but
+    quarter turns add up, and two flips undo each other.
 
     Raises:
         Malformed: a parent is missing, or too far away.
@@ -53,7 +53,7 @@ def svg_of(entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         defaults: the box that the set gives to icons without one.
 
     Raises:
-        Malformed: there is no body, or the box is none.
+        Malformed: there is no body, or no valid box.
     """
     body = entry.get("body")
     if not isinstance(body, str) or not body:

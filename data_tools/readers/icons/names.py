@@ -1,4 +1,4 @@
-"""From an icon's name to its caption: words, without the maker's bookkeeping, and styles said alike in all sets."""
+"""From an icon's name to its caption: words, without the maker's bookkeeping, and styles named alike in all sets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SetNames:
     Args:
         prefix: of the set.
         suffixes, prefixes: titles of the styles and sizes that the set declares, by the end or beginning of a name;
-            that of "" is the style of all other names.
+            the title of "" is the style of all other names.
     """
 
     def __init__(self, prefix: str, suffixes: Mapping[str, str], prefixes: Mapping[str, str]) -> None:

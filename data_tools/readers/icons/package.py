@@ -20,7 +20,7 @@ MAX_SET_BYTES = 256_000_000
 """Of a set's file; the largest has 104 MB."""
 
 HEAD_BYTES = 65_536
-"""In which `info` stands, so that most of what is left out is not parsed."""
+"""The beginning of a set's file, which holds `info`, so that most sets that are left out are not parsed in full."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Icon:
     name: str
     svg: str
     read: IconName
-    others: tuple[IconName, ...] = ()  # of aliases that are this very drawing
+    others: tuple[IconName, ...] = ()  # of aliases with the same drawing
     category: str = ""
     problem: str = ""  # why it has no SVG
 
 
 @dataclass(frozen=True)
 class IconSet:
-    """A set that may be used, with what its makers say of it."""
+    """A set that may be used, with what its makers say about it."""
 
     prefix: str
     title: str
@@ -48,10 +48,10 @@ class IconSet:
 
 
 def icon_sets(path: Path, skip: int = 0) -> Iterator[IconSet]:
-    """The sets in the order of their files; of the first `skip` that may be used nothing is parsed but `info`.
+    """The sets that may be used, in the order of their files, without the first `skip`, of which only `info` is parsed.
 
     Raises:
-        UserError: this is no such package, or it is damaged.
+        UserError: this is not such a package, or it is damaged.
     """
     found = False
     for name, content in _files(path):
@@ -74,7 +74,7 @@ def icon_sets(path: Path, skip: int = 0) -> Iterator[IconSet]:
 
 
 def usable(prefix: str, info: dict[str, Any]) -> bool:
-    """By licence, and unless the set is hidden or one of logos."""
+    """Whether a set may be used, by its licence and unless it is hidden or one of logos."""
     licence = (info.get("license") or {}).get("spdx")
     logos = prefix in known.LOGO_SETS or info.get("category") == known.LOGO_CATEGORY
     return licence in known.LICENCES and not info.get("hidden") and not logos
@@ -92,7 +92,7 @@ def _info(content: bytes) -> dict[str, Any]:
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each set's file; of an archive in its own order."""
+    """Name and content of each set's file; in an archive, in its own order."""
     if path.is_dir():
         folder = path / "json" if (path / "json").is_dir() else path / "package/json"
         for file in sorted(folder.glob("*.json")):
@@ -127,7 +127,7 @@ def _icon_set(content: dict[str, Any], info: dict[str, Any]) -> IconSet:
 
 
 def _icons(content: dict[str, Any], names: SetNames) -> Iterator[Icon]:
-    """Neither hidden ones nor brands; an alias that is rotated, flipped or of another box is an icon of its own."""
+    """All but hidden ones and brands; an alias that is rotated, flipped or in another box is an icon of its own."""
     icons, aliases = content["icons"], content.get("aliases") or {}
     categories = {name: category for category, held in (content.get("categories") or {}).items() for name in held}
     others: dict[str, list[IconName]] = {}

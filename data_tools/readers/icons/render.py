@@ -1,4 +1,4 @@
-"""Drawings, hostile until they are drawn: what an SVG may contain, and a process beside this one that draws it."""
+"""Drawing untrusted SVGs: what they may contain, and a process beside this one that draws them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ELEMENTS = {
     *("clipPath", "mask", "marker", "linearGradient", "radialGradient", "stop", "filter", "title", "desc"),
     *("feBlend", "feColorMatrix", "feComposite", "feFlood", "feGaussianBlur", "feMerge", "feMergeNode", "feOffset"),
 }
-"""All that drawings need; neither files (image, feImage), fonts (text), scripts nor entities are among them."""
+"""All that drawings need; nothing that reads files (image, feImage) or fonts (text), and no scripts or entities."""
 
 ANIMATIONS = {"animate", "animateMotion", "animateTransform", "set"}
-"""Of which a still picture shows only how they begin, often nothing."""
+"""A still picture shows only how these begin, which is often nothing."""
 
 TAG = re.compile(r"<\s*/?\s*([^\s/>]*)")
 REFERENCE = re.compile(r"""href\s*=\s*(?!["']\s*\#)|url\(\s*(?!["']?\#)""", re.IGNORECASE)
@@ -48,7 +48,7 @@ def check(svg: str) -> None:
 
 
 class Renderer:
-    """Draws with `resvg` in a process of its own, which is started when it is needed and again after it has died.
+    """Draws with `resvg` in a process of its own, which is started when needed, and again after it has died.
 
     Args:
         seconds: of processor time that one drawing may take; most take 0.001 to 0.003.

@@ -1,7 +1,7 @@
 """A process that draws SVG files for another one, within limits of its own; as a script it imports nothing of ours.
 
-Each request is a length of 4 bytes and that many of SVG; the answer is a length and a PNG, 0 where nothing can be
-drawn. What takes more processor time or memory than is allowed ends the process.
+Each request is a length in 4 bytes and that many bytes of SVG; the answer is a length and a PNG, or 0 if nothing can be
+drawn. A drawing that takes more processor time or memory than allowed ends the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
         try:
             png = bytes(resvg_py.svg_to_bytes(svg_string=svg, background="#ffffff", skip_system_fonts=True))
-        except BaseException:  # a panic of Rust is no Exception
+        except BaseException:  # a panic of Rust is not an Exception
             png = b""
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         sink.write(struct.pack("<I", len(png)) + png)

@@ -1,9 +1,9 @@
-"""What is known of icons' names: licences, styles, sizes, opposites, brands, and what single sets do differently."""
+"""What is known about icons' names: licences, styles, sizes, opposites, brands, and what single sets do differently."""
 
 from __future__ import annotations
 
 LICENCES = {"MIT", "Apache-2.0", "ISC", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "Unlicense"}
-"""By SPDX; sets under any other are left out, NC and ND among them."""
+"""SPDX identifiers; sets under any other licence are left out, including NC and ND."""
 
 LOGO_CATEGORY = "Logos"
 LOGO_SETS = {
@@ -13,7 +13,7 @@ LOGO_SETS = {
 """Sets of other categories whose icons are the marks of languages, tools and products."""
 
 BRAND_CATEGORY = frozenset({"brand", "brands", "logo", "logos", "social media"})
-"""Parts, between slashes and as words, of the names of categories within sets that hold marks."""
+"""A category within a set holds marks if its name has one of these as a word or between slashes."""
 
 BRAND_WORDS = frozenset(
     """
@@ -37,8 +37,8 @@ BRAND_WORDS = frozenset(
     youtube zhihu
     """.split()  # noqa: SIM905  it reads better
 )
-"""An icon is left out whose name has one of these words. Words that are also things (apple, spring, box) are not here:
-where sets put such marks under a category of brands, they go by that."""
+"""An icon whose name has one of these words is left out. Words that are also things (apple, spring, box) are not here:
+such marks are left out only if their set puts them in a category of brands."""
 
 STYLES = {
     "filled": "filled",
@@ -60,11 +60,11 @@ STYLES = {
     "line": "outline",
     "linear": "outline",
 }
-"""How words of style are said in captions."""
+"""Words of style, and how captions say them."""
 
 TRAILING_STYLES = {"filled", "fill", "solid", "outline", "outlined", "duotone", "twotone", "rounded"}
-"""Those that are styles at the end of any set's names; others are where the set declares them, or as `SET_SUFFIXES`
-says, since a "traffic light" or "line" may be what is drawn."""
+"""Words that are styles at the end of a name in any set; others are only if the set declares them or `SET_SUFFIXES`
+says so, since a "traffic light" or "line" may be what is drawn."""
 
 SET_SUFFIXES: dict[str, dict[str, str]] = {
     "clarity": {"line": "outline"},
@@ -87,20 +87,20 @@ SET_STYLES = {
     "uis": "filled",
     "uit": "thin",
 }
-"""Of all icons of a set."""
+"""The style of all icons of a set."""
 
 REGULAR_STYLES = {"fluent": "outline", "ph": "outline", "mynaui": "outline", "griddy-icons": "outline"}
 """What the word "regular" means in a set; elsewhere it says nothing."""
 
 DROPPED_WORDS = {"bx", "bxs", "bxl", "alt", "variant", "24px", "20px", "1x1", "4x3"}
-"""Of the maker's bookkeeping, and shown by no picture."""
+"""The maker's bookkeeping, which no picture shows."""
 
 COUNTED_SETS = {"icon-park", "icon-park-outline", "icon-park-solid", "icon-park-twotone"}
 COUNTERS = {"one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
 """Last words that number the variants of an icon in these sets."""
 
 FAMILIES = (("ic", "material-symbols", "material-symbols-light", "mdi"),)
-"""Sets of different authors that draw the same designs anew, so that no curve is equal."""
+"""Sets of different authors that redraw the same designs, so that no curve is equal."""
 
 OPPOSITES = (
     *(("left", "right"), ("up", "down"), ("top", "bottom"), ("plus", "minus"), ("add", "remove"), ("on", "off")),
@@ -113,7 +113,7 @@ OPPOSITES = (
     *(("above", "below"), ("before", "after"), ("clockwise", "counterclockwise"), ("increase", "decrease")),
     *(("enabled", "disabled"), ("connected", "disconnected"), ("upward", "downward"), ("sunrise", "sunset")),
 )
-"""Words whose exchange makes a name that is wrong of the picture."""
+"""Words whose exchange makes a name that is wrong for the picture."""
 
 STYLE_OPPOSITES = (("filled", "outline"), ("rounded", "sharp"), ("thin", "bold"), ("light", "bold"))
 
