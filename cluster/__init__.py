@@ -1,4 +1,4 @@
 """Placing training jobs on machines: `mvlm-cluster`. It launches `mvlm` and reads its files.
 
-Of its code it takes the reader of TOML, the exit codes and a durable write, so that no command waits for torch.
+Of that code it imports only light parts, such as the TOML reader and exit codes, so that no command waits for torch.
 """

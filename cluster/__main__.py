@@ -105,7 +105,7 @@ def _submit(args: argparse.Namespace) -> int:
         return shard.submit(shards, args.on)
     own, others = split_overrides(args.overrides)
     backend, job = BACKENDS[args.on], load_job(args.job, own)
-    backend.render(job, others)  # which refuses what the back-end cannot do, in no time
+    backend.render(job, others)  # quickly refuses what the back-end cannot do
     _refuse_elsewhere(job.log_folder, args.on)
     backend.reach(job)
     check_run(job, others, here=backend is local)
@@ -113,7 +113,7 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _refuse_elsewhere(folder: Path, chosen: str) -> None:
-    """Raises: UserError: the job runs or waits on another back-end, as far as that can be asked from here."""
+    """Raises `UserError` if the job runs or waits on another back-end, as far as can be told from here."""
     if not (folder / RECORD).exists() or (record := read_record(folder)).backend == chosen:
         return
     status = None

@@ -27,12 +27,12 @@ def shell_code(returncode: int) -> int:
 
 
 def is_stuck(steps: Sequence[int]) -> bool:
-    """Whether so many restarts in a row have made no new step, given the newest step after each attempt."""
+    """Whether `FRUITLESS` restarts in a row have made no new step, given the newest step after each attempt."""
     return len(steps) > FRUITLESS and max(steps[-FRUITLESS:]) <= max(steps[:-FRUITLESS])
 
 
 def describe_stuck(step: int | str) -> str:
-    """What then becomes of a job whose newest step this is."""
+    """What becomes of a stuck job whose newest step this is."""
     return (
         f"{FRUITLESS} restarts in a row have made no step beyond {step}, so the job ends: see how its logs end, and "
         "submit it again once that is fixed"
@@ -53,7 +53,7 @@ def describe_attempt(attempt: JobAttempt, running: bool) -> str:
     """Such as "attempt 2 runs (3 min 20 s)" or "attempt 1 was preempted, everything saved (9 min 41 s)".
 
     Args:
-        running: the job runs, so that this attempt does if it has not ended.
+        running: the job runs, and so does this attempt if it has not ended.
     """
     runs = running and attempt.ended is None
     words = f"attempt {attempt.number} {'runs' if runs else describe_exit(attempt.exit_code)}"

@@ -1,4 +1,4 @@
-"""Before a job is queued: what `mvlm check` says of its run, asked of the job's own interpreter."""
+"""Before a job is queued: what `mvlm check` says about its run, in the job's own interpreter."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ PATH = re.compile(r"(?<![\w/.:])/[^\s:;,'\")]+")
 
 
 def check_run(job: Job, overrides: list[str], here: bool, missing: Collection[str] = ()) -> None:
-    """Refuse a run that could not begin, and print what is to be known of one that can.
+    """Refuse a run that could not begin, and print warnings about one that can.
 
-    What is wrong because its path is on a disk that this machine does not have is no more than a warning: the nodes
-    may have it.
+    A path on a disk that this machine does not have is only a warning: the nodes may have it.
 
     Args:
         here: the run is trained on this machine, so that there is no such disk.
-        missing: paths that are not there yet, and will be when the run begins.
+        missing: paths that do not exist yet, but will when the run begins.
 
     Raises:
         UserError: with a line for each thing that is wrong.
@@ -73,7 +72,7 @@ def command(interpreter: str, job: Job, overrides: list[str]) -> list[str]:
 
 
 def _interpreter(job: Job) -> tuple[str, str]:
-    """Who is asked, and what that leaves open."""
+    """The interpreter that checks the run, and a warning if it is not the job's own."""
     own = str(python(job))
     if not job.container and os.access(own, os.X_OK):
         return own, ""
@@ -82,7 +81,7 @@ def _interpreter(job: Job) -> tuple[str, str]:
 
 
 def _runs(job: Job, overrides: list[str]) -> Iterator[list[str]]:
-    """The words of the run; of a sweep so many of its runs that each value comes up once."""
+    """The words of the run; for a sweep, of as many runs as it takes to try each value once."""
     values = job.sweep.values if job.sweep else {}
     for number in range(max(map(len, values.values()), default=1)):
         yield [*overrides, *(override(name, tried[number % len(tried)]) for name, tried in values.items())]
@@ -97,7 +96,7 @@ def _findings(interpreter: str, job: Job, overrides: list[str], warnings: list[s
         return json.loads(ended.stdout)["findings"]
     except (ValueError, KeyError, TypeError):
         reason = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
-    if job.modules or interpreter != str(python(job)):  # there it may have what it lacks here
+    if job.modules or interpreter != str(python(job)):  # the nodes may have what is missing here
         warnings.append(f"The run could not be checked from this machine ({reason}).")
         return []
     raise UserError(f"The run cannot be checked ({reason}): see what `{shlex.join(argv)}` says.")

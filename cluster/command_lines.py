@@ -1,4 +1,4 @@
-"""Command lines of ours, read by their own parsers before anything is queued."""
+"""Command lines of this project, read by their own parsers before anything is queued."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ for name, words in json.load(sys.stdin).items():
     except Exception as error:
         print(json.dumps([name, str(error)]))
 """
-"""Reads the command lines of steps as their programs will: an unknown option is found before hours of other steps."""
+"""Reads the command lines of steps as their programs will, to find an unknown option before other steps take hours."""
 
 
 def require_works(words: Sequence[str], where: str) -> None:
-    """Raises: UserError: its program refuses a command line of ours; `where` names the key that holds it."""
+    """Raises `UserError` if the program refuses its command line; `where` names the key that holds it."""
     if why := refused({where: words}).get(where):
         raise UserError(f"{where} is not a command line that works ({why.rpartition('error: ')[2]}): fix it.")
 
 
 def refused(words: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Of command lines of ours, by name, those that their parsers refuse, and why.
+    """The command lines that their parsers refuse, by name, and why.
 
     Raises:
         UserError: the parsers cannot be asked.

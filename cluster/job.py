@@ -15,7 +15,7 @@ from mvlm.config.shipped import find_file
 from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
-DEFAULT_RUN_FOLDER = "runs/mvlm"  # of `mvlm train` where the run TOML names none
+DEFAULT_RUN_FOLDER = "runs/mvlm"  # of `mvlm train` if the run TOML names none
 LEAST = {
     "nodes": 1,
     "min_nodes": 0,
@@ -30,7 +30,7 @@ LEAST = {
     "reduction": 2,
 }
 SHARED = ("evaluate", "index", "score")
-"""Commands of `mvlm` whose ranks share the work and find the same, whatever their number."""
+"""Commands of `mvlm` whose ranks share the work, with the same results whatever their number."""
 TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
 
@@ -91,22 +91,22 @@ class Job:
 
     @property
     def time_seconds(self) -> int | None:
-        """The limit; None where there is none."""
+        """The limit; None if there is none."""
         return parse_time(self.time) if self.time else None
 
     @property
     def kept(self) -> tuple[str, str]:
-        """The copies of its files that its ranks go by: what they are made of may be edited until the job has ended."""
+        """The copies of its files that its ranks use: the originals may be edited before the job has ended."""
         return str(self.log_folder / "run.toml"), str(self.log_folder / "deepspeed.json")
 
     def words(self, overrides: Iterable[str]) -> list[str]:
-        """The words behind `mvlm` of a rank."""
+        """The words after `mvlm` in a rank's command line."""
         run, deepspeed = self.kept
         return [*self.command] if self.command else ["train", run, "--deepspeed_config", deepspeed, *overrides]
 
 
 def parse_time(text: str) -> int | None:
-    """Seconds of a limit as SLURM writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None where it is none of them."""
+    """Seconds of a limit as SLURM writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None if it is none of them."""
     if not TIME.fullmatch(text):
         return None
     days, dash, rest = text.rpartition("-")
@@ -122,7 +122,7 @@ def refuse(given: Job | Sweep, backend: str, names: Iterable[str], table: str = 
     """Refuse what a back-end cannot honour.
 
     Args:
-        names: of the fields that it cannot.
+        names: of the fields that it cannot honour.
         table: of the file; "" = [job] or [sweep].
 
     Raises:
@@ -136,7 +136,7 @@ def refuse(given: Job | Sweep, backend: str, names: Iterable[str], table: str = 
 
 
 def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """`key=value` words that are the job's, which begin with `job.`, and those of the run."""
+    """The `key=value` words of the job, which begin with `job.`, and those of the run."""
     words = list(words)
     return [w for w in words if w.startswith("job.")], [w for w in words if not w.startswith("job.")]
 
@@ -206,7 +206,7 @@ def check_files(job: Job) -> None:
 
 
 def check_venv(venv: str, where: str) -> None:
-    """Raises: UserError: there is no Python in it, as far as can be seen from here; `where` names file and table."""
+    """Raises `UserError` if there is no Python in it, as far as can be seen from here; `where` names file and table."""
     if venv and not out_of_sight(venv) and not os.access(Path(venv) / "bin/python", os.X_OK):
         raise UserError(
             f"{where}.venv names {venv}, where there is no bin/python to run: give a virtual environment's folder; "
@@ -222,7 +222,7 @@ def out_of_sight(path: str) -> bool:
 def run_folder(job: Job, overrides: Iterable[str]) -> Path:
     """Where the run will write: `run.dir` of the last override that sets it, else of the run TOML.
 
-    Of a command it is the folder of its logs: it leaves neither metrics nor checkpoints.
+    For a command it is the folder of its logs: it leaves neither metrics nor checkpoints.
     """
     if job.command:
         return job.log_folder
@@ -235,7 +235,7 @@ def run_folder(job: Job, overrides: Iterable[str]) -> Path:
 
 
 def quoted(cls: type, override: str) -> str:
-    """An override, without its table, of a key that takes strings alone, as TOML would have it: time=90."""
+    """An override, without its table, with its value quoted as TOML if its key takes only strings: time=90."""
     name, equals, text = override.partition("=")
     takes_text = typing.get_type_hints(cls).get(name) is str
     if (takes_text or name.startswith("environment.")) and not text.startswith(("'", '"')):
@@ -292,7 +292,7 @@ def _check(job: Job, given: dict[str, Any], where: str) -> None:
 
 
 def check_environment(environment: dict[str, Any], where: str) -> None:
-    """Raises: UserError: a variable has no name of one, or a value that is no text; `where` names file and table."""
+    """Raises `UserError` for an invalid variable name, or a value that is not text; `where` names file and table."""
     for name, value in environment.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UserError(f"{where}.environment.{name} is not the name of an environment variable: rename it.")

@@ -40,7 +40,7 @@ def command(job: Job, overrides: list[str], attempt: int) -> list[str]:
 
 
 def _launch(job: Job, options: list[str]) -> list[str]:
-    """Up to the word that says which command of `mvlm`; with a port that is free now."""
+    """The command line up to the command of `mvlm`, with a port that is free now."""
     beside = Path(sys.executable).parent / "deepspeed"
     launcher = str(beside) if beside.is_file() else shutil.which("deepspeed")
     if launcher is None:
@@ -59,7 +59,7 @@ def render(job: Job, overrides: list[str]) -> str:
 
 
 def reach(job: Job) -> None:
-    """Raises: UserError: the job, or what is left of it, runs here already."""
+    """Raises `UserError` if the job, or what is left of it, runs here already."""
     if job.log_folder.exists():
         with claim(job.log_folder):
             _refuse_second(job)
@@ -94,7 +94,7 @@ def _refuse_second(job: Job) -> None:
 
 
 def preflight(job: Job, overrides: list[str]) -> int:
-    """Measure this machine as the job would use it; 0 when all is well, 1 when not.
+    """Measure this machine as the job would use it; 0 if all is well, 1 if not.
 
     Raises:
         UserError: the job cannot run here.

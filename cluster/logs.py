@@ -1,4 +1,4 @@
-"""Logs of a job: a folder an attempt, in it a file a rank and the launcher's, and how they are shown as one."""
+"""Logs of a job: a folder per attempt, with a file per rank and the launcher's, and how they are shown as one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 POLL_SECONDS = 0.2
-BLOCK = 1 << 20  # bytes read of one file before the next has its turn
+BLOCK = 1 << 20  # bytes read of one file before it is the next one's turn
 LONGEST_LINE = 1 << 16  # a progress bar never ends its line
 OF_DEEPSPEED = re.compile(r"\d{14}_rank(\d+)\.log")  # what its --enable_each_rank_log writes
 
@@ -29,7 +29,7 @@ def launcher_log(logs: Path, attempt: int) -> Path:
 
 
 def attempt_numbers(logs: Path) -> list[int]:
-    """Of the attempts that have logged, in order."""
+    """The numbers of the attempts that have logged, in order."""
     names = (path.name.removeprefix("attempt-") for path in logs.glob("attempt-*") if path.is_dir())
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -40,7 +40,7 @@ def next_attempt(logs: Path) -> int:
 
 
 def name_rank_logs(logs: Path, attempt: int) -> None:
-    """Give the files of DeepSpeed's launcher their names; whoever writes one keeps writing to it."""
+    """Rename the files of DeepSpeed's launcher; whoever writes one keeps writing to it."""
     for path in attempt_folder(logs, attempt).iterdir():
         if found := OF_DEEPSPEED.fullmatch(path.name):
             path.rename(rank_log(logs, attempt, int(found[1])))
@@ -51,11 +51,11 @@ def show(logs: Path, unfinished: Callable[[], bool], poll: float = POLL_SECONDS,
 
     Args:
         poll: seconds between two looks; a scheduler that is asked has other users.
-        after: this attempt, which is not shown.
+        after: attempts up to this number are not shown.
     """
     merged, more = None, True
     while more:
-        more = unfinished()  # asked first: what is read after it is all
+        more = unfinished()  # asked first, so that the last read misses nothing
         for number in attempt_numbers(logs):
             if number > after:
                 if merged:
@@ -72,7 +72,7 @@ def show(logs: Path, unfinished: Callable[[], bool], poll: float = POLL_SECONDS,
 
 
 def _print(texts: Iterable[bytes]) -> None:
-    """Past Python's buffers: a thread that waits for a reader must not hold their lock when the command ends."""
+    """Write past Python's buffers: a thread that waits for a reader must not hold their lock when the command ends."""
     for text in texts:
         while text:
             text = text[os.write(sys.stdout.fileno(), text) :]
@@ -81,13 +81,13 @@ def _print(texts: Iterable[bytes]) -> None:
 class MergedLogs:
     """What the launcher and the ranks of an attempt have written, in the order in which it is found.
 
-    Lines of ranks begin with "12: " where there is more than one. No file is held open: there may be thousands.
+    Lines of ranks begin with "12: " if there is more than one. No file is held open: there may be thousands.
     """
 
     def __init__(self, logs: Path, attempt: int) -> None:
         self._folder, self._launcher = attempt_folder(logs, attempt), launcher_log(logs, attempt)
         self._read: dict[Path, int] = {}  # bytes of each file
-        self._begun: dict[Path, bytes] = {}  # the line of each file that has no end yet
+        self._begun: dict[Path, bytes] = {}  # the last line of each file, as long as it has no end
         self._ranks = 0
 
     def new(self) -> Iterator[bytes]:

@@ -55,7 +55,7 @@ def ranks(found: list[JobProcess]) -> list[int]:
 
 
 def start_time(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None when there is no such process."""
+    """When a process started, in the kernel's ticks; None if there is no such process."""
     try:
         fields = _stat(pid)
     except OSError:
@@ -65,7 +65,7 @@ def start_time(pid: int) -> str | None:
 
 @contextlib.contextmanager
 def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have a handler called for the signals that ask to stop; not for the hangup that nohup has this process ignore."""
+    """Call a handler for the signals that ask to stop, except for the hangup that nohup makes this process ignore."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, old in before.items():
         if number != signal.SIGHUP or old is not signal.SIG_IGN:
@@ -94,11 +94,11 @@ class Stopper:
         self._signalled: set[int] = set()
 
     def signal_ranks(self) -> bool:
-        """Signal every rank that has not been yet; False when nothing of the job is left."""
+        """Signal every rank that has not been signalled yet; False if nothing of the job is left."""
         found = members(self.logs)
         reached = ranks(found)
         if not reached and not self._signalled:
-            reached = [member.pid for member in found]  # no rank has been made: there is nothing to save
+            reached = [member.pid for member in found]  # there is no rank yet: there is nothing to save
         for pid in reached:
             if pid not in self._signalled:
                 send(pid, self.number)

@@ -1,8 +1,8 @@
 """One rank as a launcher starts it: `python -m cluster.rank FOLDER COMMAND...`, in the folder of its attempt.
 
-Its output goes to a file of its own, and it leaves word of how it ended as an empty file exit-CODE, because launchers
-end with codes of their own: torchrun with 1 whatever its ranks did, srun with 1 for a node that is gone. Without a
-COMMAND it is read from FOLDER/command, which spares it the shells of pdsh and ssh.
+Its output goes to a file of its own, and it records how it ended as an empty file exit-CODE, because launchers end with
+codes of their own: torchrun with 1 whatever its ranks did, srun with 1 for a node that is gone. If no COMMAND is given,
+it is read from FOLDER/command, which spares it the shells of pdsh and ssh.
 
 This file imports nothing of the project: DeepSpeed's launcher for SLURM runs it as a script.
 """
@@ -24,7 +24,7 @@ AGAIN_SECONDS = 1
 def main(argv: list[str]) -> int:
     """The exit code of the command, as a shell gives it.
 
-    A stop signal that comes before the command listens is kept until it does, and it does not die of it.
+    A stop signal that comes before the command handles it is held back until it does, or it would die of it.
     """
     folder, command = Path(argv[0]), argv[1:]
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)

@@ -1,4 +1,4 @@
-"""What is known of a job on disk: `job.json` in its log folder."""
+"""What is known about a job on disk: `job.json` in its log folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class JobRecord:
 
     @property
     def makes_steps(self) -> bool:
-        """Whether their number tells how far it is."""
+        """Whether the number of its steps tells how far it is."""
         return not (self.makes_shards or self.is_command)
 
     def save(self, logs: Path) -> None:
@@ -56,7 +56,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def keep_files(job: Job) -> None:
-    """Copy the files that a run is given by to where its ranks look for them."""
+    """Copy the files that define a run to where its ranks look for them."""
     for given, kept in () if job.command else zip((job.run, job.deepspeed), job.kept, strict=True):
         write_private(Path(kept), Path(given).read_text(encoding="utf-8"))
 
@@ -76,7 +76,7 @@ def find_logs(path: str) -> Path:
 
 
 def read_record(logs: Path) -> JobRecord:
-    """Raises: UserError: the record is damaged."""
+    """Raises `UserError` if the record is damaged."""
     try:
         fields = json.loads((logs / RECORD).read_text(encoding="utf-8"))
         attempts = [JobAttempt(**attempt) for attempt in fields.pop("attempts")]
@@ -87,7 +87,7 @@ def read_record(logs: Path) -> JobRecord:
 
 @contextmanager
 def claim(logs: Path, what: str = "job") -> Iterator[None]:
-    """Hold the log folder of a job or a pipeline, for one submit command at a time; the kernel lets go when that ends.
+    """Hold the log folder of a job or a pipeline, for one submit command at a time; the kernel frees it when that ends.
 
     Args:
         what: the table of the file that says where it is.
@@ -124,9 +124,9 @@ def latest_checkpoint(run_folder: Path) -> str | None:
 
 
 def newest_step(run_folder: Path) -> int:
-    """That the run has come to, by its newest line and by what it would resume from; 0 before its first.
+    """The step that the run has reached, by its newest line and by what it would resume from; 0 before its first.
 
-    Checkpoints of later steps may lie beside it, of a run that was rolled back.
+    Checkpoints of later steps may exist, if the run was rolled back.
     """
     line, latest = last_training_line(run_folder), latest_checkpoint(run_folder) or ""
     saved = latest.removeprefix("step_")
@@ -134,21 +134,21 @@ def newest_step(run_folder: Path) -> int:
 
 
 def newest_measures(run_folder: Path) -> dict[str, Any] | None:
-    """The newest training line, and what the newest line of an evaluation beside it says of held-out data."""
+    """The newest training line, with what the newest line of an evaluation says about held-out data."""
     line = last_training_line(run_folder)
     held_out: dict[str, Any] = next((one for one in _lines(run_folder) if "loss" not in one), {})
     return line and held_out | line
 
 
 def _training_lines(run_folder: Path) -> Iterator[dict[str, Any]]:
-    """Those at the end of metrics.jsonl that hold a step and a loss, the newest first."""
+    """The lines at the end of metrics.jsonl that hold a step and a loss, the newest first."""
     for metrics in _lines(run_folder):
         if all(isinstance(metrics.get(key), int | float) for key in ("step", "loss")):
             yield metrics
 
 
 def _lines(run_folder: Path) -> Iterator[dict[str, Any]]:
-    """Those at the end of metrics.jsonl, the newest first."""
+    """The lines at the end of metrics.jsonl, the newest first."""
     try:
         with open(run_folder / METRICS, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))

@@ -1,7 +1,7 @@
-"""Jobs that make shards, or score their rows: the tables [shard] and [score], which stand in the place of [job].
+"""Jobs that make shards, or score their rows: the tables [shard] and [score], which take the place of [job].
 
-On SLURM their tasks are an array, each of which does its share of the parts, and a job behind it that joins them; on
-Ray one job whose tasks Ray places; on this machine one command.
+On SLURM they are an array of tasks, each of which does its share of the parts, and a job after it that joins them; on
+Ray, one job whose tasks Ray places; on this machine, one command.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class ShardJob:
 
     Attributes:
         table: of the job file.
-        program: behind `python -m`.
-        needs: a word that the command has to have.
-        sets: options that it has to leave to the job, and what is given in their place.
+        program: after `python -m`.
+        needs: a word that the command must have.
+        sets: options that it must leave to the job, and the keys to give instead.
     """
 
     table = "shard"
@@ -54,7 +54,7 @@ class ShardJob:
     sets: ClassVar[Mapping[str, str]] = {"--part": "tasks", "--workers": "workers", "--engine": "tasks and --on ray"}
 
     name: str  # name of the job, its logs and its entry in the scheduler
-    command: tuple[str, ...]  # the words behind `mvlm-data shard`, or `mvlm score`
+    command: tuple[str, ...]  # the words after `mvlm-data shard`, or `mvlm score`
     tasks: int = 1  # of the array on SLURM, or at a time on Ray
     workers: int = 1  # decoding processes of a task on SLURM and on this machine
     environment: dict[str, str] = field(default_factory=dict)  # added to the environment of every task
@@ -74,7 +74,7 @@ class ShardJob:
 
     @property
     def as_job(self) -> Job:
-        """A job of one process with the same place, as far as schedulers care."""
+        """A job of one process in the same place, as far as schedulers care."""
         names = (
             "name",
             "logs",
@@ -96,12 +96,12 @@ class ShardJob:
 
     @property
     def task_words(self) -> list[str]:
-        """Of a task on SLURM or this machine, without its part."""
+        """The command line of a task on SLURM or this machine, without its part."""
         return self.words("--workers", str(self.workers))
 
     @property
     def ray_words(self) -> list[str]:
-        """Of what Ray's job server starts."""
+        """The command line that Ray's job server starts."""
         return self.words("--engine", "ray", "--workers", str(self.tasks))
 
 
@@ -134,7 +134,7 @@ JOBS = {job.table: job for job in (ShardJob, ScoreJob)}
 
 
 def is_shard_job(path: str | Path) -> bool:
-    """Whether a job file is one of these."""
+    """Whether a job file has one of these tables."""
     return bool(JOBS.keys() & read_tables(find_file(path, "cluster"), "job file").keys())
 
 
@@ -162,7 +162,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
         raise UserError(f"{path}: {table}.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
     if kind.needs not in job.command:
         program = "mvlm-data shard" if kind is ShardJob else "mvlm score"
-        raise UserError(f"{path}: {table}.command needs the words behind `{program}`, {kind.needs} among them.")
+        raise UserError(f"{path}: {table}.command needs the words after `{program}`, including {kind.needs}.")
     for word in job.command:
         if (option := word.partition("=")[0]) in kind.sets:
             raise UserError(
@@ -225,10 +225,7 @@ def _submit_to_slurm(job: ShardJob) -> int:
 
 
 def _script(job: ShardJob, array: str, dependency: str) -> str:
-    """
-    Args:
-        array: its numbers, or "" for the job that joins.
-    """
+    """The batch script of the array with these numbers, or of the job that joins if `array` is ""."""
     refuse(job.as_job, "slurm", ("ray_address",), job.table)
     share = f' --part "$SLURM_ARRAY_TASK_ID/{job.tasks}"' if array else ""
     return plain_script(
@@ -256,12 +253,12 @@ def _submit_to_ray(job: ShardJob) -> int:
 
 
 def _ray_entrypoint(job: ShardJob) -> str:
-    """For a shell of Ray's, which starts in a folder of its own."""
+    """The command line for a shell of Ray, which starts in a folder of its own."""
     return f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(_alone(job, 'ray'))}"
 
 
 def ray_variables(job: ShardJob) -> dict[str, str]:
-    """Of the job's driver and tasks. Ray shows them to whoever sees the job, and each node puts in a secret itself."""
+    """Those of the job's driver and tasks. Ray shows them to whoever sees the job; nodes fill in secrets themselves."""
     given = {name: f"${{{other}}}" if (other := referred(value)) else value for name, value in job.environment.items()}
     return {"PYTHONPATH": client.import_path()} | given
 
@@ -280,7 +277,7 @@ def _show_files(folder: Path, unfinished: Callable[[], bool]) -> None:
     shown: dict[Path, int] = {}  # bytes of each
     more = True
     while more:
-        more = unfinished()  # asked first: what is read after it is all
+        more = unfinished()  # asked first, so that the last read misses nothing
         for path in sorted(folder.glob("*.log")):
             if (text := path.read_bytes()[shown.get(path, 0) :]) or path not in shown:
                 print(f"==> {path.name} <==\n{text.decode(errors='replace')}", end="", flush=True)

@@ -12,12 +12,12 @@ from .record import METRICS, JobRecord, last_training_line
 
 @dataclass(frozen=True)
 class JobStatus:
-    """Of a job, or of one run of a sweep; every back-end has its own `status(logs)` that makes it.
+    """The status of a job, or of one run of a sweep; every back-end has its own `status(logs)` that makes it.
 
     Attributes:
-        words: such as "is RUNNING on n[1-2]", behind the job's name.
+        words: such as "is RUNNING on n[1-2]", after the job's name.
         active: it runs, or waits to.
-        running: it runs, so that its last attempt does if that has not ended.
+        running: it runs, and so does its last attempt if that has not ended.
     """
 
     record: JobRecord
@@ -29,7 +29,7 @@ class JobStatus:
 
 
 def as_text(status: JobStatus) -> str:
-    """Attempts, last step and loss; of a sweep, a line a run."""
+    """Attempts, last step and loss; for a sweep, a line per run."""
     last = status.attempts[-1:]
     lines = [f"{status.record.name}: {status.words}"]
     lines += [describe_attempt(one, status.running and one in last) for one in status.attempts]

@@ -29,7 +29,7 @@ log = logger("cluster")
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """Of an attempt's time, in seconds; the next one has all of it anew, as a job that is requeued."""
+    """The limit of an attempt's time, in seconds; the next one has all of it again, like a job that is requeued."""
 
     seconds: float = math.inf
     warning: float = 0.0  # before the end, for saving
@@ -60,7 +60,7 @@ class Supervisor:
     def run(self) -> int:
         """The exit code of the last attempt. Meanwhile a first stop signal lets the ranks save, a second kills them."""
         ended = threading.Event()
-        echo = threading.Thread(target=self._show_logs, args=(ended,), daemon=True)  # no reader holds up the job
+        echo = threading.Thread(target=self._show_logs, args=(ended,), daemon=True)  # no reader may hold up the job
         with processes.on_stop_signals(self._count_signal):
             echo.start()
             try:
@@ -119,7 +119,7 @@ class Supervisor:
         attempt.step = newest_step(Path(self.record.run_folder))
         try:
             self.record.save(self.logs)
-        except OSError as error:  # what the ranks have done is done all the same
+        except OSError as error:  # what the ranks have done is done anyway
             log.warning(f"{self.logs} cannot record how attempt {number} ended ({error}): free some room there.")
         return code
 
@@ -141,7 +141,7 @@ class Supervisor:
             log.info(f"the time limit, {self.limit.seconds:.0f} s, is over: what had not ended was killed")
         code = shell_code(launcher.returncode)
         if stopper and launcher.returncode == -stopper.number:
-            code = ExitCode.REQUEUE  # it was told in place of ranks, which it had not made yet
+            code = ExitCode.REQUEUE  # it was told in place of ranks, which it had not started yet
         orphaned = bool(processes.ranks(processes.members(self.logs)))
         if orphaned:
             log.info("the launcher has died; its ranks save and end")
@@ -150,10 +150,10 @@ class Supervisor:
         if not code and not orphaned and self._lost_launcher(number):
             log.info("the launcher has died; its ranks have saved and ended")
             orphaned = True
-        return code or (ExitCode.BUG if orphaned else 0)  # DeepSpeed's runner calls a launcher that was killed success
+        return code or (ExitCode.BUG if orphaned else 0)  # DeepSpeed's runner reports success for a killed one
 
     def _lost_launcher(self, number: int) -> bool:
-        """Whether ranks say so, which may have ended before anybody could see them without it."""
+        """Whether ranks say so, which may have ended before anybody could see them without one."""
         logs = attempt_folder(self.logs, number).glob("rank-*.log")
         return any(LAUNCHER_DIED in line for path in logs for line in path.open(errors="replace"))
 

@@ -14,7 +14,7 @@ SEED = 0  # of the draw: the same job file names the same runs again
 
 
 def count(sweep: Sweep) -> int:
-    """Combinations that there are."""
+    """How many combinations there are."""
     return math.prod(map(len, sweep.values.values()))
 
 
@@ -27,7 +27,7 @@ def combinations(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _combination(values: dict[str, list[Any]], index: int) -> dict[str, Any]:
-    """That of an index, without those before it: there may be billions."""
+    """The combination of an index, made without those before it: there may be billions."""
     picked = {}
     for name in reversed(values):
         index, digit = divmod(index, len(values[name]))

@@ -33,7 +33,7 @@ fi
 step "2/6 Pretraining on the scenes, $RANKS ranks"
 train examples/scenes.toml
 
-step "3/6 Pretraining on the emoji, $RANKS ranks, with encoders that others have trained"
+step "3/6 Pretraining on the emoji, $RANKS ranks, with pretrained encoders"
 train examples/emoji.toml
 
 step "4/6 Retrieval on held-out pairs"
@@ -41,7 +41,7 @@ for corpus in scenes emoji; do
   python -m mvlm evaluate retrieval --checkpoint $DEMO/$corpus --data $DEMO/data/$corpus/eval --json $DEMO/$corpus/retrieval.json
 done
 
-step "5/6 Reconstructing masked words and pixels, with the right, no and a wrong other modality"
+step "5/6 Reconstructing masked words and pixels, with the right other modality, none, or a wrong one"
 python -m mvlm evaluate reconstruction --checkpoint $DEMO/scenes --data $DEMO/data/scenes/eval --words $WORDS \
   --json $DEMO/scenes/reconstruction.json
 

@@ -5,9 +5,9 @@
 #   cluster/gpu/build_apex.sh            fetch the source, build and install it into this environment
 #   cluster/gpu/build_apex.sh FOLDER     the same from a checkout that is there already, which is not changed
 #
-# It needs a CUDA build of torch and the nvcc of the same CUDA release; a GPU need not be there. PYTHON,
-# TORCH_CUDA_ARCH_LIST (8.0;9.0+PTX) and MAX_JOBS (all cores) may be set. WHEELS names a folder that gets a wheel, and nothing
-# is installed; BUILD one that keeps what is compiled, with which a build that was stopped resumes.
+# It needs a CUDA build of torch and the nvcc of the same CUDA release, but no GPU. PYTHON, TORCH_CUDA_ARCH_LIST
+# (8.0;9.0+PTX) and MAX_JOBS (all cores) may be set. WHEELS names a folder for a wheel, in which case nothing is installed;
+# BUILD names one that keeps what is compiled, so that a build that was stopped resumes.
 set -euo pipefail
 
 commit=6424da3b4faa6c8f062da4a48c424fff3f02d42d

@@ -17,7 +17,7 @@ from .words import as_job, program_words
 
 
 def check_words(graph: Graph) -> list[str]:
-    """What the programs of the steps say of their command lines, as sentences."""
+    """What the programs of the steps object to in their command lines, as sentences."""
     steps = graph.pipeline.steps
     words = {name: program_words(step) for name, step in steps.items() if step.kind not in (*BY_RUN, "command")}
     return [
@@ -27,10 +27,10 @@ def check_words(graph: Graph) -> list[str]:
 
 
 def check_places(graph: Graph) -> list[str]:
-    """What a step makes is moved aside when it is made anew: what is lost with that must not lie in it."""
+    """An output is moved aside when it is made again, so the folders that would be lost with it must not lie in it."""
     lost = {"the folder of this command": Path.cwd(), "pipeline.logs": graph.pipeline.logs.absolute()}
     return [
-        f"{name}.writes has {path}, in which {what}, {place}, lies: give one of them another place."
+        f"{name}.writes has {path}, which contains {what}, {place}: give one of them another place."
         for name in graph.order
         for path in own_outputs(graph, name)
         for what, place in lost.items()
@@ -39,7 +39,7 @@ def check_places(graph: Graph) -> list[str]:
 
 
 def check_runs(graph: Graph, submission: Submission) -> list[str]:
-    """What `mvlm check` says of the runs that are queued, as sentences; not of what other steps are still to make."""
+    """What `mvlm check` says about the queued runs, as sentences, except about what other steps are still to make."""
     found = []
     for name in submission.queued:
         step = graph.pipeline.steps[name]
@@ -55,7 +55,7 @@ def check_runs(graph: Graph, submission: Submission) -> list[str]:
 
 
 def check(graph: Graph, submission: Submission, own: list[str]) -> None:
-    """Refuse a pipeline of which a step could not begin.
+    """Refuse a pipeline with a step that could not begin.
 
     Args:
         own: what the back-end cannot do.

@@ -78,7 +78,7 @@ def _carry_over(graph: Graph, new: Submission, forced: Collection[str]) -> None:
 
 
 def _refuse_others(graph: Graph, new: Submission) -> None:
-    """Raises: UserError: another pipeline, which is under way, makes what a step of this one would move aside."""
+    """Raises `UserError` if another pipeline that is under way makes what a step of this one would move aside."""
     for name in new.queued:
         proof = read_proof(proof_path(graph, name))
         if proof and proof.logs not in ("", new.logs) and (Path(proof.logs) / FILE).exists():
@@ -111,7 +111,7 @@ def show_plan(path: str, overrides: list[str]) -> int:
 
 
 def rerun(logs: Path, names: list[str]) -> int:
-    """Submit again as before, with some steps and all that depends on them to be done again.
+    """Submit again as before, and do some steps again with all that depends on them.
 
     Raises:
         UserError: see `submit`.
@@ -121,7 +121,7 @@ def rerun(logs: Path, names: list[str]) -> int:
 
 
 def _read(path: str, overrides: list[str]) -> Graph:
-    """What is to run; whoever only looks at what runs need not have its secrets."""
+    """The graph of what is to run, with its secrets checked, which whoever only looks at what runs need not have."""
     pipeline = load_pipeline(path, overrides)
     check_secrets(pipeline)
     check_venv(pipeline.settings.venv, f"{path}: pipeline")
@@ -129,7 +129,7 @@ def _read(path: str, overrides: list[str]) -> Graph:
 
 
 def status(logs: Path, as_json: bool) -> int:
-    """Print how each step stands, and draw it."""
+    """Print the state of each step, and draw it."""
     submission = _at(logs)
     found = _views(submission)
     print(json.dumps(as_facts(submission, found), indent=1) if as_json else as_table(found))
@@ -155,7 +155,7 @@ def show_logs(logs: Path, follow: bool, names: list[str]) -> int:
         def unfinished(name: str = name) -> bool:
             return follow and any(view.name == name and view.state not in ENDED for view in _views(submission))
 
-        while unfinished() and not attempt_numbers(log_place(submission, name)):  # which is known when it begins
+        while unfinished() and not attempt_numbers(log_place(submission, name)):  # known when it begins
             time.sleep(FOLLOW_SECONDS)
         for place in (log_place(submission, name), *sorted(folder.glob("part-*"))):
             show(place, unfinished, FOLLOW_SECONDS)
@@ -163,7 +163,7 @@ def show_logs(logs: Path, follow: bool, names: list[str]) -> int:
 
 
 def cancel(logs: Path) -> int:
-    """Have what runs save and end."""
+    """Have the running steps save and end."""
     submission = _at(logs)
     print(BACKENDS[submission.backend].cancel(submission))
     write_page(logs)
@@ -171,7 +171,7 @@ def cancel(logs: Path) -> int:
 
 
 def _at(logs: Path) -> Submission:
-    """The submission, with the folder that its paths count from as the present one."""
+    """The submission; makes the folder that its paths count from the current one."""
     submission = Submission.load(logs)
     os.chdir(submission.directory)
     return submission

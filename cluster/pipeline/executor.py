@@ -29,11 +29,11 @@ class RunningStep(Protocol):
 
 
 class Executor:
-    """One course of a submission.
+    """One execution of a submission.
 
     Args:
-        start: begins a step, or one of its parts, which count from 1.
-        parts: how many share a step's work before it joins them; 1 for none.
+        start: begins a step (0), or one of its parts, which count from 1.
+        parts: how many parts share a step's work before it joins them; 1 for none.
         fits: whether a step has room beside those that run.
     """
 
@@ -54,12 +54,12 @@ class Executor:
         self._stopped = self._told = False
 
     def run(self) -> int:
-        """0 when all is done, 75 where it was stopped, else the code of the first step that failed."""
+        """Returns 0 if all is done, 75 if it was stopped, else the code of the first step that failed."""
         with on_stop_signals(self._stop):
             while True:
                 self._look()
                 if self._stopped and not self._told:
-                    log.info("stopping: the steps that run save and end")
+                    log.info("stopping: the running steps save and end")
                     for running in self._running.values():
                         for one in running:
                             one.stop()
@@ -71,7 +71,7 @@ class Executor:
                 time.sleep(POLL_SECONDS)
         for name in self._waiting:
             failed = [need for need in self._submission.queued[name].needs if self.codes.get(need, 1)]
-            log.info(f"{name} has not run" + (f", for {', '.join(failed)}" if failed else ""))
+            log.info(f"{name} has not run" + (f", because of {', '.join(failed)}" if failed else ""))
         failures = [code for name in self._submission.order if (code := self.codes.get(name))]
         if self._stopped:
             return ExitCode.REQUEUE
@@ -100,7 +100,7 @@ class Executor:
             codes = [one.poll() for one in running]
             if None in codes:
                 continue
-            if name not in self._joining and not self._stopped:  # however its parts have ended, it does what is missing
+            if name not in self._joining and not self._stopped:  # however its parts ended, it does what is missing
                 self._joining.add(name)
                 self._running[name] = [self._start(name, 0)]
                 continue

@@ -22,7 +22,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 MEMORY = re.compile(r"([1-9]\d*)([KMGT]?)")
 TRAINING = ("train", "finetune")
 BY_RUN = (*TRAINING, "preflight")
-"""Kinds that are given by a run TOML and a DeepSpeed JSON."""
+"""Kinds that are defined by a run TOML and a DeepSpeed JSON."""
 WITH_RANKS = (*TRAINING, "evaluate", "index")
 """Kinds whose work ranks share, one for each GPU or process of each node."""
 IN_PARTS = ("shard", "score")
@@ -31,7 +31,7 @@ LEAST = {"parts": 1, "retries": 0, "nodes": 1, "gpus": 0, "processes": 1, "cpus"
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What [pipeline] says; what a step says of the same goes before it."""
+    """What [pipeline] says; a step's own settings take precedence."""
 
     name: str  # of the pipeline, its logs and its jobs
     logs: str = ""  # "" = runs/NAME/pipeline
@@ -66,11 +66,11 @@ class PipelineStep:
         "index",
         "command",
     ]
-    command: tuple[str, ...] = ()  # the words behind the kind's program; of `command` the whole command line
+    command: tuple[str, ...] = ()  # the words after the kind's program; of `command` the whole command line
     run: str = ""  # of training: path of the run TOML
     deepspeed: str = ""  # of training: path of the DeepSpeed JSON
     settings: dict[str, Any] = field(default_factory=dict)  # of training: overrides of the run TOML
-    reads: tuple[str, ...] = ()  # files, folders and URLs; what other steps make is known by the words, too
+    reads: tuple[str, ...] = ()  # files, folders and URLs; outputs of other steps are found in the words, too
     writes: tuple[str, ...] = ()  # the same; the first is the program's --out, --json or run.dir
     parts: int = 1  # of shard and score: tasks that share the work on SLURM and Ray
     retries: int = 3  # after exit code 75 or a crash
@@ -84,17 +84,17 @@ class PipelineStep:
     image: str = ""  # of training on SLURM: an image with mvlm installed
     environment: dict[str, str] = field(default_factory=dict)
     sbatch: tuple[str, ...] = ()  # additional sbatch options
-    pairs: int = 0  # of training, of an epoch: to plan by while the shards are still to be made
+    pairs: int = 0  # of training: pairs of an epoch, to plan by while there are no shards yet
 
     @property
     def overrides(self) -> list[str]:
-        """Of the run, as `key=value` words."""
+        """The run's overrides, as `key=value` words."""
         own = [f"run.dir={as_toml(self.writes[0])}"] if self.kind in TRAINING else []
         return [*(f"{key}={as_toml(value)}" for key, value in _flat(self.settings)), *own]
 
     @property
     def is_job(self) -> bool:
-        """Whether it is ranks, which the back-end's launcher starts, and not one process."""
+        """Whether it has ranks, which the back-end's launcher starts, and is not a single process."""
         is_alone = self.kind not in TRAINING and self.nodes * (self.gpus or self.processes) == 1
         return self.kind in WITH_RANKS and not is_alone
 
@@ -104,7 +104,7 @@ class Pipeline:
     path: str
     settings: PipelineSettings
     steps: dict[str, PipelineStep]  # in the order of the file
-    tables: dict[str, Any]  # what it was built of: [pipeline] and the steps, by name, with the overrides
+    tables: dict[str, Any]  # what it was built from: [pipeline] and the steps, by name, with the overrides
 
     @property
     def logs(self) -> Path:
@@ -115,7 +115,7 @@ class Pipeline:
 
 
 def is_pipeline(path: str | Path) -> bool:
-    """Whether a file is one."""
+    """Whether a file is a pipeline file."""
     found = find_file(path, "cluster")
     return found.is_file() and "step" in read_tables(found, "pipeline file")
 
@@ -131,7 +131,7 @@ def load_pipeline(path: str | Path, overrides: Iterable[str] = ()) -> Pipeline:
     for override in overrides:
         name, _, rest = override.partition(".")
         if name not in tables:
-            raise UserError(f"{where}: the override {override!r} is of no step; {_nearest(name, tables)}")
+            raise UserError(f"{where}: the override {override!r} belongs to no step; {_nearest(name, tables)}")
         cls = PipelineSettings if name == "pipeline" else PipelineStep
         apply_override(tables, f"{name}.{quoted(cls, rest)}")
     return pipeline_from_tables(tables, where)
@@ -161,7 +161,7 @@ def pipeline_from_tables(tables: dict[str, Any], where: str) -> Pipeline:
 
 
 def check_secrets(pipeline: Pipeline) -> None:
-    """Raises: UserError: a variable that a step is to be given is not set here."""
+    """Raises `UserError` if a variable that a step is to be given is not set here."""
     mistakes = Mistakes()
     given = {"pipeline": pipeline.settings.environment}
     given |= {name: step.environment for name, step in pipeline.steps.items()}
@@ -172,13 +172,13 @@ def check_secrets(pipeline: Pipeline) -> None:
 
 
 def memory_bytes(text: str) -> int:
-    """Of an amount as SLURM writes it, megabytes where no unit is given; 0 where it is none."""
+    """Bytes of an amount as SLURM writes it, in megabytes if no unit is given; 0 if it is not an amount."""
     found = MEMORY.fullmatch(text)
     return int(found[1]) * 1024 ** ("KMGT".index(found[2] or "M") + 1) if found else 0
 
 
 def normal(path: str) -> str:
-    """A path or URL in the one form that is compared."""
+    """A path or URL in the form in which it is compared."""
     return path.rstrip("/") if "://" in path else os.path.normpath(path)
 
 
@@ -214,7 +214,7 @@ def _complaints(step: PipelineStep) -> Iterator[str]:
     elif step.time and step.is_job and (parse_time(step.time) or 0) <= JOB_LEAST["warning_seconds"]:
         yield f"{name}.time is {step.time!r}, and its last {JOB_LEAST['warning_seconds']} s are for saving: give more."
     if step.memory and not memory_bytes(step.memory):
-        yield f"{name}.memory is {step.memory!r}: give such as 64G."
+        yield f"{name}.memory is {step.memory!r}: write it like 64G."
     by_run = kind in BY_RUN
     for key in ("run", "deepspeed") if by_run else ("command",):
         if not getattr(step, key):

@@ -15,7 +15,7 @@ from .file import Pipeline, PipelineStep, normal
 
 
 def inside(path: str, folder: str) -> bool:
-    """Whether a path is a folder, or below it; both as `normal` gives them."""
+    """Whether a path is the folder, or below it; both as `normal` gives them."""
     return path == folder or path.startswith(f"{folder}/")
 
 
@@ -23,9 +23,9 @@ class Graph:
     """The graph of a pipeline.
 
     Attributes:
-        reads: of each step, what it reads: what it says, and every word that names what another step writes.
-        needs: of each step, the steps that it waits for, in the order of the file.
-        order: all steps, each behind those that it waits for.
+        reads: what each step reads: its own `reads`, and every word that names what another step writes.
+        needs: the steps that each step waits for, in the order of the file.
+        order: all steps, each after those that it waits for.
 
     Raises:
         UserError: two steps write one folder, nobody makes an input, or steps wait for each other.
@@ -48,7 +48,7 @@ class Graph:
             ) from None
 
     def made(self, path: str) -> list[str]:
-        """The steps that make what lies at a path, or the folder that it is in."""
+        """The steps that make what is at a path, or a folder that it is in."""
         return [name for name, step in self.pipeline.steps.items() if any(inside(path, own) for own in step.writes)]
 
     def from_outside(self, name: str) -> list[str]:
@@ -56,7 +56,7 @@ class Graph:
         return [path for path in self.reads[name] if not self.made(path)]
 
     def behind(self, name: str) -> set[str]:
-        """The steps that depend on one, however far."""
+        """The steps that depend on one, directly or not."""
         found = {name}
         for other in self.order:
             if found & set(self.needs[other]):
@@ -64,7 +64,7 @@ class Graph:
         return found - {name}
 
     def _waits_for(self, name: str, other: str) -> bool:
-        """A reader waits for who makes what it reads, and for those above it in the file who add to it."""
+        """A reader waits for the steps that make what it reads, and for those above it in the file that add to it."""
         if name == other:
             return False
         names, theirs = list(self.pipeline.steps), self.pipeline.steps[other]
@@ -85,7 +85,7 @@ class Graph:
                 if not inside(within, outer):
                     continue
                 if maker == adder:
-                    yield f"{name}.writes has {within}, which lies in {outer} or is it: leave it out."
+                    yield f"{name}.writes has {within}, which is {outer} or lies in it: leave it out."
                 elif not self._adds(adder, outer) and not (within == outer and self._adds(maker, outer)):
                     yield (
                         f"{maker} and {adder} both write {within if within == outer else f'to {outer}'}: "
@@ -104,7 +104,7 @@ class Graph:
 
 
 def _reads(step: PipelineStep, steps: dict[str, PipelineStep]) -> tuple[str, ...]:
-    """In the order in which they are named, each once."""
+    """What a step reads, in the order in which it is named, each path once."""
     others = [path for other in steps.values() if other is not step for path in other.writes]
     named = [path for word in _words(step) if any(inside(path := normal(word), other) for other in others)]
     own = set(step.writes) - set(step.reads)

@@ -76,7 +76,7 @@ def submit(graph: Graph, submission: Submission) -> int:
 
 
 def _start(submission: Submission, name: str, _: int) -> StepProcess | LeftRunning:
-    """Begin a step; one that an earlier driver has left running is waited for instead."""
+    """Begin a step, or wait for one that an earlier driver has left running."""
     folder = submission.folder(name)
     if (record := submission.record(name)) and is_alive(record.pid, record.pid_started):
         return LeftRunning(folder, record)
@@ -85,7 +85,7 @@ def _start(submission: Submission, name: str, _: int) -> StepProcess | LeftRunni
 
 
 class StepProcess:
-    """A step in a process of this driver's.
+    """A step in a process that this driver starts.
 
     Args:
         ends_with_driver: it saves and ends if the driver is killed; otherwise it goes on.
@@ -143,12 +143,12 @@ def live(submission: Submission) -> list[str]:
 
 
 def is_elsewhere(submission: Submission) -> bool:
-    """Whether another machine drives it, which alone knows whether it is alive; it has not said that it ended."""
+    """Whether another machine drives it, which has not noted its end; only that one knows whether it is alive."""
     return submission.host != socket.gethostname() and submission.pid_started is not None
 
 
 def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
-    """Raises: UserError: the pipeline is driven, or a step that has changed since is still running."""
+    """Raises `UserError` if the pipeline is driven, or a step that has changed since is still running."""
     if submission.is_driven:
         raise UserError(f"{submission.path} is running, as process {submission.pid}: cancel it first.")
     for name in live(submission):

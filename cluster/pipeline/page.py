@@ -1,4 +1,4 @@
-"""The pipeline as a picture: one HTML file without scripts, which a browser reads again until all has ended."""
+"""The pipeline as a picture: one HTML file without scripts, which a browser reloads until everything has ended."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ tr + tr { border-top: 1px solid #ddd } svg { max-width: 100%; height: auto } cod
 
 
 def write_page(logs: Path, found: list[StepView] | None = None) -> Path:
-    """Write the page beside the logs. What cannot be drawn or written ends no step.
+    """Write the page beside the logs. If it cannot be drawn or written, no step ends for it.
 
     Args:
-        found: the views to show; None = by the files alone.
+        found: the views to show; None = from the files alone.
     """
     path = logs / PAGE
     with contextlib.suppress(OSError, UserError):
         submission = Submission.load(logs)
         text = page(submission, views(submission.graph(), submission) if found is None else found)
-        partial = path.with_name(f"{PAGE}.{os.getpid()}")  # steps that end at once each write it
+        partial = path.with_name(f"{PAGE}.{os.getpid()}")  # steps that end at the same time each write it
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     return path
@@ -66,7 +66,7 @@ def page(submission: Submission, found: list[StepView]) -> str:
 
 
 def picture(found: list[StepView]) -> str:
-    """The graph as SVG: what a step waits for stands to its left."""
+    """The graph as SVG: what a step waits for is to its left."""
     column: dict[str, int] = {}
     for view in found:
         column[view.name] = max((column[need] + 1 for need in view.needs), default=0)

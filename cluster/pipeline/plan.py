@@ -1,4 +1,4 @@
-"""Hours and cost of a pipeline: training by `mvlm plan`, all else as it took before or may take at most."""
+"""Hours and cost of a pipeline: training by `mvlm plan`, all else as long as it took before, or may take at most."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class StepPlan:
     """What a step takes.
 
     Attributes:
-        hours: None where nothing is known.
-        source: where they are from.
+        hours: None if nothing is known.
+        source: where the hours come from.
         cost: by the prices of [pipeline].
     """
 
@@ -41,7 +41,7 @@ class StepPlan:
 
 
 def plans(graph: Graph, submission: Submission) -> list[StepPlan]:
-    """Of the steps that would run.
+    """The plans of the steps that would run.
 
     Raises:
         UserError: `mvlm plan` refuses a run.
@@ -57,13 +57,13 @@ def plans(graph: Graph, submission: Submission) -> list[StepPlan]:
 
 
 def as_text(graph: Graph, found: list[StepPlan]) -> str:
-    """A line a step, and one for the whole: hours along the longest chain of steps, and the sum of the cost."""
+    """A line per step, and one for the whole: hours along the longest chain of steps, and the total cost."""
     if not found:
         return "nothing: every step is done and unchanged"
     width = max(len(plan.name) for plan in found)
     lines = [f"{plan.name:{width}}  {_number(plan.hours):>8} h  {plan.cost:>10,.2f}  {plan.source}" for plan in found]
     unknown = sum(plan.hours is None for plan in found)
-    rest = f", without {unknown} of {len(found)} steps, of which nothing is known" if unknown else ""
+    rest = f", without {unknown} of {len(found)} steps, about which nothing is known" if unknown else ""
     total = f"{sum(plan.cost for plan in found):,.2f}"
     return "\n".join([*lines, f"the whole: {_number(longest(graph, found))} hours, which cost {total}{rest}"])
 
@@ -78,7 +78,7 @@ def longest(graph: Graph, found: list[StepPlan]) -> float:
 
 
 def _hours(graph: Graph, submission: Submission, step: PipelineStep) -> tuple[float | None, float, str]:
-    """Until it is done, those that are paid for, more where it has parts, and where they are from."""
+    """Hours until the step is done, hours that are paid for (more if it has parts), and where they come from."""
     if step.kind in TRAINING and graph.pipeline.settings.gpu and step.gpus:
         hours = _planned(graph, step)
         return hours, hours, f"mvlm plan, {step.nodes * step.gpus} x {graph.pipeline.settings.gpu}"
@@ -95,12 +95,12 @@ def _hours(graph: Graph, submission: Submission, step: PipelineStep) -> tuple[fl
 
 
 def _took(record: JobRecord) -> float:
-    """Hours of all attempts that have ended: those after a preemption go on where it was."""
+    """Hours of all attempts that have ended: one after a preemption continues the work."""
     return sum(one.ended - one.started for one in record.attempts if one.ended) / 3600
 
 
 def _planned(graph: Graph, step: PipelineStep) -> float:
-    """Of the pairs that there are, or of `pairs` while the shards are still to be made."""
+    """Hours of training by `mvlm plan`, for `pairs` if given, else for the shards that there are."""
     known = [count for path in graph.reads[step.name] if "://" not in path and (count := rows(path))]
     pairs = step.pairs or sum(known)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
 """Whether a step need not run: hashes of what it reads and of its settings, kept beside what it writes.
 
-A step's key is a hash of its command and settings and, of each input, the content where it comes from outside, or the
-key of the step that makes it. So all keys are known before anything runs, and a changed setting changes the keys of
-exactly what depends on it. The proof beside an output says which key it was made by, and what it was when it was done.
+A step's key is a hash of its command and settings and, for each input, of the content if it comes from outside, or of
+the key of the step that makes it. So all keys are known before anything runs, and a changed setting changes the keys of
+exactly what depends on it. The proof beside an output says by which key it was made, and what it was when it was done.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from .graph import Graph, inside
 from .words import command_words, step_folder
 
 SUFFIX, MANIFEST = ".step.json", "manifest.json"
-READ_WHOLE = 1 << 26  # bytes up to which a file's content is hashed; of larger ones the size and time of change
+READ_WHOLE = 1 << 26  # bytes up to which a file's content is hashed; of larger ones, size and time of change
 REMEDY = "check the address and the store"
 
 
 @dataclass
 class Proof:
-    """What lies beside an output.
+    """The note beside an output.
 
     Attributes:
-        key: of the step, in whose course the output is made or was.
-        own: nothing lay there when the step was first submitted, so that what does was made in its course.
-        done: it was made whole.
+        key: of the step that makes or made the output.
+        own: nothing was there when the step was first submitted, so that the step made what is.
+        done: the output is complete.
         outputs: a digest of each.
         logs: of the pipeline that makes it; "" once it is done.
     """
@@ -52,7 +52,7 @@ class Proof:
 
 
 def keys(graph: Graph) -> dict[str, str]:
-    """Of each step.
+    """The key of each step.
 
     Raises:
         UserError: a run TOML cannot be read.
@@ -67,8 +67,8 @@ def keys(graph: Graph) -> dict[str, str]:
 
 
 def proof_path(graph: Graph, name: str) -> str:
-    """Beside the first output; of a step without one, in its logs. Of one that adds to what another makes it lies
-    beside that, which is still to be made where the note is first written, and bears its name."""
+    """Where a step's proof is: beside its first output or, if it has none, in its logs. If it adds to another step's
+    output, the proof is beside that, which may not exist when it is first written, and bears the adding step's name."""
     step = graph.pipeline.steps[name]
     if not step.writes:
         return str(step_folder(graph.pipeline, name) / f"done{SUFFIX}")
@@ -80,7 +80,7 @@ def proof_path(graph: Graph, name: str) -> str:
 
 
 def read_proof(path: str) -> Proof | None:
-    """None where there is none, or one that cannot be read."""
+    """The proof at a path or URL; None if there is none, or it cannot be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         if "://" not in path:
             return Proof(**json.loads(Path(path).read_text(encoding="utf-8")))
@@ -97,7 +97,7 @@ def write_proof(path: str, proof: Proof) -> None:
         Storage(folder, REMEDY).write(name, text.encode())
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # its own name: steps that begin at the same time, on any node, may each write what their input's job could not
+        # a unique name: steps that begin at the same time, on any node, may each write what their input's job could not
         partial = Path(f"{path}.{secrets.token_hex(8)}.partial")
         try:
             partial.write_text(text, encoding="utf-8")
@@ -115,12 +115,12 @@ def is_proven(graph: Graph, name: str, key: str) -> bool:
 
 
 def outputs(step: PipelineStep) -> dict[str, str]:
-    """The digest of each output; "" of one that is not whole."""
+    """The digest of each output; "" if it is not complete."""
     return {path: (digest(path, step.kind) or "") if is_whole(path, step.kind) else "" for path in step.writes}
 
 
 def is_whole(path: str, kind: str = "") -> bool:
-    """Whether all is there that a manifest names; of a run folder a checkpoint, of all else something."""
+    """Whether all that a manifest names is there; in a run folder, a checkpoint; of all else, anything."""
     if manifests := _manifests(path):
         return all(_holds_its_shards(folder, manifest) for folder, manifest in manifests.items())
     if kind in ("shard", "filter"):
@@ -134,16 +134,16 @@ def is_whole(path: str, kind: str = "") -> bool:
 
 
 def rows(path: str) -> int | None:
-    """Of the shards at a path, together; None where there are none."""
+    """The rows of all shards at a path; None if there are none."""
     manifests = _manifests(path)
     return sum(int(manifest.get("rows", 0)) for manifest in manifests.values()) if manifests else None
 
 
 def digest(path: str, kind: str = "") -> str | None:
-    """A hash of what lies at a path or URL, cheap for what is large; None where there is nothing.
+    """A hash of what is at a path or URL, cheap even if that is large; None if there is nothing.
 
-    Of shards it is their fingerprint, of scores their tables', of a run folder the checkpoint to resume from, of files
-    the content or, beyond 64 MB, size and time of change; of a folder, those of all its files.
+    It covers the fingerprint of shards, the tables of scores, the checkpoint that a run would resume from, the content
+    of a file or, beyond 64 MB, its size and time of change; for a folder, the latter of all its files.
     """
     if manifests := _manifests(path):
         part = "tables" if kind == "score" else "fingerprint"
@@ -178,7 +178,7 @@ def _settings(step: PipelineStep) -> Any:
 
 
 def _manifests(path: str) -> dict[str, dict[str, Any]]:
-    """By folder, of the shards at a path or, where a corpus is split, of those one below."""
+    """The manifests, by folder, of the shards at a path or, if a corpus is split, of those one level below."""
     if "://" in path:
         store = Storage(path, REMEDY)
         if content := store.read(MANIFEST):
@@ -198,7 +198,7 @@ def _manifests(path: str) -> dict[str, dict[str, Any]]:
 
 def _holds_its_shards(folder: str, manifest: Mapping[str, Any]) -> bool:
     if "://" in folder:
-        return True  # a store has an object whole or not at all, and the manifest comes last
+        return True  # a store has an object in full or not at all, and the manifest comes last
     with contextlib.suppress(OSError, KeyError, TypeError):
         return all((Path(folder) / one["file"]).stat().st_size == one["bytes"] for one in manifest["shards"])
     return False

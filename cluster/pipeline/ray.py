@@ -25,12 +25,12 @@ def check(graph: Graph) -> list[str]:
     """What this back-end cannot do, as sentences."""
     found = []
     for name, step in graph.pipeline.steps.items():
-        if step.image:  # what has ranks is driven from within the job of the pipeline, whose environment they have
+        if step.image:  # ranks are driven from within the pipeline's job, whose environment they have
             found.append(f"{name}.image is {step.image!r}, which a pipeline on Ray cannot honour: remove it.")
         if step.is_job:
             try:
                 job = as_job(graph.pipeline, step, "ray")
-                # With some address: what is asked is only whether Ray can do it.
+                # With some address, since the question is only whether Ray can do it.
                 ray_backend.render(replace(job, ray_address=job.ray_address or SOME_ADDRESS), step.overrides)
             except UserError as error:
                 found.append(f"{name}: {error}")
@@ -53,7 +53,7 @@ def render(graph: Graph, submission: Submission) -> str:
 
 
 def submit(graph: Graph, submission: Submission) -> int:
-    """Hand the pipeline to Ray's job server, and return as soon as that has it, or see `client.outcome`.
+    """Hand the pipeline to Ray's job server, and return as soon as that has it; but see `client.outcome`.
 
     Raises:
         UserError: there is none, or it refuses.
@@ -78,7 +78,7 @@ def submit(graph: Graph, submission: Submission) -> int:
 
 
 def state(submission: Submission) -> str:
-    """Ray's word for the job of the driver; "" for one that this cluster does not know.
+    """Ray's word for the state of the driver's job; "" if this cluster does not know it.
 
     Raises:
         UserError: no job server answers.
@@ -91,7 +91,7 @@ def is_active(submission: Submission) -> bool:
 
 
 def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
-    """Raises: UserError: its driver runs, as far as is known."""
+    """Raises `UserError` if its driver runs, as far as is known."""
     if submission.job:
         record = Path(submission.logs) / FILE
         client.refuse_second(submission.server, submission.job, submission.path, record)

@@ -1,8 +1,8 @@
 """The driver of a pipeline on Ray, run by Ray's job server: `python -m cluster.pipeline.ray_driver LOGS`.
 
-A step, or a part of one, is a process wherever Ray has room; one whose node is lost is begun again elsewhere, and goes
-on with what is done. What has ranks has a driver of its own, beside this one. If this one is killed, all of them save
-and end.
+A step, or a part of one, is a process wherever Ray has room; if its node is lost, it is started again elsewhere, and
+continues from what is done. A step with ranks has a driver of its own, beside this one. If this one is killed, all of
+them save and end.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from .words import parts_of
 
 def main(argv: Sequence[str]) -> int:
     """Run the queued steps; the exit code is the executor's."""
-    end_with_parent()  # the shell without which Ray takes the job for failed
+    end_with_parent()  # Ray's shell: once it is gone, Ray takes the job for failed
     submission = Submission.load(Path(argv[0]))
     os.chdir(submission.directory)
     graph = submission.graph()
     steps = graph.pipeline.steps
     try:
         ray.init(log_to_driver=True)
-    except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
+    except Exception as error:  # Ray raises bare ones if a part of it does not come up in time
         reason = first_line(error)
         print(f"cluster: Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.", flush=True)
         return ExitCode.REQUEUE
 
     def start(name: str, part: int) -> RunningStep:
         if steps[name].is_job or steps[name].kind == "preflight":
-            Stopper(submission.folder(name)).end(PATIENCE)  # what a driver that was killed has left, and saves
+            Stopper(submission.folder(name)).end(PATIENCE)  # what a killed driver has left, which saves
             return StepProcess(submission, name, ends_with_driver=True)
         return _elsewhere(submission, steps[name], part)
 

@@ -23,7 +23,7 @@ from .view import QueueAnswer, attempts
 from .words import JOB, as_job, interpreter, parts_of
 
 NEVER = ("DependencyNeverSatisfied", "launch failed requeued held")
-"""Why a job stays in the queue until somebody removes it; the latter where a controller ended while it launched one."""
+"""Why a job stays in the queue until somebody removes it; the latter if a controller ended while it launched one."""
 PARTS, WHOLE = "parts.sbatch", "step.sbatch"
 
 
@@ -46,10 +46,12 @@ def _refusal(job: Job, graph: Graph, name: str) -> str:
 
 
 def scripts(graph: Graph, submission: Submission, name: str, after: Collection[str]) -> list[tuple[str, str]]:
-    """File names and batch scripts of a step: of the array of its parts, where it has any, and of the whole.
+    """File names and batch scripts of a step: of the array of its parts, if it has any, and of the whole.
+
+    The whole waits for the array, however that ends; ARRAY stands for its id.
 
     Args:
-        after: ids of the jobs that have to end well before. The whole waits for the array, however that ends, by ARRAY.
+        after: ids of the jobs that must succeed before.
     """
     pipeline, step = graph.pipeline, graph.pipeline.steps[name]
     job = as_job(pipeline, step, "slurm")
@@ -70,7 +72,7 @@ def scripts(graph: Graph, submission: Submission, name: str, after: Collection[s
 
 
 def render(graph: Graph, submission: Submission) -> str:
-    """All scripts, with the names of steps where there will be ids."""
+    """All scripts, with the names of steps in place of ids."""
     texts = []
     for name, queued in submission.queued.items():
         texts += [text for _, text in scripts(graph, submission, name, queued.needs)]
@@ -111,7 +113,7 @@ def _submit_step(graph: Graph, submission: Submission, name: str) -> None:
 
 
 def answers(submission: Submission) -> dict[str, QueueAnswer]:
-    """What the queue says of the steps that are in it.
+    """What the queue says about the steps that are in it.
 
     Raises:
         UserError: SLURM is not here or does not answer.
@@ -130,14 +132,14 @@ def answers(submission: Submission) -> dict[str, QueueAnswer]:
 
 
 def _entries(submission: Submission) -> list[tuple[str, QueueEntry]]:
-    """What is in the queue of each step; of one in parts, each of them and what joins them."""
+    """Each step's entries in the queue, with those of its parts and of the job that joins them."""
     ids = {job: name for name, queued in submission.queued.items() for job in queued.jobs}
     found = queue.queued(",".join(ids)) if ids else []
     return [(ids[job], entry) for entry in found if (job := entry.id.partition("_")[0]) in ids]
 
 
 def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
-    """Raises: UserError: steps of it are in the queue."""
+    """Raises `UserError` if steps of it are in the queue."""
     waiting = answers(submission)
     if waiting:
         raise UserError(
@@ -146,19 +148,19 @@ def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
 
 
 def settle_ended(graph: Graph, submission: Submission) -> None:
-    """Write the proofs of jobs that have ended well and behind which nobody has begun, who would have done it."""
+    """Write the proofs of jobs that have succeeded, if no step after them has begun, which would have written them."""
     now = keys(graph)
     for name, queued in submission.queued.items():
         step = graph.pipeline.steps.get(name)
         if step and step.is_job and now[name] == queued.key and not is_settled(graph, submission, name):
             last = attempts(submission, name)[-1:]
             if last and last[0].exit_code == 0:
-                with contextlib.suppress(UserError):  # what it has made is gone: it is done again
+                with contextlib.suppress(UserError):  # its output is gone: it is done again
                     settle(graph, submission, name)
 
 
 def clear(submission: Submission, names: Collection[str]) -> None:
-    """Take steps out of the queue, whatever they do."""
+    """Take steps out of the queue, even if they run."""
     for name in names:
         if queued := submission.queued.get(name):
             for job in queued.jobs:
@@ -175,7 +177,7 @@ def cancel(submission: Submission) -> str:
     found = _entries(submission)
     if not found:
         raise UserError(f"{submission.path} is not in the queue: there is nothing to cancel.")
-    # what waits goes first: what joins parts would begin as soon as they have ended
+    # waiting jobs first: one that joins parts would begin as soon as they have ended
     for _, entry in sorted(found, key=lambda one: not one[1].waits):
         if entry.waits:
             queue.remove(entry.id)

@@ -1,7 +1,7 @@
 """One step, or one part of it, as every back-end starts it: `python -m cluster.pipeline.step LOGS STEP [--part I]`.
 
-It sees that what the step reads is whole, runs its command, again after exit code 75 or a crash, sees that what it
-writes is whole, and leaves word of all that: the logs of its attempts, a record, and the proof beside the output.
+It checks that the step's inputs are complete, runs its command, again after exit code 75 or a crash, checks that its
+outputs are complete, and records all that: in the logs of its attempts, a record, and the proof beside the output.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 MARK_FOLDER = "step"  # of its processes, below the step's logs: those of a job that it starts have marks of their own
 AGAIN_SECONDS = 1.0  # before the first retry, doubled for each further one
 LONGEST_WAIT = 60.0
-KILL_SECONDS = 30.0  # that a step has to save in when its time is over, as SLURM's KillWait
+KILL_SECONDS = 30.0  # for a step to save when its time is over, like SLURM's KillWait
 log = logger("cluster")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code of the step: 0, 1 for a mistake, 75 where it was stopped, or the command's own."""
+    """The exit code of the step: 0, 1 for a mistake, 75 if it was stopped, or the command's own."""
     parser = argparse.ArgumentParser(prog="cluster.pipeline.step", description=__doc__)
     parser.add_argument("logs", type=Path)
     parser.add_argument("step")
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         log.error(error)
         return error.exit_code
-    except OSError as error:  # of the notes that a step leaves: its command's own end its command
+    except OSError as error:  # from the notes that a step leaves; an error of its command ends only that
         log.error(f"{args.step} cannot write its status ({error}): fix that, such as a full disk, and submit again.")
         return ExitCode.MISTAKE
 
@@ -69,7 +69,7 @@ class StepRun:
     """A step's process.
 
     Args:
-        part: of the step's parts, counted from 1; 0 for the step as a whole, which joins them where there are any.
+        part: of the step's parts, counted from 1; 0 for the step as a whole, which joins them if there are any.
     """
 
     def __init__(self, submission: Submission, name: str, part: int) -> None:
@@ -85,20 +85,20 @@ class StepRun:
         host, key = socket.gethostname(), submission.queued[name].key
         self.record = JobRecord(name, submission.backend, "", host, pid, processes.start_time(pid), job_id=key)
         if (self.logs / RECORD).exists() and (before := read_record(self.logs)).job_id == key:
-            self.record.attempts = before.attempts  # of a process that its node has not outlived
+            self.record.attempts = before.attempts  # of a process whose node was lost
 
     def run(self) -> int:
         self.logs.mkdir(parents=True, exist_ok=True)
         for number in STOP_SIGNALS:
             signal.signal(number, self._stop)
         if self.submission.backend == "ray" and not self._is_job:
-            Stopper(self.logs).end(PATIENCE)  # what a worker of Ray's that was killed has left on this node
+            Stopper(self.logs).end(PATIENCE)  # what a killed worker of Ray has left on this node
         code = self._attempts()
         write_page(Path(self.submission.logs))
         return code
 
     def _attempts(self) -> int:
-        retries = 0 if self.step.is_job else self.step.retries  # of its own
+        retries = 0 if self.step.is_job else self.step.retries  # a job restarts by itself
         for number in range(retries + 1):
             code = self._attempt()
             if code in FINAL or self._stopped:
@@ -117,7 +117,7 @@ class StepRun:
         write_page(Path(self.submission.logs))
         with open(launcher_log(self.logs, number), "ab") as out:
             try:
-                # with the step's own variables this process looks into stores, too
+                # this process needs the step's own variables too, to look into stores
                 os.environ.update(read_references(self.pipeline.environment(self.step)))
                 self._require_inputs()
                 made = not self.part and is_made(self.graph, self.submission, self.name)
@@ -132,7 +132,7 @@ class StepRun:
         return code
 
     def _require_inputs(self) -> None:
-        """Raises: UserError: an input is not whole."""
+        """Raises `UserError` if an input is not complete."""
         for path in self.graph.reads[self.name]:
             makers = [name for name in self.graph.made(path) if name != self.name]
             for maker in makers:
@@ -142,7 +142,7 @@ class StepRun:
                     and maker in self.graph.needs[self.name]
                     and not is_settled(self.graph, self.submission, maker)
                 ):
-                    settle(self.graph, self.submission, maker)  # its own process could not: a job of SLURM's
+                    settle(self.graph, self.submission, maker)  # it could not do so itself, as a job of SLURM
             is_output = any(path in step.writes for step in self.pipeline.steps.values())
             if makers and not is_whole(path, self.pipeline.steps[makers[0]].kind if is_output else ""):
                 raise UserError(f"{self.name} reads {path}, which is not there or not whole: run {makers[0]} again.")
@@ -159,7 +159,7 @@ class StepRun:
         return process_words(self.pipeline, self.step)
 
     def _words_of_job(self) -> list[str]:
-        """What has ranks: the back-end's own command for a job."""
+        """The back-end's own command for a job, of a step with ranks."""
         backend, verb = self.submission.backend, "preflight" if self.step.kind == "preflight" else "submit"
         job, python = as_job(self.pipeline, self.step, backend), interpreter(self.pipeline)
         if backend == "slurm":
@@ -172,7 +172,7 @@ class StepRun:
         return [python, "-m", package, verb, str(path), "--on", backend, *self.step.overrides]
 
     def _execute(self, words: list[str], out: int) -> int:
-        """Run a command in a group of its own, to which signals that ask to stop are passed on."""
+        """Run a command in a process group of its own, to which stop signals are passed on."""
         environment = inherited() | {MARK: str(self.logs / MARK_FOLDER / "0")}
         if self._stopped:
             return ExitCode.REQUEUE
@@ -191,7 +191,7 @@ class StepRun:
         return ExitCode.REQUEUE if self._stopped and code > 128 else code
 
     def _end_late(self) -> int:
-        """Have what has used up its time save and end, and end it where it does not; 75, as SLURM would requeue it."""
+        """Have a command that has used up its time save and end, or kill it; returns 75, as SLURM would requeue it."""
         assert self._child
         self._pass_on()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -24,7 +24,7 @@ from .words import JOB, as_job
 
 FILE, RECORD, OLD = "pipeline.json", "job.json", ".old"
 MADE_ONCE = ("shard", "filter", "tokenizer", "export")
-"""Kinds whose commands make nothing where something is."""
+"""Kinds whose commands refuse to make an output that exists."""
 log = logger("cluster")
 
 
@@ -48,9 +48,9 @@ class Submission:
 
     Attributes:
         path, overrides, directory: as it was given, so that `rerun` can read it again.
-        tables: what stood in the file then, overrides applied: the file may be edited while steps wait. Once it is
+        tables: what was in the file then, with overrides applied: the file may be edited while steps wait. Once
             prepared, they name copies of the files of its runs.
-        order: all steps, each behind those that it waits for.
+        order: all steps, each after those that it waits for.
         queued: those that run, by name; the others are proven unchanged.
         host, pid, pid_started: of the driver of a local one.
         job: of the driver on Ray, and its server.
@@ -76,7 +76,7 @@ class Submission:
 
     @classmethod
     def load(cls, logs: Path) -> Submission:
-        """Raises: UserError: there is none, or it cannot be read."""
+        """Raises `UserError` if there is none, or it cannot be read."""
         try:
             fields = json.loads((logs / FILE).read_text(encoding="utf-8"))
             queued = {name: QueuedStep(**step) for name, step in fields.pop("queued").items()}
@@ -87,14 +87,14 @@ class Submission:
             raise UserError(f"{logs / FILE} is damaged ({error}): move it away and submit again.") from None
 
     def graph(self) -> Graph:
-        """As it was submitted; paths count from the folder of the submission, which must be the present one."""
+        """The graph as submitted; paths count from the folder of the submission, which must be the current one."""
         return Graph(pipeline_from_tables(self.tables, self.path))
 
     def folder(self, name: str) -> Path:
         return Path(self.logs) / name
 
     def record(self, name: str) -> JobRecord | None:
-        """What the step's process has noted; None before it begins by its present key."""
+        """What the step's process has noted; None before it begins with its present key."""
         if not (self.folder(name) / RECORD).exists():
             return None
         record = read_record(self.folder(name))
@@ -130,16 +130,16 @@ def draft(graph: Graph, overrides: list[str], backend: str, forced: Collection[s
 
 
 def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) -> None:
-    """Note on disk that the queued steps begin: outputs that were made otherwise are moved aside, and old records go.
+    """Note on disk that the queued steps begin: move aside outputs of other settings, and remove old records.
 
-    What they are to run by from then on is the submission's own graph.
+    From then on, the steps run by the submission's own graph.
 
     Raises:
-        UserError: an output in a store was made otherwise; nothing has been moved then.
+        UserError: an output in a store was made with other settings; nothing has been moved then.
     """
     again = set(forced).union(*(graph.behind(name) for name in forced))
     stale = []
-    begun = {name: queued for name, queued in submission.queued.items() if not queued.jobs}  # others are in a queue
+    begun = {name: queued for name, queued in submission.queued.items() if not queued.jobs}  # the others are in a queue
     for name, queued in begun.items():
         proof = read_proof(proof_path(graph, name))
         if proof and (proof.key != queued.key or (proof.done and name in again) or is_altered(graph, name, proof)):
@@ -166,7 +166,7 @@ def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) 
 
 
 def _keep_files_of_runs(graph: Graph, submission: Submission) -> None:
-    """Copy what the queued steps run by, which may be edited while they wait; of one in a queue it is the same."""
+    """Copy files that queued runs use, which may be edited while they wait; those of one in a queue stay the same."""
     for name in submission.queued:
         step, folder = graph.pipeline.steps[name], submission.folder(name) / JOB
         if step.kind in BY_RUN:
@@ -177,9 +177,9 @@ def _keep_files_of_runs(graph: Graph, submission: Submission) -> None:
 
 
 def is_made(graph: Graph, submission: Submission, name: str) -> bool:
-    """Whether a step has made all that it writes and was ended before it could say so, as by a full disk.
+    """Whether a step has made all its outputs but ended before it could say so, as on a full disk.
 
-    Its command, one of those that give their output its name when it is whole, would refuse to make it once more.
+    Its command, one of those that name their output only when it is complete, would refuse to make it again.
     """
     step, proof = graph.pipeline.steps[name], read_proof(proof_path(graph, name))
     if step.kind not in MADE_ONCE or own_outputs(graph, name) != list(step.writes):
@@ -213,7 +213,7 @@ def is_settled(graph: Graph, submission: Submission, name: str) -> bool:
 
 
 def find_pipeline(path: str) -> Path | None:
-    """The logs of the pipeline that a file or a folder is; None where it is none."""
+    """The logs of the pipeline that a file or a folder is; None if it is not a pipeline."""
     given = Path(path)
     if given.is_dir():
         return next((folder for folder in (given, given / "pipeline") if (folder / FILE).is_file()), None)

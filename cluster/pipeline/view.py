@@ -1,4 +1,4 @@
-"""How a pipeline stands, by what its steps have left on disk and what its back-end says of them."""
+"""The state of a pipeline, by what its steps have left on disk and what its back-end says about them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ENDED = ("unchanged", "done", "stopped", "failed", "blocked", "not run")
 
 @dataclass(frozen=True)
 class StepView:
-    """How a step stands.
+    """The state of a step.
 
     Attributes:
         seconds: from its first attempt to its end, or until now.
         made: such as "1,637 rows" or "step 600".
         log: the file to read.
-        why: what the scheduler says of it.
+        why: what the scheduler says about it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class StepView:
 
 @dataclass(frozen=True)
 class QueueAnswer:
-    """What a back-end says of a step that it knows: that it waits, runs, or will never."""
+    """What a back-end says about a step that it knows: that it waits, runs, or never will."""
 
     state: State
     why: str = ""
@@ -59,10 +59,10 @@ class QueueAnswer:
 def views(
     graph: Graph, submission: Submission, answers: Mapping[str, QueueAnswer] | None = None, active: bool = True
 ) -> list[StepView]:
-    """Of all steps, each behind those that it waits for.
+    """The views of all steps, each after those that it waits for.
 
     Args:
-        answers: of the back-end, by step; None where it has not been asked.
+        answers: of the back-end, by step; None if it has not been asked.
         active: the pipeline is being driven, or in a scheduler's queue.
     """
     found: dict[str, StepView] = {}
@@ -91,7 +91,7 @@ def views(
 
 
 def as_table(found: list[StepView]) -> str:
-    """For a terminal."""
+    """The views as a table for a terminal."""
     head = ("step", "kind", "state", "time", "made", "exit", "log")
     lines = [head, *((v.name, v.kind, state_words(v), duration(v.seconds), v.made, _exit(v), v.log) for v in found)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -118,7 +118,7 @@ def _exit(view: StepView) -> str:
 
 
 def _is_blocked(submission: Submission, name: str, before: Mapping[str, StepView]) -> bool:
-    """Whether a step, however far before it, has failed; SLURM itself says so only of those right behind that."""
+    """Whether a step that it depends on, directly or not, has failed; SLURM says so only of direct dependents."""
     return any(before[need].state in ("failed", "blocked") for need in submission.queued[name].needs)
 
 
@@ -134,7 +134,7 @@ def _state(submission: Submission, name: str, tried: list[JobAttempt], active: b
 
 
 def attempts(submission: Submission, name: str) -> list[JobAttempt]:
-    """Of a queued step, what is noted of them since it was submitted."""
+    """The attempts at a queued step that were noted since it was submitted."""
     if record := submission.record(name):
         return record.attempts
     return [one for one in noted_attempts(submission.folder(name) / JOB) if one.started >= submission.submitted - 1]
@@ -167,5 +167,5 @@ def _log(submission: Submission, name: str) -> Path | None:
 
 
 def as_facts(submission: Submission, found: list[StepView]) -> dict[str, Any]:
-    """For programs."""
+    """The views for programs."""
     return {"pipeline": submission.path, "backend": submission.backend, "steps": [vars(view) for view in found]}

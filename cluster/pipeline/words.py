@@ -21,7 +21,7 @@ PROGRAMS = {
     "index": ("mvlm", "index"),
 }
 OUTPUT = dict.fromkeys(PROGRAMS, "--out") | {"evaluate": "--json"}
-"""The option that names the first of what a step writes; the scores of rows have none, they lie beside the rows."""
+"""The option that names a step's first output; scores of rows have none, since they lie beside the rows."""
 del OUTPUT["score"]
 JOB = "job"
 """Folder below a step's logs for those of its ranks."""
@@ -40,7 +40,7 @@ def step_folder(pipeline: Pipeline, name: str) -> Path:
 
 
 def command_words(step: PipelineStep) -> list[str]:
-    """The words that decide what a step makes, behind `python -m`; of `command` the whole command line."""
+    """The words that decide what a step makes, after `python -m`; of `command` the whole command line."""
     if step.kind == "command":
         return list(step.command)
     words = [*PROGRAMS[step.kind], *step.command]
@@ -59,17 +59,17 @@ def program_words(step: PipelineStep) -> list[str]:
 
 
 def process_words(pipeline: Pipeline, step: PipelineStep) -> list[str]:
-    """The argument list of such a step."""
+    """The argument list of a step's process."""
     return program_words(step) if step.kind == "command" else [interpreter(pipeline), "-m", *program_words(step)]
 
 
 def part_words(pipeline: Pipeline, step: PipelineStep, part: int) -> list[str]:
-    """Of one of the parts that share the work; the command without a part joins them."""
+    """The argument list of one of the parts that share the work; the command without a part joins them."""
     return [*process_words(pipeline, step), "--part", f"{part}/{step.parts}"]
 
 
 def as_job(pipeline: Pipeline, step: PipelineStep, backend: str) -> Job:
-    """The job of [job] that a step is, as far as a scheduler or a trainer cares."""
+    """The step as a job, as far as a scheduler or a trainer cares."""
     settings = pipeline.settings
     by_run = step.kind in BY_RUN
     ranks = step.gpus or step.processes

@@ -27,7 +27,7 @@ CANNOT = ("modules", "partition", "account", "qos", "gpu_request", "launcher", "
 DRIVER_LINES = 20
 RAY_VARIABLES = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_JOB_STOP_WAIT_TIME_S": str(round(PATIENCE) + 60),  # Ray kills a driver 3 s after SIGTERM otherwise
+    "RAY_JOB_STOP_WAIT_TIME_S": str(round(PATIENCE) + 60),  # otherwise Ray kills a driver 3 s after SIGTERM
     "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # LOCAL_RANK counts the GPUs of a node
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # runs and their attempts in the dashboard
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
@@ -95,7 +95,7 @@ def _sweep_lines(job: Job) -> list[str]:
 
 
 def reach(job: Job) -> None:
-    """Raises: UserError: no job server answers, or the job runs already."""
+    """Raises `UserError` if no job server answers, or the job runs already."""
     connect(address(job))
     earlier_attempts(job.log_folder)
 
@@ -104,7 +104,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     """Hand the job to Ray's job server, and return as soon as that has it.
 
     Returns:
-        0; what becomes of the job, `status` and `logs -f` tell. Within a job of Ray's, the job's own exit code.
+        0; `status` and `logs -f` tell what becomes of the job. Within a job of Ray, the job's own exit code.
 
     Raises:
         UserError: the job cannot run on Ray, runs already, or there is no job server at the address.
@@ -135,7 +135,7 @@ def submit(job: Job, overrides: list[str]) -> int:
 
 
 def refuse_another_sweep(job: Job, folder: Path) -> None:
-    """Raises: UserError: Tune would take runs that are done for those of the same numbers, or go by what it kept."""
+    """Raises `UserError` if Tune would take finished runs for others of the same numbers, or use settings it kept."""
     if not (job.sweep and (folder / TUNE).exists() and (folder / FILE).exists()):
         return
     before = RayJobSpec.load(folder / FILE).job.sweep
@@ -149,13 +149,13 @@ def refuse_another_sweep(job: Job, folder: Path) -> None:
     for key in ("parallel", "grace_steps", *(("metric", "mode", "reduction") if before.grace_steps else ())):
         if (kept := getattr(before, key)) != getattr(job.sweep, key):
             raise UserError(
-                f"{job.name} has begun with sweep.{key} = {kept!r}, by which it would go on: put that back, "
+                f"{job.name} has begun with sweep.{key} = {kept!r}, with which it would continue: put that back, "
                 "or give it another job.name and run.dir."
             )
 
 
 def status(folder: Path) -> JobStatus:
-    """What Ray says of the job; of a sweep, what its trials have noted."""
+    """What Ray says about the job; of a sweep, also what its trials have noted."""
     record = read_record(folder)
     state, exit_code = _state(record)
     active = _is_active(state)
@@ -165,7 +165,7 @@ def status(folder: Path) -> JobStatus:
 
 
 def _trials(folder: Path) -> list[JobRecord]:
-    """Those of a sweep that have begun; empty for a job that is none."""
+    """The trials of a sweep that have begun; empty if the job is not a sweep."""
     return [read_record(path.parent) for path in sorted(folder.glob(f"trial-*/{RECORD}"))]
 
 
@@ -176,7 +176,7 @@ def _last_attempt(trial: JobRecord, active: bool) -> str:
 def logs(folder: Path, follow: bool) -> None:
     """Print the logs of all attempts, until the job ends if asked; of a sweep, the log of its driver.
 
-    That of a job that has failed ends with the last lines of its driver's.
+    If the job has failed, the last lines of its driver's log follow.
     """
     record = read_record(folder)
     if RayJobSpec.load(folder / FILE).job.sweep:
@@ -220,7 +220,7 @@ def _check_supported(job: Job) -> None:
 
 
 def _state(record: JobRecord) -> tuple[str, int | None]:
-    """Ray's status of a job, "" for one that it does not know, and the exit code of its driver."""
+    """Ray's status of a job, "" if it does not know it, and the exit code of its driver."""
     return client.job_state(connect(record.host), record.host, record.job_id)
 
 
@@ -229,10 +229,10 @@ def _is_active(state: str) -> bool:
 
 
 def earlier_attempts(folder: Path) -> list[JobAttempt]:
-    """Of earlier submissions.
+    """The attempts of earlier submissions.
 
     Raises:
-        UserError: the last of them still runs, as far as is known.
+        UserError: the last submission still runs, as far as is known.
     """
     if not (folder / RECORD).exists():
         return []

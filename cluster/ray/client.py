@@ -1,4 +1,4 @@
-"""Talking to Ray's job server, with its mistakes as sentences."""
+"""Talking to Ray's job server, with its errors as sentences."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ADDRESS = "RAY_API_SERVER_ADDRESS"
 ACTIVE = ("PENDING", "RUNNING")
 LOST = "LOST"
 UNKNOWN = "status code 404"
-"""In what the client raises, where the server has answered that it knows no such job."""
+"""Part of what the client raises if the server has answered that it knows no such job."""
 POLL_SECONDS = 1.0
 WITHIN = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's job server sets it for what it starts."""
 
 
 def address(job: Job) -> str:
-    """Raises: UserError: neither the job nor the environment names one, or it is of another of Ray's servers."""
+    """The dashboard's; raises `UserError` if neither job nor environment names it, or it is another server of Ray."""
     given = job.ray_address or os.environ.get(ADDRESS, "")
     if not given:
         raise UserError(
@@ -66,7 +66,7 @@ def connect(server: str) -> Any:
 
 @contextlib.contextmanager
 def _named(server: str) -> Iterator[None]:
-    """Have Ray take the address that it is given: its variable would go before that."""
+    """Make Ray use the address that it is given, over which its variable would take precedence."""
     before = os.environ.get(ADDRESS)
     os.environ[ADDRESS] = server
     try:
@@ -79,21 +79,21 @@ def _named(server: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusals_as_mistakes() -> Iterator[None]:
-    """Turn what the server answers to a request that it refuses into a UserError."""
+    """Turn the server's answer to a request that it refuses into a `UserError`."""
     try:
         yield
-    except RuntimeError as error:  # the client's, for whatever the server answers
+    except RuntimeError as error:  # from the client, for whatever the server answers
         raise UserError(f"Ray's job server refuses it: {first_line(error)}") from None
-    except OSError as error:  # requests', where it does not answer, or not in time
+    except OSError as error:  # from requests, if it does not answer, or not in time
         reason = first_line(error)
         raise UserError(f"Ray's job server gives no answer ({reason}): see whether the cluster is up.") from None
 
 
 def job_state(server: Any, address: str, job_id: str) -> tuple[str, int | None]:
-    """Ray's word for a job and the exit code of its driver; "" for one that it does not know.
+    """Ray's word for the state of a job, "" if it does not know it, and the exit code of its driver.
 
-    Of a head that was lost with the driver, and is back with what Ray had noted of its jobs, the word would be RUNNING
-    until another job is submitted: it is LOST.
+    If the head was lost with the driver and is back with Ray's notes about its jobs, Ray's word would be RUNNING until
+    another job is submitted; here it is LOST.
 
     Raises:
         UserError: the server does not answer, or cannot say, as when the head's own store has died.
@@ -112,13 +112,13 @@ def job_state(server: Any, address: str, job_id: str) -> tuple[str, int | None]:
 
 
 def refuse_second(address: str, job_id: str, name: str, record: Path) -> None:
-    """See that what was submitted last has ended.
+    """Make sure that what was submitted last has ended.
 
     Args:
         record: the file that says where it went.
 
     Raises:
-        UserError: it runs, or nobody answers who knows.
+        UserError: it runs, or no server answers that knows.
     """
     try:
         server = connect(address)
@@ -136,7 +136,7 @@ def _is_dead(address: str, node_id: str) -> bool:
     from ray.util.state.exception import RayStateApiException
 
     try:
-        with _named(address):  # told of one node, Ray misses the others
+        with _named(address):  # with this filter, Ray takes the other nodes for missing
             nodes = list_nodes(address, [("node_id", "=", node_id)], raise_on_missing_output=False)
         return any(node.state == "DEAD" for node in nodes)
     except RayStateApiException:  # it does not answer in time
@@ -144,16 +144,16 @@ def _is_dead(address: str, node_id: str) -> bool:
 
 
 def outcome(server: Any, job_id: str) -> int:
-    """0; within a job of Ray's the exit code of what it has submitted, once that has ended.
+    """0; within a job of Ray, the exit code of what it has submitted, once that has ended.
 
-    A RayJob of Kubernetes would else be over as soon as its work is queued. Told to end, it has its work stopped.
+    Otherwise a RayJob of Kubernetes would be over as soon as its work is queued. SIGTERM stops what was submitted.
     """
     if WITHIN not in os.environ:
         return ExitCode.DONE
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     while True:
-        with contextlib.suppress(OSError):  # a dashboard that starts anew; the head itself is this process's own
+        with contextlib.suppress(OSError):  # a dashboard that is restarting; this process runs on the head itself
             if told:
                 server.stop_job(job_id)
                 told.clear()
@@ -181,7 +181,7 @@ def driver_log(client: Any, job_id: str) -> str:
 
 
 def follow_driver_log(client: Any, job_id: str) -> None:
-    """Print it, and what it gains until the job ends."""
+    """Print a job's log as it grows, until the job ends."""
 
     async def follow() -> None:
         async for text in client.tail_job_logs(job_id):

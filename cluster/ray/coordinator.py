@@ -70,10 +70,10 @@ class Coordinator:
         """Begin an attempt, asked by its rank 0.
 
         Returns:
-            Its number; None where the job is ending and none is to begin.
+            Its number; None if the job is ending and none is to begin.
 
         Raises:
-            OSError: it cannot have a folder, as on a full disk, which counts as a restart.
+            OSError: its folder cannot be made, as on a full disk, which counts as a restart.
         """
         if self._now:
             self._now.over.set()
@@ -98,7 +98,7 @@ class Coordinator:
         """Note where a rank is.
 
         Args:
-            node: Ray's id, which is another once a lost node has come back.
+            node: Ray's id, which changes when a lost node comes back.
         """
         self._nodes[rank] = node
         self._say(f"rank {rank} is on {host}")
@@ -180,18 +180,18 @@ class Coordinator:
             self._say(f"ranks that had not ended after {seconds:.0f} s are ended now")
 
     async def verdict(self) -> int | None:
-        """The job's exit code, asked when Ray Train has given up; None where another attempt is worth making."""
+        """The job's exit code, asked when Ray Train has given up; None if another attempt is worth making."""
         now = self._now
         if now and now.attempt.number > self._judged:
             self._judged = now.attempt.number
             now.over.set()
             self._close(now)
             return (await self.exit_code()) if self._ending or _gravest(now.codes) in FINAL[1:] else None
-        self._count_restart()  # Ray has begun none
+        self._count_restart()  # Ray has begun no attempt
         return (await self.exit_code()) if self._ending else None
 
     async def exit_code(self) -> int:
-        """Of the last attempt; where it did not come to an end, of a bug, or of a job that was told to end."""
+        """The last attempt's exit code; if it came to no end, that of a bug, or of a job that was told to end."""
         return _gravest(self._now.codes if self._now else {}) or (ExitCode.REQUEUE if self._ending else ExitCode.BUG)
 
     def _current(self, attempt: int) -> RunningAttempt | None:
@@ -218,13 +218,13 @@ class Coordinator:
             self._end(f"job.requeue allows {self._restarts} restarts, all of which have been used")
 
     def _end(self, reason: str) -> None:
-        """There is to be no other attempt."""
+        """Let there be no other attempt."""
         if not self._ending:
             self._ending = reason
             self._say(reason)
 
     def _note(self) -> None:
-        """Leave word of the attempts, where there is room: what becomes of them does not depend on it."""
+        """Record the attempts, if there is room on the disk: what becomes of them does not depend on it."""
         with suppress(OSError):
             self._record.save(self._logs)
 

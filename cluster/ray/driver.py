@@ -28,13 +28,13 @@ SETTLE_SECONDS = 30.0  # for Ray to notice that its workers have ended
 
 def main(argv: list[str]) -> int:
     """Run the job to its end; returns its exit code."""
-    end_with_parent()  # the shell without which Ray takes the job for failed, or the step that this is of
+    end_with_parent()  # Ray's shell, without which Ray takes the job for failed, or a pipeline's step
     spec = RayJobSpec.load(Path(argv[0]))
     os.chdir(spec.directory)
     is_preflight = spec.words[0] == "preflight"
     try:
-        ray.init(log_to_driver=not is_preflight)  # whose result is to be seen
-    except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
+        ray.init(log_to_driver=not is_preflight)  # so that its result can be seen
+    except Exception as error:  # Ray raises bare ones if a part of it does not come up in time
         reason = first_line(error)
         print(f"cluster: Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.", flush=True)
         return ExitCode.MISTAKE if is_preflight else ExitCode.REQUEUE
@@ -61,7 +61,7 @@ def _preflight(spec: RayJobSpec) -> int:
 
 
 def _nodes() -> str:
-    """Such as "n1 has 8 CPUs and 2 GPUs, n2 is dead"; those that others use are among them."""
+    """Such as "n1 has 8 CPUs and 2 GPUs, n2 is dead", including those that others use."""
     said = []
     for node in sorted(ray.nodes(), key=lambda node: not node["Alive"]):
         has = node["Resources"]
@@ -83,7 +83,7 @@ def _watch_for_the_end(spec: RayJobSpec) -> None:
         deadline = time.monotonic() + patience
         while any(_ask_coordinators(lambda actor: actor.stop.remote(reason))) and time.monotonic() < deadline:
             time.sleep(1)  # asked again: a sweep begins other runs meanwhile
-        time.sleep(SETTLE_SECONDS)  # this thread ends with the driver, if that does not wait for nodes
+        time.sleep(SETTLE_SECONDS)  # unless the driver waits for nodes, it ends meanwhile, and this thread with it
         sys.stdout.flush()
         os._exit(ExitCode.REQUEUE)
 

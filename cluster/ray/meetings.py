@@ -1,4 +1,4 @@
-"""What all workers of an attempt do together every few seconds, as Ray Train wants it of its reports."""
+"""What all workers of an attempt do together every few seconds, as Ray Train requires for reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Meetings(threading.Thread):
     """Report each new checkpoint to Ray Train, and have the ranks save when one of their nodes is about to go.
 
     A checkpoint stays where the run has saved it, and the run may remove it later: what is reported is a folder with
-    its path. In a thread, since a worker that does not come keeps the others, who have ranks to watch over.
+    its path. In a thread, since a worker that does not come holds up the others, which have ranks to watch over.
     """
 
     def __init__(self, run: Path, reports: Path, coordinator: Any, attempt: int, rank: int) -> None:
@@ -46,7 +46,7 @@ class Meetings(threading.Thread):
         self.join(LAST_SECONDS)
 
     def _meet(self) -> bool:
-        """Returns: whether it was the last."""
+        """Meet once; returns whether it was the last time."""
         is_over = self._over.wait(PERIOD_SECONDS)
         latest = latest_checkpoint(self._run) if self._rank == 0 else None
         news = (latest, latest != self._reported, is_over)

@@ -12,14 +12,14 @@ from .spec import RayJobSpec
 
 FILE = "preflight.json"
 PLACE_SECONDS = 300  # for Ray to find room, or to add nodes
-LIMIT_MINUTES = 10  # whatever hangs
+LIMIT_MINUTES = 10  # even if something hangs
 
 
 def preflight(job: Job, overrides: list[str]) -> int:
     """Wait for the nodes, measure, and print what is found.
 
     Returns:
-        0 when all is well; 1 when not.
+        0 if all is well; 1 if not.
 
     Raises:
         UserError: the job cannot run, or no job server answers.

@@ -17,13 +17,13 @@ from mvlm.runtime.launch import end_with_parent
 from ..attempt import shell_code
 
 RETRIES = 5
-"""Of a command whose worker or node was lost."""
+"""Retries of a command whose worker or node was lost."""
 POLL_SECONDS = 0.1
 
 
 class Runner:
-    """An actor that runs a command. Of an actor's node that falls silent Ray tells at once when it gives the node up;
-    who waits for a task there learns of it only from gRPC, up to seven minutes later.
+    """An actor that runs a command. If an actor's node falls silent, Ray tells as soon as it gives the node up; whoever
+    waits for a task there learns of it only from gRPC, up to seven minutes later.
     """
 
     def __init__(self) -> None:
@@ -34,10 +34,10 @@ class Runner:
         """Returns once the actor has its place."""
 
     def run(self, words: Sequence[str], folder: str) -> int:
-        """Run the command to its end; its exit code.
+        """Run the command to its end; returns its exit code.
 
         Args:
-            folder: that its paths count from; Ray's own is another.
+            folder: where its paths count from; Ray's own is another.
         """
         self._process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
         if self._stopped:
@@ -55,8 +55,8 @@ class RemoteProcess:
     """A command in this process's folder, from the moment at which Ray is asked for room.
 
     Args:
-        name: as Ray shows it, no other's of this driver.
-        memory: bytes; 0 where it does not matter.
+        name: as Ray shows it, unique within this driver.
+        memory: bytes; 0 if it does not matter.
     """
 
     def __init__(self, words: Sequence[str], name: str, cpus: int, gpus: int, memory: int = 0) -> None:

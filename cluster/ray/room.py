@@ -15,14 +15,14 @@ from .spec import RayJobSpec
 
 LOOK_SECONDS = 1.0
 SETTLE_SECONDS = 5.0  # for nodes that come, or are found lost, at about the same time
-START_SECONDS = 60.0  # until a job that waits for no room is given up
+START_SECONDS = 60.0  # until a job that does not wait for room is given up
 
 
 class Room:
     """Holds free resources for the ranks of up to so many nodes.
 
     Args:
-        nodes: of the job's; where their ranks are placed is Ray's to say.
+        nodes: of the job; Ray decides where their ranks are placed.
     """
 
     def __init__(self, spec: RayJobSpec, nodes: int) -> None:
@@ -30,7 +30,7 @@ class Room:
         self._groups = [placement_group(ranks, strategy="PACK") for _ in range(nodes)]
 
     def nodes(self) -> int:
-        """For how many there is room now."""
+        """How many nodes there is room for now."""
         table = placement_group_table()
         return sum(table.get(group.id.hex(), {}).get("state") == "CREATED" for group in self._groups)
 
@@ -44,7 +44,7 @@ def find_room(spec: RayJobSpec, least: int, most: int, waits: bool) -> int:
     """How many nodes there is room for, once there is for the fewest that will do.
 
     Args:
-        waits: for that, however long; otherwise `least` is the answer after a minute.
+        waits: for that, however long it takes; otherwise `least` is the answer after a minute.
     """
     room, began = Room(spec, most), time.monotonic()
     try:
@@ -73,7 +73,7 @@ class Growth(threading.Thread):
 
     def run(self) -> None:
         if not self._nodes or not self._wait(lambda: ray.get(self._coordinator.is_running.remote())):
-            return  # what is asked for before Ray Train has its own would take it away
+            return  # room asked for before Ray Train has its own would take that away
         room = Room(self._spec, self._nodes)
         try:
             if self._wait(lambda: room.nodes() > 0) and not self._over.wait(SETTLE_SECONDS):
@@ -87,7 +87,7 @@ class Growth(threading.Thread):
         self.join()
 
     def _wait(self, reached: Callable[[], bool]) -> bool:
-        """Whether it is so before the attempt is over."""
+        """Whether `reached` becomes true before the attempt is over."""
         while not reached():
             if self._over.wait(LOOK_SECONDS):
                 return False

@@ -22,7 +22,7 @@ class RayJobSpec:
     """All that a driver needs; every path is absolute, and the same on all nodes."""
 
     job: Job
-    words: list[str]  # behind `mvlm`, of each rank
+    words: list[str]  # after `mvlm`, of each rank
     directory: str  # where the command was given; paths in the job and in overrides count from it
     python: str
     run_folder: str
@@ -53,6 +53,6 @@ class RayJobSpec:
         return {"CPU": float(self.job.cpus_per_process or 1)} | gpu
 
     def ranks(self) -> tuple[int, int]:
-        """At least and at most."""
+        """The least and the most ranks."""
         job = self.job
         return (job.min_nodes or job.nodes) * job.ranks_per_node, job.nodes * job.ranks_per_node

@@ -1,7 +1,7 @@
-"""A sweep on Ray Tune: the job's run with other settings, many times, the bad ones given up early where asked (ASHA).
+"""A sweep on Ray Tune: the job's run with other settings, many times, giving up bad ones early if asked to (ASHA).
 
 Each trial is a run of its own, in a folder below the job's run.dir, trained as a single job is. Tune's own folder lies
-beside the logs; where it is found, the sweep resumes: trials that are done stay so, others from their checkpoints.
+beside the logs; if it exists, the sweep resumes: finished trials stay so, others continue from their checkpoints.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run_sweep(spec: RayJobSpec) -> int:
     """Run the sweep or resume it, and leave its table as sweep.json and sweep.csv in the job's run folder.
 
     Returns:
-        The exit code: 0 where each trial is done or was given up, else what was worst.
+        The exit code: 0 if each trial is done or was given up, else the worst.
     """
     sweep = spec.job.sweep
     assert sweep
@@ -69,7 +69,7 @@ def _tuner(spec: RayJobSpec, sweep: Sweep, trials: list[RayJobSpec]) -> tune.Tun
     """A new one, or the one whose state is found beside the logs."""
 
     def report(measures: dict[str, Any]) -> None:
-        if isinstance(measures.get(sweep.metric), int | float):  # those of held-out data come with the first evaluation
+        if isinstance(measures.get(sweep.metric), int | float):  # held-out ones come with the first evaluation
             tune.report(measures)
 
     def run_trial(config: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / "sweep.json", json.dumps(rows, indent=1))
     flat = [{name: value for name, value in row.items() if name != "values"} | row["values"] for row in rows]
-    table = pandas.DataFrame(flat, dtype=object)  # as they are: a missing step must not make others fractions
+    table = pandas.DataFrame(flat, dtype=object)  # values as they are: a missing step must not turn others into floats
     write_durably(folder / "sweep.csv", table.to_csv(index=False))
     print(table.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
     print(f"cluster: the table is kept in {folder / 'sweep.json'} and {folder / 'sweep.csv'}", flush=True)

@@ -30,7 +30,7 @@ def train(spec: RayJobSpec, report: Callable[[dict[str, Any]], None] | None = No
 
     Args:
         report: is told of metrics as they come, the newest line of each second.
-        waits: for room, however long there is none.
+        waits: for room, however long that takes.
 
     Returns:
         The exit code of the last attempt.
@@ -47,7 +47,7 @@ def train(spec: RayJobSpec, report: Callable[[dict[str, Any]], None] | None = No
         try:
             result: Any = _trainer(spec, coordinator, nodes, waits).fit()
             return result.return_value
-        except (TrainingFailedError, RayActorError) as error:  # the latter of Train's controller, which was killed
+        except (TrainingFailedError, RayActorError) as error:  # the latter if Train's controller was killed
             code = ray.get(coordinator.verdict.remote())
             goes_on = waits and (least < most or isinstance(error, RayActorError))
             if code is not None or not goes_on:
@@ -57,9 +57,9 @@ def train(spec: RayJobSpec, report: Callable[[dict[str, Any]], None] | None = No
 
 
 def _trainer(spec: RayJobSpec, coordinator: Any, nodes: int, waits: bool) -> DataParallelTrainer:
-    """Starts all workers again after a fault; where nodes may come and go, `train` does, by what is there then."""
+    """It starts all workers again after a fault; if nodes may come and go, `train` does so, on those that are there."""
     elastic = bool(spec.job.min_nodes) and spec.job.min_nodes < spec.job.nodes
-    restarts = 0 if elastic else -1  # which are worth it, and how many, the coordinator says
+    restarts = 0 if elastic else -1  # the coordinator says which are worth it, and how many
     storage, name = Path(spec.logs) / "ray", f"from-attempt-{next_attempt(Path(spec.logs)):03d}"
     limits: dict[str, Any] = {  # Any: a type checker reads the classes of Train's first version
         "max_failures": restarts,
@@ -78,8 +78,8 @@ def _trainer(spec: RayJobSpec, coordinator: Any, nodes: int, waits: bool) -> Dat
 
 
 def _start_coordinator(spec: RayJobSpec) -> Any:
-    """On this node, which the job does not outlive anyhow. One that is killed knows no attempt when it is back, so that
-    the workers begin another."""
+    """Start it on this node, which the job would not outlive anyway. If it is killed, it knows no attempt when it is
+    back, so that the workers begin another."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_concurrency": 10_000, "scheduling_strategy": here}
     options |= {"max_restarts": -1, "max_task_retries": -1}

@@ -1,8 +1,8 @@
 """A Ray Train worker: it starts one rank of `mvlm train` as a process, watches over it and reports its metrics.
 
-What an earlier attempt has left on this machine ends first; a rank that trains imports meanwhile what it needs.
-The rank outlives no worker for long: it notices the death of the process that started it, saves and ends, and the
-workers of the next attempt on that machine end what is left of it.
+What an earlier attempt has left on this machine is ended first, while a rank that trains does its imports. A rank does
+not outlive its worker for long: it notices the death of the process that started it, saves and ends, and the workers of
+the next attempt on that machine end what is left of it.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from .meetings import Meetings
 from .spec import RayJobSpec
 
 BEAT_SECONDS = 0.5
-ASK_SECONDS = 5.0  # to wait for an answer of the driver's node, which may be out of reach for a while
+ASK_SECONDS = 5.0  # to wait for an answer from the driver's node, which may be out of reach for a while
 LEFT_BEHIND_SECONDS = 20.0  # for what an earlier attempt has left on this machine to end by itself
-WITHOUT_PEERS_SECONDS = 2.0  # the same, where a node of it is lost: its ranks wait for one another, and cannot save
+WITHOUT_PEERS_SECONDS = 2.0  # the same, if a node of it is lost: its ranks wait for one another, and cannot save
 OUT_OF_REACH = object()
 SHOWN = ("step", "loss", "pairs_per_s")
 
 
 class RankFailed(Exception):
-    """Ray Train starts the workers again for it, as often as the job allows."""
+    """It makes Ray Train start the workers again, as often as the job allows."""
 
 
 def run_rank(spec: RayJobSpec, coordinator: Any, reports: Path) -> int:
@@ -100,8 +100,8 @@ def run_rank(spec: RayJobSpec, coordinator: Any, reports: Path) -> int:
 
 
 def _start(spec: RayJobSpec, variables: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """The rank; where this node lacks a variable that the job refers to, a process that says so and ends as a rank does
-    for a mistake, after which no other attempt is made."""
+    """Start the rank or, if this node lacks a variable that the job refers to, a process that says so and ends as a
+    rank does for a mistake, after which no other attempt is made."""
     command = spec.command()
     try:
         variables = for_process(spec.job) | variables
@@ -121,9 +121,9 @@ def _start(spec: RayJobSpec, variables: dict[str, str], log: Path) -> subprocess
 
 
 def _release(process: subprocess.Popen[bytes], after: Callable[[], None]) -> None:
-    """Let a rank that is held begin once something is done; where that fails, it ends."""
+    """Let a rank that is held begin once `after` has run; if that fails, the rank ends."""
     assert process.stdin
-    # it may have ended for a mistake, which its exit code says
+    # it may have ended for a mistake, as its exit code says
     with contextlib.suppress(BrokenPipeError), process.stdin:
         after()
         process.stdin.write(b"\n")
@@ -159,13 +159,13 @@ class RankWatch:
             time.sleep(BEAT_SECONDS)
 
     def _tell_end(self) -> bool:
-        """Whether it could be told."""
+        """Tell the coordinator how the rank has ended; returns whether it could be told."""
         step = newest_step(self._run) if self._rank == 0 else 0
         code = shell_code(self._process.returncode)
         return _answer(self._coordinator.rank_ended.remote(self._attempt, self._rank, code, step)) is not OUT_OF_REACH
 
     def _new_metrics(self) -> dict[str, Any] | None:
-        """The run's newest, of rank 0, where they have not been seen; among Ray's own metrics, too."""
+        """The run's newest, from rank 0, if they have not been seen; they also become metrics of Ray."""
         if self._rank or (line := newest_measures(self._run)) == self._seen:
             return None
         self._seen = line
@@ -175,7 +175,7 @@ class RankWatch:
 
 
 def _answer(question: Any) -> Any:
-    """What the coordinator answers; `OUT_OF_REACH` where it does not for now: the rank continues, and Ray decides."""
+    """What the coordinator answers; `OUT_OF_REACH` if it does not for now: the rank continues, and Ray decides."""
     try:
         return ray.get(question, timeout=ASK_SECONDS)
     except (GetTimeoutError, ActorUnavailableError):
@@ -183,14 +183,14 @@ def _answer(question: Any) -> Any:
 
 
 def _patience(coordinator: Any) -> float:
-    """Seconds that ranks of the attempt before get to end by themselves."""
+    """Seconds that ranks of the previous attempt get to end by themselves."""
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     whole = ray.get(coordinator.nodes_before.remote()) <= alive
     return LEFT_BEHIND_SECONDS if whole else WITHOUT_PEERS_SECONDS
 
 
 def _end_earlier_attempts(logs: Path, attempt: int, host: str, coordinator: Any) -> None:
-    """End the ranks of earlier attempts whose workers have died, as one that waits for a lost node would for long."""
+    """End the ranks of earlier attempts, whose workers have died: one that waits for a lost node would stay long."""
     folders = [attempt_folder(logs, earlier) for earlier in attempt_numbers(logs) if earlier < attempt]
     for folder in folders:
         if members(folder):

@@ -25,9 +25,9 @@ from .script import ScriptRun, script
 
 CANNOT = ("ray_address",)
 OF_EARLY_STOPPING = ("metric", "mode", "grace_steps", "reduction")
-"""Nobody watches over an array's runs, to end one in favour of another."""
+"""Not for an array, of which nobody watches the runs to end one in favour of another."""
 SCRIPT = "job.sbatch"
-VALUES = "sweep.json"  # beside it, of the runs in their order
+VALUES = "sweep.json"  # beside it: what the runs try, in their order
 POLL_SECONDS = 2.0  # between questions to the controller, which has other users
 AGAIN_SECONDS = 60.0  # until a job is told again to stop: its ranks may not have been there yet
 PATIENCE = 600.0  # seconds that ranks get to save
@@ -47,7 +47,7 @@ def render(job: Job, overrides: list[str]) -> str:
 
 
 def reach(job: Job) -> None:
-    """Raises: UserError: this machine has no SLURM, or the job is in its queue already."""
+    """Raises `UserError` if this machine has no SLURM, or the job is in its queue already."""
     slurm_queue.require("sbatch")
     refuse_second(job)
 
@@ -90,7 +90,7 @@ def submit(job: Job, overrides: list[str]) -> int:
 
 
 def status(folder: Path) -> JobStatus:
-    """What the queue says, and what the script has noted of its attempts; of a sweep, of each run."""
+    """What the queue says, and what the script has noted about its attempts; for a sweep, about each run."""
     record = read_record(folder)
     queue = slurm_queue.queued(record.job_id)
     runs = [_status(run, [entry for entry in queue if entry.id == read_record(run).job_id]) for run in _runs(folder)]
@@ -103,7 +103,7 @@ def status(folder: Path) -> JobStatus:
 def _status(folder: Path, queue: list[QueueEntry], words: str = "") -> JobStatus:
     """
     Args:
-        words: of a run of a sweep its state, or how its last attempt ended.
+        words: "" for a run of a sweep, whose state, or how its last attempt ended, is taken instead.
     """
     attempts = noted_attempts(folder)
     state = queue[0].state if queue else describe_exit(attempts[-1].exit_code if attempts else None)
@@ -115,7 +115,7 @@ def logs(folder: Path, follow: bool) -> None:
     """Print the logs of all attempts, ranks merged, until the job leaves the queue if asked, and then SLURM's own.
 
     Raises:
-        UserError: a sweep is to be followed, which has as many logs as runs.
+        UserError: `follow` is asked of a sweep, which has as many logs as runs.
     """
     runs = _runs(folder)
     if runs and follow:
@@ -126,7 +126,7 @@ def logs(folder: Path, follow: bool) -> None:
 
 
 def _show_slurms_own(folder: Path, job_id: str) -> None:
-    """Print what stands in none of the attempts: that a module is missing, or a node was lost."""
+    """Print what is in no attempt's log, such as that a module is missing or a node was lost."""
     for place in (folder, folder.parent):  # the folder of a sweep has those of its runs
         path = place / f"slurm-{job_id}.log"
         if path.exists() and (text := path.read_text(encoding="utf-8", errors="replace")):
@@ -171,7 +171,7 @@ def _script_runs(job: Job, overrides: list[str]) -> list[ScriptRun]:
 
 
 def _values(sweep: Sweep) -> list[list[str]]:
-    """Of each run what it tries."""
+    """What each run tries."""
     return [[override(name, value) for name, value in picked.items()] for picked in combinations(sweep)]
 
 
@@ -180,12 +180,12 @@ def _noted_values(path: Path) -> list[list[str]]:
 
 
 def _note_values(path: Path, values: list[list[str]]) -> None:
-    """Keep those of runs that are not tried this time: they have begun."""
+    """Write what the runs try, and keep what further runs of an earlier submission tried: they have begun."""
     write_durably(path, json.dumps([*values, *_noted_values(path)[len(values) :]]))
 
 
 def _refuse_other_values(job: Job) -> None:
-    """Raises: UserError: a run that has begun would go on, or count as done, as one of other values."""
+    """Raises `UserError` if a run that has begun would continue, or count as done, with other values."""
     if job.sweep:
         before = _noted_values(job.log_folder / VALUES)
         for number, (first, now) in enumerate(zip(before, _values(job.sweep), strict=False)):
@@ -201,7 +201,7 @@ def _label(number: int) -> str:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Log folders of a sweep's runs; empty for a job that is none."""
+    """Log folders of a sweep's runs; empty if the job is not a sweep."""
     job_id = read_record(folder).job_id
     found = sorted(path.parent for path in folder.glob(f"[0-9]*/{RECORD}"))
     return [path for path in found if read_record(path).job_id.partition("_")[0] == job_id]
@@ -221,7 +221,7 @@ def refuse_second(job: Job) -> None:
 def _condition(record: JobRecord, queue: list[QueueEntry]) -> str:
     job = f"job {record.job_id} is "
     running = [entry for entry in queue if entry.runs]
-    if running and record.makes_shards:  # what joins the parts waits all the while, and comes first in the queue
+    if running and record.makes_shards:  # the job that joins the parts waits all the while, and comes first
         return f"{job}RUNNING, {len(running)} of {len(queue)} tasks in the queue"
     if queue and queue[0].waits:
         return f"{job}{queue[0].state} ({queue[0].reason})"
@@ -237,7 +237,7 @@ def noted_attempts(folder: Path) -> list[JobAttempt]:
 
 
 def _attempt(folder: Path) -> JobAttempt | None:
-    """What the batch script has noted of it; None before it begins."""
+    """What the batch script has noted about an attempt; None before it begins."""
     try:
         attempt = JobAttempt(int(folder.name.removeprefix("attempt-")), int((folder / "started").read_text()))
     except (OSError, ValueError):

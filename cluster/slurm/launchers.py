@@ -42,11 +42,11 @@ DEEPSPEED = """\
 class Launcher:
     """
     Attributes:
-        launch: bash that runs the ranks to their end, by `command`, `attempt`, `hosts` and MASTER_*.
+        launch: bash that runs the ranks to their end, using `command`, `attempt`, `hosts` and MASTER_*.
         stop: bash that has them save and end.
-        by_node: srun starts one process a node, and that the ranks.
-        enters_containers: it can start them in one.
-        exports: they get job.environment by the script's own.
+        by_node: srun starts one process per node, which starts the ranks.
+        enters_containers: it can start the ranks in a container.
+        exports: the ranks get job.environment because the script exports it.
     """
 
     launch: str
@@ -93,13 +93,13 @@ LAUNCHERS = {
 
 
 class BashTemplate(Template):
-    """Of bash, which has no @@."""
+    """A template of bash, which has no @@ itself."""
 
     delimiter = "@@"
 
 
 def check(job: Job) -> None:
-    """Raises: UserError: the launcher cannot do what the job asks for."""
+    """Raises `UserError` if the launcher cannot do what the job asks for."""
     if job.container and not LAUNCHERS[job.launcher].enters_containers:
         raise UserError(
             f"job.container is {job.container!r}, which the launcher {job.launcher} cannot enter: "
@@ -112,17 +112,17 @@ def check(job: Job) -> None:
 
 
 def variables(job: Job) -> dict[str, str]:
-    """What the ranks are given."""
+    """The variables that the ranks are given."""
     return _defaults(job) | job.environment
 
 
 def exports(job: Job) -> dict[str, str]:
-    """The part of it that the script exports."""
+    """Those of them that the script exports."""
     return variables(job) if LAUNCHERS[job.launcher].exports else _defaults(job)
 
 
 def assignment(name: str, value: str) -> str:
-    """NAME=value as a word of bash; of a secret by reference the variable that holds it."""
+    """NAME=value as a word of bash; for a secret by reference, the value is the variable that holds it."""
     other = environment.referred(value)
     return f"{name}=" + (f'"${other}"' if other else shlex.quote(value))
 
@@ -142,7 +142,7 @@ def launch(job: Job, overrides: list[str]) -> str:
     cpus = (job.cpus_per_process or 1) * (ranks if launcher.by_node else 1)
     # srun waits for every rank: those that are left when one has ended may be saving
     step = [*([f"--cpus-per-task={cpus}"] if cpus > 1 else []), *_binding(job), "--wait=0", "--kill-on-bad-exit=0"]
-    step.append("--export=ALL")  # what the script exports, also where sbatch was told --export=NONE
+    step.append("--export=ALL")  # what the script exports, even if sbatch was told --export=NONE
     container = _container(job, overrides) if job.container else []
     return BashTemplate(launcher.launch).substitute(
         ranks=ranks,
@@ -155,8 +155,8 @@ def launch(job: Job, overrides: list[str]) -> str:
 
 
 def _binding(job: Job) -> list[str]:
-    """Ranks 0, 1, ... on the first cores of the first socket and so on, as GPUs are numbered on most nodes, and their
-    memory with them. All GPUs stay visible to each rank: NCCL reaches its neighbours' through NVLink by them."""
+    """Options that put ranks 0, 1, ... on the first cores of the first socket and so on, as GPUs are numbered on most
+    nodes, and their memory with them. All GPUs stay visible to each rank, so that NCCL can use NVLink between them."""
     if not job.gpus_per_node:
         return []
     by_node, per_task = LAUNCHERS[job.launcher].by_node, job.gpu_request == "gpus-per-task"
@@ -177,7 +177,7 @@ def _container(job: Job, overrides: list[str]) -> list[str]:
         f"--container-image={shlex.quote(job.container)}",
         f"--container-mounts={shlex.quote(','.join(f'{path}:{path}' for path in mounts))}",
         f"--container-workdir={shlex.quote(str(Path.cwd()))}",
-        f"--container-env={','.join(names)}",  # ours, where the image sets them too
+        f"--container-env={','.join(names)}",  # ours, even if the image sets them too
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a job asks of SLURM, as options that sbatch, srun and submitit know alike, and how every batch script begins."""
+"""What a job asks of SLURM, as options that sbatch, srun and submitit all know, and how every batch script begins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
 
 
 def placement(job: Job) -> dict[str, str]:
-    """Nodes, what they have to have, and who pays."""
+    """Nodes, what they must have, and who pays."""
     nodes = f"{job.min_nodes}-{job.nodes}" if 0 < job.min_nodes < job.nodes else str(job.nodes)
     found = {"nodes": nodes, "ntasks-per-node": str(job.ranks_per_node)}
     if job.cpus_per_process:
@@ -36,7 +36,7 @@ def further(job: Job) -> dict[str, str | None]:
     """The options of `job.sbatch`; None for those without a value.
 
     Raises:
-        UserError: one is no option, or not the user's to set.
+        UserError: one is not an option, or not the user's to set.
     """
     found: dict[str, str | None] = {}
     for option in job.sbatch:
@@ -64,7 +64,7 @@ def directives(chosen: Mapping[str, str | None]) -> list[str]:
 
 
 def _directive(value: str) -> str:
-    """A value as sbatch reads it: unlike a shell's, its quotes of either kind keep no backslash."""
+    """A value as sbatch reads it: unlike in a shell, a backslash is special in quotes of either kind."""
     if PLAIN.fullmatch(value) or not value:
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -72,7 +72,7 @@ def _directive(value: str) -> str:
 
 
 def load_modules(job: Job) -> str:
-    """Before `set -u`, which the scripts of modules do not bear."""
+    """Lines to run before `set -u`, which the scripts of modules do not tolerate."""
     if not job.modules:
         return ""
     return (

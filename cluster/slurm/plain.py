@@ -1,4 +1,4 @@
-"""The batch script of what one process a node does, such as a task that makes shards; `script` has that of training."""
+"""The batch script of one process per node, such as a task that makes shards; `script` has that of training."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def plain_script(job: Job, name: str, command: str, output: Path, array: str = "
 
     Args:
         name: of the entry in SLURM's queue.
-        command: a line of bash, in whose place the script then stands.
-        array: the numbers of an array's tasks, `output` being the log of one; "" for a job.
+        command: a line of bash, which then replaces the script.
+        array: the numbers of an array's tasks, with `output` as the log of each; "" for a single job.
         dependency: such as "afterok:17"; "" for none.
     """
     chosen: Mapping[str, str | None] = {

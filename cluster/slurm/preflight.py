@@ -15,8 +15,8 @@ from ..job import Job, check_files, refuse
 from .options import further, placement
 from .queue import require
 
-LIMIT_MINUTES = 10  # whatever hangs
-LAST_SECONDS = 30  # that tasks have to end in when the first has ended
+LIMIT_MINUTES = 10  # even if something hangs
+LAST_SECONDS = 30  # for tasks to end after the first has ended
 LOST_NODE = re.compile(r"srun: error: (?:Task launch for \S+ failed on node|Node failure on) ([\w.-]+)")
 OF_MVLM = (*FINAL, ExitCode.BUG)
 CANNOT = ("container", "ray_address")
@@ -30,7 +30,7 @@ def preflight(job: Job, overrides: list[str]) -> int:
     """Wait for the nodes, measure, and print what is found.
 
     Returns:
-        0 when all is well; 1 when not, or when SLURM refuses.
+        0 if all is well; 1 if not, or if SLURM refuses.
 
     Raises:
         UserError: the job cannot run, or this machine has no srun.

@@ -1,4 +1,4 @@
-"""What SLURM's own commands say of a job, and do to it."""
+"""What SLURM's own commands say about a job, and do to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANSWER_SECONDS = 60.0  # that a busy controller may take
 ACCOUNTS_SECONDS = 10.0  # that sacct may take, which is asked for a detail only
 GONE = "invalid job id"
 OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
-"""How its commands reach it, within an allocation as elsewhere."""
+"""Variables by which SLURM's commands reach the cluster, within an allocation or elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class QueueEntry:
 
 
 def require(command: str) -> None:
-    """Raises: UserError: SLURM's command is not on this machine."""
+    """Raises `UserError` if a command of SLURM is not on this machine."""
     if shutil.which(command) is None:
         raise UserError(f"There is no {command} on this machine: run this where SLURM's commands are installed.")
 
 
 def submit(script: Path) -> str:
-    """Hand a script to sbatch; the job's id.
+    """Hand a script to sbatch; returns the job's id.
 
     Raises:
         UserError: SLURM is not here, does not answer or refuses.
@@ -57,7 +57,7 @@ def submit(script: Path) -> str:
 
 
 def queued(job_id: str) -> list[QueueEntry]:
-    """The job, or the tasks of its array, that are in the queue; empty when it has ended.
+    """The job, or the tasks of its array, that are in the queue; empty if it has ended.
 
     Raises:
         UserError: SLURM is not here or does not answer.
@@ -71,7 +71,7 @@ def queued(job_id: str) -> list[QueueEntry]:
 
 
 def accounted(job_id: str) -> str:
-    """How the job ended, as the accounts have it; "" where there are none or they do not answer."""
+    """How the job ended according to the accounts; "" if there are none or they do not answer."""
     with contextlib.suppress(UserError):
         fields = ("--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
         done = _run("sacct", *fields, seconds=ACCOUNTS_SECONDS)
@@ -82,7 +82,7 @@ def accounted(job_id: str) -> str:
 
 
 def forbid_requeue(job_id: str) -> None:
-    """Have the job not start again, whatever befalls it. One that has just ended is left as it is."""
+    """Keep the job from starting again, whatever happens to it. One that has just ended is left as it is."""
     _run("scontrol", "update", f"JobId={job_id}", "Requeue=0")
 
 

@@ -23,7 +23,7 @@ class ScriptRun:
     """One run of a job, or of the array that a sweep becomes.
 
     Args:
-        label: "" in a job without a sweep; else names the folders of its logs and its run.
+        label: "" in a job without a sweep; otherwise it names the folders of its logs and its run.
         overrides: `key=value` words of its run.
         folder: of the run.
     """
@@ -108,7 +108,7 @@ def _environment(job: Job) -> str:
 
 
 def _import_check(job: Job) -> str:
-    """With what the launcher is not given and the ranks are."""
+    """Run with the variables that the ranks are given and the launcher is not."""
     exported, interpreter = launchers.exports(job), shlex.quote(str(python(job)))
     others = {name: value for name, value in launchers.variables(job).items() if name not in exported}
     words = " ".join([*(launchers.assignment(name, value) for name, value in others.items()), interpreter])

@@ -38,7 +38,7 @@ STEP = "step"  # in an attempt's folder: the newest that the run had made when i
 
 
 class TrainJob:
-    """A run, as submitit starts it: a task a rank.
+    """A run, as submitit starts it: one task per rank.
 
     Args:
         job_file: path of the job TOML, from the folder in which everything is submitted.
@@ -96,7 +96,7 @@ class TrainJob:
         """Train in one of the tasks that SLURM started: this task's rank, to its end.
 
         Returns:
-            The rank's exit code. 75 is another rank's to answer for, or is followed by a requeue.
+            The rank's exit code. After 75, another rank answers for it, or a requeue follows.
 
         Raises:
             UserError: the rank ended with a mistake, or crashed once more than job.requeue allows.
@@ -146,14 +146,14 @@ class TrainJob:
 
 
 def _options(job: Job) -> dict[str, str | bool]:
-    """Options of sbatch for which submitit has no name, or one of its own making."""
+    """Options of sbatch for which submitit has no name, or one of its own."""
     asked = {name: value for name, value in placement(job).items() if name not in SUBMITITS} | further(job)
     return {"requeue" if job.requeue else "no-requeue": True} | {name: value or True for name, value in asked.items()}
 
 
 def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict[str, str]:
-    """Without another launcher's ranks, and without SLURM's limit: submitit's signal comes before it, and a rank must
-    not be the first to stop."""
+    """A rank's variables, without another launcher's, and without SLURM's limit: submitit's signal comes before it, and
+    a rank must not be the first to stop."""
     own = inherited()
     own.pop("SLURM_JOB_END_TIME", None)
     port = 15000 + (int(here.raw_job_id) * 7 + restarts * 131) % 15000
@@ -163,5 +163,5 @@ def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict
 
 
 def _deaf() -> None:
-    """submitit's signal goes to all processes of a task, and would end those that it is not meant for."""
+    """Ignore submitit's signal, which goes to all processes of a task and would end those that it is not meant for."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What a model of icons does: examples/icons/evaluate.sh [RUN] [ROWS]. It prints tables, and leaves them as JSON, with
-# pictures of reconstructions, in RUN/evaluation. ROWS of each split, the first ones; all without it.
+# Evaluate a model of icons: examples/icons/evaluate.sh [RUN] [ROWS]. It prints tables, and leaves them as JSON, with
+# pictures of reconstructions, in RUN/evaluation. It takes the first ROWS of each split, or all if ROWS is left out.
 #
 # Retrieval among icons of held-out concepts, held-out designers, and both; foils by opposites and by styles; masked words
-# and patches, with the right other modality, with none and with a wrong one.
+# and patches, with the right other modality, with none, and with a wrong one.
 set -euo pipefail
 run=${1:+$(realpath -m -- "$1")} shards=${SHARDS:+$(realpath -m -- "$SHARDS")} # from where the command was typed
 cd "$(dirname "$0")/../.."
@@ -11,7 +11,7 @@ run=${run:-runs/icons} rows=${2:-0}
 shards=${shards:-shards/icons} out=$run/evaluation
 mkdir -p "$out"
 
-evaluate() { # NAME TASK SHARDS OPTIONS...: what is there is not measured again
+evaluate() { # NAME TASK SHARDS OPTIONS...: what exists is not measured again
   local file=$out/$1.json task=$2 data=$3
   shift 3
   [ ! -e "$file" ] || { echo "$file is there already: delete it to measure again."; return; }

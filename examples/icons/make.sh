@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shards of icons, and beside them a dictionary of their patches for laptop.toml, a sheet, statistics and whose they are:
+# Make shards of icons and, beside them, a dictionary of their patches for laptop.toml, a sheet, statistics and credits:
 # examples/icons/make.sh [PACKAGE]
 # PACKAGE is the archive or folder of the npm package @iconify/json; without it npm fetches the archive (104 MB).
 # If interrupted, it resumes when started again.

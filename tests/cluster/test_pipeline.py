@@ -180,10 +180,10 @@ def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
 
 
 MOVED_WITH_MORE = {
-    "": "., in which the folder of this command, ",
-    "..": ".., in which the folder of this command, ",
-    "/": "/, in which the folder of this command, ",
-    "runs/p": "runs/p, in which pipeline.logs, ",
+    "": "., which contains the folder of this command, ",
+    "..": ".., which contains the folder of this command, ",
+    "/": "/, which contains the folder of this command, ",
+    "runs/p": "runs/p, which contains pipeline.logs, ",
 }
 
 
@@ -342,7 +342,7 @@ def test_preemptions_and_crashes_are_tried_again_and_mistakes_are_not(
     assert submit(path) == 1
     tries = {log.stem: log.read_text().count("tried") for log in tmp_path.glob("*.log")}
     assert tries == {"mistake": 1, "preempted": 2, "crashes": 2}
-    assert "behind has not run, for mistake" in capfd.readouterr().err
+    assert "behind has not run, because of mistake" in capfd.readouterr().err
     assert main(["status", str(path), "--json"]) == 0
     facts = {one["name"]: one for one in json.loads(capfd.readouterr().out)["steps"]}
     assert {name: (one["state"], one["exit_code"]) for name, one in facts.items()} == {

@@ -95,7 +95,7 @@ def test_a_sweep_that_has_begun_goes_by_no_other_settings_unsaid(job, tmp_path, 
     (tmp_path / TUNE).mkdir()
     job.write_text(text + now)
     refused = pytest.raises(
-        UserError, match=f"small has begun with sweep.{key}, by which it would go on: put that back"
+        UserError, match=f"small has begun with sweep.{key}, with which it would continue: put that back"
     )
     with refused if key else nullcontext():
         refuse_another_sweep(load_job(job), tmp_path)
