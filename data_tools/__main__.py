@@ -83,8 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parser(described).parse_args(words)
     except SystemExit as ended:
-        if ended.code == ExitCode.USAGE and of_a_source and (said := commands.source_named_first(words)):
-            log.error(said)
+        hint = commands.missing_source_hint(words) if of_a_source and ended.code == ExitCode.USAGE else ""
+        if hint:
+            log.error(hint)
         raise
     try:
         code = int(arguments.run(arguments))

@@ -53,14 +53,17 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser], descri
     again.set_defaults(run=retry_dropped)
 
 
-def source_named_first(words: Sequence[str]) -> str:
+def missing_source_hint(words: Sequence[str]) -> str:
     """A hint to name the source first, if a path stands in its place; "" if that is not what is wrong."""
     from mvlm.data.shards.forms import recognise
 
-    command, place = words[0], (*words, "")[1]
-    form = recognise(place) if place and Path(place).exists() else None
-    paths = shlex.join(map(str, form.paths)) if form else ""
-    return f"Name the kind of {place} first: `mvlm-data {command} {form.source} {paths}`." if form else ""
+    if len(words) < 2 or not words[1] or not Path(words[1]).exists():
+        return ""
+    form = recognise(words[1])
+    if form is None:
+        return ""
+    paths = shlex.join(map(str, form.paths))
+    return f"Name the kind of {words[1]} first: `mvlm-data {words[0]} {form.source} {paths}`."
 
 
 def shard_source(arguments: argparse.Namespace) -> int:

@@ -128,8 +128,8 @@ def takedown(arguments: argparse.Namespace) -> int:
         found = take_down(folder, lines, arguments.by)
         unmatched &= found.unmatched  # a line that names a row of one split names none of the others
         print(f"{folder}: {found.rows:,} rows are taken down, {found.new:,} of them now")
-    shown = ", ".join([*sorted(unmatched)[:SHOWN], *["..."] * (len(unmatched) > SHOWN)])
-    print(f"{len(unmatched):,} of {len(lines):,} lines name no row" + (f": {shown}" if shown else ""))
+    shown = sorted(unmatched)[:SHOWN] + (["..."] if len(unmatched) > SHOWN else [])
+    print(f"{len(unmatched):,} of {len(lines):,} lines name no row" + (f": {', '.join(shown)}" if shown else ""))
     return 0
 
 

@@ -45,11 +45,15 @@ def expanded(texts: Iterable[str]) -> list[PathOrUrl]:
 
 def _expanded(text: str) -> Sequence[PathOrUrl]:
     place = as_place(text)
-    if place.exists() or not has_magic(str(place)) if isinstance(place, Path) else not is_pattern(place):
-        return [place]
-    found: Sequence[PathOrUrl] = (
-        sorted(map(Path, glob_files(str(place)))) if isinstance(place, Path) else matching(place, REMEDY)
-    )
+    found: Sequence[PathOrUrl]
+    if isinstance(place, Path):
+        if place.exists() or not has_magic(str(place)):
+            return [place]
+        found = sorted(map(Path, glob_files(str(place))))
+    else:
+        if not is_pattern(place):
+            return [place]
+        found = matching(place, REMEDY)
     if not found:
         raise UserError(f"Nothing matches {text}: check the pattern.")
     return found

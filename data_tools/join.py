@@ -62,7 +62,7 @@ ROWS = 1 << PLACE_BITS + IMAGE_BITS
 COLOUR_STEP = 32
 """Divides the sum of the levels in a picture's corners, to fit the sort keys."""
 
-MANY = 1024
+KNOWN_AT_A_TIME = 1024
 
 
 def find_losers(
@@ -120,8 +120,8 @@ def find_pairs(
         return None
     join, count = NearJoin(store.work, options.memory_bytes, len(CUTS)), 0
     for pictures in known:
-        for start in range(0, len(pictures), MANY):
-            seen = pictures.seen(start, min(start + MANY, len(pictures)))
+        for start in range(0, len(pictures), KNOWN_AT_A_TIME):
+            seen = pictures.seen(start, min(start + KNOWN_AT_A_TIME, len(pictures)))
             _add(join, np.arange(count, count + len(seen), dtype=np.uint64), seen)
             count += len(seen)
     for made in parts:
@@ -160,9 +160,11 @@ def find_suspects(
 
 def _by_part(found: Iterable[np.ndarray]) -> Suspects:
     places = np.unique(np.concatenate(list(found)))
+    if not len(places):
+        return {}
     parts, firsts = np.unique(places >> np.uint64(PLACE_BITS), return_index=True)
     numbers = np.split(places & np.uint64((1 << PLACE_BITS) - 1), firsts[1:])
-    return {part - 1: of_it for part, of_it in zip(parts.tolist(), numbers, strict=bool(len(places)))}
+    return {part - 1: of_it for part, of_it in zip(parts.tolist(), numbers, strict=True)}
 
 
 def total_report(parts: Iterable[PartManifest], losers: Losers) -> ShardReport:

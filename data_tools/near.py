@@ -144,7 +144,8 @@ class BlockChoice:
     def is_first(self, differ: np.ndarray) -> np.ndarray:
         """Whether hashes that agree here agree in no earlier table, by the bits in which they differ."""
         others = (number for number in range(self._chosen[-1]) if number not in self._chosen)
-        return np.logical_and.reduce([differ == differ, *(self._block(differ, number) > 0 for number in others)])
+        every = np.ones(differ.shape, bool)
+        return np.logical_and.reduce([every, *(self._block(differ, number) > 0 for number in others)])
 
     def _block(self, hashes: np.ndarray, number: int) -> np.ndarray:
         start, end = self._cuts[number : number + 2]
@@ -182,10 +183,12 @@ class PicturePairs:
 
     def add(self, firsts: np.ndarray, seconds: np.ndarray) -> None:
         """Add pairs of pictures by their numbers; a pair may be added more than once."""
+        if not len(seconds):
+            return
         order = np.argsort(seconds)
         found = np.stack([self._places[seconds[order]], self._places[firsts[order]]], 1)
         buckets, starts = np.unique(seconds[order] // np.uint64(self._each), return_index=True)
-        for bucket, of_it in zip(buckets.tolist(), np.split(found, starts[1:]), strict=bool(len(buckets))):
+        for bucket, of_it in zip(buckets.tolist(), np.split(found, starts[1:]), strict=True):
             self._files[bucket].write(of_it.tobytes())
 
     def earlier(self, place: int) -> np.ndarray:

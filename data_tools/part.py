@@ -40,7 +40,7 @@ def cut(units: Iterable[Unit], size: int) -> list[Part]:
             sizes.append(0)
         sizes[-1] += of_unit
     ends = [end for _, end in pairwise(starts)]
-    return [Part(n, *cut) for n, cut in enumerate(zip(starts, [*ends, None], sizes, strict=True))]
+    return [Part(n, *place) for n, place in enumerate(zip(starts, [*ends, None], sizes, strict=True))]
 
 
 def chosen(parts: list[Part], share: tuple[int, int]) -> list[Part]:

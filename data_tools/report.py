@@ -18,7 +18,6 @@ MOST_SOURCES = 100
 OTHERS = "(others)"
 """Sources beyond that many are counted together, so that the report stays short if each record names its own."""
 
-
 COUNTERS = ("dropped", "dropped_captions", "unused")
 
 
@@ -111,10 +110,9 @@ class ShardReport:
         if len(self.sources) > 1:
             lines.append("by source:")
             for name, part in sorted(self.sources.items()):
+                line = f"  {name or '(none given)'}: kept {part.kept:,} of {part.read:,}"
                 reasons = ", ".join(f"{count:,} {reason}" for reason, count in _by_count(part.dropped))
-                lines.append(
-                    f"  {name or '(none given)'}: kept {part.kept:,} of {part.read:,}" + f" ({reasons})" * bool(reasons)
-                )
+                lines.append(f"{line} ({reasons})" if reasons else line)
         lines += [f"{name}: {rows:,} records" for name, rows in self.splits.items()]
         return "\n".join(lines)
 

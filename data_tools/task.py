@@ -118,7 +118,8 @@ class _Making:
         self._report.count(item.source, len(result.captions))
         self._report.dropped_captions += result.caption_drops
         self._marks.add(mark_of(number, self._splits[name], item, result))
-        self._write(stored_row(item, result), name)
+        if self._writers[name].add(stored_row(item, result)):
+            _keep(self._store, name, self._writers[name], -1)
 
     def _allotted(self, item: Item, result: Checked | Dropped) -> str | Dropped:
         """The split of the record, or why it has none."""
@@ -135,10 +136,6 @@ class _Making:
             raise UserError(f"--dedup keeps one record per image, but {task} records share images: leave it out.")
         self._task = task
         self._writers = _writers(self._store, self._options, self._number, task)
-
-    def _write(self, row: SimpleNamespace, name: str) -> None:
-        if self._writers[name].add(row):
-            _keep(self._store, name, self._writers[name], -1)
 
     def finish(self, unused: Counter[str]) -> PartManifest:
         """Make the part durable, and record that it is finished."""

@@ -129,7 +129,7 @@ class Client:
 
     async def _request(self, url: URL, memory: HeldMemory) -> bytes | URL:
         """The image at this URL, or the URL that it redirects to."""
-        async with asyncio.timeout(self._limits.timeout), self._get(url) as answer:
+        async with asyncio.timeout(self._limits.timeout), self._session.get(url, allow_redirects=False) as answer:
             if reason := opts_out(answer.headers):
                 raise Failure(why.OPTED_OUT, reason)
             if answer.status in REDIRECT and "Location" in answer.headers:
@@ -139,9 +139,6 @@ class Client:
             if (answer.content_length or 0) > self._limits.max_bytes:
                 raise Failure(why.TOO_LARGE, f"{answer.content_length:,} bytes")
             return await self._body(answer, memory)
-
-    def _get(self, url: URL) -> aiohttp.client._RequestContextManager:
-        return self._session.get(url, allow_redirects=False)
 
     def _refusal(self, host: str, answer: aiohttp.ClientResponse) -> Failure:
         wait = _retry_after(answer.headers.get("Retry-After", ""))

@@ -42,8 +42,8 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
     stop = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            _answers(address)
-            _has_ray(address)
+            _require_listener(address)
+            _require_ray(address)
             # Its machines may not have this code; they get it with the job.
             code = {"py_modules": sorted({_folder(__package__), _folder("mvlm")})}
             ray.init(address, runtime_env=code, **quiet)
@@ -67,14 +67,14 @@ def _folder(package: str) -> str:
     return str(Path(str(sys.modules[package.partition(".")[0]].__file__)).parent)
 
 
-def _answers(address: str) -> None:
+def _require_listener(address: str) -> None:
     """Raises `OSError` if nothing listens: Ray itself would try for minutes, and then end this process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
 
 
-def _has_ray(address: str) -> None:
+def _require_ray(address: str) -> None:
     """Raises `OSError` if something other than Ray listens: trying to join it would end this process."""
     words = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='error')"]
     try:

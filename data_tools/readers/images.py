@@ -74,7 +74,10 @@ def _content(path: str) -> bytes:
     try:
         size = os.fstat(file).st_size
         content = os.read(file, size + 1)
-        while piece := len(content) != size and os.read(file, MAX_IMAGE_BYTES):  # a network's may come in pieces
+        while len(content) != size:  # over a network, it may come in pieces
+            piece = os.read(file, MAX_IMAGE_BYTES)
+            if not piece:
+                break
             content += piece
         return content
     finally:

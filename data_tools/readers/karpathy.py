@@ -19,7 +19,7 @@ def karpathy(paths: list[Path], images: list[str], subset: str = ",".join(SUBSET
     train,restval,val,test (people train on train,restval); key: COCO's image id or the file name's stem."""
     chosen = set(subset.split(","))
     if unknown := chosen - set(SUBSETS):
-        raise UserError(f"--subset has {sorted(unknown)[0]!r}: give any of {','.join(SUBSETS)}.")
+        raise UserError(f"--subset has {min(unknown)!r}: give any of {','.join(SUBSETS)}.")
     source = paths[0].stem.removeprefix("dataset_") if len(paths) == 1 else "karpathy"
 
     def entry(item: Any, at: At) -> Annotation | None:

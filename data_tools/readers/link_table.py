@@ -101,8 +101,11 @@ class LinkTable:
         return first_names(self.path)
 
     def _column(self, given: str, known: Sequence[str], option: str, needed: bool = True) -> str:
-        by_lower = {name.strip().lower(): name for name in reversed(self.columns)}
-        found = (given if given in self.columns else "") if given else next(filter(None, map(by_lower.get, known)), "")
+        if given:
+            found = given if given in self.columns else ""
+        else:
+            by_lower = {name.strip().lower(): name for name in reversed(self.columns)}
+            found = next((by_lower[name] for name in known if name in by_lower), "")
         if not found and needed:
             raise undecided(self.path, self.columns, option, links=True)
         return found

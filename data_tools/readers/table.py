@@ -94,8 +94,11 @@ def _folders(path: Path, file: RowFile, image: str) -> list[str]:
 
 
 def _column(path: Path, columns: Sequence[str], given: str, known: Sequence[str], option: str) -> str:
-    by_lower = {name.strip().lower(): name for name in columns}
-    found = (given if given in columns else "") if given else next((by_lower[n] for n in known if n in by_lower), "")
+    if given:
+        found = given if given in columns else ""
+    else:
+        by_lower = {name.strip().lower(): name for name in columns}
+        found = next((by_lower[name] for name in known if name in by_lower), "")
     if not found:
         raise undecided(path, columns, option)
     return found

@@ -142,7 +142,9 @@ def _no_image(group: _Group) -> str:
         return "more than one image"
     if "image" in group.parts:
         return ""
-    return f"unsupported image format ({group.foreign})" if group.foreign else "no image" if group.parts else ""
+    if group.foreign:
+        return f"unsupported image format ({group.foreign})"
+    return "no image" if group.parts else ""
 
 
 def _record(group: _Group) -> Iterator[Record | Dropped]:

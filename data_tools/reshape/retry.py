@@ -152,7 +152,7 @@ class _Retry:
     def run(self, source: Source, listed: Sequence[dict[str, str]], on_record: Callable[[int], None]) -> Outcome:
         """Stage the shards, the manifests, the list and the report."""
         job = PartJob(FolderStore(self._stage, self._out), self._options)
-        made = make_part(job, self._next(), self._records(source), self._map, on_record=on_record)
+        made = make_part(job, self._next_part(), self._records(source), self._map, on_record=on_record)
         pairs = find_pairs(job.store, [made], [self._excluded, self._index.pictures], self._options)
         losers = find_losers(job.store, [made], self._index, self._excluded, pairs, None)
         if losers:
@@ -176,7 +176,7 @@ class _Retry:
         sync(self._stage / QUARANTINE)
         return Outcome(len(listed), sum(recovered.values()), left)
 
-    def _next(self) -> int:
+    def _next_part(self) -> int:
         """The number of the new part, which no part of the corpora has."""
         files = (shard.file for manifest in self._manifests.values() for shard in manifest.shards)
         numbers = (found for file in files if (found := re.match(r"\d+", file)))

@@ -39,8 +39,8 @@ def retried_here(url: str) -> Iterator[Path]:
         made = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
         for name in made.keys() - before.keys():
             storage.upload(made[name], name)
-        changed = {name: made[name] for name in made if before.get(name, 0) not in (0, made[name].stat().st_mtime_ns)}
-        storage.write(READY, json.dumps({name: path.read_text("utf-8") for name, path in changed.items()}).encode())
+        changed = [name for name in made if name in before and before[name] != made[name].stat().st_mtime_ns]
+        storage.write(READY, json.dumps({name: made[name].read_text("utf-8") for name in changed}).encode())
         _put_in_place(storage)
 
 

@@ -94,8 +94,9 @@ class FolderStore(Store):
                 raise UserError(f"{self._target} already holds shards: delete it or give another --out.")
             _forget(self._target / STATE)
             raise Finished(self._target)
-        for half in () if self.shared else self.work.rglob("*.partial"):
-            half.unlink()
+        if not self.shared:
+            for half in self.work.rglob("*.partial"):
+                half.unlink()
         return super().begin(plan)
 
     @property

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from .blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind
-from .scenes import COLOURS, SHAPES, THINGS, Scene, Thing
+from .scenes import COLOURS, SHAPES, THINGS, Scene, Thing, with_article
 
 Pair = tuple[Scene, Scene]
 Claim = tuple[str, Callable[[Pair], bool]]  # what is said, and when it holds
@@ -81,26 +81,22 @@ def _scene_with(dice: Dice, pool: Sequence[Thing], thing: Thing, shown: Sequence
     return dice.scene(things)
 
 
-def _some(thing: Thing) -> str:
-    return f"a{'n' if thing[0][0] in 'aeiou' else ''} {thing[0]} {thing[1]}"
-
-
 def _denied(said: str, negation: str, holds: Callable[[Pair], bool]) -> Statement:
     return (said, holds), (negation, lambda pair: not holds(pair))
 
 
 def _both(dice: Dice, thing: Thing) -> Statement:
     return _denied(
-        f"Both images show {_some(thing)}.",
-        f"It is not so that both images show {_some(thing)}.",
+        f"Both images show {with_article(thing)}.",
+        f"It is not so that both images show {with_article(thing)}.",
         lambda pair: thing in pair[0] and thing in pair[1],
     )
 
 
 def _either(dice: Dice, thing: Thing) -> Statement:
     return _denied(
-        f"At least one image shows {_some(thing)}.",
-        f"Neither image shows {_some(thing)}.",
+        f"At least one image shows {with_article(thing)}.",
+        f"Neither image shows {with_article(thing)}.",
         lambda pair: thing in pair[0] or thing in pair[1],
     )
 
@@ -109,8 +105,8 @@ def _side(dice: Dice, thing: Thing) -> Statement:
     side = dice.pick((0, 1))
     name = ("left", "right")[side]
     return _denied(
-        f"The {name} image shows {_some(thing)}.",
-        f"The {name} image does not show {_some(thing)}.",
+        f"The {name} image shows {with_article(thing)}.",
+        f"The {name} image does not show {with_article(thing)}.",
         lambda pair: thing in pair[side],
     )
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from .blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, twin
-from .scenes import CELLS, COLOURS, SHAPES, Scene, Thing
+from .scenes import CELLS, COLOURS, SHAPES, Scene, Thing, with_article
 
 OBJECTS = 3
 ANSWERS = 10  # VQA v2 has those of ten people; in this world they agree
@@ -134,14 +134,10 @@ def _existences(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
     if len(asked) < 4 or not balanced or not one_kind(scenes, held_out):
         return None
     return [
-        _ask(shown, f"Is there a{_n(thing[0])} {thing[0]} {thing[1]}?", "yes" if thing in shown else "no", "exists")
+        _ask(shown, f"Is there {with_article(thing)}?", "yes" if thing in shown else "no", "exists")
         for shown in scenes
         for thing in sorted(asked)
     ]
-
-
-def _n(word: str) -> str:
-    return "n" if word[0] in "aeiou" else ""
 
 
 BLOCKS: dict[str, Callable[[Dice, frozenset[Thing]], Block | None]] = {

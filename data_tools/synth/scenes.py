@@ -94,6 +94,11 @@ def describe(scene: Scene) -> str:
     return ", ".join(f"{thing[0]} {thing[1]} {cell}" for thing, cell in zip(scene, CELLS, strict=True) if thing)
 
 
+def with_article(thing: Thing) -> str:
+    """Such as "a red circle" or "an orange star"."""
+    return f"a{'n' if thing[0][0] in 'aeiou' else ''} {thing[0]} {thing[1]}"
+
+
 def draw(scene: Scene) -> list[bytes]:
     """The scene's pixels: 32 rows of 32 x 3 bytes RGB."""
     cells = [_draw_cell(thing) for thing in scene]

@@ -30,7 +30,7 @@ BRAND_WORDS = frozenset(
     nodejs npm nuget nuxt nvidia odnoklassniki onedrive onenote openai opera oracle patreon paypal periscope
     perplexity php pinterest playstation postgresql powerbi prisma python pytorch qq quora reactjs reddit redhat
     redis renren roblox ruby rust safari salesforce sass shopify sketchapp skype slack slideshare snapchat sonos
-    soundcloud spotify squarespace stackexchange stackoverflow steam strava stumbleupon supabase svelte svelte
+    soundcloud spotify squarespace stackexchange stackoverflow steam strava stumbleupon supabase svelte
     swagger symfony tailwind taobao telegram tensorflow terraform tesla tiktok tinder trello tripadvisor tumblr
     twitch twitter typescript typo3 uber ubuntu unity unsplash venmo vercel viber vimeo visa vite vkontakte vuejs
     wechat weibo whatsapp wikipedia windows wix woocommerce wordpress xamarin xbox xcode xing yahoo yandex yarn yelp
