@@ -27,7 +27,7 @@ class JobProcess:
 
     pid: int
     parent: int
-    has_rank: bool  # RANK stands in its environment: a rank, or a child of one
+    has_rank: bool  # RANK is in its environment: a rank, or a child of one
 
 
 def members(logs: Path) -> list[JobProcess]:

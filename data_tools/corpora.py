@@ -66,7 +66,7 @@ def corpus_place(text: str) -> PathOrUrl:
     """
     first, *others = corpus_places([text])
     if others:
-        raise UserError(f"{text} names {len(others) + 1} corpora, of which {first} is one: name one, or merge them.")
+        raise UserError(f"{text} names {len(others) + 1} corpora, one of which is {first}: name one, or merge them.")
     return first
 
 

@@ -17,7 +17,7 @@ MOST_BUCKETS = 256
 
 
 class EqualJoin:
-    """Takes values with their places, then tells at which places values stand that stand at others too.
+    """Takes values with their places, then tells which places share a value with another.
 
     Entries are kept in files in `folder`, each of which holds values that begin alike and is sorted by itself.
 
@@ -47,7 +47,7 @@ class EqualJoin:
             self._files[number].write(entries[bucket == number].tobytes())
 
     def shared(self) -> np.ndarray:
-        """The places, ascending, whose value stands at another place too; removes the files."""
+        """The places that share a value with another, ascending; removes the files."""
         found = [np.empty(0, np.uint64)]
         for file in self._files:
             file.seek(0)

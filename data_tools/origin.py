@@ -59,7 +59,7 @@ def open_source(saved: Mapping[str, Any]) -> Source:
     """The source of an `origin`.
 
     Raises:
-        UserError: there is none of that name, or it cannot be read, lacks an option, or takes no such option.
+        UserError: no source has that name, or it cannot be read, lacks an option, or takes no such option.
     """
     name, options = saved["source"], saved["options"]
     if name not in SOURCES:

@@ -49,7 +49,7 @@ def shard(
 ) -> ShardReport:
     """Write `records` as a corpus to the folder or URL `out`, or as one corpus per split inside it.
 
-    The bytes written are a function of the records, their order and the options alone. Beside the corpus stand
+    The bytes written are a function of the records, their order and the options alone. Beside the corpus are
     `quarantine.jsonl` (key, reason, where and detail of each record dropped), `yield.json` and `yield.txt`, and
     `source.json`. If `options.origin` describes `records`, `options.workers` tasks make their parts, each of which
     opens the source for itself, and a run that was killed is resumed; otherwise all is one part.

@@ -121,7 +121,7 @@ def rerun(logs: Path, names: list[str]) -> int:
 
 
 def _read(path: str, overrides: list[str]) -> Graph:
-    """The graph of what is to run, with its secrets checked, which whoever only looks at what runs need not have."""
+    """The graph of what is to run, after checking its secrets, which are not needed to look at what runs already."""
     pipeline = load_pipeline(path, overrides)
     check_secrets(pipeline)
     check_venv(pipeline.settings.venv, f"{path}: pipeline")

@@ -88,7 +88,7 @@ class StepProcess:
     """A step in a process that this driver starts.
 
     Args:
-        ends_with_driver: it saves and ends if the driver is killed; otherwise it goes on.
+        ends_with_driver: it saves and ends if the driver is killed; otherwise it keeps running.
     """
 
     def __init__(self, submission: Submission, name: str, ends_with_driver: bool = False) -> None:

@@ -60,7 +60,7 @@ def connect(server: str) -> Any:
         reason = first_line(error)
         raise UserError(
             f"No job server of Ray answers at {server} ({reason}): check the address, and "
-            "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH where the cluster wants a token."
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH if the cluster requires a token."
         ) from None
 
 

@@ -22,8 +22,8 @@ POLL_SECONDS = 0.1
 
 
 class Runner:
-    """An actor that runs a command. If an actor's node falls silent, Ray tells as soon as it gives the node up; whoever
-    waits for a task there learns of it only from gRPC, up to seven minutes later.
+    """An actor that runs a command. If an actor's node falls silent, Ray says so as soon as it gives the node up;
+    whoever waits for a task there learns of it only from gRPC, up to seven minutes later.
     """
 
     def __init__(self) -> None:

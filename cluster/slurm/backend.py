@@ -25,7 +25,7 @@ from .script import ScriptRun, script
 
 CANNOT = ("ray_address",)
 OF_EARLY_STOPPING = ("metric", "mode", "grace_steps", "reduction")
-"""Not for an array, of which nobody watches the runs to end one in favour of another."""
+"""Refused, since nobody watches over an array's runs to end one in favour of another."""
 SCRIPT = "job.sbatch"
 VALUES = "sweep.json"  # beside it: what the runs try, in their order
 POLL_SECONDS = 2.0  # between questions to the controller, which has other users

@@ -31,7 +31,7 @@ EMPTY = MAY_BE_EMPTY | {"source"}
 
 @dataclass(frozen=True)
 class _Stored:
-    """A row as it lies in a shard."""
+    """A row as it is stored in a shard."""
 
     where: str
     columns: dict[str, Any]
@@ -181,7 +181,7 @@ def _image_problems(row: _Stored) -> Iterator[str]:
         try:
             image = resolved(row.columns[name])
         except ChangedImage:
-            yield f"what says where the {name} lies has changed"
+            yield f"the reference to the {name} has changed"
             continue
         if zlib_ng.crc32(image) != crc32:
             yield f"the {name}'s bytes have changed; its CRC-32 is not the stored one"

@@ -1,5 +1,5 @@
 """Hugging Face data sets: what `save_to_disk` wrote (a data set or a dict of them), and parquet files, with images in a
-column of {bytes, path}, of bytes, or of paths. The files are read by Arrow alone.
+column of {bytes, path}, of bytes, or of paths. Only Arrow is needed to read them.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _following(following: Iterator[Page], file: Path) -> Page:
     try:
         page = next(following, None)
     except (UnknownPage, IndexError, KeyError) as error:
-        raise UserError(f"{file} has a page that is not known ({error}): leave out --in-place.") from None
+        raise UserError(f"{file} has a page of an unknown kind ({error}): leave out --in-place.") from None
     if page is None:
         raise _not_in(file)
     return page

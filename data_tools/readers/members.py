@@ -80,7 +80,7 @@ class StrictHeader(tarfile.TarInfo):
         return header
 
     def _proc_member(self, tar: StrictTar) -> tarfile.TarInfo:
-        """tarfile's own hook, which reads what stands between this header and the member that it describes."""
+        """tarfile's own hook, which reads what comes between this header and the member that it describes."""
         if self.type in _EXTENSIONS and not 0 <= self.size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a name or its attributes claim {self.size:,} bytes at byte {tar.offset}")
         return super()._proc_member(tar)  # type: ignore[misc, no-any-return]

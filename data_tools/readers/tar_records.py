@@ -27,7 +27,7 @@ MOST_KINDS = 50
 """Reasons for which files are not used; beyond that many, they are counted together, since names may be anything."""
 
 Names = tuple[str, str] | None
-"""The key and the extensions in a member's name, or None where it has no extension."""
+"""The key and the extensions in a member's name, or None if it has no extension."""
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ class _Retry:
 
 
 def _file(where: str) -> str:
-    """The file in which a record stands."""
+    """The file that a record is in."""
     return where.rpartition(":")[0]
 
 

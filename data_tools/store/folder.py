@@ -62,9 +62,7 @@ def _refuse_occupied(out: Path, target: Path) -> None:
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{out} holds other files: give an --out that is empty or does not exist.")
     if target.is_dir() and target.samefile("."):
-        raise UserError(
-            f"{out} is the current folder, whose place another would take: give a folder inside it as --out."
-        )
+        raise UserError(f"{out} is the current folder, which cannot be replaced: give a folder inside it as --out.")
     if target.is_mount():
         raise UserError(f"{out} is a mount point and cannot be made in one step: give a folder inside it as --out.")
 

@@ -59,13 +59,13 @@ class Store(ABC):
         """
         if self.shared and self.plan() not in (None, plan):
             raise UserError(
-                f"Parts of {self._out} were made of another source, with other options or by another version: remove "
+                f"Parts of {self._out} were made from another source, with other options or by another version: remove "
                 "them, or finish them with the command that began them."
             )
         if not self.shared and (plan is None or self.plan() != plan):
             if any(name.endswith(PART) for name in self.sizes()):
                 logger("data_tools").warning(
-                    f"The unfinished run of {self._out} was of another source, other options or another version: "
+                    f"The unfinished run of {self._out} had another source, other options or another version: "
                     "starting afresh."
                 )
             self.restart()

@@ -32,7 +32,7 @@ MAX_OBJECTS = 3
 
 
 def _in_star(u: int, v: int) -> bool:
-    """A hexagram: a triangle that stands and one that hangs."""
+    """A hexagram: a triangle that points up and one that points down."""
     return any(w <= 8 and 23 * abs(u) <= 13 * (w + 15) for w in (v, -v))
 
 

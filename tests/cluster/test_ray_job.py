@@ -231,7 +231,7 @@ def test_a_cluster_that_wants_a_token_is_one_sentence(job, cluster, monkeypatch,
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with serving(lambda request: request.send_error(status)) as address:
         code, _, err = cluster("submit", job, "--on", "ray", f"job.ray_address={address}")
-    assert code == 1 and "RAY_AUTH_TOKEN_PATH where the cluster wants a token" in err and err.count("\n") == 1
+    assert code == 1 and "RAY_AUTH_TOKEN_PATH if the cluster requires a token" in err and err.count("\n") == 1
 
 
 def test_a_cluster_that_is_gone_with_what_it_had_is_told_with_the_way_out(tmp_path):
