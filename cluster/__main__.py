@@ -114,7 +114,10 @@ def _submit(args: argparse.Namespace) -> int:
 
 def _refuse_elsewhere(folder: Path, chosen: str) -> None:
     """Raises `UserError` if the job runs or waits on another back-end, as far as can be told from here."""
-    if not (folder / RECORD).exists() or (record := read_record(folder)).backend == chosen:
+    if not (folder / RECORD).exists():
+        return
+    record = read_record(folder)
+    if record.backend == chosen:
         return
     status = None
     with contextlib.suppress(UserError):
@@ -141,7 +144,8 @@ def _render(args: argparse.Namespace) -> int:
 
 def _preflight(args: argparse.Namespace) -> int:
     own, others = split_overrides(args.overrides)
-    if is_pipeline(args.job) or shard.is_shard_job(args.job) or (job := load_job(args.job, own)).command:
+    job = None if is_pipeline(args.job) or shard.is_shard_job(args.job) else load_job(args.job, own)
+    if job is None or job.command:
         raise UserError(f"{args.job} has no run for which nodes could be measured: give a job that trains.")
     return PREFLIGHTS[args.on](job, others)
 

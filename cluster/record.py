@@ -136,8 +136,10 @@ def newest_step(run_folder: Path) -> int:
 def newest_measures(run_folder: Path) -> dict[str, Any] | None:
     """The newest training line, with what the newest line of an evaluation says about held-out data."""
     line = last_training_line(run_folder)
+    if line is None:
+        return None
     held_out: dict[str, Any] = next((one for one in _lines(run_folder) if "loss" not in one), {})
-    return line and held_out | line
+    return held_out | line
 
 
 def _training_lines(run_folder: Path) -> Iterator[dict[str, Any]]:

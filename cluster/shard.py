@@ -76,16 +76,8 @@ class ShardJob:
     def as_job(self) -> Job:
         """A job of one process in the same place, as far as schedulers care."""
         names = (
-            "name",
-            "logs",
-            "time",
-            "partition",
-            "account",
-            "qos",
-            "sbatch",
-            "ray_address",
-            "modules",
-            "environment",
+            *("name", "logs", "time", "partition", "account", "qos", "sbatch"),
+            *("ray_address", "modules", "environment"),
         )
         return Job(run="", deepspeed="", cpus_per_process=self.workers, **{name: getattr(self, name) for name in names})
 

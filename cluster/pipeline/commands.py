@@ -39,8 +39,10 @@ def submit(path: str, overrides: list[str], backend: str, forced: Collection[str
     for name in forced:
         if name not in graph.order:
             raise UserError(f"{path} has no step {name}: it has {', '.join(graph.order)}.")
-    if (graph.pipeline.logs / FILE).exists() and (old := Submission.load(graph.pipeline.logs)).backend == "slurm":
-        slurm.settle_ended(graph, old)
+    if (graph.pipeline.logs / FILE).exists():
+        old = Submission.load(graph.pipeline.logs)
+        if old.backend == "slurm":
+            slurm.settle_ended(graph, old)
     check_steps(graph, draft(graph, overrides, backend, forced), BACKENDS[backend].check(graph))
     with claim(graph.pipeline.logs, "pipeline"):
         return _submit_claimed(graph, draft(graph, overrides, backend, forced), forced)
@@ -69,7 +71,7 @@ def _carry_over(graph: Graph, new: Submission, forced: Collection[str]) -> None:
     if not forced or old.backend != "slurm" or new.backend != "slurm":
         BACKENDS[old.backend].refuse_second(old, keys(graph))
         return
-    again = set(forced).union(*(graph.behind(name) for name in forced))
+    again = graph.with_dependents(forced)
     in_queue = [name for name in slurm.answers(old) if name not in again]
     slurm.clear(old, again)
     for name in in_queue:
@@ -116,7 +118,7 @@ def rerun(logs: Path, names: list[str]) -> int:
     Raises:
         UserError: see `submit`.
     """
-    submission = _at(logs)
+    submission = _enter(logs)
     return submit(submission.path, submission.overrides, submission.backend, names)
 
 
@@ -130,7 +132,7 @@ def _read(path: str, overrides: list[str]) -> Graph:
 
 def status(logs: Path, as_json: bool) -> int:
     """Print the state of each step, and draw it."""
-    submission = _at(logs)
+    submission = _enter(logs)
     found = _views(submission)
     print(json.dumps(as_facts(submission, found), indent=1) if as_json else as_table(found))
     page = write_page(logs, found)
@@ -143,7 +145,7 @@ def status(logs: Path, as_json: bool) -> int:
 
 def show_logs(logs: Path, follow: bool, names: list[str]) -> int:
     """Print the logs of some steps, or of all; `follow` takes one."""
-    submission = _at(logs)
+    submission = _enter(logs)
     chosen = names or [name for name in submission.order if name in submission.queued]
     if follow and len(chosen) != 1:
         raise UserError(f"Name the one step to follow, of {', '.join(submission.order)}: logs -f PIPELINE STEP.")
@@ -164,13 +166,13 @@ def show_logs(logs: Path, follow: bool, names: list[str]) -> int:
 
 def cancel(logs: Path) -> int:
     """Have the running steps save and end."""
-    submission = _at(logs)
+    submission = _enter(logs)
     print(BACKENDS[submission.backend].cancel(submission))
     write_page(logs)
     return 0
 
 
-def _at(logs: Path) -> Submission:
+def _enter(logs: Path) -> Submission:
     """The submission; makes the folder that its paths count from the current one."""
     submission = Submission.load(logs)
     os.chdir(submission.directory)

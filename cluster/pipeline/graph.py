@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -55,13 +55,13 @@ class Graph:
         """What a step reads that no step makes."""
         return [path for path in self.reads[name] if not self.made(path)]
 
-    def behind(self, name: str) -> set[str]:
-        """The steps that depend on one, directly or not."""
-        found = {name}
+    def with_dependents(self, names: Iterable[str]) -> set[str]:
+        """Steps, and all that depend on them, directly or not."""
+        found = set(names)
         for other in self.order:
             if found & set(self.needs[other]):
                 found.add(other)
-        return found - {name}
+        return found
 
     def _waits_for(self, name: str, other: str) -> bool:
         """A reader waits for the steps that make what it reads, and for those above it in the file that add to it."""
@@ -106,7 +106,7 @@ class Graph:
 def _reads(step: PipelineStep, steps: dict[str, PipelineStep]) -> tuple[str, ...]:
     """What a step reads, in the order in which it is named, each path once."""
     others = [path for other in steps.values() if other is not step for path in other.writes]
-    named = [path for word in _words(step) if any(inside(path := normal(word), other) for other in others)]
+    named = [path for path in map(normal, _words(step)) if any(inside(path, other) for other in others)]
     own = set(step.writes) - set(step.reads)
     return tuple(dict.fromkeys([*step.reads, *(path for path in named if path not in own)]))
 

@@ -132,8 +132,8 @@ class LeftRunning:
 def _fits(graph: Graph, name: str, running: Collection[str]) -> bool:
     """Whether the CPUs of a step are free; those with GPUs run one at a time."""
     step, others = graph.pipeline.steps[name], [graph.pipeline.steps[other] for other in running]
-    has_gpus = step.gpus == 0 or not any(other.gpus for other in others)
-    return has_gpus and step.cpus + sum(other.cpus for other in others) <= cpus(graph)
+    gpus_fit = step.gpus == 0 or not any(other.gpus for other in others)
+    return gpus_fit and step.cpus + sum(other.cpus for other in others) <= cpus(graph)
 
 
 def live(submission: Submission) -> list[str]:

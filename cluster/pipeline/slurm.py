@@ -12,7 +12,7 @@ from mvlm.errors import UserError
 from ..job import Job
 from ..record import write_private
 from ..slurm import backend, queue
-from ..slurm.options import behind_others
+from ..slurm.options import with_dependency
 from ..slurm.plain import plain_script
 from ..slurm.queue import QueueEntry
 from . import step as step_module
@@ -39,7 +39,10 @@ def check(graph: Graph) -> list[str]:
 def _refusal(job: Job, graph: Graph, name: str) -> str:
     step = graph.pipeline.steps[name]
     try:
-        backend.render(job, step.overrides) if step.is_job else plain_script(job, job.name, "true", job.log_folder)
+        if step.is_job:
+            backend.render(job, step.overrides)
+        else:
+            plain_script(job, job.name, "true", job.log_folder)
     except UserError as error:
         return str(error)
     return ""
@@ -58,7 +61,7 @@ def scripts(graph: Graph, submission: Submission, name: str, after: Collection[s
     folder = submission.folder(name)
     dependency = "afterok:" + ":".join(after) if after else ""
     if step.is_job:
-        return [(WHOLE, backend.render(behind_others(job, dependency), step.overrides))]
+        return [(WHOLE, backend.render(with_dependency(job, dependency), step.overrides))]
     job = replace(job, environment={})  # the step's process reads it, and its secrets
     words = shlex.join([interpreter(pipeline), "-m", step_module.__name__, submission.logs, name])
     parts = parts_of(step, "slurm")

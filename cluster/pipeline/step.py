@@ -84,8 +84,10 @@ class StepRun:
         pid = os.getpid()
         host, key = socket.gethostname(), submission.queued[name].key
         self.record = JobRecord(name, submission.backend, "", host, pid, processes.start_time(pid), job_id=key)
-        if (self.logs / RECORD).exists() and (before := read_record(self.logs)).job_id == key:
-            self.record.attempts = before.attempts  # of a process whose node was lost
+        if (self.logs / RECORD).exists():
+            before = read_record(self.logs)
+            if before.job_id == key:
+                self.record.attempts = before.attempts  # of a process whose node was lost
 
     def run(self) -> int:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -155,10 +157,10 @@ class StepRun:
         if self.part:
             return part_words(self.pipeline, self.step, self.part)
         if self._is_job:
-            return self._words_of_job()
+            return self._job_words()
         return process_words(self.pipeline, self.step)
 
-    def _words_of_job(self) -> list[str]:
+    def _job_words(self) -> list[str]:
         """The back-end's own command for a job, of a step with ranks."""
         backend, verb = self.submission.backend, "preflight" if self.step.kind == "preflight" else "submit"
         job, python = as_job(self.pipeline, self.step, backend), interpreter(self.pipeline)

@@ -117,7 +117,7 @@ def draft(graph: Graph, overrides: list[str], backend: str, forced: Collection[s
         forced: steps to do again with all that depends on them, proven or not.
     """
     pipeline, all_keys = graph.pipeline, keys(graph)
-    again = set(forced).union(*(graph.behind(name) for name in forced))
+    again = graph.with_dependents(forced)
     queued: dict[str, QueuedStep] = {}
     for name in graph.order:
         needs = [other for other in graph.needs[name] if other in queued]
@@ -137,7 +137,7 @@ def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) 
     Raises:
         UserError: an output in a store was made with other settings; nothing has been moved then.
     """
-    again = set(forced).union(*(graph.behind(name) for name in forced))
+    again = graph.with_dependents(forced)
     stale = []
     begun = {name: queued for name, queued in submission.queued.items() if not queued.jobs}  # the others are in a queue
     for name, queued in begun.items():

@@ -73,7 +73,7 @@ def views(
         if state in ("waiting", "not run") and _is_blocked(submission, name, found):
             state = "blocked"
         last = tried[-1] if tried else None
-        end = (last.ended if last and last.ended else time.time()) if tried else None
+        end = None if last is None else last.ended or time.time()
         found[name] = StepView(
             name,
             graph.pipeline.steps[name].kind,

@@ -20,9 +20,8 @@ PROGRAMS = {
     "export": ("mvlm", "export"),
     "index": ("mvlm", "index"),
 }
-OUTPUT = dict.fromkeys(PROGRAMS, "--out") | {"evaluate": "--json"}
+OUTPUT = {kind: "--out" for kind in PROGRAMS if kind != "score"} | {"evaluate": "--json"}
 """The option that names a step's first output; scores of rows have none, since they lie beside the rows."""
-del OUTPUT["score"]
 JOB = "job"
 """Folder below a step's logs for those of its ranks."""
 WORKPLACE = {"shard": "--workers"}

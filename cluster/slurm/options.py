@@ -50,7 +50,7 @@ def further(job: Job) -> dict[str, str | None]:
     return found
 
 
-def behind_others(job: Job, dependency: str) -> Job:
+def with_dependency(job: Job, dependency: str) -> Job:
     """The job with a dependency among its options, beside the user's own."""
     return replace(job, sbatch=(*job.sbatch, f"--dependency={dependency}")) if dependency else job
 

@@ -26,7 +26,7 @@ def plain_script(job: Job, name: str, command: str, output: Path, array: str = "
         "requeue": None,
         "open-mode": "append",
         "output": str(output.parent).replace("%", "%%") + f"/{output.name}",
-        **options.further(options.behind_others(job, dependency)),
+        **options.further(options.with_dependency(job, dependency)),
     }
     lines = [
         "#!/bin/bash",

@@ -107,7 +107,9 @@ class TrainJob:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         attempt = attempt_folder(self.job.log_folder, self.first_attempt + restarts)
         attempt.mkdir(parents=True, exist_ok=True)
-        rank = subprocess.Popen(self._command(attempt), env=_environment(self.job, here, restarts), preexec_fn=_deaf)
+        rank = subprocess.Popen(
+            self._command(attempt), env=_environment(self.job, here, restarts), preexec_fn=_ignore_usr2
+        )
         self._pid = rank.pid
         while rank.poll() is None:  # no wait(): checkpoint() interrupts this, and must not find its lock taken
             time.sleep(POLL_SECONDS)
@@ -162,6 +164,6 @@ def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict
     )
 
 
-def _deaf() -> None:
+def _ignore_usr2() -> None:
     """Ignore submitit's signal, which goes to all processes of a task and would end those that it is not meant for."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

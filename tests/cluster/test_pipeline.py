@@ -174,7 +174,7 @@ def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
         "report": ["a", "score", "again"],
         "reader": ["a", "score", "again"],
     }
-    assert found.behind("score") == {"again", "report", "reader"}
+    assert found.with_dependents(["score"]) == {"score", "again", "report", "reader"}
     places = {name: place for place, name in enumerate(found.order)}
     assert all(places[need] < places[name] for name, needs in found.needs.items() for need in needs)
 
