@@ -94,10 +94,10 @@ def joined(parts: Iterable[pa.Array]) -> pa.ChunkedArray:
 
 
 def with_meta(rows: Iterable[dict[str, Any]], tables: Sequence[Path], task: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard, each with what its tables say about it as `meta`.
+    """The rows of a shard, each with what its tables say about it as `meta`; no other shard's tables may be given.
 
     Raises:
-        UserError: a table is damaged or of another shard.
+        UserError: a table is damaged.
     """
     known: list[dict[str, Any]] = []
     for path in tables:

@@ -11,9 +11,8 @@ from typing import Any
 from zlib_ng import zlib_ng
 
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.files import table_file
 from mvlm.data.shards.in_place import resolved
-from mvlm.data.shards.integrity import check_lengths
+from mvlm.data.shards.integrity import check_hash, check_length, check_lengths
 from mvlm.data.shards.location import open_location
 from mvlm.data.shards.schema import IMAGE_COLUMNS, SCHEMAS, read_manifest
 from mvlm.data.shards.tables import columns_of, named_in_conditions
@@ -77,13 +76,17 @@ def checked_rows(folder: Path) -> Iterator[Columns]:
     """The rows of a corpus by column, with what its tables say about them as `meta`, but none that was taken down.
 
     Raises:
-        UserError: a shard is damaged, or an image does not match its checksum.
+        UserError: a shard or one of its tables is damaged or another's, or an image does not match its checksum.
     """
     number, kept, manifest = 0, kept_rows(folder), read_manifest(folder)
     check_lengths(folder, manifest.shards)
     for shard in manifest.shards:
-        tables = [folder / table_file(shard.file, name) for name in named_in_conditions(shard)]
-        for row in with_meta(shard_rows(folder / shard.file, manifest.task), tables, manifest.task):
+        tables = [table for name in named_in_conditions(shard) if (table := shard.table(name))]
+        for table in tables:
+            check_length(folder, table)
+            check_hash(folder, table)
+        rows = shard_rows(folder / shard.file, manifest.task)
+        for row in with_meta(rows, [folder / table.file for table in tables], manifest.task):
             present = [(row[name], row[crc32]) for name, (*_, crc32) in IMAGE_COLUMNS.items() if name in row]
             if any(zlib_ng.crc32(resolved(image)) != crc32 for image, crc32 in present):
                 raise UserError(f"{folder} row {number} ({row['key']}) has changed since it was written: run `verify`.")

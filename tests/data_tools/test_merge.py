@@ -92,6 +92,19 @@ def test_damage_is_not_copied(fails: Callable[..., str], tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
+def test_a_table_of_another_shard_says_nothing_about_rows(fails: Callable[..., str], tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 30)
+    corpus = tmp_path / "c"
+    run("shard", "folder", tmp_path / "in", "--shard-mb", 0.005, "--workers", 1, "--out", corpus)
+    table, *_, last = sorted(corpus.glob("*.meta.parquet"))
+    own = table.read_bytes()
+    table.write_bytes(last.read_bytes())
+    assert f"{table.name} has" in fails("merge", corpus, "--prefix-keys", "--out", tmp_path / "out")
+    table.write_bytes(own[:40] + bytes([own[40] ^ 1]) + own[41:])
+    assert f"{table.name} has changed" in fails("merge", corpus, "--prefix-keys", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_made_of_rows_that_were_all_taken_down(fails: Callable[..., str], tmp_path: Path) -> None:
     write_corpus(tmp_path / "c", caption_rows(3))
     (tmp_path / "list").write_text("k0\nk1\nk2\n")
