@@ -26,7 +26,7 @@ REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """If a launcher around this command has set these, they would lay out the ranks instead of the job."""
 VIRTUAL_INTERFACES = ("lo", "docker", "veth", "br-", "virbr", "cni", "flannel", "cali", "cilium")
-"""How the names begin of interfaces that lead nowhere, those of containers and virtual machines."""
+"""Beginnings of the names of interfaces that lead nowhere, those of containers and virtual machines."""
 NETWORK_VARIABLES: dict[str, dict[str, str]] = {
     "auto": {},
     "ethernet": {"NCCL_NET": "Socket", "NCCL_SOCKET_IFNAME": "^" + ",".join(VIRTUAL_INTERFACES)},

@@ -20,7 +20,7 @@ def attempt_folder(logs: Path, attempt: int) -> Path:
 
 
 def rank_log(logs: Path, attempt: int, rank: int) -> Path:
-    """Where a rank's output goes; `rank-%5t.log` makes it of srun's."""
+    """Where a rank's output goes."""
     return attempt_folder(logs, attempt) / f"rank-{rank:05d}.log"
 
 

@@ -153,7 +153,7 @@ class Supervisor:
         return code or (ExitCode.BUG if orphaned else 0)  # DeepSpeed's runner reports success for a killed one
 
     def _lost_launcher(self, number: int) -> bool:
-        """Whether ranks say so, which may have ended before anybody could see them without one."""
+        """Whether the ranks' logs say that it died: they may have ended before anybody could see that."""
         logs = attempt_folder(self.logs, number).glob("rank-*.log")
         return any(LAUNCHER_DIED in line for path in logs for line in path.open(errors="replace"))
 

@@ -14,7 +14,7 @@ Cursor = tuple[int, ...]
 """A place in a source; what is read earlier has a smaller one, and () is the beginning."""
 
 Unit = tuple[Cursor, int]
-"""Where a piece of a source that can be read by itself begins, such as a tar, and roughly how many bytes it has."""
+"""The start of a piece of a source that can be read by itself, such as a tar, and roughly how many bytes it has."""
 
 
 @dataclass(frozen=True)

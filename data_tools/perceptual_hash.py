@@ -17,7 +17,7 @@ SIDE = 32
 """Pixels of a thumbnail, each way; the shape of a picture is kept only as `aspect`."""
 
 SCALE = 160
-"""Pixels of the longer side of the reduced picture from which it is made; up to twice as many."""
+"""Pixels of the longer side, or up to twice as many, of the reduced picture that a thumbnail is made from."""
 
 GROUND = 32
 """Levels by which a plain background may vary."""
@@ -39,7 +39,7 @@ BROAD_TOLERANCE = 12
 """The same for the mean of each sixteenth, which copying hardly changes: it tells other colours apart."""
 
 FLAT, FULL_RANGE = 0.15, 128
-"""The share of both tolerances that is left if there is only one colour; from a range of 128 levels on, all is."""
+"""The share of both tolerances that applies to a single colour; from a range of 128 levels on, they apply in full."""
 
 STRAY = 3
 """Places that may differ by more, such as where a thin line fell between two pixels."""

@@ -13,7 +13,7 @@ import numpy as np
 from .perceptual_hash import LOOK, SEEN, read_perceptual_hash, same_picture
 
 CORNERS = 40
-"""Levels by which the mean colours of quarters may differ; beyond, thumbnails need not be compared."""
+"""Levels by which the mean colours of quarters may differ; if they differ by more, thumbnails are not compared."""
 
 MOST_COMPARED = 64
 """Most candidates compared, the nearest in their quarters' colours first: white pages resemble each other by the

@@ -117,7 +117,7 @@ class _Named:
         return np.flatnonzero(named).tolist()
 
     def unmatched(self) -> frozenset[str]:
-        """Lines that name no row of all shards looked at."""
+        """Lines that name no row of any shard looked at."""
         return frozenset(line for line in self._lines - self._found if line.lower() not in self._found_hashes)
 
 

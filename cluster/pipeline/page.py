@@ -32,7 +32,7 @@ tr + tr { border-top: 1px solid #ddd } svg { max-width: 100%; height: auto } cod
 
 
 def write_page(logs: Path, found: list[StepView] | None = None) -> Path:
-    """Write the page beside the logs. If it cannot be drawn or written, no step ends for it.
+    """Write the page beside the logs. If it cannot be drawn or written, no step fails for that.
 
     Args:
         found: the views to show; None = from the files alone.

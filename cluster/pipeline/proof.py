@@ -143,7 +143,7 @@ def digest(path: str, kind: str = "") -> str | None:
     """A hash of what is at a path or URL, cheap even if that is large; None if there is nothing.
 
     It covers the fingerprint of shards, the tables of scores, the checkpoint that a run would resume from, the content
-    of a file or, beyond 64 MB, its size and time of change; for a folder, the latter of all its files.
+    of a file or, beyond 64 MB, its size and time of change; for a folder, size and time of change of all its files.
     """
     if manifests := _manifests(path):
         part = "tables" if kind == "score" else "fingerprint"

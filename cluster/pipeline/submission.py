@@ -130,7 +130,7 @@ def draft(graph: Graph, overrides: list[str], backend: str, forced: Collection[s
 
 
 def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) -> None:
-    """Note on disk that the queued steps begin: move aside outputs of other settings, and remove old records.
+    """Note on disk that the queued steps begin: move outputs of other settings aside, and remove old records.
 
     From then on, the steps run by the submission's own graph.
 

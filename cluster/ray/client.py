@@ -27,7 +27,7 @@ WITHIN = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def address(job: Job) -> str:
-    """The dashboard's; raises `UserError` if neither job nor environment names it, or it is another server of Ray."""
+    """The dashboard's address; raises `UserError` if job and environment name none, or that of another server."""
     given = job.ray_address or os.environ.get(ADDRESS, "")
     if not given:
         raise UserError(

@@ -28,7 +28,7 @@ SETTLE_SECONDS = 30.0  # for Ray to notice that its workers have ended
 
 def main(argv: list[str]) -> int:
     """Run the job to its end; returns its exit code."""
-    end_with_parent()  # Ray's shell, without which Ray takes the job for failed, or a pipeline's step
+    end_with_parent()  # Ray's shell, without which the job counts as failed, or a pipeline's step
     spec = RayJobSpec.load(Path(argv[0]))
     os.chdir(spec.directory)
     is_preflight = spec.words[0] == "preflight"

@@ -20,7 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LONGEST_FOLDER = 75
-"""Bytes that the temporary folder's path may have: with the fork server's socket in it, Unix allows 107."""
+"""Bytes of the longest temporary folder that leaves room for the fork server's socket: Unix takes paths of 107."""
 
 
 def cores() -> int:

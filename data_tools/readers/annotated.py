@@ -1,4 +1,4 @@
-"""What all sources share that have files of annotations beside folders of images."""
+"""What sources with files of annotations beside folders of images have in common."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ the middle on, each with the offset at which it begins."""
 
 @dataclass(frozen=True)
 class At:
-    """Where an annotation stands: the file's name, and the annotation's number in it, counted from 0."""
+    """Where an annotation is: the file's name, and the annotation's number in it, counted from 0."""
 
     file: str
     number: int

@@ -1,7 +1,7 @@
 """The pages of a column of a parquet file, plain or compressed by snappy, and where their bytes lie in the file.
 
 Snappy leaves what it cannot shorten as it is, in runs of up to 64 KB (format_description.txt of google/snappy). Images
-are compressed already, so that nearly all of their bytes stand in the file, and the rest is kept in the reference.
+are compressed already, so that nearly all of their bytes are in the file as they are; the reference keeps the others.
 """
 
 from __future__ import annotations

@@ -59,9 +59,9 @@ def _block(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
 
 
 def _holding(thing: Thing, kind: str, so: bool, dice: Dice) -> Thing:
-    """A thing for which it is true (`so`) or not what a sentence of this kind says about `thing`.
+    """A thing for which what a sentence of this kind says about `thing` is true if `so`, and otherwise false.
 
-    If it is not, one of colour and shape is still right more often than by chance: the near miss is hard.
+    If it is false, one of colour and shape is still right more often than by chance: the near miss is hard.
     """
     colour, shape = thing
     other_colour = dice.pick([name for name in COLOURS if name != colour])

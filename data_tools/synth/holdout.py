@@ -27,7 +27,7 @@ class NovelSplit(Split):
 
 
 def with_novel(split: Split | None) -> Split:
-    """`split` and the part `novel` beside it; only the part `train` beside it if nothing is to be split.
+    """`split` with the part `novel` beside it, or the parts `novel` and `train` if nothing is to be split.
 
     Raises:
         UserError: the split has a part of that name.
