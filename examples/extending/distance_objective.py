@@ -1,4 +1,4 @@
-"""An objective: an image and its sentence shall lie close (the alignment of Wang and Isola 2020, arXiv 2005.10242)."""
+"""An objective: pulls an image and its sentence together (the alignment of Wang and Isola 2020, arXiv 2005.10242)."""
 
 from __future__ import annotations
 
