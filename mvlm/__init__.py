@@ -27,7 +27,7 @@ _HOMES = {
     "open": "mvlm.api.shards",
     "train": "mvlm.api.train",
 }
-"""Imported only when first used: commands import `mvlm`, and avoid loading torch as long as they can."""
+"""Imported on first use: commands import `mvlm`, and put off loading torch as long as they can."""
 
 
 def __getattr__(name: str) -> Any:

@@ -46,22 +46,22 @@ COMMANDS = {
     "kernels": "show which implementation each operation uses on this machine",
     "completion": "print a shell completion script for these commands",
 }
-"""Modules of mvlm.cli, whose docstrings are their --help, and what each does. Only the one asked for is imported, which
-takes seconds for some."""
+"""Modules of mvlm.cli, whose docstrings are their --help, each with its summary. Only the one asked for is imported,
+since some take seconds."""
 
 
 INFERRING = frozenset({"evaluate", "index", "predict", "report", "score", "search", "serve"})
-"""Commands that compute with a trained model, in a process of their own."""
+"""Commands that run a trained model in a process that does nothing else."""
 
 SHARED = frozenset({"evaluate", "index", "score"})
-"""Commands whose work a launcher's ranks share. They leave nothing half-done that would have to be saved."""
+"""Commands whose work a launcher's ranks share, and which have nothing to save when they are stopped."""
 
 EXTRAS = {"serve": ("fastapi", "uvicorn")}
-"""Commands with an extra of their name, and what it installs."""
+"""Commands that need the optional extra of the same name, and the packages that it installs."""
 
 
 def command_line(words: Container[str]) -> argparse.ArgumentParser:
-    """The parser, with the arguments of those commands alone that are among the words."""
+    """The parser, with arguments only for the commands that occur among the words."""
     parser = argparse.ArgumentParser(prog="mvlm", description="Pretrain and try masked vision and language models.")
     parser.add_argument("--version", action="version", version=f"mvlm {__version__}")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from the launcher
@@ -79,7 +79,7 @@ def command_line(words: Container[str]) -> argparse.ArgumentParser:
 
 
 def _module(name: str) -> ModuleType:
-    """A command's module; raises `UserError` where it lacks packages that an installation may do without."""
+    """A command's module; raises `UserError` if an optional package that it needs is not installed."""
     try:
         return import_module(f"mvlm.cli.{name}")
     except ModuleNotFoundError as error:
@@ -89,8 +89,8 @@ def _module(name: str) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0 done, 1 a mistake or bad data, 2 wrong usage, 70 a bug, 75 start it again,
-    130 Ctrl-C; docs/exit_codes.md says what to do."""
+    """Run one command and return its exit code: 0 done, 1 a user's mistake or bad data, 2 wrong usage, 70 a bug,
+    75 start it again, 130 Ctrl-C; docs/exit_codes.md says what to do."""
     words = sys.argv[1:] if argv is None else argv
     try:
         parser = command_line(words)
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         if nobody_reads(error):
             return _report_mistake(UserError(CLOSED))
         if isinstance(error, OSError) and error.errno in NO_ROOM:
-            what = str(error.filename or "What was to be said")
+            what = str(error.filename or "The output")
             return _report_mistake(cannot_write(what, error, "free some room and start again"))
         with suppress(OSError):
             traceback.print_exc()
@@ -126,18 +126,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report_mistake(error: UserError) -> int:
     if environment()["rank"]:
-        time.sleep(5)  # the launcher ends all at the first exit: let rank 0, which met the same mistake, speak first
+        time.sleep(5)  # the launcher kills all ranks at the first exit: let rank 0 report the same mistake first
     rank_log.error(error)
     return error.exit_code
 
 
 def run() -> NoReturn:
     """Run the command that was typed, and end this process with its exit code."""
-    typed = sys.argv[1:3]  # the command, after the launcher's --local_rank, where that is
+    typed = sys.argv[1:3]  # the command comes first, or after the launcher's --local_rank
     if not SHARED.isdisjoint(typed):
         end_when_told()
     if not INFERRING.isdisjoint(typed):
-        keep_freed_memory()  # a third of an index's time was the kernel's, clearing it
+        keep_freed_memory()  # otherwise a third of the time of `mvlm index` goes to the kernel, zeroing pages
     code = main()
     let_go(sys.stdout)
     let_go(sys.stderr)

@@ -1,4 +1,4 @@
-"""How a command ends, and the exceptions that mean: no bug, and the user need not read a traceback."""
+"""How commands end, and the exceptions that show users a sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How every command and every rank ends; docs/exit_codes.md says what to do then."""
+    """How every command and every rank ends; docs/exit_codes.md says what to do next."""
 
     DONE = 0
     MISTAKE = 1  # a user's, or bad data
@@ -25,7 +25,7 @@ OUT_OF_SIGHT = {
     errno.EIO,
     errno.ENODEV,
     errno.ENXIO,
-    errno.EROFS,  # what a file system turns to when its disk fails
+    errno.EROFS,  # how a file system is remounted when its disk fails
     errno.ESTALE,
     errno.EREMOTEIO,
     errno.ENOTCONN,
@@ -39,15 +39,14 @@ OUT_OF_SIGHT = {
     errno.ECONNRESET,
     errno.ECONNABORTED,
 }
-"""Numbers of an OSError that say: the storage is not to be reached from this node, which more room would not mend."""
+"""Error numbers which mean that this node cannot reach the storage; freeing space would not help."""
 
 
 class UserError(Exception):
     """A user's mistake or bad data.
 
-    Its message is one sentence: what, where (file, row, rank) and what to do. The commands print it
-    without a traceback and exit with `exit_code`. Where several things were found wrong at once it has a sentence for
-    each; the first is its message.
+    Its message is one sentence: what, where (file, row, rank) and what to do. The commands print it without a traceback
+    and exit with `exit_code`. If several things are wrong at once, `sentences` has one for each, the message first.
     """
 
     exit_code: int = ExitCode.MISTAKE
@@ -61,7 +60,7 @@ class UserError(Exception):
 
 
 class Mistakes:
-    """What is wrong, gathered by a check that continues instead of ending at the first."""
+    """Mistakes gathered by a check that does not stop at the first one."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
@@ -71,70 +70,70 @@ class Mistakes:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Keep the sentences of a `UserError` that ends the block."""
+        """Swallow a `UserError` that ends the block, and keep its sentences."""
         try:
             yield
         except UserError as error:
             self.sentences += error.sentences
 
     def settle(self) -> None:
-        """Raises UserError where there is any."""
+        """Raise a `UserError` if there are any."""
         if self.sentences:
             raise UserError(*self.sentences)
 
 
 class StorageLost(UserError):
-    """A node has lost sight of the run's storage in the middle: the run is to be requeued, elsewhere if need be."""
+    """A node can no longer reach the run's storage: requeue the run, on other nodes if need be."""
 
     exit_code = ExitCode.REQUEUE
 
 
 class MemoryCorrupted(UserError):
-    """A rank's memory hands back other bits than were written: the run is to be requeued, elsewhere if need be."""
+    """A rank's memory returned other bits than were written: requeue the run, on other nodes if need be."""
 
     exit_code = ExitCode.REQUEUE
 
 
 class DataLost(UserError):
-    """A rank gets no more data, for a reason that another start may well not meet: a store or a disk of shards that is
-    gone, or a loader process that was killed. What the run has done can still be saved."""
+    """A rank gets no more data, for a reason that a restart may well not meet: a store or a disk of shards cannot be
+    reached, or a loader process was killed. The run's progress can still be saved."""
 
     exit_code = ExitCode.REQUEUE
 
 
 class HeldOutLost(UserError):
-    """An evaluation's data cannot be read by some rank, or do not fit: raised on every rank alike, when none waits.
+    """Some rank cannot read an evaluation's data, or they do not fit in memory: raised on all ranks, when none waits.
 
-    What the run has done can still be saved. It ends with the code of the cause.
+    The run's progress can still be saved. The exit code is that of the cause.
     """
 
     @classmethod
     def of(cls, cause: UserError) -> HeldOutLost:
-        """No constructor of its own: exceptions that ranks send each other are made anew of their sentences."""
+        """The error for a cause. No constructor: unpickling, as when ranks send it, calls the class with sentences."""
         lost = cls(*cause.args)
         lost.exit_code = cause.exit_code
         return lost
 
 
 def first_line(error: BaseException | str) -> str:
-    """Of an error's text without its stop, or its kind where it has none."""
+    """The first line of an error's text, without its full stop; its class name if it has no text."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")
 
 
 def no_shards(place: object) -> UserError:
-    """What to raise where a folder of shards is not there."""
+    """The error for a folder of shards that does not exist."""
     why = "it is a file" if os.path.isfile(str(place)) else "the folder does not exist"
     return UserError(f"No shards at {place}: {why}; make a folder of shards with `mvlm-data shard`.")
 
 
 def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserError:
-    """What to raise when a run that is under way cannot write.
+    """The error for a run in progress that cannot write.
 
     Args:
         what: the file or folder, with which the sentence begins.
-        so: what to do where it is not the storage that is lost.
-        where: who has met it, when it was not this rank.
+        so: what to do, unless the storage itself is lost.
+        where: who met the error, if it was not this rank.
     """
     reason = f"{where}{error}"
     if error.errno in OUT_OF_SIGHT:
@@ -144,7 +143,7 @@ def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserErr
 
 
 def cannot_read(what: object, error: OSError | ValueError, so: str) -> UserError:
-    """What to raise when shards cannot be read; `so` says what to do where it is not their storage that is lost."""
+    """The error for shards that cannot be read; `so` says what to do, unless their storage itself is lost."""
     if isinstance(error, OSError) and error.errno in OUT_OF_SIGHT:
         host = socket.gethostname()
         return DataLost(f"{what} cannot be reached from {host} ({error}): start the same command again where it can.")

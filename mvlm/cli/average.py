@@ -4,8 +4,8 @@ examples:
   mvlm average runs/a/checkpoints/step_0000{1,2,3}000 --out soups/last_three
   mvlm average runs/seed0 runs/seed1/best --out soups/seeds --data shards/eval
 
-The soup is a folder that --checkpoint and checkpoint.init take. With --data, it and each of its parts are evaluated by
-what their runs were trained for: by retrieval, or by the task that they were fine-tuned for.
+The soup is a folder that --checkpoint and checkpoint.init take. With --data, the soup and its parts are evaluated
+on what their runs were trained for: retrieval, or the task that they were fine-tuned for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHOWN = (
     "eval/classification_top1",
     "eval/foils_itm",
 )
-"""Metrics of the table, as far as they were measured; --json has all."""
+"""Metrics that the table shows if all were evaluated for them; --json has every metric."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the soup and print what it and its parts score; returns the exit code.
 
     Raises:
-        UserError: the checkpoints are not of one model, or the soup cannot be written, or the data cannot be used.
+        UserError: the checkpoints are of different models, the soup cannot be written, or the data cannot be used.
     """
     from mvlm.checkpoint.layout import find_checkpoint
     from mvlm.cli.output import require_no_folder, write_json
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measured(checkpoint: Path, data: list[str]) -> dict[str, float]:
-    """What the checkpoint's own run would have written of it."""
+    """The metrics that the checkpoint's own run would have logged for it."""
     from dataclasses import replace
 
     from mvlm.evaluate.training import Evaluator

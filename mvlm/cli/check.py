@@ -38,16 +38,16 @@ def _ranks(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check and print; the exit code is 1 where anything is wrong."""
+    """Check and print; the exit code is 1 if anything is wrong."""
     from mvlm.check.reading import read_run
     from mvlm.check.report import Report
 
     out = sys.stdout
     report = Report("check", tell=None if args.json else partial(print, file=out, flush=True))
-    with redirect_stdout(sys.stderr):  # of libraries, which say what they like when they are imported
+    with redirect_stdout(sys.stderr):  # some libraries print when they are imported
         given = read_run(report, args.config, args.overrides, args.deepspeed_config, args.deep)
         if given.config:
-            with uncollected():  # it takes seconds: what is wrong with paths and keys has been reported
+            with uncollected():  # takes seconds, so only once paths and keys are known to be right
                 from mvlm.check.everything import check_given
 
             check_given(report, given, args.world or environment()["world"], args.deep)

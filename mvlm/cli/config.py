@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print; returns the exit code. Raises `UserError` where there is no such key."""
+    """Print; returns the exit code. Raises `UserError` if there is no such key."""
     if args.schema:
         print(json.dumps(json_schema(), indent=1))
         return 0
@@ -47,7 +47,7 @@ def find_keys(asked: str) -> list[DescribedKey]:
     """All keys, those of a table, or one.
 
     Raises:
-        UserError: it is neither; names what is like it.
+        UserError: there is no such table or key; names those that are similar.
     """
     keys = run_keys()
     found = [key for key in keys if not asked or key.name == asked or key.name.startswith(f"{asked}.")]

@@ -1,12 +1,12 @@
-"""Decay a run to a learning rate of zero from several of its checkpoints, and draw what a run of each length gives.
+"""Decay a run's learning rate to zero from several of its checkpoints, and plot what a run of each length reaches.
 
 examples:
   mvlm decay runs/trunk --at 1000,2000,4000 --steps 200
   mvlm decay runs/trunk --at 4000 --steps 400 --launch "torchrun --nproc-per-node 8 -m mvlm" eval.every=100
 
 The trunk is a run whose learning rate stays at its peak: optim.schedule = "constant", or "wsd" with
-optim.decay_steps = 0. It needs checkpoint.keep_every, so that the checkpoints are there. It is only read, and may be
-training. Each branch is a separate run in the folder of --out; only what is not done yet is done, so the same command
+optim.decay_steps = 0. It needs checkpoint.keep_every, which keeps those checkpoints. It is only read, and may still
+be training. Each branch is a separate run in the folder of --out; finished ones are skipped, so the same command
 resumes. Overrides (key=value) apply to every branch. Prints a table and writes decay.json and decay.png.
 """
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command_words,
         default="deepspeed --quiet --module mvlm",
         metavar="WORDS",
-        help="what starts runs (default: %(default)s)",
+        help="the command that starts runs (default: %(default)s)",
     )
     parser.add_argument("--deepspeed_config", default="", metavar="JSON", help="(default: the trunk's)")
     parser.set_defaults(takes_overrides=True)
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the branches that are not done, print the table and write the curve; returns the exit code.
 
     Raises:
-        UserError: a checkpoint is not there, or a branch failed.
+        UserError: a checkpoint does not exist, or a branch failed.
     """
     from mvlm.cli.output import write_json
     from mvlm.decay.branches import Branch, draw, gather
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     trunk: Path = args.run_folder
     if not trunk.is_dir():
         raise UserError(f"There is no run folder {trunk}: give that of the run to decay.")
-    out = args.out or Path(normpath(trunk / ".." / f"{trunk.resolve().name}-decay"))  # also of the current folder
+    out = args.out or Path(normpath(trunk / ".." / f"{trunk.resolve().name}-decay"))  # RUN may be `.`
     launch, overrides = tuple(args.launch), tuple(args.overrides)
     branches = [Branch(trunk, at, args.steps, out, launch, args.deepspeed_config, overrides) for at in args.at]
     for branch in branches:
@@ -80,7 +80,7 @@ def _table(result: dict[str, Any]) -> str:
             for name in names
         )
         table.add_row(f"{branch['at']:,}", f"{branch['end']:,}", f"{branch['pairs']:,}", *shown)
-    protocol = "The loss is the mean of the last ten log lines up to that step; a metric is that of its evaluation."
+    protocol = "The loss is the mean of the last ten log lines up to that step; metrics are from the evaluation there."
     return render(table, protocol)
 
 

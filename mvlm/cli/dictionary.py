@@ -6,7 +6,7 @@ examples:
       model.vision_weights=dictionary.safetensors
 
 The encoder is a layer whose filters are the patches that the pictures consist of, found by k-means. docs/small.md says
-when it is better than one trained from random weights: for some thousand pictures, on a CPU, with nothing pretrained.
+when it beats one trained from random weights: for a few thousand pictures, on a CPU, with nothing pretrained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mvlm.runtime.arguments import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="shard folders, those that will be trained on")
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="the shard folders to be trained on")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the safetensors file to write")
     parser.add_argument(
         "--image-size", type=positive, default=64, help="model.image_size, a multiple of 16 (default: 64)"
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the file; returns the exit code.
 
     Raises:
-        UserError: it exists, or the shards cannot be used.
+        UserError: the file exists, or the shards cannot be used.
     """
     from mvlm.cli.places import require_shards
 

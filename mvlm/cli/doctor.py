@@ -5,7 +5,7 @@ examples:
   mvlm doctor --shards shards/train --run runs/mine
   srun -N 4 --ntasks-per-node 1 mvlm doctor --json
 
-Takes a quarter of a minute on an idle core. Each probe has its own process and time limit;
+Takes about 15 seconds on an idle core. Each probe has its own process and time limit;
 `python -m mvlm.check.machine.probe NAME` runs one alone. Exits with 1 if something is broken; what is absent is
 reported but is not a fault. More in docs/doctor.md.
 """
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine and print each finding as it is known; the exit code is 1 where something is broken."""
+    """Test, and print each finding as soon as it is made; the exit code is 1 if something is broken."""
     from mvlm.check.folders import Folders
     from mvlm.check.machine.probe import examine
     from mvlm.check.report import Report

@@ -36,12 +36,12 @@ HELP = {
     "reconstruction": "fill in masked words and patches, with the other modality and without",
     "classification": "sort images into classes by their names alone",
     "probe": "fit a linear classifier to the image features",
-    "foils": "tell a true sentence from one that is wrong in a word",
+    "foils": "tell a true sentence from one with a wrong word",
     "vqa": "answer questions about images",
     "nlvr2": "judge sentences about two images",
     "entailment": "say whether an image entails a sentence",
 }
-"""Tasks of mvlm/evaluate/task.py, which is imported for what is measured alone: it takes seconds."""
+"""The tasks of mvlm/evaluate/task.py, which is imported only to evaluate, since that takes seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,10 +96,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--equal-captions": {"action": "store_true", "help": "count a caption as right if an identical one is"},
     "--words": {"type": _words, "default": (), "metavar": "A,B", "help": "mask these words"},
-    "--pictures": {"type": Path, "metavar": "FOLDER", "help": "draw eight images with theirs into this folder"},
+    "--pictures": {"type": Path, "metavar": "FOLDER", "help": "draw eight reconstructed examples into this folder"},
     "--templates": {"metavar": "FILE", "help": "sentences, one per line, {} for the class"},
     "--train": {"required": True, "metavar": "FOLDER", "help": "the folder of classes to fit it on"},
-    "--where": {"metavar": "CONDITION", "help": "use only the rows that meet it, as data.where"},
+    "--where": {"metavar": "CONDITION", "help": "use only the rows that meet it, like data.where"},
     "--memory-gb": {
         "type": above_zero,
         "metavar": "GB",
@@ -119,7 +119,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "foils": ("--memory-gb",),
     **dict.fromkeys(LABELLED, ("--where", "--predictions")),
 }
-"""What each task takes beside what all take."""
+"""The options of each task besides those that all take."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -179,7 +179,7 @@ def _follow(args: argparse.Namespace) -> int:
 
 
 def _write(path: Path | None, text: str, option: str) -> None:
-    """Nothing where the option was not given."""
+    """Write the file if the option was given."""
     from rich.console import Console
 
     if path:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--captions",
         action="store_true",
         help="give the shards' captions as much weight as their images: a sentence then first finds images whose "
-        "captions say it",
+        "captions match",
     )
 
 

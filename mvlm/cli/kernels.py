@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """A paragraph an operation: who computes it in each precision, and what was against every other."""
+    """A paragraph per operation: what computes it in each precision, and why the others do not."""
     lines = [f"on {found['device']}"]
     for name, operation in found["operations"].items():
         lines += ["", f"{name}: {_by_value(operation['taken'])}"]

@@ -1,4 +1,4 @@
-"""Files that commands write for people: whole or not there."""
+"""Files that commands write for people, completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 def require_no_folder(path: Path | None, option: str) -> None:
-    """Raises `UserError` where the file that is to be written is a folder; to be asked before work that takes long."""
+    """Raises `UserError` if the file to be written is a folder; for use before long work."""
     if path and path.is_dir():
         raise UserError(f"{path} is a folder: give {option} a file in it.")
 
 
 def write_whole(path: Path, content: str | bytes, option: str) -> None:
-    """Write text or bytes beside and rename; missing folders are made.
+    """Write text or bytes to a temporary file and rename it; missing folders are made.
 
     Raises:
-        UserError: it is a folder, or cannot be written; names the `option` that says where.
+        UserError: the path is a folder, or cannot be written; names the `option` that gave it.
     """
     require_no_folder(path, option)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A file name that is not UTF-8 stands in JSON as an escape, from which its reader has the name itself.
+        # In JSON, a file name that is not UTF-8 becomes an escape, from which a reader recovers the name.
         whole = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
         temporary.write_bytes(whole)
         temporary.replace(path)
@@ -42,7 +42,7 @@ def write_whole(path: Path, content: str | bytes, option: str) -> None:
 
 
 def write_json(path: Path | None, content: Any) -> None:
-    """What --json asks for, where it is given."""
+    """Write the file of --json, if it was given."""
     if path:
         write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
 

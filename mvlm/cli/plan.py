@@ -1,4 +1,4 @@
-"""Calculate a run's size, memory, time and communication before it starts; or the making of its data from links.
+"""Calculate a run's size, memory, time and communication before it starts, or what making its data from links takes.
 
 examples:
   mvlm plan mvlm/configs/base.toml --deepspeed_config ds_configs/zero1.json --gpu h100
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; returns the exit code.
 
     Raises:
-        UserError: the configuration is wrong, or what it names is not known.
+        UserError: the configuration is wrong, or names something unknown.
     """
     if args.config == "data":
         return _plan_data(args)
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
     card, base = find_card(args.gpu), load_config(args.config, args.overrides)
     content = read_deepspeed_json(args.deepspeed_config)
-    require_shards(base.data.train)  # all of which is reported before imports that take seconds
+    require_shards(base.data.train)  # the last check before imports that take seconds
 
     from mvlm.estimate.choice import choice_text
     from mvlm.estimate.text import as_text
@@ -140,7 +140,7 @@ def _refuse_senseless(args: argparse.Namespace) -> None:
 
 
 def _plan_stage(args: argparse.Namespace, config: Config, content: dict[str, Any], card: Card) -> dict[str, Any]:
-    """A run, or a stage of one, as JSON."""
+    """The plan of a run or of one of its stages, as JSON."""
     from mvlm.data.shards.mixture import training_mixture
     from mvlm.estimate.choice import choose
     from mvlm.estimate.count import FakeModel
@@ -163,7 +163,7 @@ def _plan_stage(args: argparse.Namespace, config: Config, content: dict[str, Any
         mfu=args.mfu,
     )
     built = build_without_weights(config.blueprint, config.data)
-    freeze(deepcopy(built), config.train.freeze)  # refused as by the run; what it saves is not planned
+    freeze(deepcopy(built), config.train.freeze)  # raises as the run would; what freezing saves is not planned
     planner = Planner(request, FakeModel(built, config.data, optim=config.optim))
     return as_json(planner) | ({"choice": choose(planner)} if args.choose else {})
 

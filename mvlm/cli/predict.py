@@ -45,7 +45,7 @@ HELP = {
 }
 
 NEEDS: dict[str, Literal["image", "text"]] = {"words": "text", "patches": "image"}
-"""The objective without which an answer means nothing; the others compare by ITC where there is nothing better."""
+"""The objective without which an answer means nothing; captions and images fall back on ITC alone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer, print, and write what is to be written; returns the exit code.
+    """Answer, print, and write the requested files; returns the exit code.
 
     Raises:
-        UserError: a file is no picture, the question does not fit, or something cannot be written.
+        UserError: a file is not a picture, the question does not suit the model, or a file cannot be written.
     """
     if args.top < 1:
         raise UserError(f"--top is {args.top}: give 1 or more.")

@@ -25,16 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="wait so long for all ranks to join (default: 60), and a quarter of it for a pair to answer",
+        help="how long to wait for all ranks to join (default: 60); a pair has a quarter of it to answer",
     )
     parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print on rank 0; the exit code is 1 when anything is wrong.
+    """Measure, and print on rank 0; the exit code is 1 if anything is wrong.
 
     Raises:
-        UserError: the configuration is wrong, rank 0 is not to be reached, or (on rank 0) what is wrong.
+        UserError: the configuration is wrong, rank 0 cannot be reached, or (on rank 0) something is wrong.
     """
     from mvlm.check.nodes import tables
     from mvlm.check.nodes.check import survey

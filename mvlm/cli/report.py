@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, measure what is missing, and write the page; returns the exit code.
 
     Raises:
-        UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
+        UserError: a folder is not a run's, a file in it is damaged, or the page cannot be written.
     """
     require_no_checkpoint(*args.runs)
     facts = [read_facts(folder) for folder in args.runs]  # before imports that take seconds

@@ -7,12 +7,11 @@ examples:
   mvlm reproduce flickr30k --data /data --out /scratch/mine --launch "deepspeed --num_gpus 8 --module mvlm"
   mvlm reproduce ablation --data /data --launch "torchrun --nproc-per-node 8 -m mvlm" train.micro_batch=auto run.seed=1
 
-Prints the chain of commands (shard, train, fine-tune, evaluate) and runs what is not done yet: the same command
-resumes, and tables share their runs. --dry-run only says what is missing in the data folder, compares the
-counts of what is there with the published numbers, and gives the GPU-hours of each run. --miniature generates all data
-sets and trains tiny models, in minutes and without a GPU. Overrides (key=value) apply to every training run; each
-run.seed has separate run folders.
-docs/reproduce.md shows how the data folder is laid out.
+Prints the chain of commands (shard, train, fine-tune, evaluate) and runs those that are not done yet: the same command
+resumes, and tables share their runs. --dry-run only lists what is missing from the data folder, compares the counts of
+the rest with the published numbers, and estimates the GPU-hours of each run. --miniature generates all data sets and
+trains tiny models, in minutes and without a GPU. Overrides (key=value) apply to every training run; each run.seed has
+separate run folders. docs/reproduce.md shows the layout of the data folder.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command_words,
         default=[],
         metavar="WORDS",
-        help="what starts the commands (default: 'deepspeed --quiet --module mvlm', with --miniature 'python -m mvlm')",
+        help="launcher of the commands (default: 'deepspeed --quiet --module mvlm', with --miniature 'python -m mvlm')",
     )
     parser.add_argument(
         "--deepspeed_config",
@@ -66,12 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="(default: ds_configs/zero1.json, with --miniature ds_configs/cpu.json)",
     )
-    parser.add_argument("--gpu", default="a100", metavar="NAME", help="card of the GPU-hours (default: a100)")
+    parser.add_argument("--gpu", default="a100", metavar="NAME", help="card to estimate GPU-hours for (default: a100)")
     parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is to be done, do it, and print the table; returns the exit code.
+    """Print the steps, run them, and print the table; returns the exit code.
 
     Raises:
         UserError: data are missing, or a step failed.
@@ -131,7 +130,7 @@ def _list(console: Console) -> int:
 
 
 def _print_chain(steps: list[ChainStep], prices: Prices | None) -> None:
-    """The commands, and of each training run what it takes."""
+    """Print the commands, and what each training run takes."""
     from mvlm.reproduce.steps import TrainStep
 
     hours = 0.0
@@ -146,14 +145,14 @@ def _print_chain(steps: list[ChainStep], prices: Prices | None) -> None:
         print(f"  {step.command()}", flush=True)
     if prices:
         print(
-            f"About {hours:,.0f} GPU-hours of {prices.gpu} in all, done runs too, by `mvlm plan` on eight cards at 40 "
-            "% MFU; of VQA, NLVR2 and SNLI-VE, which it does not know, their operations alone. Evaluation comes on top."
+            f"About {hours:,.0f} GPU-hours of {prices.gpu} in all, finished runs included, by `mvlm plan` for eight "
+            "cards at 40 % MFU; VQA, NLVR2 and SNLI-VE, which it cannot plan, by FLOPs alone. Evaluation comes on top."
         )
 
 
 def _check_out(place: Workplace) -> None:
-    """Raises `UserError` where runs would lie elsewhere than in --out, or where a rehearsal's shards would count as the
-    published data's, or the other way round."""
+    """Raises `UserError` if runs would lie outside --out, or if shards of a rehearsal would pass for those of the
+    published data, or the other way round."""
     if moved := [override for override in place.overrides if override.partition("=")[0].strip() == "run.dir"]:
         raise UserError(f"{moved[0]} would be the folder of every run: give --out, in which each has its own.")
     generated = place.out / "data"
@@ -164,7 +163,7 @@ def _check_out(place: Workplace) -> None:
 
 
 def _check_data(table: Table, place: Workplace, steps: list[ChainStep]) -> None:
-    """Raises `UserError` where data are missing that a step not yet done would read."""
+    """Raises `UserError` if data are missing that an unfinished step would read."""
     from mvlm.reproduce.layout import missing
     from mvlm.reproduce.steps import ShardStep
 
@@ -175,7 +174,7 @@ def _check_data(table: Table, place: Workplace, steps: list[ChainStep]) -> None:
 
 
 def _dry_run(table: Table, place: Workplace, console: Console) -> int:
-    """What is missing, and what is there beside what was published; 1 where something is missing."""
+    """Print which data are missing, and the counts of the others beside the published ones; 1 if any are missing."""
     from mvlm.reproduce.layout import ask, counted, missing
 
     gone = missing(table, place)

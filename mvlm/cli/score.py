@@ -2,13 +2,13 @@
 
 Each row gets, as the mean over its captions: itc_similarity, the cosine of ITC's features; itm_probability, ITM's
 probability of a match; text_loss and image_loss, the losses of reconstructing masked tokens and masked patches from the
-other modality; and caption_words. With py3langid there is a column language, too. The image's ITC features are
-stored separately, as its embedding. Run the same command again after a kill: shards that are scored stay. Several
+other modality; and caption_words. With py3langid there is a column language too. The image's ITC features are stored
+separately, as its embedding. Run the same command again after a kill: shards that are scored stay. Several
 processes share the work with --part, and under a launcher the ranks do; the last one names the tables in the manifest.
 
-With --clusters, the rows of all SHARDS are then grouped by k-means on their embeddings, which a command with --part
-leaves to one without. With the columns cluster and cluster_rank, a condition can cap a cluster's rows, as MetaCLIP
-does, and with duplicate_similarity drop near-duplicates, as SemDeDup does.
+With --clusters, the rows of all SHARDS are then grouped by k-means on their embeddings; a command with --part does not,
+so finish with one without it. With the columns cluster and cluster_rank, a condition can cap a cluster's rows, as
+MetaCLIP does, and with duplicate_similarity drop near-duplicates, as SemDeDup does.
 
 examples:
   mvlm score shards/noisy --checkpoint runs/scorer
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="score every N-th shard from the I-th on")
     parser.add_argument(
-        "--batch", type=positive, metavar="ROWS", help="in a forward pass (default: the run's eval.batch)"
+        "--batch", type=positive, metavar="ROWS", help="rows per forward pass (default: the run's eval.batch)"
     )
     parser.add_argument("--clusters", type=positive, metavar="K", help="afterwards, group the rows into K clusters")
     parser.add_argument(
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         score = partial(score_part, scorer, part=part * world + rank, parts=parts * world)
         for folder in args.shards:
             found = dist.on_all(partial(score, folder, cache=Cache(data.cache, data.cache_gb)))
-            missing, shards = min(found)  # the rank that was the last knows of all
+            missing, shards = min(found)  # the rank that finished last has seen all the others' work
             rest = (
                 f"{missing:,} of them are still to be scored by other parts"
                 if missing
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             if rank == 0:
                 print(f"{folder}: {shards:,} shards scored with the weights of step {loaded.step}; {rest}.")
     finally:
-        dist.close()  # the others need not wait for clusters
+        dist.close()  # the other ranks need not wait for the clustering
     if args.clusters and parts == 1 and rank == 0:
         cluster_corpora(args.shards, args.clusters, args.memory_gb, device, cache=Cache(data.cache, data.cache_gb))
         print(f"The rows are in {args.clusters:,} clusters.")

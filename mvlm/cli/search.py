@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, print, and write what is to be written; returns the exit code.
+    """Search, print, and write the requested files; returns the exit code.
 
     Raises:
-        UserError: the index or what it was made of cannot be used, or something cannot be written.
+        UserError: the index or its shards cannot be used, or a file cannot be written.
     """
     if args.top < 1 or args.rerank < 0:
         raise UserError(f"--top is {args.top} and --rerank {args.rerank}: give --top 1 or more, --rerank 0 or more.")

@@ -19,7 +19,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.arguments import within
 
 FAREWELL_S = 3
-"""For answers under way when it is ended."""
+"""How long answers in progress may take when the server is stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until it is ended; returns the exit code.
+    """Serve until stopped; returns the exit code.
 
     Raises:
-        UserError: the checkpoint or the index cannot be used, or the address is taken or none of this machine's.
+        UserError: the checkpoint or the index cannot be used, or the address is in use or not this machine's.
     """
     _heed_signals()
     find_checkpoint(args.checkpoint)  # before imports that take seconds
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             ws="none",
             server_header=False,
             http=BoundedConnection,
-            backlog=CONNECTIONS,  # as many are accepted at once, each of them a file
+            backlog=CONNECTIONS,  # so many may be accepted at once, and each takes a file descriptor
             timeout_graceful_shutdown=FAREWELL_S,
         )
         try:
@@ -78,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _heed_signals() -> None:
-    """Let SIGINT and SIGTERM end us also where they were inherited as ignored, as a background shell's children do."""
+    """Let SIGINT and SIGTERM end this process even if it has inherited them as ignored, as in a shell's background."""
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, default)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens before the model is loaded, which takes long."""
+    """A listening socket, opened before the model is loaded, which takes long."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

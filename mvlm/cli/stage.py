@@ -7,8 +7,8 @@ examples:
 
 `add` uses the settings of the run for the new stage, except those given as key=value. A run that is in progress begins
 the stage by itself when its last stage ends; a run that has ended begins it when you enter the command that trained it
-again. If the data of the stages differ, each data set continues in its own order: no row comes again before all others
-have come. `show --rows` reads the shards: data.train says where those lie that have been moved since.
+again. If the data of the stages differ, each data set continues in its own order: no row is repeated before all others
+have been seen. `show --rows` reads the shards: if they have been moved, data.train says where they are now.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, metavar="N", help="updates of the stage")
-    length.add_argument("--pairs", type=positive, metavar="N", help="pairs to be seen")
-    length.add_argument("--epochs", type=float, metavar="X", help="epochs over its data")
+    length.add_argument("--pairs", type=positive, metavar="N", help="pairs that the stage sees")
+    length.add_argument("--epochs", type=float, metavar="X", help="epochs over the stage's data")
     parser.add_argument("--name", default="", help="the name under which the stage is shown")
     parser.add_argument(
         "--continue",
@@ -50,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit code.
+    """Add a stage or show all; returns the exit code.
 
     Raises:
-        UserError: the folder is no run's, or the stage cannot be.
+        UserError: the folder is not a run's, or the run cannot have this stage.
     """
     if not args.run_folder.is_dir():
-        raise UserError(f"There is no run folder {args.run_folder}: give the one of the run.")
+        raise UserError(f"There is no run folder {args.run_folder}: give the folder of a run.")
     return _add(args) if args.action == "add" else _show(args)
 
 
@@ -121,21 +121,21 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _when_it_begins(state: TrainState, settings: Eval) -> str:
-    """A sentence for who has appended a stage.
+    """A sentence for the user who has appended a stage.
 
     Args:
-        settings: of the stage that the run would go on with.
+        settings: [eval] of the stage that the run would continue with.
     """
     from mvlm.checkpoint.selection import Selector
 
     selector = Selector.of(settings)
     if reason := selector.why_over(state.best) if selector else "":
         return (
-            f"The run has ended early, since {reason}: to come to the stage, give the command that trained it with a "
+            f"The run has ended early, since {reason}: to reach the stage, run the command that trained it with a "
             "larger eval.patience, or 0."
         )
     return (
-        "A run that is under way begins it by itself; one that has ended, when the command that trained it is given "
+        "A run in progress begins it by itself; one that has ended begins it when the command that trained it is run "
         "again."
     )
 
@@ -143,10 +143,10 @@ def _when_it_begins(state: TrainState, settings: Eval) -> str:
 def _require_deepspeed(
     names: tuple[str, str], content: dict[str, Any], stage: Config, parameters: int, replicas: int
 ) -> None:
-    """Raise `UserError` where a stage does not go with the DeepSpeed JSON that the run was trained with last.
+    """Raise `UserError` if a stage does not go with the DeepSpeed JSON that the run was last trained with.
 
     Args:
-        replicas: as many of the run's as can divide the stage's batch: it may be resumed on others.
+        replicas: as many of the run's as can divide the stage's batch; it may be resumed on another number.
     """
     from mvlm.decay.branches import OWNED
     from mvlm.training.compilation import is_compiled
@@ -180,7 +180,7 @@ def _show(args: argparse.Namespace) -> int:
             for drawn, (_, counts) in zip(line["drawn"], counted, strict=True):
                 drawn[drawn["of"]] = len(counts)
                 drawn["seen"] = {str(times): int((counts == times).sum()) for times in sorted(set(counts.tolist()))}
-    # A run that has just been given its first stage has recorded none: what it made is stage 1.
+    # A run that has only just been given stages has recorded none: its steps so far are stage 1.
     lines = lines or [{"stage": 1, "name": "", "steps": [0, state.step], "drawn": []}]
     if args.json:
         print(json.dumps(lines, indent=1))

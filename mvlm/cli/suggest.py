@@ -1,4 +1,4 @@
-"""What a user may have meant by a word of the command line that no command knows."""
+"""What a user may have meant by a word on the command line that is not understood."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ HABITS = {
     "batch-size": "write train.global_batch=PAIRS",
     "output-dir": "write run.dir=FOLDER",
 }
-"""Options that people know from elsewhere."""
+"""Options that people know from other programs."""
 
 
 def suggest_command(word: str, commands: Iterable[str]) -> str:
-    """For a word that is no command."""
+    """The message for a word that is not a command."""
     near = difflib.get_close_matches(word, list(commands), n=1)
     return f"no command {word!r}: " + (f"did you mean {near[0]}?" if near else "see --help.")
 
 
 def suggest_option(strangers: Sequence[str], help_text: str, takes_settings: bool) -> str:
-    """For options that a command does not have, by the first of them.
+    """The message for options that a command does not have; names the first.
 
     Args:
-        strangers: words that it does not know, among them an option's value.
+        strangers: words that the command does not know; the values of options may be among them.
         help_text: the command's.
         takes_settings: whether it takes table.key=value.
     """

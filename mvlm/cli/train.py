@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from mvlm.training.health.signals import StopRequests
 
 CAUSE_FIRST_SECONDS = 10.0
-"""A rank that has lost another one lets that one's exit code reach the launcher before its own, where that goes by the
-first. SLURM and Ray wait for the codes of all."""
+"""How long a rank that has lost another waits, so that a launcher which returns the first exit code gets that of the
+cause. SLURM and Ray wait for the codes of all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def _with_keys(format_help: Callable[[], str]) -> str:
 def run(args: argparse.Namespace) -> int:
     from mvlm.training.health.signals import StopRequests
 
-    stop = StopRequests()  # before the imports, which take seconds in which a signal may come
+    stop = StopRequests()  # before imports that take seconds, during which a signal may come
     config, stages, split = _read(args)
     with uncollected():
         from mvlm.config.load import given_keys, read_stages
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"train.global_batch {trains[0].global_batch} uses {ranks} of the {launched['world']} ranks launched.")
     _use_the_cpu_well(ranks)
     network.prepare()
-    if not dist.uses_cuda():  # or DeepSpeed, which transformers may import before the engine does, warns that it looked
+    if not dist.uses_cuda():  # else DeepSpeed, if transformers imports it first, warns that it found no accelerator
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if is_held():
         _import_all()
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _import_all() -> None:
-    """What takes nine tenths of a start, and needs no other rank."""
+    """Import what takes nine tenths of a start and needs no other rank."""
     with uncollected():
         from importlib import import_module
 
@@ -118,7 +118,7 @@ def _import_all() -> None:
 
 
 def evaluator(config: Config) -> Evaluator | None:
-    """What is called every `eval.every` steps; None where no rows are held out, or another job does it."""
+    """The evaluation that runs every `eval.every` steps; None if no rows are held out, or another job evaluates."""
     with uncollected():
         from mvlm.evaluate.training import Evaluator
 
@@ -129,10 +129,10 @@ def evaluator(config: Config) -> Evaluator | None:
 
 
 def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
-    """The configuration, that of each stage, of which a run has at least one, and the ranks that split layers.
+    """The configuration, the one of each stage (at least one), and the number of ranks that split layers.
 
-    A stage's batch is that which the run keeps where it is resumed. Data are looked for of the stage that it stands in:
-    those of one that is over may be gone.
+    If the run is resumed, its stages keep their batch. Only the data of the stage that it is in must exist: those of
+    finished stages may be gone.
 
     A wrong path or key is reported here, before torch is imported, which takes seconds.
     """
@@ -152,7 +152,7 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
     for stage in each:
         require_training_data(stage, args.config)
     run = Path(config.run.dir)
-    if has_checkpoints(run) and (run / STAGES).is_file():  # those that `mvlm stage add` has appended count as well
+    if has_checkpoints(run) and (run / STAGES).is_file():  # including those that `mvlm stage add` has appended
         known = load_stored_stages(run / STAGES)
         each += [known.config(number) for number in range(len(stages), len(known))]
     data = each[min(stages_over(run), len(each) - 1)].data
@@ -169,9 +169,9 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
 
 
 def _with_kept_batch(config: Config, given: frozenset[str]) -> Config:
-    """The same with the batch that a run keeps which is resumed without being given another.
+    """The same with the batch of the run that it resumes, unless another was given.
 
-    Not with a mirror: nodes with run folders of their own must all divide the same one.
+    Not with a mirror: nodes with separate run folders must all arrive at the same batch.
     """
     from mvlm.checkpoint.description import CONFIG, STAGES, described_in
     from mvlm.checkpoint.layout import candidates, find_checkpoint, has_checkpoints
@@ -184,21 +184,21 @@ def _with_kept_batch(config: Config, given: frozenset[str]) -> Config:
     try:
         checkpoint = candidates(run).first if has_checkpoints(run) else find_checkpoint(before)
         stored = load_stored_config(run / STAGES if (run / STAGES).is_file() else described_in(checkpoint) / CONFIG)
-    except UserError:  # which training meets again, and tells
+    except UserError:  # training will meet it again, and report it
         return config
     keys = (key for key in ("global_batch", "micro_batch") if f"train.{key}" not in given)
     return replace(config, train=replace(config.train, **{key: getattr(stored.train, key) for key in keys}))
 
 
 def _cause(error: Exception) -> str:
-    """What gloo says, without the place in its source and its advice to read logs."""
+    """gloo's message, without its source location and its advice to read logs."""
     return re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". This is typically")[0]
 
 
 def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
-    """End without the other ranks: whoever has died, the checkpoints are whole."""
+    """End without the other ranks: whichever of them has died, the checkpoints are whole."""
     rank = os.environ.get("RANK", "0")
-    # Not by `logging`, for which rank 0 would have no name; which rank it was is what matters here.
+    # Not by `logging`, which does not name rank 0; here the rank is what matters.
     print(
         f"mvlm: rank {rank} has lost another rank ({_cause(error)}): start the same command again to resume from "
         f"the newest checkpoint in {run}.",
@@ -212,7 +212,7 @@ def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
 
 
 def _use_the_cpu_well(ranks: int) -> None:
-    """Threads for the cores this rank may have, near its GPU, and no page faults for memory that it has had before."""
+    """Use this rank's share of the cores, near its GPU, and avoid page faults by keeping freed memory."""
     import torch
 
     from mvlm.runtime import dist

@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show it; returns the exit code.
+    """Show the run's state; returns the exit code.
 
     Raises:
-        UserError: --once, and there is no such folder, or it is a checkpoint.
+        UserError: the folder is a checkpoint, or --once was given and it does not exist.
     """
     require_no_checkpoint(args.run_folder)
     watcher = Watcher(args.run_folder)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def follow(watcher: Watcher, status: Status) -> None:
-    """Show it in place until it is done."""
+    """Show the run's state, updated in place, until it is done."""
     with Live(screen(status, watcher.history), auto_refresh=False) as live:
         while status.state != "done":
             time.sleep(EVERY_S)
