@@ -1,4 +1,4 @@
-"""Curves as inline SVG that takes its colours from the page, so that they suit light and dark."""
+"""Curves as inline SVG that takes its colours from the page, to suit both light and dark."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ COLORS = tuple(f"#0101{number:02x}" for number in range(8))
 """Stand for the page's line colours --line-0, --line-1, ..."""
 
 POINTS = 400
-"""Points of a curve at most; longer ones are averaged in bins."""
+"""The most points in a curve; longer ones are averaged in bins."""
 
 STYLES = ("solid", "dashed", "dotted")
-"""Of curves i, i + 3, ..., so that colour alone tells no two apart; CSS borders have the same names."""
+"""Line styles, in turn, so that curves differ not by colour alone; CSS borders use the same names."""
 
 
 def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) -> Markup | None:
-    """A chart of curves over steps, curve i in the page's line colour i; None where there is no point at all."""
+    """A chart of curves over steps, curve i in the page's line colour i; None if there are no points at all."""
     drawn = [(number, thin(curve)) for number, curve in enumerate(curves) if curve and np.isfinite(curve[1]).any()]
     if not drawn:
         return None
@@ -52,9 +52,9 @@ def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) ->
             axes.plot(steps, values, color=color, linestyle=style, linewidth=1.8, marker=marker, markersize=5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         evaluated = {step for _, (steps, _) in drawn for step in steps}
-        if (len(evaluated) == 1 or len(found) == 1) and min(found) >= 0:  # matplotlib would make up an axis around it
+        if (len(evaluated) == 1 or len(found) == 1) and min(found) >= 0:  # else matplotlib invents a range
             axes.set_ylim(0, 1.3 * max(found) or 1)
-        if len(evaluated) == 1:  # a single point says its value
+        if len(evaluated) == 1:  # label a single point with its value
             (step,) = evaluated
             axes.set(xlim=(0, 1.25 * step), xticks=[0, step])
             for _, (_, values) in drawn:
@@ -65,7 +65,7 @@ def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) ->
 
 
 def thin(curve: Curve) -> Curve:
-    """The curve in at most POINTS points, each the mean of neighbours."""
+    """The curve with at most POINTS points, each the mean of neighbours."""
     steps, values = curve
     if len(steps) <= POINTS:
         return curve
@@ -74,7 +74,7 @@ def thin(curve: Curve) -> Curve:
 
 
 def _inline(svg: str, title: str) -> Markup:
-    """The <svg> element alone, without namespaces (HTML knows them) and fixed size, coloured by the page."""
+    """The <svg> element alone, without namespaces (which HTML implies) or fixed size, coloured by the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = (

@@ -1,4 +1,4 @@
-"""What tells runs apart, and what became of the data that they were trained on."""
+"""How runs differ, and what became of the data that they were trained on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mvlm.config.toml import as_toml
 from mvlm.report.facts import RunFacts, read_json
 
 YIELD = "yield.json"
-"""What `data_tools shard` leaves beside the shards it wrote, or beside the folders that it split them into."""
+"""What `data_tools shard` writes beside the shards, or beside the folders of their splits."""
 
 LAYOUT = ("world", "micro_batch", "accumulation", "zero_stage", "device", "rows")
-"""Of run.json, what the configuration does not say."""
+"""Keys of run.json that are not in the configuration."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class CorpusYield:
     read: int
     kept: int
     captions: int
-    dropped: list[tuple[str, int]]  # by reason, most first
+    dropped: list[tuple[str, int]]  # by reason, most frequent first
 
 
 def differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
-    """Settings, layout and versions that are not the same in all runs: the name and each run's value."""
+    """Settings, layout and versions that differ between runs: the name, and each run's value."""
     settings = [_settings(facts) for facts in runs]
     names = dict.fromkeys(name for of_run in settings for name in of_run)
     rows = [(name, [of_run.get(name, "") for of_run in settings]) for name in names]
@@ -37,7 +37,7 @@ def differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
 
 
 def corpora(facts: RunFacts) -> list[CorpusYield]:
-    """The run's training corpora of which this machine still has what sharding counted.
+    """Those of the run's training corpora whose sharding counts are still on this machine.
 
     Raises:
         UserError: a yield.json is damaged.
@@ -53,7 +53,7 @@ def corpora(facts: RunFacts) -> list[CorpusYield]:
 
 
 def _settings(facts: RunFacts) -> dict[str, str]:
-    """Every setting of a run by its TOML name, then its layout and versions; where it lies is no difference."""
+    """Every setting of a run by its TOML name, then its layout and versions; not its folder, which always differs."""
     values = {key: _text(value) for key, value in facts.settings.items() if key != "run.dir"}
     layout = {name.replace("_", " "): _text(facts.described[name]) for name in LAYOUT if name in facts.described}
     return values | layout | {name: str(version) for name, version in facts.described.get("versions", {}).items()}

@@ -1,4 +1,4 @@
-"""What a run folder tells without its model: run.json, config.toml, metrics.jsonl and eval.jsonl."""
+"""What a run folder says without loading the model: run.json, config.toml, metrics.jsonl and eval.jsonl."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class RunFacts:
     """
     Attributes:
         described: run.json.
-        settings: every value of config.toml by its `table.key`; `blueprint`, `data` and `eval` are some of them.
-        metrics: by step, ascending; of a repeated step the last, and none that the run has gone back on since.
+        settings: every value of config.toml by its `table.key`, including those of `blueprint`, `data` and `eval`.
+        metrics: by step, ascending; for a repeated step the last line, and none that the run has since rolled back.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class RunFacts:
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """The lines of stages.jsonl; none of a run without stages."""
+        """The lines of stages.jsonl; none for a run without stages."""
         path = self.folder / LEDGER
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
@@ -63,7 +63,7 @@ def read_facts(folder: Path, description: Path | None = None) -> RunFacts:
         description: a checkpoint of the run whose copies of its run.json and config.toml are read in their place.
 
     Raises:
-        UserError: it is none, or a file in it is damaged.
+        UserError: it is not a run folder, or a file in it is damaged.
     """
     described = read_json((description or folder) / RUN_JSON)
     if described is None:
@@ -84,7 +84,7 @@ def read_facts(folder: Path, description: Path | None = None) -> RunFacts:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no such file.
+    """The object in a JSON file, or None if there is no such file.
 
     Raises:
         UserError: it cannot be read or is not one JSON object.
@@ -101,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _read_metrics(path: Path) -> dict[int, dict[str, Any]]:
-    """Lines merged by step; the last line may be cut short by a run that was killed, or that still writes."""
+    """Lines merged by step; the last may be incomplete, if the run was killed or is still writing."""
     if not path.exists():
         return {}
     steps: dict[int, dict[str, Any]] = {}
@@ -120,5 +120,5 @@ def _read_metrics(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def _merged(trained: dict[int, dict[str, Any]], evaluated: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Training's lines with those of evaluations made beside it."""
+    """Lines of training, merged with those of evaluations by another job."""
     return {step: trained.get(step, {}) | evaluated.get(step, {}) for step in sorted(trained.keys() | evaluated.keys())}

@@ -1,4 +1,4 @@
-"""What a report needs a model for: the numbers not yet in the run folder, and examples to look at."""
+"""What a report needs a model for: numbers not yet in the run folder, and examples to look at."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.report.facts import RunFacts, read_json
 
 POOL = 1000
-"""Images that examples of retrieval are searched in, where the numbers are known already."""
+"""Images that example queries are searched in, if the numbers are already known."""
 
 SHOWN, TOP = 6, 5
 
 
 @dataclass(frozen=True)
 class RetrievedItem:
-    """One answer to a query, by its text or its picture (uint8 [H, W, 3])."""
+    """One answer to a query: a picture (uint8 [H, W, 3]), and its text if captions were searched for."""
 
     text: str
     picture: np.ndarray
@@ -44,7 +44,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Measured:
-    """All that is known of a run's quality; what could not be had is empty, the reason in `notes`."""
+    """All that is known of a run's quality; what could not be measured is empty, with the reason in `notes`."""
 
     step: int | None = None
     retrieval: dict[str, Any] | None = None
@@ -96,14 +96,14 @@ def _with_model(facts: RunFacts, loaded: Loaded, mixture: Mixture, known: Measur
             notes.append(f"Reconstruction was not measured: {error}")
         images, texts = examples(model, pool, reading[0], spread(len(pool)), device)
     else:
-        notes.append("It was trained to reconstruct nothing (objectives.image and objectives.text are 0).")
+        notes.append("It was not trained to reconstruct anything (objectives.image and objectives.text are 0).")
     return Measured(
         loaded.step, retrieval, reconstruction, len(pool), image_queries, text_queries, images, texts, notes
     )
 
 
 def spread(count: int) -> list[int]:
-    """SHOWN of `count` indices, evenly apart: nobody chose them."""
+    """SHOWN of `count` indices, evenly spaced: examples are not hand-picked."""
     return np.unique(np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int)).tolist()
 
 

@@ -35,7 +35,7 @@ SPEED = {
     "lr": "Learning rate of the new modules",
     "encoder_lr": "Learning rate of the encoders",
     "grad_norm": "Gradient norm",
-    "pairs_per_s": "Pairs a second",
+    "pairs_per_s": "Pairs per second",
     "mfu": "Model FLOPs utilisation",
     "memory_gb": "Memory, GB",
 }
@@ -52,7 +52,7 @@ SCORES = {
     "eval/consistency": "Consistency on held-out rows",
 }
 SMALL = 128
-"""Pixels a side below which a picture is stored without loss and shown with its pixels."""
+"""Side, in pixels, below which a picture is stored losslessly and shown pixelated."""
 
 
 def render(runs: Sequence[tuple[RunFacts, Measured]], now: datetime) -> str:
@@ -88,7 +88,7 @@ def render(runs: Sequence[tuple[RunFacts, Measured]], now: datetime) -> str:
 
 
 def about(facts: RunFacts) -> list[tuple[str, str]]:
-    """The head of a run: name and value of what tells it from others."""
+    """The header of a run: names and values that identify it."""
     described, data, model = facts.described, facts.data, facts.blueprint.model
     versions = ", ".join(f"{name} {version}" for name, version in described.get("versions", {}).items())
     hosts = sorted(set(described.get("hosts", [])))
@@ -112,7 +112,7 @@ def about(facts: RunFacts) -> list[tuple[str, str]]:
 
 
 def picture(pixels: np.ndarray, shows: str = "") -> Markup:
-    """uint8 [H, W, 3] as an <img> whose content is in the page; `shows` is read out where it cannot be seen."""
+    """uint8 [H, W, 3] as an <img> with its content inline; `shows` is the alternative text."""
     image, small = Image.fromarray(pixels), max(pixels.shape[:2]) < SMALL
     out = io.BytesIO()
     if small:
@@ -137,7 +137,7 @@ def number(value: float) -> str:
 
 
 def _stage(line: dict[str, Any]) -> str:
-    """A stage of the ledger: its updates, and the epochs that each of its data sets has come to."""
+    """A stage of the ledger: its updates, and the epochs of each of its data sets."""
     drawn = ", ".join(
         f"{' and '.join(part['data'])} epochs {part['from'] / part['per_epoch']:.2f} to "
         f"{part['to'] / part['per_epoch']:.2f}"
@@ -148,7 +148,7 @@ def _stage(line: dict[str, Any]) -> str:
 
 
 def _pairs_seen(facts: RunFacts) -> int:
-    """As the latest checkpoint has counted them, since the global batch may have been another; and those after it."""
+    """Pairs counted by the latest checkpoint, since the global batch may have changed, and those seen after it."""
     try:
         state = read_state(candidates(facts.folder).first)
     except (*UNREADABLE, UserError):
@@ -157,7 +157,7 @@ def _pairs_seen(facts: RunFacts) -> int:
 
 
 def _best(facts: RunFacts) -> str:
-    """The best checkpoint, and what its evaluation found, by eval.select."""
+    """The best checkpoint, and its value of eval.select."""
     if (folder := best_checkpoint(facts.folder)) is None:
         return ""
     step, metric = step_of(folder), facts.eval.select
@@ -171,7 +171,7 @@ def _charts(runs: Sequence[RunFacts], titles: dict[str, str], log: Sequence[str]
 
 
 def _distinct_names(runs: Sequence[RunFacts]) -> list[str]:
-    """The folders' names, or their paths where two have the same name."""
+    """The folders' names, or their paths if two have the same name."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 

@@ -1,4 +1,4 @@
-"""The report on run folders: what `mvlm report` and Python's `run.write_report` write."""
+"""The report on run folders, as written by `mvlm report` and by `run.write_report` in Python."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from mvlm.runtime import dist
 
 
 def report_on(runs: Sequence[RunFacts]) -> str:
-    """The page, for which is measured what is not in the folders yet; raises `UserError` if that cannot be."""
+    """The page, after measuring what is not in the folders yet; raises `UserError` if that fails."""
     return render([(facts, measure(facts, dist.device())) for facts in runs], datetime.now().astimezone())

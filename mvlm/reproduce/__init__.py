@@ -1,1 +1,1 @@
-"""The paper's tables by one command each: what each takes, in which order, and what was published."""
+"""The paper's tables, by one command each: the steps of each, in order, and the published numbers."""

@@ -1,8 +1,7 @@
-"""Shards that the tables need, each by the command of `mvlm-data` that makes them.
+"""The shards that the tables need, each with the `mvlm-data` command that makes them.
 
-In the words of a command `{data}` is the folder of the downloaded data sets and `{shards}` that of the shards. Whatever
-lies below the first must be there; whatever lies below the second is made before. Commands and sizes are those of
-docs/paper_data.md.
+In the words of a command, `{data}` is the folder of the downloaded data sets and `{shards}` that of the shards. What is
+in the first must exist; what is in the second is made beforehand. Commands and sizes are those of docs/paper_data.md.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ class ShardSet:
     """A folder of shards.
 
     Attributes:
-        source: the words that name a source, for `shard` and for `count`; none where it is made of other shards.
-        making: the command and its further words; `--out` is added.
-        rows, pairs: as published, of all that is listed; 0 = not in our sources.
-        said_by: where the published numbers stand.
+        source: the words that name a source, for `shard` and for `count`; empty if it is made from other shards.
+        making: the command and its other words; `--out` is added.
+        rows, pairs: as published, of everything listed; 0 = not in our sources.
+        said_by: where the numbers were published.
     """
 
     source: tuple[str, ...] = ()
@@ -35,12 +34,12 @@ class ShardSet:
 
     @property
     def needs(self) -> list[str]:
-        """The shards that it is made of or looks at, by name."""
+        """The names of the shards that it is made from or refers to."""
         return [word.removeprefix(SHARDS) for word in self.words if word.startswith(SHARDS)]
 
     @property
     def files(self) -> list[str]:
-        """Files and folders of the data sets that are read, relative to their folder."""
+        """Files and folders of the data sets that are read, relative to the data folder."""
         return [word.removeprefix(DATA) for word in self.source if word.startswith(DATA)]
 
 
@@ -102,8 +101,8 @@ CORPORA = {
         said_by=ALBEF,
     ),
     "cc3m_halves": ShardSet(making=_parts("cc3m", "half=0.5,rest=0.5")),
-    # Of limited data: the first part is a tenth, the first two a quarter, the first three a half. CC3M's four make the
-    # half above, which cannot be split itself: the hash that it was split by would leave parts empty.
+    # For limited data: the first part is a tenth, the first two a quarter, the first three a half. CC3M's first
+    # four are the half above, which cannot itself be split: by the hash that made it, some parts would be empty.
     "coco_parts": ShardSet(making=_parts("coco_train", "p10=0.1,p15=0.15,p25=0.25,p50=0.5")),
     "cc3m_parts": ShardSet(making=_parts("cc3m", "p10=0.05,p15=0.075,p25=0.125,p50=0.25,rest=0.5")),
     "flickr30k_val": ShardSet(_flickr30k("val"), rows=1_014, pairs=5_070, said_by=KARPATHY),
@@ -126,16 +125,16 @@ CORPORA = {
     "snli_ve_dev": ShardSet(_snli_ve("dev"), pairs=17_858, said_by=SNLI_VE),
     "snli_ve_test": ShardSet(_snli_ve("test"), pairs=17_901, said_by=SNLI_VE),
 }
-"""By name, which is that of the folder."""
+"""By name, which is also that of the folder."""
 
 
 def folder_of(name: str) -> str:
-    """The corpus whose shards these are: of `cc3m_halves/half` it is `cc3m_halves`."""
+    """The corpus that shards belong to: `cc3m_halves` for `cc3m_halves/half`."""
     return name.partition("/")[0]
 
 
 def in_order(names: list[str]) -> list[str]:
-    """These corpora and those that they need, each after what it needs."""
+    """These corpora and those that they need, in order of dependency."""
     found: dict[str, None] = {}
     for name in map(folder_of, names):
         found |= dict.fromkeys([*in_order(CORPORA[name].needs), name])

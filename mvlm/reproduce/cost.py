@@ -1,4 +1,4 @@
-"""What training runs cost, by `mvlm plan`; of tasks that it does not know the operations alone."""
+"""What training runs cost, by `mvlm plan`; for tasks that it cannot plan, by their FLOPs alone."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mvlm.estimate.plan import Planner, Request, precision_of
 from mvlm.training.schedule import schedule_steps
 
 MFU = 0.4
-"""Of a card's peak that is reached, as in docs/claim.md."""
+"""Share of a card's peak that is reached, as in docs/claim.md."""
 GPUS = 8
 CLASSES = {"vqa": 3129, "nlvr2": 2, "entailment": 3}
-"""Of VQA about as many as become classes, whose share of a step is none that shows."""
+"""For VQA, roughly the number of frequent answers; it hardly affects the cost of a step."""
 
 
 class Prices:
-    """GPU-hours of runs on a node of eight cards; runs that differ in their data alone are planned once.
+    """GPU-hours of runs on a node of eight cards; runs that differ only in their data are planned once.
 
     Raises:
-        UserError: the card is not known.
+        UserError: the card is unknown.
     """
 
     def __init__(self, gpu: str, deepspeed: str, content: dict[str, Any]) -> None:

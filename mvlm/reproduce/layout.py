@@ -1,4 +1,4 @@
-"""Whether the data sets lie as they are expected, and how much there is of each."""
+"""Whether the data sets are laid out as expected, and how much there is of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mvlm.reproduce.tables import Table
 
 @dataclass(frozen=True)
 class Counted:
-    """What a corpus's source offers, beside what was published (0 = not in our sources)."""
+    """What a corpus's source contains, beside the published numbers (0 = not in our sources)."""
 
     name: str
     rows: int
@@ -29,13 +29,13 @@ class Counted:
 
 
 def missing(table: Table, place: Workplace) -> list[Path]:
-    """Files and folders of the data sets that the table needs and that are not there."""
+    """Files and folders of the data sets that the table needs and that do not exist."""
     needed = dict.fromkeys(file for name in in_order(table.shards) for file in CORPORA[name].files)
     return [place.data / file for file in needed if not (place.data / file).exists()]
 
 
 def counted(table: Table, place: Workplace, ask: Callable[[list[str]], str]) -> Iterator[Counted]:
-    """Of each data set that is there, in the order of the chain.
+    """The counts of each data set that exists, in the order of the chain.
 
     Args:
         ask: runs a command and returns what it prints.
@@ -52,7 +52,7 @@ def counted(table: Table, place: Workplace, ask: Callable[[list[str]], str]) -> 
 
 
 def ask(words: list[str]) -> str:
-    """Run a command; its errors go where ours do."""
+    """Run a command and return its output; its stderr is ours."""
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise UserError(f"Counting failed with exit code {done.returncode}, as said above: fix that file.")

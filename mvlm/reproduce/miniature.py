@@ -1,4 +1,4 @@
-"""What makes a rehearsal of the recipes: models that take milliseconds a step, and two epochs."""
+"""Settings that turn the recipes into a rehearsal: models that take milliseconds per step, and two epochs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECIPE = (
     "log.pictures=0",
     "eval.rerank=4",
 )
-"""Overrides of any recipe."""
+"""Overrides for every recipe."""
 
 RECIPE_OF_FIRST = ("data.tokenizer=auto", "data.vocabulary=300")
-"""Of runs that begin with no other, whose tokenizer they take."""
+"""Further overrides for runs that do not begin with another run's weights, and its tokenizer."""

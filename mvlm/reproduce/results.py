@@ -1,4 +1,4 @@
-"""What was measured beside what was published."""
+"""What was measured, beside what was published."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OURS, PAPER, ALBEF = "this run", "paper", "ALBEF"
 MISSING = "–"
 
 Numbers = dict[str, list[float | None]]
-"""Of a row, by whose they are; per cent, one a column."""
+"""The numbers of a row by their source; per cent, one for each column."""
 
 
 def numbers(table: Table, place: Workplace) -> dict[str, Numbers]:
-    """By row; of what is not measured yet None."""
+    """The numbers by row; None for those not measured yet."""
     found: dict[str, Numbers] = {}
     for row in table.rows:
         found[row.name] = {OURS: [_measured(cell, place) for cell in row.measured]}
@@ -41,7 +41,7 @@ def _measured(cell: Cell | None, place: Workplace) -> float | None:
 
 
 def draw(table: Table, found: dict[str, Numbers]) -> Drawn:
-    """For a terminal."""
+    """The table, for a terminal."""
     drawn = Drawn("", "", *table.columns, title=f"{table.title}, %")
     for name, rows in found.items():
         for whose, values in rows.items():
@@ -70,7 +70,7 @@ def as_json(table: Table, found: dict[str, Numbers], said: Sequence[str]) -> str
 
 
 def figures(table: Table, place: Workplace) -> list[Path]:
-    """Pictures and files of predictions that evaluations have made."""
+    """The pictures and prediction files that evaluations have written."""
     made = [place.results(each).with_suffix("") for each in table.evaluations]
     predictions = [path.with_suffix(".predictions.json") for path in made]
     return [*filter(Path.exists, predictions), *(file for path in made for file in sorted(path.rglob("*.png")))]

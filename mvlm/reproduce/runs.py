@@ -1,22 +1,22 @@
-"""Training runs that the tables need, by name: what each is trained on, from what, and which of its epochs is kept."""
+"""The training runs that the tables need: their data, the weights they begin with, and which epoch is kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 RECALL, ACCURACY = "eval/mean_recall", "eval/accuracy"
-"""What ALBEF's scripts choose the best epoch by."""
+"""The metrics by which ALBEF's scripts choose the best epoch."""
 
 
 @dataclass(frozen=True)
 class TrainingRun:
     """
     Attributes:
-        recipe: of mvlm/configs.
-        data: shards, by name.
-        start: the run whose weights it begins with; "" = that of the encoders.
-        validation: shards that are evaluated after every epoch; "" = none, and the last checkpoint is the run's.
-        measure: of the validation, by which the best epoch is kept.
+        recipe: its name in mvlm/configs.
+        data: names of shards.
+        start: the run whose weights it begins with; "" = the pretrained encoders.
+        validation: shards to evaluate on after every epoch; "" = none, and the last checkpoint is used.
+        measure: the metric of the validation by which the best epoch is chosen.
         settings: overrides of the recipe.
     """
 
@@ -35,9 +35,9 @@ ALBEF_LIKE = ("objectives.image=0", "objectives.text_mask_ratio=0.15")
 ABLATION = ("itc", "itc_itm", "itc_itm_text", "itc_itm_image", "all", "masked_only", "independent", "masked_inputs")
 RATIOS = ("image_50", "image_70", "text_15")
 LIMITED = {"all": ("all", ()), "itc_itm": ("itc_itm", ()), "albef": ("all", ALBEF_LIKE)}
-"""By name, the recipe and the settings that are tried with a share of the pairs."""
+"""By name, the recipe and settings of runs on a share of the pairs."""
 SHARES = {50: ("p10", "p15", "p25"), 25: ("p10", "p15"), 10: ("p10",)}
-"""In per cent, of which parts a share consists: each lies in the one before it."""
+"""The parts that make up each share, in per cent; each share contains the next."""
 
 
 def pretrained(recipe: str) -> TrainingRun:
@@ -45,7 +45,7 @@ def pretrained(recipe: str) -> TrainingRun:
 
 
 def limited(name: str, share: int) -> TrainingRun:
-    """As many updates as with all pairs, and so as many more epochs as there are fewer."""
+    """A run on a share of the pairs, with as many updates as on all of them, and so more epochs."""
     recipe, settings = LIMITED[name]
     parts = tuple(f"{corpus}/{part}" for corpus in ("coco_parts", "cc3m_parts") for part in SHARES[share])
     longer = (f"train.epochs={30 * 100 / share:g}", f"optim.warmup_epochs={5 * 100 / share:g}")
@@ -77,10 +77,10 @@ RUNS = (
         "base_4m_snli_ve": fine_tuned("entailment", ("snli_ve_train",), "snli_ve_dev", ACCURACY),
     }
 )
-"""By name, which is that of the folder."""
+"""By name, which is also that of the folder."""
 
 
 def lineage(name: str) -> list[str]:
-    """The run and those it begins with, the first first."""
+    """The run after those whose weights it begins with, earliest first."""
     start = RUNS[name].start
     return [*(lineage(start) if start else ()), name]

@@ -1,8 +1,8 @@
-"""The steps of a table: the command of each, and whether what it makes is there already.
+"""The steps of a table: the command of each, and whether its product exists already.
 
 A step is done when its product is: shards with their manifest, a checkpoint of the last update, the JSON of an
-evaluation of that very checkpoint. So a step may as well be run elsewhere, as a job of a cluster, and the next `mvlm
-reproduce` resumes after it.
+evaluation of exactly that checkpoint. So a step may also be run elsewhere, such as in a cluster job, and the next `mvlm
+reproduce` continues after it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Workplace:
     """Where a table is reproduced, and how its runs are launched.
 
     Attributes:
-        data: the downloaded data sets.
-        out: what is made: shards, runs, results.
+        data: the folder of the downloaded data sets.
+        out: the folder for what is made: shards, runs, results.
         launch: the words before `train` and `evaluate`, such as `deepspeed --module mvlm`.
-        overrides: of every training run.
-        miniature: the data sets are generated and the models tiny.
+        overrides: settings for every training run.
+        miniature: whether data sets are generated and models tiny.
     """
 
     data: Path
@@ -59,7 +59,7 @@ class Workplace:
         return self.out / "shards"
 
     def run(self, name: str) -> Path:
-        """A run's folder."""
+        """The folder of a run."""
         return self.out / "runs" / self._of_seed(name)
 
     def table(self, name: str) -> Path:
@@ -70,12 +70,12 @@ class Workplace:
         return self.out / "results" / f"{self.run(evaluation.run).name}-{evaluation.data}-{evaluation.task}.json"
 
     def _of_seed(self, name: str) -> str:
-        """A seed that is not the recipe's has runs, results and tables of its own."""
+        """Add a seed given by an override: it has its own runs, results and tables."""
         seeds = [word.partition("=")[2] for word in self.overrides if word.startswith("run.seed=")]
         return f"{name}-seed{seeds[-1]}" if seeds else name
 
     def fill(self, words: Sequence[str]) -> list[str]:
-        """The words of a corpus's command with the folders in their places."""
+        """The words of a corpus's command, with the folders filled in."""
         return [word.format(data=self.data, shards=self.shards) for word in words]
 
 
@@ -127,7 +127,7 @@ class TrainStep(ChainStep):
         return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
     def settings(self) -> list[str]:
-        """The overrides of its recipe: those of its data, of each epoch's validation, and the user's."""
+        """Overrides of the recipe: for the data, for validation after each epoch, and the user's."""
         run, settings = RUNS[self.name], self._settings()
         if run.validation:
             _, _, _, train = self.tables
@@ -151,12 +151,12 @@ class TrainStep(ChainStep):
 
     @cached_property
     def tables(self) -> tuple[Blueprint, Data, Optim, Train]:
-        """What its length and its cost follow from, without the settings that depend on the number of pairs."""
+        """What determines its length and cost, without the settings that depend on the number of pairs."""
         config = load_config(self.recipe, self._settings() + self._asked())
         return config.blueprint, config.data, config.optim, config.train
 
     def counted(self) -> int:
-        """Pairs, questions or sentences an epoch, by the shards; 0 where they are not all there yet."""
+        """Pairs, questions or sentences per epoch, counted in the shards; 0 if some do not exist yet."""
         names = RUNS[self.name].data
         if not all((self.place.shards / name / MANIFEST).exists() for name in names):
             return 0
@@ -164,7 +164,7 @@ class TrainStep(ChainStep):
         return training_mixture(data, blueprint.task.corpus).per_epoch
 
     def pairs(self) -> int:
-        """The same, as published where they are not there yet."""
+        """The same, but the published number if shards do not exist yet."""
         return self.counted() or sum(map(published_pairs, RUNS[self.name].data))
 
     def updates(self) -> int:
@@ -178,10 +178,10 @@ class TrainStep(ChainStep):
         return is_at_end(folder, self.updates())
 
     def checkpoint(self) -> Path:
-        """What is tested: the best epoch's on validation where there is one, else the last.
+        """The checkpoint to test: of the best epoch on validation, if there is one, else the last.
 
         Raises:
-            UserError: it is not there.
+            UserError: it does not exist.
         """
         folder, measure = self.place.run(self.name), RUNS[self.name].measure
         if not measure:
@@ -194,7 +194,7 @@ class TrainStep(ChainStep):
 
 
 def published_pairs(name: str) -> int:
-    """As published; of a part of a corpus its share of that."""
+    """The published number of pairs; for a part of a corpus, its share of that."""
     folder, _, part = name.partition("/")
     corpus = CORPORA[folder]
     if not part:
@@ -230,7 +230,7 @@ class EvaluateStep(ChainStep):
         return [*self.place.launch, "evaluate", task, *where]
 
     def is_done(self) -> bool:
-        """Whether there are results, of the checkpoint that is to be tested, and younger than it."""
+        """Whether there are results for the checkpoint to be tested, and newer than it."""
         path = self.place.results(self.evaluation)
         if not path.exists() or not self._run.is_done():
             return False
@@ -240,7 +240,7 @@ class EvaluateStep(ChainStep):
 
 
 def chain(table: Table, place: Workplace) -> list[ChainStep]:
-    """The steps in their order: shards, then each run followed by its evaluations, so that results come early."""
+    """The steps in order: shards, then each run followed by its evaluations, so that results come early."""
     steps: list[ChainStep] = [GenerateStep(place)] if place.miniature else []
     steps += [ShardStep(place, name) for name in in_order(table.shards)]
     for name in table.runs:

@@ -1,7 +1,7 @@
-"""The tables: what is measured of which run, and what was published, with where it stands.
+"""The tables: what is measured on which runs, and the published numbers with their sources.
 
-Numbers are per cent. A number that stands in none of our sources is None and is printed as "–"; `sources` tell
-those that are as a reader remembers the paper.
+Numbers are per cent. A number that is in none of our sources is None and is printed as "–"; `sources` says which are
+a reader's recollection of the paper.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from mvlm.reproduce.runs import ABLATION, RUNS, SHARES, lineage
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`mvlm evaluate TASK` of a run (its best epoch, where it has a validation) on shards.
+    """`mvlm evaluate TASK` of a run (of its best epoch, if it has validation) on shards.
 
     Attributes:
-        task: "figure" draws reconstructions too; "server" writes predictions for a server, which alone knows the score.
+        task: "figure" also draws reconstructions; "server" writes predictions for the server that scores them.
     """
 
     run: str
     task: Literal["retrieval", "vqa", "nlvr2", "entailment", "figure", "server"]
     data: str
-    rerank: int = 0  # of retrieval
+    rerank: int = 0  # for retrieval
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of an evaluation's JSON, by its path in there: a share, of which per cent are printed."""
+    """A number in an evaluation's JSON, by its path there: a share, printed in per cent."""
 
     evaluation: Evaluation
-    path: str = ""  # "" = a server's, which is not in there
+    path: str = ""  # "" = known only to the server
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """What is measured in each column, and by whose name what was published; None = nothing, or not in our sources."""
+    """What is measured for each column, and what was published; None = nothing, or not in our sources."""
 
     name: str
     measured: tuple[Cell | None, ...]
@@ -50,7 +50,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
     protocol: tuple[str, ...]  # sentences
-    sources: tuple[str, ...]  # of what was published
+    sources: tuple[str, ...]  # of the published numbers
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -59,19 +59,19 @@ class Table:
 
     @property
     def runs(self) -> list[str]:
-        """Each after the run that it begins with."""
+        """The runs that it needs, each after the one it begins with."""
         return list(dict.fromkeys(name for each in self.evaluations for name in lineage(each.run)))
 
     @property
     def shards(self) -> list[str]:
-        """Of training, validation and evaluation, by name."""
+        """The names of the shards for training, validation and evaluation."""
         runs = [RUNS[name] for name in self.runs]
         trained = [name for run in runs for name in (*run.data, *([run.validation] if run.validation else []))]
         return list(dict.fromkeys([each.data for each in self.evaluations] + trained))
 
 
 def retrieval(run: str, data: str, rerank: int, itm: bool = True) -> tuple[Cell, Cell]:
-    """R@1 of image and of text retrieval: what ITM re-ranks, or what ITC finds where the objective has no ITM."""
+    """R@1 of image and of text retrieval: re-ranked by ITM, or by ITC alone if the objective has no ITM."""
     evaluation, kind = Evaluation(run, "retrieval", data, rerank), "reranked" if itm else "itc"
     return Cell(evaluation, f"text_to_image.{kind}.r1"), Cell(evaluation, f"image_to_text.{kind}.r1")
 
@@ -85,7 +85,7 @@ def accuracy(run: str, task: Literal["nlvr2", "entailment"], data: str) -> Cell:
 
 
 def _of_ablation(name: str, paper: tuple[float | None, ...]) -> TableRow:
-    has_zero_shot = name != "masked_only"  # without ITC and ITM nothing is aligned before fine-tuning
+    has_zero_shot = name != "masked_only"  # without ITC and ITM, modalities are not aligned before fine-tuning
     zero_shot = on_flickr30k(name, itm=name != "itc") if has_zero_shot else (None, None)
     return TableRow(name, (*on_flickr30k(f"{name}_flickr30k"), *zero_shot), paper)
 

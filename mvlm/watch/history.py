@@ -1,4 +1,4 @@
-"""What metrics.jsonl tells of a run, as it grows."""
+"""A run's history, read from metrics.jsonl as it grows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 BARS = "▁▂▃▄▅▆▇█"
-RECENT = 5  # log lines that the present speed is the median of
+RECENT = 5  # log lines whose median is the current speed
 LOSSES = ("loss", "image", "text", "itc", "itm", "task")
 
 
 class History:
-    """Training lines and evaluations. A resumed run makes steps again: the later line of a step counts."""
+    """Training lines and evaluations. A resumed run repeats steps: the later line for a step counts."""
 
     def __init__(self) -> None:
         self.clear()
@@ -45,7 +45,7 @@ class History:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """The line of the newest step that was evaluated."""
+        """The line of the latest step that was evaluated."""
         return self.evaluations[max(self.evaluations)] if self.evaluations else {}
 
     def curve(self, name: str) -> list[float]:
@@ -59,7 +59,7 @@ class History:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The values as a row of bars, each the mean of neighbours, from the lowest to the highest of them."""
+    """The values as a row of bars, each the mean of neighbours, scaled from the lowest to the highest mean."""
     if not values:
         return ""
     count = min(width, len(values))

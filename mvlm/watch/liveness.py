@@ -1,4 +1,4 @@
-"""Whether the ranks of a run are alive, by the heartbeats in its folder."""
+"""Whether the ranks of a run are alive, judged by the heartbeats in its folder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, period_s, read
 
 GONE_AFTER = 2
-"""Heartbeats' times after which a missing process counts. A container may share its host's name and not its processes,
-but it keeps giving signs of life."""
+"""Heartbeat periods after which a process missing on this host counts as gone. In a container with the host's name,
+processes cannot be seen, but their heartbeats keep coming."""
 
 
 @dataclass(frozen=True)
 class Liveness:
-    """Of one attempt.
+    """Signs of life in one attempt.
 
     Args:
         beats: by rank, the last heartbeat.
-        age_s: by rank, how long ago it gave the last sign of life.
-        quiet: ranks that have given none for QUIET_AFTER times the heartbeats' own distance, or GONE_AFTER times where
-            their process is not to be found on this host.
-        ahead_s: how far heartbeats are ahead of this machine's clock, where no newer ones have shown that ranks live.
+        age_s: by rank, how long ago it last gave a sign of life.
+        quiet: ranks that have given none for QUIET_AFTER heartbeat periods, or for GONE_AFTER if their process cannot
+            be found on this host.
+        ahead_s: how far heartbeats are ahead of this machine's clock, until new ones show that ranks are alive.
     """
 
     beats: dict[int, Heartbeat]
@@ -37,26 +37,26 @@ class Liveness:
 
     @property
     def hang(self) -> str | None:
-        """Who holds the run up, as a sentence, when some rank is stuck or sends no heartbeat and others do."""
+        """Who holds the run up, as a sentence, if some ranks are stuck or silent and others are not."""
         hang = Hang(dict(self.beats), self.quiet)
         troubled = self.quiet or any(beat.stuck for beat in self.beats.values())
         return hang.sentence() if troubled and not self.all_quiet and hang.at_fault else None
 
 
 class HeartbeatReader:
-    """Knows life by new heartbeats: the clocks of other hosts are trusted for the first look alone.
+    """Takes new heartbeats as signs of life: other hosts' clocks are trusted only at the first look.
 
     Args:
-        clock: the time now.
+        clock: returns the current time.
     """
 
     def __init__(self, run: Path, clock: Callable[[], float]) -> None:
         self._folder, self._clock, self._monotonic = run / HEARTBEATS, clock, time.monotonic
-        self._heard: dict[int, tuple[Heartbeat, float]] = {}  # and when, by this machine's clock
-        self._ahead: dict[int, float] = {}  # seconds of those that have been heard once
+        self._heard: dict[int, tuple[Heartbeat, float]] = {}  # and when it was read, by this machine's clock
+        self._ahead: dict[int, float] = {}  # seconds, of ranks heard only once
 
     def read(self, attempt: int, hang_minutes: float) -> Liveness:
-        """What the ranks of this attempt tell now."""
+        """The ranks' current signs of life in this attempt."""
         now, period = self._monotonic(), period_s(hang_minutes)
         for path in sorted(self._folder.glob("rank-*.json")):
             rank = path.stem.removeprefix("rank-")

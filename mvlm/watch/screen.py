@@ -1,4 +1,4 @@
-"""A run's status for the eyes."""
+"""A run's status, drawn for a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = {
 }
 ACCURACIES = {"text": "word_accuracy", "itm": "itm_accuracy", "task": "task_accuracy"}
 WIDTH, BARS = 90, 30
-NAMED = 6  # ranks that are listed
+NAMED = 6  # the most ranks to list
 PUT_OFF = "no evaluation yet"
 
 

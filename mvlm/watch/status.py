@@ -1,4 +1,4 @@
-"""What can be said of a job by the files in its run folder alone, which may be another machine's."""
+"""A job's status, from the files in its run folder alone, since it may run on another machine."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from mvlm.training.health.heartbeat import QUIET_AFTER, duration, period_s
 from mvlm.watch.history import History
 from mvlm.watch.liveness import HeartbeatReader, Liveness
 
-HANG_MINUTES = 15.0  # the configuration's default, where run.json is not there yet
+HANG_MINUTES = 15.0  # the configuration's default, until run.json exists
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands. What is not known is None.
+    """The status of a run. What is unknown is None.
 
     Args:
         state: "waiting" (no folder yet), "starting", "running", "hanging", "dead", "stopped" or "done".
-        note: a sentence that says more, or nothing.
-        seconds_left: of training at the present speed, evaluations left out.
+        note: a sentence with more detail, or "".
+        seconds_left: of training at the current speed, without evaluations.
         metrics: the last training line.
-        evaluation: the last one's line.
-        stage: that it is in, such as "stage 2 of 3 (large)".
-        best: the step of the best checkpoint, and best_score what its evaluation found, by eval.select.
-        seen: ranks with a heartbeat in this folder; nodes with run folders of their own leave theirs there.
-        quiet: ranks without a sign of life.
-        still_s: since the last sign of life of any rank.
+        evaluation: the last evaluation line.
+        stage: the current one, such as "stage 2 of 3 (large)".
+        best: the step of the best checkpoint by eval.select; best_score is its value of that metric.
+        seen: ranks with a heartbeat in this folder; nodes with separate run folders write theirs there.
+        quiet: ranks without signs of life.
+        still_s: since the last sign of life from any rank.
     """
 
     run: str
@@ -64,10 +64,10 @@ class Status:
 
 
 class Watcher:
-    """Looks at a run again and again and reads only what is new.
+    """Looks at a run repeatedly, reading only what is new.
 
     Args:
-        clock: the time now, which hosts' and file servers' times are compared with.
+        clock: returns the current time, to compare with times of hosts and file servers.
     """
 
     def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:
@@ -77,7 +77,7 @@ class Watcher:
         self.history = History()
 
     def look(self) -> Status:
-        """How the run stands now."""
+        """The current status."""
         lines = self._lines.new()
         if self._lines.replaced:
             self.history.clear()
@@ -95,7 +95,7 @@ class Watcher:
         steps, step = facts.get("steps"), self.history.last.get("step", 0)
         quiet_s = min(liveness.age_s.values(), default=None)
         saved = self._saved_state()
-        goes_on = count_stages(self.run) > len(facts.get("stages", [None]))  # one that has not begun yet
+        goes_on = count_stages(self.run) > len(facts.get("stages", [None]))  # another stage is to begin
         goes_on = goes_on or saved.get("unevaluated", False)
         state, note = _judge(step, None if goes_on else steps, checkpoint, liveness)
         if ended := _ended_early(config.get("eval", {}), saved):
@@ -146,7 +146,7 @@ class Watcher:
         return step_of(folder), {} if value is None else {metric: value}
 
     def _saved_state(self) -> dict[str, Any]:
-        """The latest checkpoint's; not by mvlm/checkpoint/integrity.py, which needs torch."""
+        """The latest checkpoint's state; not read by mvlm/checkpoint/integrity.py, which imports torch."""
         try:
             return _object(candidates(self.run).first / STATE)
         except UserError:
@@ -162,7 +162,7 @@ class Watcher:
 
 
 def _judge(step: int, steps: int | None, checkpoint: int | None, liveness: Liveness) -> tuple[str, str]:
-    """State and note."""
+    """The state and the note."""
     if steps and step >= steps and checkpoint == steps:
         return "done", ""
     if not liveness.beats:
@@ -185,7 +185,7 @@ def _judge(step: int, steps: int | None, checkpoint: int | None, liveness: Liven
 
 
 def _ended_early(settings: dict[str, Any], saved: dict[str, Any]) -> str:
-    """Why a run has ended before its last step; "" where it has not.
+    """Why a run has ended before its last step; "" if it has not.
 
     Args:
         saved: the state of its latest checkpoint.
@@ -209,7 +209,7 @@ def _stage(facts: dict[str, Any]) -> str | None:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none, or one that is just being written."""
+    """The object in a JSON file; empty if there is none, or it is still being written."""
     try:
         return json_object(path.read_bytes()) or {}
     except OSError:

@@ -105,7 +105,7 @@ def test_pictures_are_real_and_as_many_as_promised(whole):
 def test_curves_numbers_and_facts_are_there(whole, trained):
     _, page = whole
     labels = {attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg"}
-    assert {"Loss, total", "Masked text", "Masked image", "ITC", "ITM", "Gradient norm", "Pairs a second"} <= labels
+    assert {"Loss, total", "Masked text", "Masked image", "ITC", "ITM", "Gradient norm", "Pairs per second"} <= labels
     described = json.loads((trained / "run.json").read_text())
     for fact in ("3 of 3", described["versions"]["torch"], f"{described['parameters'] / 1e6:.1f} M", "chance"):
         assert fact in page.text
@@ -161,7 +161,7 @@ def test_a_run_that_learned_no_reconstruction_shows_none(run):
     (checkpoint / "index.json").write_text(json.dumps(index))
     report(run)
     _, page = read(run / "report.html")
-    assert "It was trained to reconstruct nothing (objectives.image and objectives.text are 0)." in page.text
+    assert "It was not trained to reconstruct anything (objectives.image and objectives.text are 0)." in page.text
     assert "Finding the other half" in page.text and "Reconstructing" not in page.text
 
 
