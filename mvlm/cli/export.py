@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.push_to_hub and args.format != "hf":
         raise UserError(f"--push-to-hub sends a Hugging Face folder, and --format is {args.format}: leave one out.")
     if args.private and not args.push_to_hub:
-        raise UserError("--private applies to a repository on the hub: give --push-to-hub OWNER/NAME, or leave it out.")
+        raise UserError("--private is for a repository on the hub: give --push-to-hub OWNER/NAME too, or leave it out.")
 
     from mvlm.export.written import export_run
 

@@ -1,4 +1,4 @@
-"""Exported models for transformers' Auto classes, which then load them without `trust_remote_code`."""
+"""Registration with transformers' Auto classes, which then load exported models without `trust_remote_code`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
 
 
 def register() -> None:
-    """Have AutoModel and its like know MaskVLM; once in a process is enough."""
+    """Register MaskVLM with AutoModel and the like; once per process is enough."""
     backends: dict[str, type] = {"pil": MaskVLMImageProcessor, "torchvision": MaskVLMImageProcessor}
     AutoModel.register(MaskVLMConfig, MaskVLMModel, exist_ok=True)
     AutoModel.register(MaskVLMTaskConfig, MaskVLMForImageTextClassification, exist_ok=True)
@@ -23,11 +23,11 @@ def register() -> None:
 
 
 def require_vectors(name: str) -> None:
-    """Raise where a folder or a name on the hub is another model: transformers would draw what it lacks at random.
+    """Refuse a folder or hub name of any other model, whose missing weights transformers would initialise at random.
 
     Raises:
         UserError: it is a fine-tuned model.
-        ValueError: it is none of ours; says what it is.
+        ValueError: it is not a model of ours; says what it is.
     """
     kind = MaskVLMConfig.get_config_dict(name)[0].get("model_type")
     if kind == MaskVLMTaskConfig.model_type:

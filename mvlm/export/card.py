@@ -1,4 +1,4 @@
-"""The model card: what people read before they use a model."""
+"""The model card, which people read before they use a model."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ EXAMPLE = {"vqa": "what colour is the bus?", "nlvr2": "both show a bus", "entail
 
 
 def model_card(run: Path, name: str) -> str:
-    """README.md of the model of a run or of one of its checkpoints.
+    """README.md for the model of a run or of one of its checkpoints.
 
     Raises:
         UserError: there is no such run, or a file of it is damaged.
     """
     checkpoint = find_checkpoint(run)
     parts = json.loads((checkpoint / PARTS).read_text(encoding="utf-8")) if (checkpoint / PARTS).exists() else []
-    # A soup may lie in a run's folder, whose numbers are of other weights.
+    # A soup may lie in a run's folder, whose numbers are those of other weights.
     facts = read_facts(checkpoint if parts else checkpoint.parent.parent, described_in(checkpoint))
     blueprint, task = facts.blueprint, facts.blueprint.task
     with open_tensors(checkpoint, WEIGHTS) as tensors:
@@ -94,7 +94,7 @@ def _recipe(facts: RunFacts) -> dict[str, Any]:
 
 
 def _numbers(facts: RunFacts, step: int) -> dict[str, str]:
-    """What the run evaluated of the weights of this step, and retrieval as `mvlm evaluate` wrote it into its folder."""
+    """The run's own evaluation of the weights of this step, and retrieval as `mvlm evaluate` wrote it to its folder."""
     line = facts.metrics.get(step, {})
     numbers = {key: f"{value:.4g}" for key, value in line.items() if key.startswith("eval/") and key != PUT_OFF}
     for direction in ("image_to_text", "text_to_image"):
@@ -106,13 +106,13 @@ def _numbers(facts: RunFacts, step: int) -> dict[str, str]:
 
 
 def _retrieval(facts: RunFacts, step: int) -> dict[str, Any]:
-    """What `mvlm evaluate` wrote into the run's folder, of the weights of this step."""
+    """What `mvlm evaluate` wrote to the run's folder, if it is for the weights of this step."""
     found = read_json(facts.folder / "retrieval.json") or {}
     return found if found.get("step") == step else {}
 
 
 def _protocol(facts: RunFacts, step: int) -> str:
-    """On what retrieval was measured, and how: a recall depends on it, and it need not be the run's held-out data."""
+    """What retrieval was measured on, and how: recall depends on both; it need not be the run's held-out data."""
     found = _retrieval(facts, step)
     if "protocol" not in found:
         return ""
@@ -120,7 +120,7 @@ def _protocol(facts: RunFacts, step: int) -> str:
 
 
 def _place(place: str) -> str:
-    """The last parts of it, which alone mean something elsewhere."""
+    """The last parts of the path, the only ones that mean anything elsewhere."""
     return f"`{'/'.join(Path(place).parts[-2:])}`"
 
 
@@ -143,5 +143,5 @@ def _started(model: Model, init: str) -> str:
 
 
 def _encoder(source: str) -> str:
-    """How an encoder, or its weights, is called: of a file or folder of this machine the name alone."""
+    """The name of an encoder or of its weights: for a file or folder on this machine, without its path."""
     return Path(source).name if source.startswith("/") else source

@@ -1,7 +1,7 @@
 """CLIP_benchmark on an exported model: `python -m mvlm.export.clip_benchmark eval --model_type mvlm ...`.
 
-The command is CLIP_benchmark's own (https://github.com/LAION-AI/CLIP_benchmark), which knows one more kind of model:
---pretrained is then a folder that `mvlm export` wrote. --model is a name for the table alone.
+The command is CLIP_benchmark's own (https://github.com/LAION-AI/CLIP_benchmark) with one more model type, for which
+--pretrained is a folder that `mvlm export` wrote, and --model only a name for the table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KIND = "mvlm"
 
 
 class ClipLike(nn.Module):
-    """The two encoders under the names that CLIP_benchmark calls."""
+    """The two encoders, under the method names that CLIP_benchmark calls."""
 
     def __init__(self, model: Any, pad_id: int) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class ClipLike(nn.Module):
 def load_exported(
     model_name: str, pretrained: str, cache_dir: str | None, device: str | torch.device
 ) -> tuple[ClipLike, Callable[[Any], Tensor], Callable[[list[str]], Tensor]]:
-    """What CLIP_benchmark asks of a kind of model.
+    """The loader that CLIP_benchmark expects of a model type.
 
     Args:
         pretrained: the exported folder.
 
     Returns:
-        The model; an image as it reads it, uint8 [3, H, W]; and sentences as token ids [B, L].
+        The model; a function from an image to uint8 [3, H, W]; and one from sentences to token ids [B, L].
     """
     register()
     processor = AutoProcessor.from_pretrained(pretrained)
@@ -55,7 +55,7 @@ def load_exported(
 
 
 def main() -> Any:
-    """CLIP_benchmark's command; ends with 1 where it is not installed."""
+    """CLIP_benchmark's command; exits with 1 if it is not installed."""
     try:
         from clip_benchmark import cli, models
     except ModuleNotFoundError as error:

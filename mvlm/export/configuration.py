@@ -1,4 +1,4 @@
-"""What transformers reads of an exported model before its weights."""
+"""The configuration of an exported model, which transformers reads before its weights."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mvlm.config.load import config_from_dict
 from mvlm.config.schema import Blueprint
 
 NEEDED = ("timm", "torchvision")
-"""Packages that whoever has transformers may lack: the image encoder is timm's, and timm imports the other."""
+"""Packages that users of transformers may lack: the image encoder is timm's, and timm imports torchvision."""
 
 
 class MaskVLMConfig(PretrainedConfig):
-    """An exported model of pretraining or retrieval.
+    """Configuration of an exported model for pretraining or retrieval.
 
     Args:
         settings: the tables `model`, `objectives` and `task` of the run's TOML, its encoders named by their kind and
             described in full, and `data.text_length`.
-        vocabulary: tokens that the text encoder reads.
+        vocabulary: the number of tokens that the text encoder knows.
         pad_token_id: the padding token.
     """
 
@@ -35,22 +35,22 @@ class MaskVLMConfig(PretrainedConfig):
     ) -> None:
         super().__init__(**others)
         self.settings, self.vocabulary, self.pad_token_id = settings or {}, vocabulary, pad_token_id
-        self.tie_word_embeddings = True  # only then does transformers heed which names mean the same weight
+        self.tie_word_embeddings = True  # else transformers ignores which names share a weight
         _require_packages()
 
     def blueprint(self) -> Blueprint:
-        """As the model's own code takes it; raises `UserError` where it is damaged."""
+        """The blueprint that the model is built from; raises `UserError` if the settings are damaged."""
         return config_from_dict(self.settings, "config.json, settings").blueprint
 
 
 class MaskVLMTaskConfig(MaskVLMConfig):
-    """An exported model that was fine-tuned for questions, pairs or entailment; its classes are `id2label`."""
+    """Configuration of an exported model fine-tuned for VQA, NLVR2 or entailment; its classes are `id2label`."""
 
     model_type = "maskvlm_task"
 
 
 def _require_packages() -> None:
-    """Say it in one sentence where the model's own code would fail to import."""
+    """Raise `ImportError` with one sentence, where the model's own code would only fail to import."""
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
         raise ImportError(f"This model needs {' and '.join(missing)}: pip install {' '.join(missing)}.")

@@ -1,4 +1,4 @@
-"""The dual encoder, an image or a sentence to its unit vector, as graphs that run without our code."""
+"""The dual encoder, from an image or a sentence to its unit vector, as graphs that run without our code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mvlm.pretrained.runs import Loaded, load_run
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
-"""How far a number of a unit vector may be from the model's own."""
+"""How far a component of a unit vector may be from the model's own."""
 LARGEST_BATCH = 65_536
 
 
@@ -71,7 +71,7 @@ def export_dual(run: Path, out: Path, form: str) -> None:
         _write_checked(TextFeatures(loaded.model), _texts(loaded), write, temporary / f"text.{suffix}")
         temperature, bias = loaded.model.contrastive_scale()
         own = tokenizer.backend_tokenizer
-        own.no_padding()  # whoever trained it may have stored other lengths
+        own.no_padding()  # the tokenizer may have been saved with other lengths
         own.enable_truncation(loaded.blueprint.text_length)
         own.save(str(temporary / "tokenizer.json"))
         inputs = {
@@ -108,7 +108,7 @@ def _generator() -> torch.Generator:
 
 def _write_checked(features: nn.Module, sample: tuple[tuple[Tensor, ...], Any], write: Writer, path: Path) -> None:
     inputs, sizes = sample
-    wanted_BE = features(*inputs)  # before tracing, so that numbers kept on the device are no tracer's
+    wanted_BE = features(*inputs)  # before tracing, lest the model cache the tracer's tensors
     run = write(torch.export.export(features, inputs, dynamic_shapes=sizes), path)
     for rows in (1, len(inputs[0])):
         found_BE = run(*(tensor[:rows] for tensor in inputs))
@@ -128,7 +128,7 @@ def _write_onnx(program: ExportedProgram, path: Path) -> Run:
 
     names = [str(name) for name in program.graph_signature.user_inputs]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, about its own code
         converted = torch.onnx.export(program, (), input_names=names, output_names=["features"], verbose=False)
     assert converted is not None
     converted.save(path)

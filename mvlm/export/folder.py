@@ -25,13 +25,13 @@ from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
 from mvlm.export.sources import remote_code
 
 SHARD_BYTES = 2_000_000_000
-"""Weights in a file."""
+"""Bytes of weights per file."""
 
 PREFIX = "network."
-"""Before every parameter's name: the exported classes hold the model under it."""
+"""Prefix of every parameter's name: the attribute that holds the model in the exported classes."""
 
 NOT_OF_AN_ENCODER = {"model_type", "transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}
-"""Keys of an encoder's config.json that say nothing of its shape."""
+"""Keys of an encoder's config.json that do not describe its shape."""
 
 
 def export_folder(run: Path, out: Path, card: str, shard_bytes: int = SHARD_BYTES) -> None:
@@ -40,7 +40,7 @@ def export_folder(run: Path, out: Path, card: str, shard_bytes: int = SHARD_BYTE
     One tensor is in memory at a time.
 
     Args:
-        card: README.md, what people read of the model.
+        card: the content of README.md.
 
     Raises:
         UserError: there is no such run, it is damaged, or the folder cannot be written.
@@ -59,7 +59,7 @@ def export_folder(run: Path, out: Path, card: str, shard_bytes: int = SHARD_BYTE
 
 
 def write_weights(checkpoint: Path, out: Path, shard_bytes: int) -> None:
-    """The weights of a checkpoint (their average, where there is one), about `shard_bytes` a file, and their index."""
+    """Write a checkpoint's weights (their average, if it has one) in files of about `shard_bytes`, and their index."""
     with open_weights(checkpoint) as files:
         shards: list[list[str]] = [[]]
         filled = 0
@@ -88,7 +88,7 @@ def _write_weights_file(path: Path, weights: Mapping[str, StoredTensor]) -> None
 
 
 def _describe(blueprint: Blueprint, text_length: int, folder: Path, tokenizer: Any) -> MaskVLMConfig:
-    """config.json, of which nothing depends on this machine's files."""
+    """config.json, with nothing in it that depends on files of this machine."""
     text = json.loads((folder / TEXT_ENCODER / "config.json").read_text(encoding="utf-8"))
     settings = dataclasses.replace(
         blueprint.model,
@@ -145,7 +145,7 @@ def _write_processor(image_size: int, text_length: int, tokenizer: Any, out: Pat
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when all is written."""
+    """A folder beside `out`, renamed to `out` when everything is written."""
     if out.exists():
         raise UserError(f"{out} exists: give --out a new folder, or remove that one first.")
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
@@ -162,7 +162,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _set_modes(folder: Path) -> None:
-    """Have every file be read by whom the umask lets read: safetensors gives its files to their owner alone."""
+    """Give every file the mode that the umask allows: safetensors makes its files readable only by their owner."""
     new = folder / ".new"
     new.touch()
     mode = new.stat().st_mode & 0o777

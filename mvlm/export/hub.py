@@ -1,4 +1,4 @@
-"""An exported folder sent to the Hugging Face hub."""
+"""Upload of an exported folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mvlm.errors import UserError, first_line
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Make the repository if there is none, and commit all files of the folder to it.
+    """Create the repository if there is none, and commit all files of the folder to it.
 
     Args:
-        repository: "NAME" of the user who is logged in, or "OWNER/NAME".
-        private: of a new repository; one that exists stays as it is.
+        repository: "OWNER/NAME", or "NAME" for one of the user who is logged in.
+        private: make a new repository private; an existing one stays as it is.
 
     Returns:
         The URL of the commit.
 
     Raises:
-        UserError: the hub refuses it, or is not to be reached; the folder stays.
+        UserError: the hub refuses it, or cannot be reached; the folder stays.
     """
     api = HfApi(library_name="mvlm")
     try:

@@ -1,7 +1,7 @@
 """lmms-eval on an exported model: `lmms-eval --model mvlm --model_args pretrained=FOLDER --tasks ...`.
 
-lmms-eval finds it by the entry point `lmms_eval.models` of this package. It asks a model to write answers, and this one
-writes none: it scores those that a task lists, and a model that was fine-tuned chooses among its classes.
+lmms-eval finds it by this package's entry point `lmms_eval.models`. It expects models to write answers, which this one
+cannot: it scores the answers that a task lists, and a fine-tuned model chooses among its classes.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from mvlm.export.auto import register
 from mvlm.export.configuration import MaskVLMTaskConfig
 
 MANIFEST = ModelManifest(model_id="mvlm", simple_class_path="mvlm.export.lmms_eval.AnswerScorer")
-"""What the entry point names."""
+"""What the entry point refers to."""
 
 SCORES = ("itm", "itc", "words")
 ASKED = re.compile(r"\s*\banswer\s*:?\s*$", re.IGNORECASE)
-"""What stands behind a question for a model that writes on."""
+"""The prompt after a question, for models that continue the text."""
 
 
 class AnswerScorer(lmms):
-    """Scores answers as lmms-eval's own models do: the lower, the better, since it takes the least.
+    """Scores answers as lmms-eval's own models do: lower is better, since it takes the minimum.
 
-    A pretrained model reads the question and an answer as one sentence. By `itm`, minus the logarithm of the
-    probability that it matches the image; by `itc`, one minus their cosine, over the temperature; by `words`, minus the
-    sum of the logarithms of the answer's tokens, each masked alone (pseudo-log-likelihood, Salazar et al., ACL 2020). A
-    model that was fine-tuned to choose among answers or labels has minus the logarithm of the answer's probability,
-    infinite where it is none of them, and answers tasks that ask for a text by the likeliest one.
+    A pretrained model reads the question and an answer as one sentence. Its score is, by `itm`, minus the log
+    probability that the sentence matches the image; by `itc`, one minus their cosine, over the temperature; by `words`,
+    minus the sum of the log probabilities of the answer's tokens, each masked alone (pseudo-log-likelihood, Salazar et
+    al., ACL 2020). A model fine-tuned to choose among answers or labels scores minus the log probability of the answer,
+    infinite if it is not one of its own, and answers tasks that ask for text with the likeliest one.
 
     Args:
         pretrained: a folder that `mvlm export` wrote.
-        by: one of `SCORES`; "" = itm where the model was trained for it, and else itc.
-        batch_size: pairs of an image and a sentence in a forward pass.
-        device: of torch; "" = a GPU where there is one.
+        by: one of `SCORES`; "" = itm if the model was trained for it, else itc.
+        batch_size: image-sentence pairs per forward pass.
+        device: torch's name for it; "" = a GPU if there is one.
 
     Raises:
-        ValueError: `by` cannot be had of this model.
+        ValueError: the model was not trained for `by`.
     """
 
     def __init__(self, pretrained: str, by: str = "", batch_size: int | str = 32, device: str = "", **_: Any) -> None:
@@ -74,13 +74,14 @@ class AnswerScorer(lmms):
 
     @torch.inference_mode()
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """Of each request's answer: its score, and whether the model would have chosen it.
+        """For each request's answer, its score, and whether the model would have chosen it.
 
-        "Chosen" is said of `words`, where every token is the likeliest one, and of classes; of itm and itc never. The
-        two are the "text" of a result: lmms-eval 0.7 turns a plain pair into a string, and then fails.
+        By `words` an answer is chosen if each of its tokens is the likeliest, among classes if it is the likeliest; by
+        itm and itc never. Both values are the "text" of a result: lmms-eval 0.7 turns a plain pair into a string, and
+        then fails.
 
         Raises:
-            ValueError: a request has no image, or as many as the model does not read.
+            ValueError: a request has no image, or not as many as the model reads.
         """
         found: list[tuple[float, bool]] = []
         for start in range(0, len(requests), self.batch_size):
@@ -108,11 +109,11 @@ class AnswerScorer(lmms):
         return said
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Raises `NotImplementedError`: nobody can talk with this model."""
+        """Raises `NotImplementedError`: this model cannot hold a conversation."""
         raise NotImplementedError("This model answers one question on one image: take tasks of a single round.")
 
     def _read(self, arguments: tuple[Any, ...]) -> tuple[list[Image.Image], str, str]:
-        """A request's images, its question and, unless one is to be written, the answer."""
+        """A request's images, its question and its answer, which is "" if one is to be generated."""
         if len(arguments) < 6:
             raise ValueError("acc_mutual_info asks for the probability of an answer without an image: take acc.")
         context, answer, visual, number, task, split = arguments[-6:]
@@ -160,7 +161,7 @@ class AnswerScorer(lmms):
         return [(float(score), False) for score in scores_B]
 
     def _word_score(self, image_1CHW: Tensor, question: str, answer: str) -> tuple[float, bool]:
-        """Of an answer's tokens, those behind the question's; each is masked in a copy of the sentence of its own."""
+        """The score by `words`: each token of the answer is masked in its own copy of the sentence."""
         text_1L, mask_1L = self._tokens([f"{question} {answer}".strip()])
         before = len(self._words(question)) if question else 0
         places_M = torch.arange(1 + before, int(mask_1L.sum()) - 1, device=self.device)
@@ -179,14 +180,14 @@ class AnswerScorer(lmms):
 
 
 def _question(context: Any) -> str:
-    """Its first line: what follows tells a model that writes how to."""
+    """The first line of a context: the rest tells models that write how to answer."""
     text = context[0] if isinstance(context, list) else context
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
     return ASKED.sub("", lines[0]) if lines else ""
 
 
 def _flat(visuals: Any) -> list[Image.Image]:
-    """Images in whatever a task has put them."""
+    """The images in a task's visuals, however nested."""
 
     def each(given: Any) -> Iterator[Image.Image]:
         if isinstance(given, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The model as transformers' users call it. Shape legend: mvlm/batch.py."""
+"""The model with the interface that users of transformers expect. Shape legend: mvlm/batch.py."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mvlm.pretrained.encoders import Vocabulary, build_model
 
 @dataclass
 class MaskVLMOutput(ModelOutput):
-    """What images and sentences have in common.
+    """How well images and sentences match.
 
     Attributes:
-        loss: of contrast within the batch, where it was asked for.
-        logits_per_image, logits_per_text: cosine over temperature, image x text and text x image; of a model trained
-            by the sigmoid plus its bias, so that their sigmoid is the probability of a match.
+        loss: contrastive, within the batch, if requested.
+        logits_per_image, logits_per_text: cosine over temperature, image x text and text x image; plus the bias if the
+            model was trained with the sigmoid loss, so that their sigmoid is the probability of a match.
         image_embeds, text_embeds: unit vectors BE.
     """
 
@@ -51,23 +51,23 @@ class MaskVLMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """Folders that earlier versions exported have other names for some parameters."""
+        """Also loads folders that earlier versions exported with other names for some parameters."""
         names = {rf"^network\.{old}\.": f"network.{new}." for table in RENAMED.values() for old, new in table.items()}
         return super().from_pretrained(*args, **{"key_mapping": names} | options)
 
     @classmethod
     def get_init_context(cls, *args: Any, **options: Any) -> list[Any]:
-        """On the CPU, without drawing weights: on the meta device what is no weight, as positions, would be lost."""
+        """Build on the CPU without initialising weights: the meta device would lose buffers such as positions."""
         contexts = super().get_init_context(*args, **options)
         return [*(each for each in contexts if not isinstance(each, torch.device)), no_init_weights()]
 
     def _init_weights(self, module: Any) -> None:
-        """The network has drawn its weights; buffers, as positions, which transformers empties, are filled anew."""
+        """The network has initialised its weights; buffers such as positions, emptied by transformers, are restored."""
         for name, computed in self._computed.get(module, {}).items():
             copy_(getattr(module, name), computed)
 
     def _tie_and_finish(self) -> None:
-        """Tell transformers which names mean the same weight: of these a file holds the first."""
+        """Tell transformers which names share a weight; files hold it under the first of them."""
         self._computed = {each: dict(each.named_buffers(recurse=False)) for each in self.modules() if each._buffers}
         first: dict[int, str] = {}
         self._tied_weights_keys = {
@@ -79,7 +79,7 @@ class MaskVLMPreTrainedModel(PreTrainedModel):
 
 
 class MaskVLMModel(MaskVLMPreTrainedModel):
-    """A model of pretraining or retrieval: what image and sentence have in common, and masked parts reconstructed.
+    """A model for pretraining or retrieval, which compares images with sentences and reconstructs masked parts.
 
     Images are uint8 BCHW as the processor gives them; they are normalised within.
     """
@@ -97,7 +97,7 @@ class MaskVLMModel(MaskVLMPreTrainedModel):
         Args:
             pixel_values: uint8 [images, 3, H, W].
             input_ids, attention_mask: [sentences, L].
-            return_loss: of contrast, where image i belongs to sentence i.
+            return_loss: also compute the contrastive loss, in which image i belongs to sentence i.
         """
         image_AE = self.get_image_features(pixel_values)
         text_TE = self.get_text_features(input_ids, attention_mask)
@@ -122,15 +122,15 @@ class MaskVLMModel(MaskVLMPreTrainedModel):
         return self.network.match(image_BSD, text_BLD, valid_BL)
 
     def restore_words(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """-> BLV, logits of every word; mask some by the tokenizer's mask token."""
+        """-> BLV, logits for every token; mask some with the tokenizer's mask token."""
         image_BSD, text_BLD, valid_BL = self._encode(pixel_values, input_ids, attention_mask)
         return self.network.reconstruct_text(self.network.fuse_text(text_BLD, image_BSD, valid_BL))
 
     def restore_patches(
         self, pixel_values: Tensor, hidden_patches: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> Tensor:
-        """-> BCHW in the space of training (the normalised image, unless objectives.normalized_targets), of which the
-        `hidden_patches` (bool BN, True = masked) are what is reconstructed."""
+        """-> BCHW in the space of training (the normalised image, unless objectives.normalized_targets), in which the
+        `hidden_patches` (bool BN, True = masked) are the reconstruction."""
         network, valid_BL = self.network, attention_mask.bool()
         image_BSD = network.encode_image(pixel_values, hidden_patches)
         text_BLD = network.encode_text(input_ids, valid_BL)
@@ -169,8 +169,8 @@ class MaskVLMForImageTextClassification(MaskVLMPreTrainedModel):
         """-> `logits` BA.
 
         Args:
-            pixel_values: uint8 BCHW; of NLVR2 [B, 2, C, H, W], the left image first.
-            labels: int64 B, or of VQA float BA, how right each answer is.
+            pixel_values: uint8 BCHW; for NLVR2 [B, 2, C, H, W], the left image first.
+            labels: int64 B; for VQA float BA, a score for each answer.
         """
         image_BVCHW = pixel_values if pixel_values.ndim == 5 else pixel_values[:, None]
         logits_BA = self.network.logits(image_BVCHW.transpose(0, 1), input_ids, attention_mask.bool())

@@ -1,4 +1,4 @@
-"""Pictures and sentences to what the model reads, as transformers' users call it."""
+"""Processors from pictures and sentences to model inputs, with transformers' interface."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 from mvlm.data.images.upright import resized, upright
 
 PAD_MULTIPLE = 8
-"""As in training: text is padded to a multiple of this."""
+"""Text is padded to a multiple of this, as in training."""
 
 
 class MaskVLMImageProcessor(BaseImageProcessor):
@@ -36,7 +36,7 @@ class MaskVLMImageProcessor(BaseImageProcessor):
         """`pixel_values`, uint8 [B, 3, size, size], of an image or a list: Pillow's, or uint8 arrays [H, W, 3].
 
         Raises:
-            ValueError: there is none, or one is something else.
+            ValueError: there are none, or one is something else.
         """
         listed = images if isinstance(images, (list, tuple)) else [images]
         if not listed:
@@ -51,7 +51,7 @@ class MaskVLMProcessor(ProcessorMixin):
     """An image processor and a tokenizer.
 
     Args:
-        text_length: tokens of a sentence at most, special ones included.
+        text_length: the most tokens in a sentence, including special ones.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MaskVLMProcessor(ProcessorMixin):
         """`pixel_values` of images, and `input_ids` and `attention_mask` of sentences, padded as in training.
 
         Raises:
-            ValueError: `images` or `text` is an empty list, or one is no image or no sentence.
+            ValueError: `images` or `text` is an empty list, or contains something else.
         """
         given: dict[str, Any] = {}
         if images is not None:

@@ -1,4 +1,4 @@
-"""The model's own code as the flat files that transformers takes for remote code: a folder loads without mvlm."""
+"""The model's code as flat files, which transformers loads as remote code, so that a folder works without mvlm."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ ENTRIES = {
     "modeling_maskvlm": "mvlm.export.modeling",
     "processing_maskvlm": "mvlm.export.processing",
 }
-"""File name -> the module that `auto_map` names."""
+"""File names, to which `auto_map` refers -> modules."""
 
 EVERYWHERE = {"numpy", "PIL", "safetensors", "timm", "torch", "transformers"}
-"""Packages that whoever loads the model has; transformers refuses files that import others without need."""
+"""Packages that whoever loads the model has; transformers demands any others unless their import is in a `try`."""
 
 ROOT = Path(mvlm.__file__).parent.parent
 
 
 def remote_code() -> dict[str, str]:
-    """File name -> content: the entries and every module of ours that they import, each a file beside the others."""
+    """File name -> content: the entries and all modules of ours that they import, each in one file of a flat folder."""
     files: dict[str, str] = {}
     waiting = list(ENTRIES.values())
     while waiting:
@@ -41,7 +41,7 @@ def _file(module: str) -> str:
 
 
 def _flattened(source: str) -> tuple[str, list[str]]:
-    """The source with imports of ours made relative and imports of optional packages in a `try`; what it imports."""
+    """The source, with our imports made relative and those of optional packages in a `try`; and our imports."""
     lines = source.splitlines()
     imported: list[str] = []
     statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -62,12 +62,12 @@ def _flattened(source: str) -> tuple[str, list[str]]:
 
 
 def _relative(package: str, alias: ast.alias) -> tuple[str, list[str]]:
-    """The module of ours that `from package import alias` reads, and lines that do so beside it."""
+    """The module of ours that `from package import alias` reads, and lines that import it from the same folder."""
     inside = f"{package}.{alias.name}"
     if not (ROOT / f"{inside.replace('.', '/')}.py").exists():
         return package, [f"from .{Path(_file(package)).stem} import {ast.unparse(alias)}"]
     file = Path(_file(inside)).stem
-    # transformers copies the files that it finds in lines of the first form alone.
+    # The first line is for transformers, which only copies files that such lines import.
     return inside, [f"from .{file} import __name__ as _", f"from . import {file} as {alias.asname or alias.name}"]
 
 

@@ -1,4 +1,4 @@
-"""A run's model exported in one of the formats: what `mvlm export` and Python's `run.export` do."""
+"""Export in any of the formats, as done by `mvlm export` and by `run.export` in Python."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Format = Literal["hf", "onnx", "torch"]
 
 
 def export_run(run: Path, out: Path, form: Format = "hf") -> None:
-    """Write a new folder `out` of a run's newest checkpoint, or of the one that is given.
+    """Export a run's newest checkpoint, or the given one, to a new folder `out`.
 
     Args:
-        form: "hf", for AutoModel and AutoProcessor; "onnx" or "torch", graphs that give vectors for retrieval.
+        form: "hf", for AutoModel and AutoProcessor; "onnx" or "torch", graphs that compute vectors for retrieval.
 
     Raises:
         UserError: there is no such form or run, packages are missing, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Where each word looks: the text cross encoder's attention to the patches of the image."""
+"""Where each word attends: the text cross encoder's attention to the patches of the image."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mvlm.predict.draw import heat_tile, strip, tile
 
 
 def token_attention(model: Encoders, image_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
-    """The share of its attention that each token gives each patch -> BLN, the mean over blocks and heads.
+    """The share of attention that each token pays to each patch -> BLN, the mean over blocks and heads.
 
-    What is missing to 1 goes to the image's CLS.
+    The rest, up to 1, goes to the image's CLS.
     """
     seen: list[Tensor] = []
 
@@ -52,7 +52,7 @@ def word_attention(
 
 
 def attention_strips(model: Encoders, pictures: Pictures, row: int, sentence: str, device: torch.device) -> Image.Image:
-    """The picture, and again for each word with red where it looks, most where it looks most."""
+    """The picture, and a copy for each word, redder where the word attends more."""
     picture = read_picture(pictures.paths[row])
     words = word_attention(model, pictures, row, sentence, device)
     return strip([tile(picture, ""), *(heat_tile(picture, word, share) for word, share in words)])

@@ -1,4 +1,4 @@
-"""A question answered and a statement judged, by a model that was fine-tuned for it."""
+"""Answers to questions and verdicts on statements, by a model fine-tuned for them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mvlm.pretrained.runs import Loaded
 @dataclass
 class TaskPrediction:
     name: str  # what the user types
-    tasks: tuple[str, ...]  # those that a run may be fine-tuned for
+    tasks: tuple[str, ...]  # a run must be fine-tuned for one of these
 
     def run(self, loaded: Loaded[TaskModel], asked: Asked, device: torch.device) -> Answer:
-        """NLVR2's statements take two images each, the left one first."""
+        """Answer each question or statement; NLVR2's statements take two images each, the left one first."""
         task, model = loaded.blueprint.task, loaded.model
         pair = pair_up if task.images == 1 else _in_twos
         paths, sentences = pair(asked.images, asked.sentences)
@@ -51,16 +51,16 @@ class TaskPrediction:
 def best_answers(
     model: TaskModel, task: str, classes: Sequence[str], inputs: tuple[Tensor, Tensor, Tensor], top: int
 ) -> list[list[tuple[str, float]]]:
-    """For each of B questions or statements the likeliest answers, best first, and their probabilities.
+    """For each of B questions or statements, the likeliest answers, best first, and their probabilities.
 
     Args:
-        classes: what the model chooses among.
-        inputs: images VBCHW, V of them for each text, text_BL and valid_BL.
-        top: answers at most.
+        classes: the answers that the model chooses among.
+        inputs: images VBCHW, V for each text, text_BL and valid_BL.
+        top: the most answers to give.
     """
     with shares.inference(model):
         logits_BA = model.logits(*inputs).float()
-    # Several answers may be right, each for itself; of labels only one is.
+    # Several answers may be right, independently; only one label is.
     share_BA = logits_BA.sigmoid() if task == "vqa" else logits_BA.softmax(-1)
     best = share_BA.topk(min(top, len(classes)))
     return [

@@ -1,4 +1,4 @@
-"""Tiles with a word under each, side by side."""
+"""Labelled tiles, side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GAP = 6
 COLUMNS = 6
 RED = (255, 0, 0)
 STRENGTH = 0.65
-"""Of the red where a word looks most."""
+"""Opacity of the red where a word attends most."""
 
 
 def tile(picture: Image.Image, label: str) -> Image.Image:
@@ -25,7 +25,7 @@ def tile(picture: Image.Image, label: str) -> Image.Image:
 
 
 def heat_tile(picture: Image.Image, label: str, share: Tensor) -> Image.Image:
-    """The picture in grey, redder where `share` (rows x columns) is greater; where all is alike, all is red."""
+    """The picture in grey, redder where `share` (rows x columns) is greater; all red if it is equal everywhere."""
     grey = (share / share.max().clamp(min=1e-12) * 255).round().byte().numpy()
     mask = Image.fromarray(grey).resize(picture.size, Image.Resampling.BICUBIC)
     mask = mask.point([round(level * STRENGTH) for level in range(256)])
@@ -37,7 +37,7 @@ def array_tile(picture_HWC: np.ndarray, label: str) -> Image.Image:
 
 
 def strip(tiles: list[Image.Image]) -> Image.Image:
-    """All in rows of COLUMNS."""
+    """All tiles, in rows of COLUMNS."""
     width, height = tiles[0].size
     columns, rows = min(COLUMNS, len(tiles)), -(-len(tiles) // COLUMNS)
     whole = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")

@@ -1,4 +1,4 @@
-"""Masked patches of an image reconstructed, with its sentence and without."""
+"""Reconstruction of masked patches of an image, with its sentence and without."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Patches:
     name = "patches"
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
-        """Which patches are masked follows from the run's seed and the number of the image, as in evaluation."""
+        """Reconstruct each image; as in evaluation, the run's seed and the image's number decide what to mask."""
         paths, sentences = pair_up(asked.images, asked.sentences)
         pictures, model = open_pictures(loaded, paths, sentences), loaded.model
         entries, lines, drawings = [], [], {}

@@ -22,16 +22,16 @@ T = TypeVar("T")
 class Asked:
     images: tuple[Path, ...]
     sentences: tuple[str, ...]
-    top: int  # best answers shown
+    top: int  # how many of the best answers to show
     search: SearchSettings
     draws: bool  # whether pictures are wanted
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The same three times: for a program, to read, and to look at."""
+    """An answer in three forms: for programs, to read, and to look at."""
 
-    entries: list[dict[str, Any]]  # of what JSON can hold
+    entries: list[dict[str, Any]]  # of JSON values
     text: str
     pictures: dict[str, Image.Image] = field(default_factory=dict)  # by file name
 
@@ -40,15 +40,15 @@ class Prediction(Protocol):
     name: str
 
     def run(self, loaded: Loaded[Any], asked: Asked, device: torch.device) -> Answer:
-        """Raises `UserError` where a file is no picture or the question does not fit."""
+        """Raises `UserError` if a file is not a picture or the question does not suit the model."""
         ...
 
 
 def pair_up(images: Sequence[T], sentences: Sequence[str]) -> tuple[list[T], list[str]]:
-    """As many images as sentences, in their order; a single one goes with each of the others.
+    """Image i with sentence i; a single image or sentence is paired with each of the others.
 
     Raises:
-        UserError: there are none, or they are neither equally many nor one and several.
+        UserError: there are none, or their numbers differ and neither is one.
     """
     count = max(len(images), len(sentences))
     if not count or {len(images), len(sentences)} - {1, count}:
@@ -63,11 +63,11 @@ def pair_up(images: Sequence[T], sentences: Sequence[str]) -> tuple[list[T], lis
 
 
 def printable(text: object) -> str:
-    """On one line and without what a terminal would obey: file names and sentences come from anywhere."""
+    """The text on one line, without control characters: file names and sentences come from anywhere."""
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in str(text))
 
 
 def file_name(number: int, path: Path) -> str:
-    """Of the picture about the question with this number and this image."""
+    """The file name for the picture that answers question `number`, about the image at `path`."""
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.stem)[:60]
     return f"{number:04d}_{stem}.png"

@@ -22,11 +22,11 @@ from mvlm.pretrained.runs import Loaded
 def best(
     model: MaskVLM, pictures: Pictures, search: SearchSettings, top: int, device: torch.device, of_images: bool
 ) -> list[list[dict[str, Any]]]:
-    """The `top` sentences for each image or, where not `of_images`, the `top` images for each sentence.
+    """The `top` sentences for each image or, if not `of_images`, the `top` images for each sentence.
 
     Returns:
         For each query its answers, best first: {`item`: its number, `similarity`: the cosine of ITC, `match`: the
-        probability by ITM, None beyond the `search.rerank` that it orders again}.
+        probability by ITM, None beyond the `search.rerank` items that it re-ranks}.
     """
     sentences, sizes = len(pictures.captions), search.sizes(model, pictures)
     with shares.inference(model):

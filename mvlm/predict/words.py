@@ -1,4 +1,4 @@
-"""Masked words of a sentence filled in, with its image and without."""
+"""Guesses for masked words of a sentence, with its image and without."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MASK = "[MASK]"
 def guess_words(
     model: MaskVLM, text_1L: Tensor, valid_1L: Tensor, masked_1L: Tensor, images: dict[str, Tensor], top: int
 ) -> dict[str, list[list[tuple[int, float]]]]:
-    """The `top` tokens, with their probabilities, for each masked token: with each of the images, by its name.
+    """By the name of each image: for each masked token, the `top` tokens and their probabilities given that image.
 
     Args:
         text_1L: the sentence with the mask token where `masked_1L` is True.
@@ -53,7 +53,7 @@ class Masked:
 
     text_L: np.ndarray
     words: list[int]  # the places of the masked words among all words
-    tokens: list[list[int]]  # of each, the places of its tokens in text_L
+    tokens: list[list[int]]  # for each of them, the places of its tokens in text_L
 
     def tensors(self, tokens: CaptionTokenizer, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """text_1L, valid_1L and masked_1L, as `guess_words` takes them."""
@@ -63,16 +63,16 @@ class Masked:
         return text_1L, valid_1L, masked_1L
 
     def by_word(self, guesses: list[list[tuple[int, float]]]) -> list[list[list[tuple[int, float]]]]:
-        """The guesses for all masked tokens, in their order, as those for each word."""
+        """The guesses for all masked tokens, grouped by word."""
         following = iter(guesses)
         return [[next(following) for _ in of_word] for of_word in self.tokens]
 
 
 def mask_words(tokens: CaptionTokenizer, words: Sequence[str], places: Sequence[int]) -> Masked:
-    """Mask some of the words of a sentence, written with a space between.
+    """Mask some words of a sentence, its words joined by single spaces.
 
     Args:
-        places: theirs among `words`.
+        places: of the words to mask, among `words`.
 
     Raises:
         UserError: none is masked, or one is beyond the tokens that the model reads.
@@ -99,7 +99,7 @@ def mask_words(tokens: CaptionTokenizer, words: Sequence[str], places: Sequence[
 def likeliest(
     tokenizer: PreTrainedTokenizerBase, guesses: list[list[tuple[int, float]]], top: int
 ) -> list[dict[str, Any]]:
-    """The `top` fillings of a word of one or more tokens, each token guessed for itself: {word, probability}."""
+    """The `top` fillings of a word of one or more tokens, each token guessed independently: {word, probability}."""
     best: list[tuple[list[int], float]] = [([], 1.0)]
     for of_token in guesses:
         longer = [([*ids, token], share * odds) for ids, share in best for token, odds in of_token]
@@ -108,7 +108,7 @@ def likeliest(
 
 
 def blank_image(model: MaskVLM, image_1CHW: Tensor) -> Tensor:
-    """An image like this one that shows nothing: all of the colour that the encoder's normalisation makes 0."""
+    """An image of the same shape that shows nothing: all of it the colour that the encoder normalises to 0."""
     colour = (torch.tensor(model.vision.mean) * 255).round().to(torch.uint8).view(3, 1, 1)
     return torch.ones_like(image_1CHW) * colour.to(image_1CHW.device)
 

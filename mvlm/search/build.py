@@ -1,7 +1,7 @@
-"""An index made: shards read row by row, their images embedded as evaluation does it, by any number of ranks.
+"""Building an index: any number of ranks read shards row by row, and embed their images as evaluation does.
 
-Each rank embeds whole batches, and leaves features and rows beside the index; then each builds some of the vector
-files. A batch has the same rows, and a file's graph is built by one thread, whatever the number of ranks, so that the
+Each rank embeds whole batches, and writes features and rows beside the index; then each builds some of the vector
+files. Whatever the number of ranks, batches have the same rows and one thread builds each file's graph, so that the
 index is the same to the last byte.
 """
 
@@ -34,20 +34,20 @@ from mvlm.runtime import dist
 from mvlm.search import folder as layout
 from mvlm.search.folder import INDEX, TABLE, TABLE_SCHEMA, Contents, Indexed, VectorFile, hash_of, new_index
 
-SHARES = "shares"  # a folder in that of a new index, until it is whole
-AT_ONCE = 8  # vector files that a rank builds, each in a thread and in 0.3 GB
+SHARES = "shares"  # a folder inside a new index until it is complete
+AT_ONCE = 8  # vector files that a rank builds concurrently, each in one thread and 0.3 GB
 
 
 def build_index(
     loaded: Loaded[MaskVLM], folders: Sequence[str], out: Path, device: torch.device, captions: bool = False
 ) -> int:
-    """Index the images of shard folders, a batch at a time; returns how many. Called on every rank at once.
+    """Index the images of shard folders, a batch at a time; returns how many. To be called on all ranks.
 
-    An index that stands at `out`, which all ranks see, is replaced when the new one is whole.
+    An existing index at `out`, which all ranks must see, is replaced when the new one is complete.
 
     Args:
-        captions: a row's feature is the normalised sum of its image's and the mean of its captions', so that a
-            sentence finds what is called so before what looks so.
+        captions: make a row's feature the normalised sum of its image's and the mean of its captions', so that a
+            sentence first finds images whose captions match.
 
     Raises:
         UserError: shards cannot be read, an image cannot be decoded (names shard, row and key), or `out` cannot be
@@ -65,13 +65,13 @@ def build_index(
 
 
 class IndexWork:
-    """A rank's part in a new index; all ranks are through with one method before any begins the next.
+    """A rank's part in a new index; all ranks must finish one method before any begins the next.
 
     Args:
-        folder: of the index.
-        batch: images in a forward pass.
-        width: values of a feature.
-        captions: have features of captions, too.
+        folder: the new index.
+        batch: images per forward pass.
+        width: of a feature.
+        captions: whether to add features of captions.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class IndexWork:
         self._folder, self._mixture, self._width, self._captions = folder, mixture, width, captions
         self._batch, self._rank, self._world = batch, rank, world
         batches = -(-len(mixture) // batch)
-        self._share = -(-batches // world) * batch  # rows of a rank; the last ones may have fewer, or none
+        self._share = -(-batches // world) * batch  # rows per rank; the last ranks may have fewer, or none
 
     def embed(self, loaded: Loaded[MaskVLM], device: torch.device) -> None:
         """Write the features and the rows of this rank's share, in order."""
@@ -106,13 +106,13 @@ class IndexWork:
                 table.write_batch(_describe(self._mixture, numbers, content_B))
 
     def build(self) -> list[VectorFile]:
-        """Write this rank's vector files, of features that any rank has made."""
+        """Write this rank's vector files, whose features any rank may have made."""
         numbers = range(self._rank, -(-len(self._mixture) // layout.PART), self._world)
         with ThreadPoolExecutor(min(AT_ONCE, len(os.sched_getaffinity(0)))) as threads:
             return list(threads.map(self._build, numbers))
 
     def complete(self, loaded: Loaded[MaskVLM], vectors: Sequence[VectorFile]) -> None:
-        """Write the table of all rows, and what the index contains; rank 0 does."""
+        """On rank 0: write the table of all rows, and the description of the index."""
         with pa.OSFile(str(self._folder / TABLE), "wb") as file, pa.ipc.new_file(file, TABLE_SCHEMA) as table:
             for rank in range(self._world):
                 part = pa.ipc.open_file(pa.memory_map(str(self._files(rank)[1])))
@@ -135,7 +135,7 @@ class IndexWork:
         return layout.write_vectors(self._folder, number, self._features(first, end), self._width)
 
     def _features(self, first: int, end: int) -> Iterator[np.ndarray]:
-        """Those of the rows from `first` to `end`, as the ranks have written them."""
+        """The features of rows `first` to `end`, as the ranks have written them."""
         while first < end:
             rank, row = divmod(first, self._share)
             count = min(end - first, self._share - row)
@@ -152,7 +152,7 @@ class IndexWork:
 def _caption_features(
     model: MaskVLM, captions_B: Sequence[Sequence[str]], tokens: BatchTokenizer, device: torch.device
 ) -> Tensor:
-    """The mean of each image's captions' features -> BE, as many captions at once as images."""
+    """The mean feature of each image's captions -> BE, from batches of as many captions as images."""
     captions_C, batch = [caption for captions in captions_B for caption in captions], len(captions_B)
     read = []
     for first in range(0, len(captions_C), batch):
@@ -162,15 +162,15 @@ def _caption_features(
 
 
 def _lasting(folder: str) -> str:
-    """A name that means the same from every working directory."""
+    """A path that is valid from every working directory."""
     return folder if "://" in folder else str(Path(folder).resolve())
 
 
 def _read_ahead(dataset: EvalImages, batches: Sequence[range], shows: bool) -> Iterator[tuple[range, Tensor]]:
-    """The images of batches with their rows, the next batch decoded meanwhile.
+    """The images of batches with their rows; a thread decodes the next batch meanwhile.
 
     Args:
-        shows: how far it is.
+        shows: whether to show a progress bar.
     """
     console = Console(stderr=True)
     columns = (TextColumn("index"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""The nearest images of an index: ITC's features order all, ITM the first of them again where a sentence is asked."""
+"""The nearest images in an index: ranked by ITC's features, the first re-ranked by ITM if the query is a sentence."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from mvlm.pretrained.runs import Loaded
 from mvlm.search.folder import open_table, open_vectors, read_contents
 
 EXACT = 1 << 20
-"""Images up to which every one is compared, in tenths of a second; beyond, the graphs are followed, and one may be
-missed."""
+"""The most images that are all compared, in tenths of a second; in larger indexes the graphs are followed, which may
+miss some."""
 
 WIDTH_OF_SEARCH = 512
-"""Candidates that a graph keeps in sight; usearch's own 64 miss more."""
+"""Candidates considered in a graph; usearch's default of 64 misses more."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class SearchHit:
 
     Args:
         image: its number in the index.
-        shard, row, key, caption: as the table has them.
-        similarity: the cosine of ITC's feature of the query and the index's.
-        match: the probability by ITM; None where it was not asked.
+        shard, row, key, caption: as in the index's table.
+        similarity: the cosine of the query's ITC feature and the index's.
+        match: ITM's probability; None if ITM was not used.
     """
 
     image: int
@@ -65,7 +65,7 @@ class ImageIndex:
     """An index opened for the model that made it.
 
     Raises:
-        UserError: there is none, it is damaged, or other weights made it.
+        UserError: there is no index, it is damaged, or other weights made it.
     """
 
     def __init__(self, folder: Path, loaded: Loaded[MaskVLM]) -> None:
@@ -79,21 +79,21 @@ class ImageIndex:
         self._vectors, self._table = open_vectors(folder, self.contents), open_table(folder, self.contents)
 
     def __len__(self) -> int:
-        """Images."""
+        """The number of images."""
         return self.contents.rows
 
     def stands_at(self, folder: Path) -> bool:
-        """Whether a folder holds what was opened here: another index may have been written in its place since."""
+        """Whether the folder still holds what was opened here: another index may have replaced it."""
         return folder == self.folder and read_contents(folder) == self.contents
 
     @cached_property
     def reading(self) -> tuple[BatchTokenizer, int]:
-        """How the model reads a query, and the pixels of an image's side; loaded for the first query alone."""
+        """The tokenizer for queries, and the side of images in pixels; loaded at the first query."""
         tokenizer, length, side = reading_of(self._loaded)
         return BatchTokenizer(tokenizer, length), side
 
     def nearest(self, query_E: Tensor, count: int) -> list[SearchHit]:
-        """The `count` images of the greatest cosine with a feature, best first; equal ones in the index's order."""
+        """The `count` images with the greatest cosine to a feature, best first; equal ones in the index's order."""
         query = query_E.float().cpu().numpy()
         images, similarities, gone = [], [], self._taken_down
         for part in self._vectors:
@@ -109,7 +109,7 @@ class ImageIndex:
         """The image with this number, decoded in full.
 
         Raises:
-            UserError: the shards are not those that were indexed, or the image was damaged.
+            UserError: the shards are not those that were indexed, or the image is damaged.
         """
         row = self.row(image)
         content = self.shards.row(row)
@@ -144,7 +144,7 @@ class ImageIndex:
         return mixture
 
     def row(self, image: int) -> int:
-        """The row of `shards` that an image is; raises `UserError` where it was taken down."""
+        """The row of an image in `shards`; raises `UserError` if it was taken down."""
         entry = self._table.slice(image, 1).to_pylist()[0]
         first, corpus, number = self._places[entry["shard"]]
         start = corpus.selection.shard_rows[number] if corpus.selection else corpus.shard_starts[number]
@@ -158,18 +158,18 @@ class ImageIndex:
         return first + corpus.selection.rows.rank(row)
 
     def place(self, image: int) -> tuple[str, int]:
-        """The shard that an image stands in, and its row there."""
+        """The shard that an image is in, and its row there."""
         entry = self._table.slice(image, 1).to_pylist()[0]
         return entry["shard"], entry["row"]
 
     def shard(self, name: str) -> tuple[ShardLocation, int]:
-        """Where the shard lies, and its number there; raises as `shards`."""
+        """The location of a shard, and its number there; raises as `shards`."""
         _, corpus, number = self._places[name]
         return corpus.location, number
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, Corpus, int]]:
-        """By shard: the first row of its corpus, that, and its number in it."""
+        """By shard name: the first row of its corpus, the corpus, and the shard's number in it."""
         starts = accumulate(map(len, self.shards.corpora), initial=0)
         return {
             corpus.location.name(number): (first, corpus, number)
@@ -179,7 +179,7 @@ class ImageIndex:
 
     @cached_property
     def _taken_down(self) -> np.ndarray:
-        """The images that were taken down since they were indexed, int64; shards that are away have no list."""
+        """The images taken down since they were indexed, int64; without those of shards that cannot be opened."""
         gone: set[tuple[str, int]] = set()
         for indexed in self.contents.shards:
             try:
@@ -200,8 +200,8 @@ class ImageIndex:
 
 
 def _nearest_of(part: Index, query: np.ndarray, count: int, exact: bool) -> Matches | BatchMatches:
-    """The `count` best of a vector file and, where all are compared, those that are as good as the last of them: of
-    equal ones usearch keeps any, which would be others when more are asked for."""
+    """The `count` best of a vector file and, if all are compared, those equal to the last of them: among equal ones
+    usearch keeps arbitrary ones, and others when more are asked for."""
     asked = min(count + exact, len(part))
     while True:
         part.expansion_search = max(WIDTH_OF_SEARCH, asked)  # type: ignore[misc]  # it has a setter
@@ -212,7 +212,7 @@ def _nearest_of(part: Index, query: np.ndarray, count: int, exact: bool) -> Matc
 
 
 class _Candidates(ImagesAndTexts):
-    """Images of an index, and the sentence that each may match: what `match_pairs` reads."""
+    """Images of an index and a sentence to match with each, as `match_pairs` reads them."""
 
     def __init__(self, index: ImageIndex, images: Sequence[int], sentence: str, tokens: BatchTokenizer, size: int):
         self.captions, self.tokens, self._numbers = [sentence], tokens, images
@@ -228,7 +228,7 @@ class _Candidates(ImagesAndTexts):
 def find_by_sentence(
     index: ImageIndex, loaded: Loaded[MaskVLM], sentence: str, top: int, rerank: int, device: torch.device
 ) -> list[SearchHit]:
-    """The `top` images for a sentence; ITC's first `rerank` are ordered again with ITM, where the model has learned it.
+    """The `top` images for a sentence; ITC's first `rerank` are re-ranked with ITM, if the model was trained for it.
 
     Raises:
         UserError: the sentence is empty, or the shards, which re-ranking reads, were moved, changed or damaged.
@@ -257,7 +257,7 @@ def find_by_sentence(
 def find_by_image(
     index: ImageIndex, loaded: Loaded[MaskVLM], image_1CHW: Tensor, top: int, device: torch.device
 ) -> list[SearchHit]:
-    """The `top` images most like one, by ITC's features alone.
+    """The `top` images most similar to a given one, by ITC's features alone.
 
     Args:
         image_1CHW: uint8, as the model reads it.

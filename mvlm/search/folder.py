@@ -1,11 +1,11 @@
-"""An index at rest: a folder with the contrastive features of a corpus's images, and where each came from.
+"""An index on disk: a folder with the contrastive features of a corpus's images, and where each came from.
 
     vectors-00000.usearch   features of the first PART images in a usearch graph, fp32, keyed by the number of the image
-                            (where that was asked for, each with those of its captions)
+                            (with --captions, combined with those of its captions)
     rows.arrow              shard, row in it, key and first caption of each image, in the same order
     index.json              the weights, the shards, and each vector file with its length and hash; written last
 
-It is written beside its place and renamed when it is whole.
+It is written beside its final path and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TABLE_SCHEMA = pa.schema(
     [("shard", pa.string()), ("row", pa.int64()), ("key", pa.string()), ("caption", pa.string())],
 )
 PART = 1 << 18
-"""Images of a vector file, the graph of which is in memory while it is built: 0.3 GB at a width of 256."""
+"""Images per vector file, whose graph is in memory while it is built: 0.3 GB at a width of 256."""
 
 METRIC, DTYPE = "ip", "f32"
 
@@ -49,7 +49,7 @@ class VectorFile:
 
 @dataclass(frozen=True)
 class Indexed:
-    """A folder of shards as it was when it was indexed."""
+    """A folder of shards, as it was when indexed."""
 
     folder: str
     fingerprint: str  # of its manifest
@@ -57,9 +57,9 @@ class Indexed:
 
 @dataclass(frozen=True)
 class Contents:
-    """What index.json says."""
+    """The content of index.json."""
 
-    weights: str  # their fingerprint
+    weights: str  # fingerprint
     step: int
     width: int
     rows: int
@@ -72,15 +72,15 @@ class Contents:
 
 
 def write_vectors(folder: Path, number: int, features: Iterable[np.ndarray], width: int) -> VectorFile:
-    """Write vector file `number`, whose first image is `number` times PART.
+    """Write vector file `number`, whose first image is number `number` * PART.
 
     Args:
-        features: of its images in order, fp32 [any number, width].
+        features: those of its images in order, each fp32 [any number, width].
     """
     index, rows = Index(ndim=width, metric=METRIC, dtype=DTYPE), 0
     for feature_BE in features:
         first = number * PART + rows
-        index.add(np.arange(first, first + len(feature_BE)), feature_BE, threads=1)  # more make another graph each time
+        index.add(np.arange(first, first + len(feature_BE)), feature_BE, threads=1)  # more make the graph vary
         rows += len(feature_BE)
     path = folder / f"vectors-{number:05d}.usearch"
     index.save(str(path))
@@ -89,10 +89,10 @@ def write_vectors(folder: Path, number: int, features: Iterable[np.ndarray], wid
 
 @contextmanager
 def new_index(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write an index into, which takes its place at the end of the block, on every rank.
+    """A folder beside `out` to write an index to, which replaces `out` at the end of the block; called on every rank.
 
     Raises:
-        UserError: something that is no index stands there, or it cannot be written.
+        UserError: `out` exists and is not an index, or cannot be written.
     """
     partial = out.parent / f".{out.name}.partial"
     dist.as_rank_0(mistakes_of(out, lambda: _begin(out, partial)))
@@ -106,7 +106,7 @@ def new_index(out: Path) -> Iterator[Path]:
 
 
 def mistakes_of(out: Path, act: Callable[[], Done]) -> Callable[[], Done]:
-    """The same, which raises a UserError where a file cannot be written."""
+    """`act`, raising a UserError if a file cannot be written."""
 
     def run() -> Done:
         try:
@@ -134,10 +134,10 @@ def _replace(out: Path, partial: Path) -> None:
 
 
 def read_contents(folder: Path) -> Contents:
-    """What an index holds.
+    """The content of index.json.
 
     Raises:
-        UserError: there is none, or it is damaged; names the file.
+        UserError: there is no index, or it is damaged; names the file.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -157,7 +157,7 @@ def read_contents(folder: Path) -> Contents:
 
 
 def open_vectors(folder: Path, contents: Contents) -> list[Index]:
-    """The vector files, mapped and not read into memory; each is compared with its hash first, since usearch is not.
+    """The vector files, memory-mapped; their hashes are checked first, since usearch does not detect damage.
 
     Raises:
         UserError: one is missing or is not what was written.
@@ -177,7 +177,7 @@ def open_vectors(folder: Path, contents: Contents) -> list[Index]:
 
 
 def open_table(folder: Path, contents: Contents) -> pa.Table:
-    """The table of rows, mapped.
+    """The table of rows, memory-mapped.
 
     Raises:
         UserError: it is missing or is not what was written.

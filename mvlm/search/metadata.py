@@ -1,4 +1,4 @@
-"""What the tables beside the shards say of an image that was found: whose it is, and under which licence."""
+"""What tables beside the shards say about an image that was found: whose it is, and under which licence."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mvlm.data.shards.tables import columns_of
 from mvlm.search.find import ImageIndex
 
 SHOWN = ("name", "set", "title", "author", "licence", "licence_url")
-"""Columns that are shown with an image, where the corpus has them: those of icons."""
+"""Columns that are shown with an image if the corpus has them, as corpora of icons do."""
 
 DRAWING = "svg"
-"""The column that holds a drawing's source."""
+"""The column that contains a drawing's source."""
 
 SHARDS = 256
-"""Whose columns are held, without the drawings: 2 MB a shard of 12,000 icons."""
+"""Shards whose columns, other than drawings, are cached: 2 MB for a shard of 12,000 icons."""
 
 
 class Metadata:
-    """Of the images of an index, a shard's at a time, when one of it is first found."""
+    """Metadata for the images of an index, read for a whole shard when one of its images is first found."""
 
     def __init__(self, index: ImageIndex) -> None:
         self._index = index
         self._shown = lru_cache(SHARDS)(self._read_shown)
 
     def of(self, image: int) -> dict[str, Any]:
-        """The columns `SHOWN` that have a value, and `svg`, whether there is a drawing.
+        """The columns `SHOWN` that have a value, and `svg`: whether there is a drawing.
 
         Raises:
             UserError: the shards were moved or changed.
@@ -40,7 +40,7 @@ class Metadata:
         return {name: value for name, value in values.items() if value} | {DRAWING: bool(values.get(DRAWING))}
 
     def drawings(self, images: Sequence[int]) -> list[str | None]:
-        """The SVG of each image, None where there is none. One shard's are held at a time: 20 MB of 12,000 icons.
+        """The SVG of each image, None if there is none. One shard's are in memory at a time: 20 MB for 12,000 icons.
 
         Raises:
             UserError: the shards were moved or changed.
@@ -55,7 +55,7 @@ class Metadata:
         return found
 
     def _read_shown(self, shard: str) -> dict[str, pa.ChunkedArray]:
-        """The columns `SHOWN`, and of drawings whether there is one; they themselves are read when asked for."""
+        """The columns `SHOWN`, and whether there is a drawing; drawings themselves are read when asked for."""
         table, _ = columns_of(*self._index.shard(shard), (*SHOWN, DRAWING))
         columns = {name: table[name] for name in table.column_names}
         if DRAWING in columns:

@@ -1,4 +1,4 @@
-"""Answers to what a page asks, as JSON takes them; pictures are data URLs of PNG and JPEG made here."""
+"""Answers to the page's questions, as JSON values; pictures are data URLs of PNG and JPEG made here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ THUMBNAIL = 256  # pixels
 GUESSES = 4
 
 PANELS: dict[str, Literal["image", "text"]] = {"patches": "image", "words": "text"}
-"""The objective that each shows."""
+"""The objective that each panel shows."""
 
 RERANK = 24
 
@@ -49,10 +49,10 @@ class SampleImage:
 
 
 class Answers:
-    """Each method is one turn at the model.
+    """Answers from one model; they must not be computed concurrently.
 
     Args:
-        index: of images to search; None = there is none.
+        index: images to search; None = there are none.
     """
 
     def __init__(self, loaded: Loaded[MaskVLM], index: ImageIndex | None, device: torch.device) -> None:
@@ -66,7 +66,7 @@ class Answers:
         self.metadata = Metadata(index) if index else None
 
     def about(self) -> dict[str, Any]:
-        """What the page needs to know before it asks anything."""
+        """What the page needs to know first."""
         return {
             "step": self.loaded.step,
             "squares": self.squares,
@@ -77,7 +77,7 @@ class Answers:
         }
 
     def view(self, asked: AskedView) -> dict[str, Any]:
-        """A picture as the model sees it."""
+        """The picture as the model sees it."""
         return {"picture": array_url(pictures_of(self._image(asked.picture))[0])}
 
     def search(self, asked: AskedSearch) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Answers:
         }
 
     def drawings(self, asked: AskedDrawings) -> dict[str, Any]:
-        """The SVG of each image that was found, None where there is none."""
+        """The SVG of each image that was found, None if there is none."""
         index, metadata = self._searched()
         if any(image >= len(index) for image in asked.images):
             raise _no_picture()
@@ -119,7 +119,7 @@ class Answers:
         return self.index, self.metadata
 
     def patches(self, asked: AskedPatches) -> dict[str, Any]:
-        """The masked squares reconstructed with the sentence and without."""
+        """The masked squares, reconstructed with the sentence and without."""
         mask_1N = self._mask(asked.hidden)
         with shares.inference(self.model):
             (found,) = image_examples(self.model, [asked.sentence], self.tokens, self._image(asked.picture), mask_1N)
@@ -132,7 +132,7 @@ class Answers:
         }
 
     def words(self, asked: AskedWords) -> dict[str, Any]:
-        """What the masked words could be: with the picture, without one, and with another where one is given."""
+        """Guesses for the masked words: with the picture, without one, and with another if one is given."""
         masked = mask_words(self.tokens, asked.words, asked.hidden)
         image_1CHW = self._image(asked.picture)
         images = {"with_image": image_1CHW, "without_image": blank_image(self.model, image_1CHW)}
@@ -149,7 +149,7 @@ class Answers:
         """uint8 1CHW as the model reads it, on its device.
 
         Raises:
-            UserError: it is no picture, or none of that number is here.
+            UserError: it is not a picture, or there is none with that number.
         """
         view_CHW = eval_view(Decoded(self._decoded(picture)), self.side)
         return torch.from_numpy(view_CHW)[None].to(self.device)
@@ -176,7 +176,7 @@ class Answers:
         return torch.from_numpy(mask_N)[None].to(self.device)
 
     def _shards(self) -> Mixture | None:
-        """Where samples come from: the index's corpus, or what the run is evaluated on; neither need be here."""
+        """The source of samples: the index's corpus, or the run's held-out data; neither need be on this machine."""
         data = self.loaded.data
         try:
             return self.index.shards if self.index else held_out(data) if data.eval else None
@@ -189,7 +189,7 @@ def _no_picture() -> UserError:
 
 
 def _samples(shards: Mixture | None) -> list[SampleImage]:
-    """Some images, evenly spread, with their first captions."""
+    """Some evenly spaced images, with their first captions."""
     if shards is None:
         return []
     samples = []
@@ -219,7 +219,7 @@ def array_url(picture_HWC: np.ndarray) -> str:
 
 
 def data_url(picture: Image.Image, side: int = THUMBNAIL) -> str:
-    """The picture, no larger than a square of `side` pixels; small ones keep each pixel."""
+    """The picture, shrunk to fit a square of `side` pixels; small ones are stored losslessly."""
     if max(picture.size) > side:
         picture = picture.copy()
         picture.thumbnail((side, side))

@@ -1,4 +1,4 @@
-"""The page of `mvlm serve` and the questions it asks."""
+"""The page of `mvlm serve`, and the API that it calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_app(answers: Answers, gate: Gate, names: Collection[str]) -> ASGIApp:
     """The whole application.
 
     Args:
-        names: host names under which it may be asked for, beside addresses.
+        names: host names by which it may be requested, besides IP addresses.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     about = answers.about()

@@ -1,4 +1,4 @@
-"""What a page may ask, with the bounds of each value."""
+"""The page's requests, with bounds on each value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 LONGEST = 2000
-"""Characters of a sentence, which the page's fields have room for too."""
+"""The most characters in a sentence, as in the page's fields."""
 
 
 def _as_a_sentence(words: list[str]) -> list[str]:
@@ -30,7 +30,7 @@ class _Strict(BaseModel):
 
 
 class AskedPicture(_Strict):
-    """One of the three: a file in base64, the number of a sample, or that of an image of the index."""
+    """One of three: a file in base64, the number of a sample, or that of an image in the index."""
 
     upload: str | None = None
     sample: Annotated[int, Field(ge=0)] | None = None
@@ -42,7 +42,7 @@ class AskedView(_Strict):
 
 
 class AskedSearch(_Strict):
-    """By a sentence or by a picture: the best but `skip`, which were shown before."""
+    """A search by a sentence or by a picture; the first `skip` results are left out, having been shown before."""
 
     sentence: Sentence = ""
     picture: AskedPicture | None = None

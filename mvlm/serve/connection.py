@@ -1,4 +1,4 @@
-"""Connections with bounds: of how many there are, of how many a client holds, and of how long one is waited for."""
+"""Connections with limits: on their number, on the number per client, and on the time to wait for a request."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 CONNECTIONS = 200
 PER_CLIENT = 32
-"""Of one address. Six are what a browser opens; the rest is for those who share the address."""
+"""Connections from one address. A browser opens six; the rest are for others who share the address."""
 
 HEADERS_S = 10
-"""For a request's headers to arrive, counted from the connection's begin or from the answer before."""
+"""For a request's headers to arrive, counted from the start of the connection or from the previous answer."""
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits for headers for ever.
+    """uvicorn's HTTP/1.1, which on its own would wait for headers for ever.
 
-    Who comes when all connections are taken gets the place of whoever has been waited for the longest; so long as
-    strangers are not answered faster than a request arrives, no number of them keeps others out.
+    When all connections are taken, a new one replaces the one that has been waited for longest. So a client
+    loses its place only if as many newer connections arrive before its request does.
     """
 
     _since = 0.0
@@ -42,7 +42,7 @@ class BoundedConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._wait_for_headers()
-        super().on_response_complete()  # and take the next request, where that has arrived already
+        super().on_response_complete()  # and takes the next request, if it has already arrived
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._deadline:
@@ -59,7 +59,7 @@ class BoundedConnection(H11Protocol):
         self._deadline = self.loop.call_later(HEADERS_S, self._give_up, self.transport.get_write_buffer_size())
 
     def _give_up(self, unread: int) -> None:
-        """Hang up, unless the answer before is still being read."""
+        """Hang up, unless the previous answer is still being read."""
         left = self.transport.get_write_buffer_size()
         if 0 < left < unread:
             self._deadline = self.loop.call_later(HEADERS_S, self._give_up, left)
@@ -68,11 +68,11 @@ class BoundedConnection(H11Protocol):
 
     def _hang_up(self) -> None:
         self.connections.discard(self)
-        self.transport.abort()  # closing would first wait for what is unread
+        self.transport.abort()  # closing would wait until everything is read
 
 
 def is_shared(host: str) -> bool:
-    """Whether an address may stand for everybody: behind a proxy or an ssh tunnel all come from this machine's own."""
+    """Whether many clients may share an address: behind a proxy or an ssh tunnel, all come from this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -80,7 +80,7 @@ def is_shared(host: str) -> bool:
 
 
 def _make_room(connections: list[BoundedConnection], most: int) -> None:
-    """Hang up the one that has been waited for the longest, which may be the newest, if there are more than `most`."""
+    """If there are more than `most`, hang up the one waited for longest, which may be the newest."""
     if len(connections) > most:
         waiting = [one for one in connections if not one._is_answering()]
         min(waiting, key=lambda one: one._since)._hang_up()

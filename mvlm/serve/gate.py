@@ -1,4 +1,4 @@
-"""One model pass at a time, and a bounded number of requests that wait for theirs."""
+"""One model pass at a time, and a limit on the requests that wait for theirs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import TypeVar
 from starlette.concurrency import run_in_threadpool
 
 WAITING = 8
-"""Requests beside the one that is being answered; each may hold a picture in memory."""
+"""Requests that may wait besides the one being answered; each may hold a picture in memory."""
 
 T = TypeVar("T")
 
 
 class Gate:
-    """Places for requests, and turns at the model for those that have one."""
+    """Places for requests, and turns at the model for those that have a place."""
 
     def __init__(self, waiting: int = WAITING) -> None:
         self._free = waiting + 1
         self._turn = asyncio.Lock()
 
     def enter(self) -> ExitStack | None:
-        """A place, to be closed when the answer is there, not when a slow reader has it; None where all are taken."""
+        """A place, to be closed when the answer is ready, not when a slow client has read it; None if all are taken."""
         if not self._free:
             return None
         self._free -= 1
@@ -32,7 +32,7 @@ class Gate:
         return place
 
     async def pass_through(self, work: Callable[[], T]) -> T:
-        """The result of `work`, done in a thread when its turn has come; the next waits until it has ended."""
+        """The result of `work`, run in a thread when its turn comes; the next waits until it has finished."""
         async with self._turn:
             return await run_in_threadpool(work)
 

@@ -1,4 +1,4 @@
-"""What stands before every request: whose page asks, how much it sends, and whether there is room for it."""
+"""Checks on every request: which page sends it, how large it is, and whether there is room for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY_LIMIT = PICTURE_LIMIT * 4 // 3 + 65_536
 """Bytes of a request: a picture in base64 and some sentences."""
 
 PATIENCE_S = 30
-"""For a request to arrive: whoever sends one byte a minute must not keep a place."""
+"""For a request to arrive: a client that sends one byte a minute must not keep a place."""
 
 RETRY_AFTER_S = 2
 
@@ -37,7 +37,7 @@ HEADERS = {
 
 
 class Refusal(Exception):
-    """A request that is not let in: status, one sentence for its reader."""
+    """A refused request: the status, and a sentence for the reader."""
 
     def __init__(self, status: int, sentence: str, **headers: str) -> None:
         self.response = JSONResponse({"error": sentence}, status, headers)
@@ -47,8 +47,8 @@ class RequestGuard:
     """ASGI middleware.
 
     Args:
-        names: host names under which this machine is asked for, beside its addresses. Another name that leads here is
-            another site's, whose page would read our answers (DNS rebinding).
+        names: host names by which this machine is requested, besides its IP addresses. Any other name that resolves to
+            it belongs to another site, whose page could read our answers (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, names: Collection[str]) -> None:
@@ -84,7 +84,7 @@ class RequestGuard:
 
 
 async def _read(headers: Headers, receive: Receive) -> bytes:
-    """The body, whole; what is too large is refused before it is read, or as soon as it is."""
+    """The whole body; one that is too large is refused before it is read, or as soon as that is known."""
     sentence = f"That is too large: a picture may have {PICTURE_LIMIT // 1_000_000} MB."
     too_large = Refusal(413, sentence, connection="close")  # else the rest would still be received
     said = headers.get("content-length", "0")

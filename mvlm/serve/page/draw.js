@@ -1,10 +1,10 @@
 "use strict";
-// A board to draw on; what is drawn is searched for as a picture, black on white, whatever colours the page has.
+// A board to draw on; the drawing is searched for as a picture, black on white whatever the page's colours.
 
-const PEN = 18, STEP = 8; // of the board's pixels: the pen's width, and how far a key moves it
+const PEN = 18, STEP = 8; // in pixels of the board: the pen's width, and how far a key moves it
 const board = at("drawing"), paper = board.getContext("2d");
 const strokes = []; // each a list of points
-let stroke = null; // the one that is being drawn
+let stroke = null; // the one being drawn
 let pen = null; // where the keyboard's pen is, once a key has moved it
 
 function place(event) {

@@ -1,5 +1,5 @@
 "use strict";
-// Texts reach the page by textContent alone: sentences, file names and words of a model are nobody's markup.
+// Text reaches the page only by textContent: sentences, file names and a model's words must not act as markup.
 
 const PICTURE_LIMIT = 10_000_000;
 const at = (id) => document.getElementById(id);
@@ -16,7 +16,7 @@ function picture(source, alt) {
   return sharp(make("img", "", { alt, src: source }));
 }
 
-// A picture of few pixels is shown with its pixels, not blurred.
+// A picture with few pixels is shown pixelated, not blurred.
 function sharp(image) {
   image.addEventListener("load", () => image.classList.toggle("fine", image.naturalWidth < 128));
   return image;
@@ -48,7 +48,7 @@ async function ask(panel, path, question, signal) {
   }
 }
 
-// A panel shows the answer to its newest question; the one before is given up, also where there is nothing to ask.
+// A panel shows the answer to its newest question; the previous one is aborted, even if there is nothing to ask.
 function asker(panel, path, show) {
   let running = null;
   return async (question, unasked) => {
@@ -95,7 +95,7 @@ const view = asker("pair", "api/view", (answer, { picture: chosen }) => {
 });
 
 function choose(chosen, sentence, scroll = false) {
-  if (!chosen.upload) at("file").value = "";  // else the same file could not be chosen again
+  if (!chosen.upload) at("file").value = "";  // else choosing the same file again would do nothing
   if (sentence !== null) at("sentence").value = [...sentence].slice(0, at("sentence").maxLength).join("");
   split();
   view({ picture: chosen });
@@ -321,5 +321,5 @@ async function begin() {
   pair.hiddenWords.add(0);
   choose({ sample: 0 }, about.samples[0].caption);
 }
-// The first answer may be here before the other scripts are.
+// Wait for the other scripts, which the first answer may need.
 document.addEventListener("DOMContentLoaded", begin);

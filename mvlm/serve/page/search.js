@@ -1,5 +1,5 @@
 "use strict";
-// The corpus searched by a sentence or a picture, and what is done with what is found.
+// Search of the corpus by a sentence or a picture, and what can be done with the results.
 
 const SHOWN = 32, MOST = 1024;
 let asked = {};
@@ -13,19 +13,19 @@ const searched = asker("search", "api/search", ({ found, cut }, { skip }) => {
 });
 function search(question) {
   asked = question;
-  at("more").hidden = true;  // what is shown is not of this question
+  at("more").hidden = true;  // the results shown are not for this question
   searched({ top: SHOWN, skip: 0, ...question });
 }
 function searchPicture(picture, ofFile = false) {
   at("query").value = "";
-  if (!ofFile) at("query-file").value = "";  // else the same file could not be chosen again
-  // What is shown is not of the sentence in the address, which can be gone back to.
+  if (!ofFile) at("query-file").value = "";  // else choosing the same file again would do nothing
+  // The address must not name a sentence that these results are not for; Back returns to it.
   if (location.hash) history.pushState(null, "", location.pathname + location.search);
   search({ picture });
 }
 at("more").addEventListener("click", () => searched({ top: SHOWN, skip: at("found").children.length, ...asked }));
 
-// What the corpus keeps of drawings comes after their pictures and takes their place: it is sharp at any size.
+// The corpus's drawings arrive after their pictures and replace them: they are sharp at any size.
 async function drawingsOf(found) {
   const images = found.filter((each) => each.about.svg).map((each) => each.image);
   if (!images.length) return new Map();
@@ -33,7 +33,7 @@ async function drawingsOf(found) {
   return new Map(images.map((image, number) => [image, drawings[number]]));
 }
 
-// In an image a drawing's scripts do not run, and it loads nothing.
+// Inside an <img>, an SVG runs no scripts and loads nothing.
 function sharpen(image, svg, picture) {
   if (!svg) return;
   image.addEventListener("error", () => { image.classList.remove("drawn"); image.src = picture; }, { once: true });
@@ -55,7 +55,7 @@ function hit(each, drawings) {
   return item;
 }
 
-// Whose picture it is, where the corpus says so.
+// Whose picture it is, if the corpus says so.
 function credits({ name, set, title, author, licence, licence_url: url }) {
   const lines = [];
   const line = (...parts) => { lines.push(make("p", "", { className: "credit" })); lines.at(-1).append(...parts); };
@@ -86,7 +86,7 @@ async function copyDrawing(image, drawings) {
   }
 }
 
-// Browsers keep `navigator.clipboard` from pages without encryption, unless they are of this machine.
+// Browsers deny `navigator.clipboard` to unencrypted pages, unless they come from this machine.
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = make("textarea", "", { value: text });
@@ -94,7 +94,7 @@ async function copy(text) {
   area.select();
   const copied = document.execCommand("copy");
   area.remove();
-  if (!copied) throw new Error("The browser does not let this page copy: open it at 127.0.0.1, or encrypted.");
+  if (!copied) throw new Error("The browser does not let this page copy: open it at 127.0.0.1, or over HTTPS.");
 }
 
 at("search-form").addEventListener("submit", (event) => {
@@ -104,7 +104,7 @@ at("search-form").addEventListener("submit", (event) => {
   else location.hash = address;
 });
 
-// The address bar has the sentence: it can be kept, sent to others and gone back to.
+// The sentence is in the address, which can be bookmarked, shared and returned to.
 function findAddressed() {
   const sentence = new URLSearchParams(location.hash.slice(1)).get("find");
   at("query").value = sentence ?? "";
