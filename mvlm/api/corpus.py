@@ -1,4 +1,4 @@
-"""A user's pictures, whatever form they are in, as shards to train and evaluate on."""
+"""A user's pictures, in whatever form, made into shards to train and evaluate on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mvlm.data.shards.schema import CAPTION, EMPTY_SPLIT, corpora_in, read_manif
 from mvlm.errors import UserError
 from mvlm.runtime.commands import run_command
 
-SOURCE = "source.json"  # beside shards: what they were made of
+SOURCE = "source.json"  # beside shards: what they were made from
 HELD_OUT = "eval"
 SHOWN = 3
 SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")
@@ -25,7 +25,7 @@ SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")
 class ShardedCorpus:
     """Attributes:
     train, eval: absolute paths of folders of shards; if `eval` is empty, nothing is held out.
-    images: how many there are to train on.
+    images: the number to train on.
     """
 
     train: tuple[str, ...]
@@ -34,10 +34,10 @@ class ShardedCorpus:
 
 
 def prepare(data: str | Path, out: Path) -> ShardedCorpus:
-    """The shards of a corpus: those in `data`, or else made in `out`, with a tenth of the images held out.
+    """The shards of a corpus: those in `data`, or new ones made in `out` with a tenth of the images held out.
 
     Raises:
-        UserError: nothing is there, its form is unknown, or it cannot be sharded.
+        UserError: there are no data, their form is unknown, or they cannot be sharded.
     """
     path = Path(data)
     if found := find_shards(path):
@@ -88,15 +88,15 @@ def _shard(command: list[str], words: list[str]) -> None:
 
 
 def _require_source(data: str | Path, shards: Path) -> None:
-    """Raises `UserError` where shards were made of something else. What they were made of may have gone since, or have
-    grown, and relative paths may be meant from elsewhere."""
+    """Raises `UserError` if shards were made from something else. Their source may have been removed or have grown
+    since, and its relative paths may start from another folder."""
     try:
         made_of = json.loads((shards / SOURCE).read_text(encoding="utf-8"))["paths"]
     except (OSError, ValueError, KeyError):
         return
     try:
         form = recognise(data)
-    except UserError:  # it has gone
+    except UserError:  # it was removed
         form = None
     asked = [str(path) for path in form.paths] if form else [str(data)]
     if {os.path.realpath(path) for path in made_of} & {os.path.realpath(path) for path in asked}:
@@ -110,16 +110,16 @@ def _require_source(data: str | Path, shards: Path) -> None:
 
 
 def shard_words(form: CorpusForm, out: Path) -> list[str]:
-    """The command of `data_tools` that makes shards of a corpus, with a tenth held out."""
+    """The `data_tools` command that shards a corpus, with a tenth held out."""
     stays = ["--in-place"] if form.stays else []
     return ["shard", form.source, *map(str, form.paths), *SPLIT, *stays, "--out", str(out)]
 
 
 def find_shards(folder: Path, task: str = CAPTION) -> ShardedCorpus | None:
-    """A corpus of shards, divided or not; None where there is none.
+    """A corpus of shards, divided into splits or not; None if there is none.
 
     Raises:
-        UserError: its rows are of another task.
+        UserError: its rows are for another task.
     """
     parts = corpora_in(folder)
     if not parts:

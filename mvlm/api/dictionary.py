@@ -19,20 +19,20 @@ from mvlm.runtime.storage import write_durably
 log = logger(__name__)
 
 PIXELS = 1 << 23
-"""Pixels of all pictures that are used, together: 2,048 pictures of 64 x 64."""
+"""Pixels of all the pictures used together: 2,048 pictures of 64 x 64."""
 
 
 def make_dictionary(shards: Sequence[str], out: Path, image_size: int) -> int:
     """Write a dictionary made from pictures spread evenly over all rows; the same shards give the same file.
 
     Args:
-        image_size: side in pixels that the model will see.
+        image_size: side, in pixels, of the images that the model will see.
 
     Returns:
         The number of pictures it was made from.
 
     Raises:
-        UserError: the shards or none of their pictures can be read, or the file cannot be written.
+        UserError: the shards cannot be read, nor any of their pictures, or the file cannot be written.
     """
     mixture = Mixture(shards)
     every = -(-len(mixture) * image_size**2 // PIXELS)
@@ -50,7 +50,7 @@ def make_dictionary(shards: Sequence[str], out: Path, image_size: int) -> int:
 
 
 def _image(images: EvalImages, row: int) -> Tensor | None:
-    """One as NCHW; None where it is damaged, which training replaces too."""
+    """One image as NCHW; None if it is damaged, in which case training replaces it too."""
     try:
         return images.images([row])
     except UserError as error:

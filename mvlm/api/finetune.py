@@ -1,4 +1,4 @@
-"""From a pretrained run to one that answers questions, by one call."""
+"""From a pretrained run to one that answers questions, in one call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def finetune(
 
     Args:
         model: a run folder (its newest checkpoint) or one of its checkpoints.
-        task: "vqa" (questions), "nlvr2" (statements of two images) or "entailment" (statements of one).
+        task: "vqa" (questions), "nlvr2" (statements about two images) or "entailment" (statements about one).
         data: shards for the task, as made by `data_tools shard`; a split named `eval` is held out.
         out: the run folder.
         settings: keys of the run TOML to change, such as `{"train.epochs": 3}`.
@@ -70,7 +70,7 @@ def finetune(
 
 
 def _require_beginning(run: Path, model: Path, task: Tuned) -> None:
-    """Raises `UserError` where a run is fine-tuned for another task, or began with another run's weights."""
+    """Raises `UserError` if a run is fine-tuned for another task, or began with another run's weights."""
     recipe = read_tables(run / RECIPE, "recipe")
     if "task" not in recipe:
         raise UserError(f"{run} is a run of mvlm.train and not fine-tuned for {task}: give another `out`.")
@@ -79,13 +79,13 @@ def _require_beginning(run: Path, model: Path, task: Tuned) -> None:
         raise UserError(f"{run} is fine-tuned for {known} and not for {task}: give another `out`.")
     try:
         asked = find_checkpoint(model)
-    except UserError:  # it has gone since
+    except UserError:  # it has been removed since
         return
     if _beginning(begun) != _beginning(asked):
         raise UserError(f"{run} began with {begun} and not with {model}: give another `out`.")
 
 
 def _beginning(checkpoint: Path) -> Path:
-    """The checkpoints of its run, whichever of them it is; a soup stands for itself, whatever lies beside it."""
+    """What identifies a beginning: the checkpoints folder of a run, for any of its checkpoints; a soup is itself."""
     home = checkpoint.resolve().parent
     return home if home.name == CHECKPOINTS else checkpoint.resolve()

@@ -1,4 +1,4 @@
-"""What can be given as an image in a call, and the pixels that the model reads from it."""
+"""The forms in which calls accept images, and the pixels that the model reads from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mvlm.data.samples.pictures import read_picture
 from mvlm.errors import UserError, first_line
 
 AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
-"""A file's path, a Pillow image, an array HWC or HW (uint8), or a tensor CHW or HW (uint8)."""
+"""The path of a file, a Pillow image, a uint8 array HWC or HW, or a uint8 tensor CHW or HW."""
 
 
 def listed(images: AnyImage | Iterable[AnyImage]) -> list[AnyImage]:
@@ -67,7 +67,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def as_mask(masked: np.ndarray | Tensor, images: int, grid: tuple[int, int]) -> Tensor:
-    """Which patches of images to mask, bool BN; raises `UserError` where that is not said of each image."""
+    """Which patches of images to mask, bool BN; raises `UserError` if some image has no mask, or an unusable one."""
     try:
         mask_BN, (rows, columns) = torch.as_tensor(masked).bool(), grid
     except (TypeError, ValueError) as error:

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class Features(NamedTuple):
-    """Contrastive features, fp32 and of unit length: their inner products are cosine similarities."""
+    """Contrastive features, fp32 and of unit length, so that their inner products are cosine similarities."""
 
     images: Tensor | None  # NE
     texts: Tensor | None  # ME
@@ -54,8 +54,8 @@ class Filling:
     """A sentence with its masked words filled in.
 
     Attributes:
-        text: the sentence with the likeliest word in each place.
-        guesses: for each [MASK] the likeliest words, best first, with their probabilities.
+        text: the sentence with the likeliest word in the place of each [MASK].
+        guesses: for each [MASK], the likeliest words, best first, with their probabilities.
     """
 
     text: str
@@ -63,13 +63,13 @@ class Filling:
 
 
 class TrainedModel:
-    """A trained MaskVLM. Make one with `mvlm.load`.
+    """A trained MaskVLM, made by `mvlm.load`.
 
     Images may be paths, Pillow images, uint8 arrays HWC or uint8 tensors CHW, one or a list; texts, a string or a list.
 
     Attributes:
         network: the `torch.nn.Module`, in evaluation mode.
-        step: the number of updates that it was trained for; None for an exported model.
+        step: the number of updates it was trained for; None for an exported model.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TrainedModel:
         return next(self.network.parameters()).dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TrainedModel:
-        """Move the model to a device, or compute in another type such as `torch.bfloat16`; returns the same model."""
+        """Move the model to a device, or to another dtype such as `torch.bfloat16`; returns the same model."""
         self.network.to(device=dist.device_named(device) if device else None, dtype=dtype)
         return self
 
@@ -105,13 +105,13 @@ class TrainedModel:
         texts: Texts | None = None,
         batch: int = 64,
     ) -> Features:
-        """The contrastive features of images (NE) and texts (ME), on the model's device; None for what is not given.
+        """The contrastive features of images (NE) and texts (ME), on the model's device; None for those not given.
 
         Args:
-            batch: items in a forward pass.
+            batch: items per forward pass.
 
         Raises:
-            UserError: something is not an image or not a text, or `batch` is below 1; the message names it.
+            UserError: something is not an image or a text, or `batch` is below 1; the message names it.
         """
         with shares.inference(self.network):
             return Features(
@@ -126,12 +126,12 @@ class TrainedModel:
             return image_NE @ self._text_features(listed_texts(texts, self._tokens), batch).T
 
     def match(self, images: AnyImage | Iterable[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
-        """The probability, by ITM, that image i and text i belong together, N; a single image or text goes with all.
+        """ITM's probability that image i and text i belong together, N; a single image or text is paired with all.
 
         ITM reads both together, which is more accurate than `similarity`, and slower.
 
         Raises:
-            UserError: there are neither as many images as texts nor only one of either; or as `encode`.
+            UserError: there are more images than texts, or fewer, and not one of either; or as `encode`.
         """
         self._warn_untrained("itm")
         pairs = list(zip(*pair_up(listed(images), listed_texts(texts, self._tokens)), strict=True))
@@ -150,14 +150,14 @@ class TrainedModel:
         texts: Texts,
         masked: np.ndarray | Tensor | None = None,
     ) -> list[ImageExample]:
-        """Masked patches of each image reconstructed, with its text and without: pictures to look at, and their L1.
+        """Each image with masked patches reconstructed, with its text and without: pictures to look at, and their L1.
 
         Args:
             masked: bool [N, patches], True = masked, patches row by row; None masks as in training.
 
         Raises:
-            UserError: there are not as many images as texts, or the mask does not fit, or masks nothing or everything;
-                or as `encode`.
+            UserError: images and texts cannot be paired, or the mask does not fit, masks nothing or everything; or as
+                `encode`.
         """
         self._warn_untrained("image")
         shown, captions = pair_up(listed(images), listed_texts(texts, self._tokens))
@@ -171,8 +171,8 @@ class TrainedModel:
         """The words for each [MASK] of a sentence: `model.fill("a [MASK] bus", "bus.jpg")`.
 
         Args:
-            image: what the sentence is about; None fills in by the sentence alone.
-            top: how many words to give for each place.
+            image: what the sentence is about; None = fill in from the sentence alone.
+            top: how many words to give for each [MASK].
 
         Raises:
             UserError: no word is masked, one is beyond the tokens that the model reads, or `top` is below 1; or as
@@ -222,8 +222,8 @@ class TrainedModel:
         """The images of an index, made by `mvlm index`, that fit a sentence best, or are most similar to an image.
 
         Args:
-            query: a sentence, or an image other than a string: for a file give a `pathlib.Path`.
-            rerank: how many of the first results for a sentence ITM orders again.
+            query: a sentence, or an image; a string is a sentence, so give an image file as a `pathlib.Path`.
+            rerank: how many of the first results for a sentence ITM re-ranks.
 
         Raises:
             UserError: `top` is below 1 or `rerank` below 0, the index is damaged or was made with other weights, or its
@@ -268,7 +268,7 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
     Args:
         model: a run folder (its newest checkpoint), `RUN/best`, one of its checkpoints, a folder written by
             `mvlm export`, or the name of one on the Hugging Face hub.
-        device: where it computes; None = this machine's accelerator, or the CPU.
+        device: where it computes; None = this machine's accelerator, or else the CPU.
 
     Raises:
         UserError: there is no model, it is damaged, or it was fine-tuned for a task other than retrieval.
@@ -283,10 +283,10 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
 
 
 def _exported(name: str, device: torch.device) -> TrainedModel:
-    register()  # else transformers would ask for leave to run the code that lies beside the weights
+    register()  # else transformers would ask for permission to run the code beside the weights
     try:
         require_vectors(name)
-        with torch.device("cpu"):  # whatever default a notebook has set
+        with torch.device("cpu"):  # even if a notebook has set another default
             network = MaskVLMModel.from_pretrained(name, use_safetensors=True).network
         processor = MaskVLMProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:

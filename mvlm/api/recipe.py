@@ -1,4 +1,4 @@
-"""A run's recipe, chosen by the size of the corpus and the machine, with a reason for each choice."""
+"""A run's recipe, chosen for the size of the corpus and the machine, with a reason for each choice."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ class RecipeChoice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, and what is chosen differently.
+    """A base recipe, and the choices that change it.
 
     Attributes:
-        base: where it comes from, for people.
+        base: where it comes from, for people to read.
         tables: its tables, as in a run TOML.
+        reason: why this base.
     """
 
     base: str
@@ -44,7 +45,7 @@ class Recipe:
     choices: tuple[RecipeChoice, ...]
 
     def text(self, heading: str) -> str:
-        """The whole as a run TOML."""
+        """The recipe with its choices, as a run TOML."""
         tables: dict[str, dict[str, Any]] = {name: dict(table) for name, table in self.tables.items()}
         reasons = {choice.key: choice.reason for choice in self.choices}
         for choice in self.choices:
@@ -64,24 +65,24 @@ def _tables(tables: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
 
 
 EPOCHS, FEWEST_UPDATES, FEWEST_WITH_ENCODERS = 15, 600, 150
-"""Passes over the pictures, and the fewest updates: from random weights, and with pretrained encoders."""
+"""Passes over the pictures, and the fewest updates from random weights and from pretrained encoders."""
 
 SMALL = 200_000
-"""Pictures up to which a CPU begins with small encoders or a dictionary: with 194,884, the most that were measured, a
-dictionary taught more in 62 minutes than a transformer in 1.6 hours (docs/icons.md)."""
+"""The most pictures for which a CPU begins with small encoders or a dictionary: with 194,884, the most measured, a
+dictionary reached more in 62 minutes than a transformer in 1.6 hours (docs/icons.md)."""
 
 EVALUATIONS = 5
-"""In a run, the last among them."""
+"""Evaluations in a run, including the one at its end."""
 
 LINES = 100
-"""Lines of progress in a run, each with the losses and the time left."""
+"""Progress lines in a run, each with the losses and the time left."""
 
 HELD_OUT_LIMIT = 1000
 """Images in an evaluation during training."""
 
 
 def is_small(images: int, gpus: int) -> bool:
-    """Whether a corpus is small, and a CPU is to train on it."""
+    """Whether a CPU will train on a small corpus."""
     return images <= SMALL and not gpus
 
 
@@ -93,11 +94,11 @@ def choose(
     gpus: int,
     begins_with: SmallEncoders | Path | None = None,
 ) -> Recipe:
-    """A recipe for so many images on so many GPUs, where none means the CPU.
+    """A recipe for a number of images and of GPUs; no GPUs means the CPU.
 
     Args:
-        begins_with: what a small corpus on a CPU begins with: installed small encoders, or the file of a dictionary;
-            with GPUs, larger encoders are used.
+        begins_with: what training on a small corpus on a CPU begins with: installed small encoders, or the file of a
+            dictionary; with GPUs, larger encoders are used.
     """
     base, reason = ("small.toml", "a GPU trains it in hours") if gpus else ("tiny.toml", "a CPU trains it in minutes")
     start: list[RecipeChoice] = []
@@ -126,7 +127,7 @@ def choose(
 
 
 def _evaluations(held_out: Sequence[str], steps: int, counted: str, metric: str) -> list[RecipeChoice]:
-    """Evaluations on held-out shards, whose metric decides which checkpoint is kept as the best; none without them."""
+    """Settings of evaluations on held-out shards, by which the best checkpoint is kept; none without such shards."""
     if not held_out:
         return []
     return [
@@ -138,11 +139,11 @@ def _evaluations(held_out: Sequence[str], steps: int, counted: str, metric: str)
 
 
 FROZEN = ["vision.vit.trunk", "vision.vit.patch_embed"]
-"""The convolutional network, and the learned patch before it, whose gradient would pass through the whole network."""
+"""The convolutional network, and the learned mask patch before it, whose gradient would pass through all of it."""
 
 
 def _with_encoders(encoders: SmallEncoders) -> list[RecipeChoice]:
-    """The settings with which `benchmarks/small` trained them."""
+    """The settings that `benchmarks/small` trained them with."""
     return [
         RecipeChoice("model.vision", "tf_efficientnet_lite0", "trained on ImageNet; small enough for a CPU"),
         RecipeChoice("model.vision_weights", str(encoders.images), "from an installed package"),
@@ -170,7 +171,7 @@ DICTIONARY_SIZE = 64
 
 
 def _with_dictionary(dictionary: Path) -> list[RecipeChoice]:
-    """What found most in the same CPU time without pretraining in `benchmarks/small`: its arm `dictionary`."""
+    """The arm `dictionary` of `benchmarks/small`, which retrieved best for its CPU time without pretraining."""
     text: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 0, "num_attention_heads": 4}
     text |= {"intermediate_size": 128, "max_position_embeddings": 64, "initializer_range": 0.16}
     return [
@@ -205,7 +206,7 @@ TUNING_EPOCHS = 8
 """ALBEF's for VQA (Li et al. 2021, appendix A)."""
 
 KEPT = ("text_length", "crop_scale", "flip", "randaugment", "randaugment_kind")
-"""Keys of [data] that a run takes over from the one that it starts from."""
+"""Keys of [data] that a run takes over from the one it starts from."""
 
 
 def choose_tuning(
@@ -245,7 +246,7 @@ def choose_tuning(
 
 
 RARE_ANSWERS = 10_000
-"""Up to so many questions in a corpus, no answer is too rare to be a class."""
+"""In a corpus of up to so many questions, no answer is too rare to be a class."""
 
 
 def _tuning_rates(model: Model, optim: Optim) -> list[RecipeChoice]:
@@ -257,7 +258,7 @@ def _tuning_rates(model: Model, optim: Optim) -> list[RecipeChoice]:
 
 
 def _epochs(images: int, batch: int, fewest: int) -> tuple[int, str]:
-    """Enough to learn something from few pictures, and few enough to finish with many."""
+    """Enough epochs to learn something from few pictures, and few enough to finish with many; and the reason."""
     least = math.ceil(fewest * batch / images)
     if least > EPOCHS:
         return least, f"the fewest that make {fewest:,} updates of {batch} pairs"

@@ -1,4 +1,4 @@
-"""What a run has written, from Python."""
+"""A run's results, from Python."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RunFolder:
     """A run that has ended.
 
     Attributes:
-        folder: contains everything that it has written.
+        folder: contains everything the run has written.
     """
 
     folder: Path
@@ -62,11 +62,11 @@ class RunFolder:
     def evaluate(
         self, task: str, data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], **settings: Any
     ) -> dict[str, Any]:
-        """Measure the newest checkpoint as `mvlm evaluate TASK` does, on data other than those that were held out.
+        """Measure the newest checkpoint as `mvlm evaluate TASK` does, on other data than those held out.
 
         Args:
             task: "retrieval", "reconstruction", "classification", "probe", "foils"; "vqa", "nlvr2", "entailment".
-            data: folders of shards, tars, or for some tasks folders with one folder of pictures per class.
+            data: folders of shards, tars, or, for some tasks, folders with one folder of pictures per class.
             settings: the command's options by name, such as `limit=1000` or `rerank=32`.
 
         Raises:
@@ -120,7 +120,7 @@ def run_folder(out: str | os.PathLike[str]) -> Path:
 
 
 def write_recipe(folder: Path, recipe: Recipe, heading: str) -> None:
-    """Print what was chosen, and write it to the run's folder. Raises `UserError` if that cannot be done."""
+    """Print a recipe and its choices, and write it to the run folder. Raises `UserError` if it cannot be written."""
     print(f"{recipe.base}: {recipe.reason}", *recipe.choices, sep="\n  ", flush=True)
     deepspeed = json.dumps({"zero_optimization": {"stage": 1}, "bf16": {"enabled": "auto"}})
     for name, text in ((DEEPSPEED, deepspeed), (RECIPE, recipe.text(heading))):
@@ -142,10 +142,10 @@ def require_data(folder: Path, shards: Sequence[str]) -> None:
 
 
 def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, held_out: Sequence[str]) -> None:
-    """Train with the recipe in a run folder, evaluate the task it is for, and write the report.
+    """Train with the recipe in a run folder, evaluate on its task, and write the report.
 
     Raises:
-        UserError: a setting is wrong, or a part failed.
+        UserError: a setting is wrong, or training, evaluation or the report failed.
         KeyboardInterrupt: on Ctrl-C, after training has saved.
     """
     if not isinstance(settings or {}, Mapping):
@@ -154,7 +154,7 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
         raise UserError(f"`settings` has run.dir, which is `out`, {folder}: leave it out, or give another `out`.")
     recipe = str(folder / RECIPE)
     overrides = [f"{key}={as_toml(value)}" for key, value in {**_places(folder), **(settings or {})}.items()]
-    load_config(recipe, overrides)  # a mistake is met here, before a launcher starts
+    load_config(recipe, overrides)  # finds mistakes before a launcher starts
     try:
         launch_training(recipe, str(folder / DEEPSPEED), overrides, max(1, torch.cuda.device_count()))
         _conclude(folder, task, held_out)
@@ -198,8 +198,8 @@ def _where_it_stopped(folder: Path) -> str:
 
 
 def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
-    """Run `mvlm train` on this machine, several ranks by DeepSpeed's launcher; it saves if this process is interrupted.
-    Raises as `run_command`."""
+    """Run `mvlm train` on this machine, by DeepSpeed's launcher for several ranks; it saves if this process is
+    interrupted. Raises as `run_command`."""
     launcher = [sys.executable, "-m", "mvlm"]
     if ranks > 1:
         runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]

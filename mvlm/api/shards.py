@@ -24,8 +24,8 @@ class CaptionedImage:
     """A row of shards, checked against the checksums that were written with it.
 
     Attributes:
-        captions: none where the row is one of a task's, whose sentences are in `own`.
-        own: the columns that only the rows of this task have, such as `question` and `answers`.
+        captions: empty in rows for another task, whose sentences are in `own`.
+        own: the columns that only rows for this task have, such as `question` and `answers`.
     """
 
     key: str
@@ -35,17 +35,17 @@ class CaptionedImage:
     height: int
     own: dict[str, Any]
     where: str
-    """The file and the row in it."""
+    """The shard's file and the row in it."""
     _row: Row
 
     @property
     def image(self) -> Image.Image:
-        """In RGB and upright, decoded each time; the left one of a pair. Raises `UserError` if it is damaged."""
+        """The image in RGB and upright, decoded on each access; of a pair, the left. Raises `UserError` if damaged."""
         return self.images[0]
 
     @property
     def images(self) -> list[Image.Image]:
-        """All of the row's images: one, or the left and the right one of a pair."""
+        """All images of the row: one, or the left and the right one of a pair."""
         try:
             return [load_image(each.checked()) for each in self._row.encoded]
         except BadImage as error:
@@ -53,7 +53,7 @@ class CaptionedImage:
 
     @property
     def encoded(self) -> bytes:
-        """The image's file, as it was when it was sharded. Raises `UserError` if it is damaged."""
+        """The image's file, as it was sharded. Raises `UserError` if it is damaged."""
         try:
             return bytes(self._row.image)
         except BadImage as error:
@@ -95,10 +95,10 @@ def open(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     """Shards as a sequence of rows: `mvlm.open("shards/train")[0].image`.
 
     Args:
-        folders: one or more that `data_tools` wrote, or URLs such as `s3://bucket/shards`.
+        folders: one or more folders that `data_tools` wrote, or URLs such as `s3://bucket/shards`.
 
     Raises:
-        UserError: there are none, they are unfinished, or their rows are of different tasks.
+        UserError: there are no shards, they are unfinished, or their rows are for different tasks.
     """
     names = as_paths(folders)
     task = open_location(names[0], Cache()).manifest.task if names else ""

@@ -25,14 +25,14 @@ from mvlm.runtime.arguments import whole
 
 
 class FineTunedModel:
-    """A model fine-tuned for questions ("vqa"), statements ("entailment") or statements about two images ("nlvr2").
-    Make one with `mvlm.load_finetuned`.
+    """A model fine-tuned for questions ("vqa"), statements ("entailment") or statements about two images ("nlvr2"),
+    made by `mvlm.load_finetuned`.
 
     Attributes:
         network: the `torch.nn.Module`, in evaluation mode.
         task: what it was fine-tuned for.
-        answers: what it chooses among.
-        step: the number of updates that it was fine-tuned for.
+        answers: those that it chooses among.
+        step: the number of updates it was fine-tuned for.
     """
 
     def __init__(self, loaded: Loaded[TaskModel]) -> None:
@@ -44,10 +44,10 @@ class FineTunedModel:
     def answer(
         self, images: AnyImage | Iterable[AnyImage], texts: Texts, top: int = 5
     ) -> list[list[tuple[str, float]]]:
-        """For each question or statement the likeliest answers, best first, with their probabilities.
+        """For each question or statement, the likeliest answers, best first, with their probabilities.
 
         Args:
-            images: one for each text; for "nlvr2" two, one after the other, the left one first.
+            images: one for each text; for "nlvr2", two in a row, the left one first.
             texts: questions or statements, without the model's special tokens.
             top: how many answers to give for each.
 
@@ -74,7 +74,7 @@ class FineTunedModel:
 
 
 BATCH = 64
-"""Questions in a forward pass."""
+"""Questions per forward pass."""
 
 
 def load_finetuned(run: str | os.PathLike[str], device: torch.device | str | None = None) -> FineTunedModel:

@@ -1,4 +1,4 @@
-"""What can be given as a text in a call."""
+"""The forms in which calls accept texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Texts = str | Iterable[str]
 
 
 def listed_texts(texts: Texts, tokens: CaptionTokenizer) -> list[str]:
-    """One text or several as a list. Warns if some are cut, and raises `UserError` if one is not a string."""
+    """One text or several, as a list. Warns if some are cut, and raises `UserError` if one is not a string."""
     several = isinstance(texts, Iterable) and not isinstance(texts, (str, bytes))
     listed = [require_text(text) for text in (texts if several else [texts])]
     if cut := tokens.cut_warning(listed):

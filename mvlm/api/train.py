@@ -1,4 +1,4 @@
-"""From a folder of captioned pictures to a trained model, by one call."""
+"""From a folder of captioned pictures to a trained model, in one call."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def train(
 ) -> TrainedRun:
     """Train a model on captioned pictures: `mvlm.train("pictures/", out="runs/mine")`.
 
-    Shards the pictures with a tenth of them held out, chooses a recipe by their number and this machine, trains on all
-    of its GPUs or on the CPU, evaluates, and writes a report. Every choice is printed, and recorded in the run folder's
+    Shards the pictures with a tenth held out, chooses a recipe to suit their number and this machine, trains on all of
+    its GPUs or on the CPU, evaluates, and writes a report. Every choice is printed, and recorded in the run folder's
     `recipe.toml`. Called again, it resumes.
 
     Args:

@@ -1,8 +1,7 @@
-"""Branch runs: a trunk's learning rate falls to zero from several of its checkpoints, each in a run folder of its own.
+"""Branch runs: a trunk's learning rate decays to zero from several of its checkpoints, each in its own run folder.
 
-A branch resumes the trunk's checkpoint, moments and position included, by `checkpoint.resume`; the trunk's folder is
-only read. What came of each branch, beside the trunk at the step where it left, is the trunk's curve as a run of that
-length would have ended.
+A branch resumes the trunk's checkpoint, optimizer moments and data position included, by `checkpoint.resume`; the
+trunk's folder is only read. Where each branch ends is where a run of that length would have ended.
 """
 
 from __future__ import annotations
@@ -35,27 +34,27 @@ from mvlm.runtime.chain import ChainStep
 from mvlm.runtime.storage import write_durably
 
 OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-"""Keys that a run adds to its DeepSpeed JSON, which follow from its ranks and its TOML."""
+"""Keys that a run adds to its DeepSpeed JSON, derived from its ranks and its TOML."""
 FIXED = (
     *("run.dir", "train.steps", "train.pairs", "train.epochs"),
     *("optim.schedule", "optim.decay_steps", "checkpoint.resume", "eval.patience"),
 )
-"""Settings of a branch that no override may change: it would be another one, or never be done."""
+"""Settings of a branch that no override may change: it would be another branch, or never be done."""
 LINES = 10
-"""Log lines that a training loss is the mean of."""
+"""Log lines over which a training loss is averaged."""
 
 
 @dataclass(frozen=True)
 class Branch(ChainStep):
-    """The fall from one checkpoint.
+    """The decay from one checkpoint.
 
     Attributes:
-        at: the step of the trunk that it begins at.
-        steps: of the fall.
+        at: the step of the trunk at which it begins.
+        steps: the length of the decay.
         out: the folder of all branches.
         launch: the words before `train`, such as `deepspeed --module mvlm`.
         deepspeed: the JSON; "" = the trunk's.
-        overrides: of the trunk's configuration.
+        overrides: of the trunk's configuration, as key=value.
     """
 
     trunk: Path
@@ -93,26 +92,26 @@ class Branch(ChainStep):
         return self.has_begun() and is_at_end(self.folder, self.at + self.steps)
 
     def pairs_seen(self) -> int:
-        """As its latest checkpoint has counted them, since the trunk's global batch may have been another."""
+        """As counted by its latest checkpoint, since the trunk's global batch may have changed."""
         state = candidates(self.folder).first / STATE
         return int(json.loads(state.read_text(encoding="utf-8"))["samples_seen"])
 
     def has_begun(self) -> bool:
-        """Whether it needs the trunk's checkpoint no more."""
+        """Whether it no longer needs the trunk's checkpoint."""
         return self.toml.exists() and has_checkpoints(self.folder)
 
     def prepare(self) -> None:
-        """Write the branch's TOML and DeepSpeed JSON, unless it has begun, with other settings maybe.
+        """Write the branch's TOML and DeepSpeed JSON, unless it has begun, perhaps with other overrides.
 
         Raises:
-            UserError: an override is of what makes a branch, the trunk has no such checkpoint or is not at its peak
-                there, or the folder cannot be written, or the branch that lies there falls in another number of steps.
+            UserError: an override would change what makes it a branch, the trunk has no such checkpoint or its rate is
+                not at the peak there, the folder cannot be written, or holds a branch of another length.
         """
         for override in self.overrides:
             if override.partition("=")[0].strip() in FIXED:
                 raise UserError(
                     f"{override} cannot be given to branches, since `mvlm decay` sets that itself: leave it out, and "
-                    "say with --at, --steps and --out where they begin, how long they are and where they lie."
+                    "use --at, --steps and --out to set where they begin, how long they are and where they go."
                 )
         if self.has_begun():
             begun = load_stored_config(self.toml).optim.decay_steps
@@ -152,8 +151,8 @@ class Branch(ChainStep):
             raise UserError(f"{self.out} cannot be written ({error}): give --out another place.") from None
 
     def _decaying(self) -> list[str]:
-        """Overrides of the trunk's configuration: a fall to zero at its end, which nothing forestalls, and nothing that
-        leads into its folder."""
+        """Overrides of the trunk's configuration: a decay to zero at the end that no early stop cuts off, and nothing
+        that would write into the trunk's folder."""
         settings = {
             "run.dir": str(self.folder),
             "train.steps": self.at + self.steps,
@@ -169,23 +168,23 @@ class Branch(ChainStep):
 
 
 def _scheduled(described: Path) -> tuple[Optim, int, int]:
-    """What the learning rate of a checkpoint follows: its settings, and the steps between which they count."""
+    """The schedule of a checkpoint's learning rate: its settings, and the steps at which it begins and ends."""
     facts = json.loads((described / RUN_JSON).read_text(encoding="utf-8"))
     if "stages" not in facts:
         return load_stored_config(described / CONFIG).optim, 0, facts["steps"]
     sections, stages = facts["stages"], load_stored_stages(described / STAGES)
     head, last = stages.head(facts["stage"]), stages.last_of(facts["stage"])
-    # One that has been appended since the run was described is not counted on.
+    # A stage appended since the run was described does not count.
     return stages.config(head).optim, sections[head]["first"], sections[min(last, len(sections) - 1)]["end"]
 
 
 def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:
-    """What came of branches that are done, beside the trunk where each left it.
+    """The results of finished branches, beside those of the trunk where each branch began.
 
     Returns:
-        `metric`, the name of what is compared beside the loss, None where nothing was evaluated; `trunk`, its curve
-        as [step, value]; `branches`, of each `at` and `end` in steps, `pairs` at its end, and `trunk` and `decayed`:
-        the mean loss of the last log lines, and every number of the evaluation at that very step.
+        `metric`, compared besides the loss, or None if nothing was evaluated; `trunk`, its curve as [step, value];
+        `branches`, each with the steps `at` and `end`, `pairs` seen at its end, and `trunk` and `decayed`: the mean
+        loss of the last log lines, and every number of the evaluation at exactly that step.
     """
     facts, ends = read_facts(trunk), [read_facts(branch.folder) for branch in branches]
     metric = _metric(ends)
@@ -204,7 +203,7 @@ def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:
 
 
 def standing(facts: RunFacts, step: int) -> dict[str, float]:
-    """The mean loss of the last log lines up to a step, and what was evaluated after it."""
+    """The mean loss of the last log lines up to a step, and the evaluation at that step."""
     logged, losses = facts.curve("loss")
     before = [loss for at, loss in zip(logged, losses, strict=True) if at <= step][-LINES:]
     line = facts.metrics.get(step, {})
@@ -213,7 +212,7 @@ def standing(facts: RunFacts, step: int) -> dict[str, float]:
 
 
 def _metric(runs: Sequence[RunFacts]) -> str | None:
-    """The first that all runs have."""
+    """The first metric that all runs have."""
     for name in ("eval/mean_recall", "eval/accuracy"):
         if all(run.curve(name)[0] for run in runs):
             return name
@@ -221,7 +220,7 @@ def _metric(runs: Sequence[RunFacts]) -> str | None:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The trunk's curve and the fall from each of its checkpoints, as a PNG."""
+    """Plot the trunk's curve and the decay from each of its checkpoints, as a PNG."""
     from matplotlib.figure import Figure
 
     name = result["metric"] or "loss"
