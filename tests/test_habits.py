@@ -76,6 +76,7 @@ TRAIN = ("train", "run.toml", "--deepspeed_config", "ds.json")
         ((*TRAIN, "--train.steps", "10"), "no option --train.steps: settings have no dashes, write train.steps=10."),
         ((*TRAIN, "--train.steps=10"), "write train.steps=10."),
         ((*TRAIN, "--train.steps"), "write train.steps=VALUE."),
+        ((*TRAIN, "--run.dir", ""), "write run.dir=VALUE."),
         ((*TRAIN, "--resume"), "no option --resume: a run resumes by itself; "),
         ((*TRAIN, "--batch_size", "64"), "write train.global_batch=PAIRS."),
         (("report", "runs/a", "--ouput", "x"), "no option --ouput: "),

@@ -32,10 +32,11 @@ def suggest_option(strangers: Sequence[str], help_text: str, takes_settings: boo
         takes_settings: whether it takes table.key=value.
     """
     place = next(place for place, word in enumerate(strangers) if word.startswith("--"))
-    word, behind = strangers[place], [word for word in strangers[place + 1 : place + 2] if word[0] != "-"]
-    name, equals, value = word.lstrip("-").partition("=")
-    value = value if equals else (behind or ["VALUE"])[0]
-    said = f"no option {word.partition('=')[0]}: "
+    option, following = strangers[place], "".join(strangers[place + 1 : place + 2])
+    name, equals, value = option.lstrip("-").partition("=")
+    if not equals:
+        value = following if following and not following.startswith("-") else "VALUE"
+    said = f"no option {option.partition('=')[0]}: "
     near = difflib.get_close_matches(f"--{name}", re.findall(r"--[\w-]+", help_text), n=1, cutoff=0.75)
     if takes_settings and "." in name:
         return f"{said}settings have no dashes, write {name}={value}."
