@@ -67,8 +67,8 @@ def command_line(words: Container[str]) -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.set_defaults(takes_overrides=False)
-    for name, does in COMMANDS.items():
-        command = subparsers.add_parser(name, help=does, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, summary in COMMANDS.items():
+        command = subparsers.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in words:
             with uncollected():
                 module = _module(name)
@@ -100,11 +100,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(suggest_command(words[0], COMMANDS))
     args, overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
     args.overrides = overrides
-    strangers = [word for word in overrides if word.startswith("-") or not args.takes_overrides]
-    if strangers:
-        if any(word.startswith("--") for word in strangers):
+    unknown = [word for word in overrides if word.startswith("-") or not args.takes_overrides]
+    if unknown:
+        if any(word.startswith("--") for word in unknown):
             args.parser.error(suggest_option(overrides, args.parser.format_help(), args.takes_overrides))
-        args.parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         code: int = args.run(args)
         sys.stdout.flush()

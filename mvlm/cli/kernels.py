@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.runtime import dist
     from mvlm.training.kernels import settle_run, survey
 
-    path, *overrides = [*([args.config] if args.config else []), *args.overrides] or [None]
-    settle_run((load_config(path, overrides) if path else Config()).kernels)
+    words = [args.config, *args.overrides] if args.config else args.overrides
+    config = load_config(words[0], words[1:]) if words else Config()
+    settle_run(config.kernels)
     found = survey(dist.device())
     print(as_text(found), end="")
     write_json(args.json, found)

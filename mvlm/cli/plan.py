@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.config == "data":
         return _plan_data(args)
-    _refuse_senseless(args)
+    _check_options(args)
     from mvlm.cli.output import write_json
     from mvlm.cli.places import require_shards
     from mvlm.config.load import load_config, read_stages
@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
     for number in range(len(stages)):
         plans.append(_plan_stage(args, stages.config(number), content, card))
         if not stages.is_all:
-            print(f"{'' if number == 0 else chr(10)}{stages.title(number)}")
+            if number:
+                print()
+            print(stages.title(number))
         print(as_text(plans[-1]) + (choice_text(plans[-1]["choice"]) if args.choose else ""), end="")
     if stages.is_all:
         write_json(args.json, plans[0])
@@ -127,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_senseless(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     from mvlm.errors import UserError
 
     if not (args.deepspeed_config and args.gpu):

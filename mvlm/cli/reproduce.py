@@ -123,7 +123,7 @@ def _prices(gpu: str, place: Workplace) -> Prices:
 def _list(console: Console) -> int:
     drawn = Drawn("table", "what", "training runs", "numbers")
     for name, table in TABLES.items():
-        drawn.add_row(name, table.title, f"{len(table.runs)}", f"{sum(map(len, (row.measured for row in table.rows)))}")
+        drawn.add_row(name, table.title, str(len(table.runs)), str(sum(len(row.measured) for row in table.rows)))
     console.print(drawn)
     console.print("Tables share their runs. `mvlm reproduce TABLE --dry-run` says what one takes.", markup=False)
     return 0
@@ -153,7 +153,8 @@ def _print_chain(steps: list[ChainStep], prices: Prices | None) -> None:
 def _check_out(place: Workplace) -> None:
     """Raises `UserError` if runs would lie outside --out, or if shards of a rehearsal would pass for those of the
     published data, or the other way round."""
-    if moved := [override for override in place.overrides if override.partition("=")[0].strip() == "run.dir"]:
+    moved = [override for override in place.overrides if override.partition("=")[0].strip() == "run.dir"]
+    if moved:
         raise UserError(f"{moved[0]} would be the folder of every run: give --out, in which each has its own.")
     generated = place.out / "data"
     rehearsed = generated.exists() and (place.miniature or generated.resolve() != place.data.resolve())

@@ -68,11 +68,12 @@ def run(args: argparse.Namespace) -> int:
     print(printable(args.text or args.image))
     for each in found:
         print(_line(each))
-    for number, each in enumerate(found if args.out else []):
-        name = file_name(number, Path(each.key.replace("/", "_")))
-        write_picture(args.out / name, index.picture(each.image))
+    if args.out:
+        for number, each in enumerate(found):
+            name = file_name(number, Path(each.key.replace("/", "_")))
+            write_picture(args.out / name, index.picture(each.image))
     answers = [dataclasses.asdict(each) for each in found]
-    image = args.image and str(args.image)
+    image = str(args.image) if args.image else None
     write_json(args.json, {"text": args.text, "image": image, "step": loaded.step, "found": answers})
     return 0
 

@@ -18,7 +18,7 @@ from mvlm.cli.places import require_index
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import within
 
-FAREWELL_S = 3
+SHUTDOWN_S = 3
 """How long answers in progress may take when the server is stopped."""
 
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint or the index cannot be used, or the address is in use or not this machine's.
     """
-    _heed_signals()
+    _stop_ignoring_signals()
     find_checkpoint(args.checkpoint)  # before imports that take seconds
     if args.index:
         require_index(args.index)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             server_header=False,
             http=BoundedConnection,
             backlog=CONNECTIONS,  # so many may be accepted at once, and each takes a file descriptor
-            timeout_graceful_shutdown=FAREWELL_S,
+            timeout_graceful_shutdown=SHUTDOWN_S,
         )
         try:
             print(f"{args.checkpoint}, step {loaded.step}, at {_address(listener)} (Ctrl-C ends it)", flush=True)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _heed_signals() -> None:
+def _stop_ignoring_signals() -> None:
     """Let SIGINT and SIGTERM end this process even if it has inherited them as ignored, as in a shell's background."""
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:

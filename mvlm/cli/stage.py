@@ -86,7 +86,8 @@ def _add(args: argparse.Namespace) -> int:
     table |= {"schedule": "continue"} if args.continues else {}
     for override in args.overrides:
         apply_override(table, override)
-    if twice := [f"train.{key}" for key in LENGTHS if key in table.get("train", {})]:
+    twice = [f"train.{key}" for key in LENGTHS if key in table.get("train", {})]
+    if twice:
         raise UserError(f"{twice[0]} is the stage's length, as --{next(iter(lengths))} is: give only the option.")
     table["train"] = table.get("train", {}) | lengths
     checkpoint = find_checkpoint(args.run_folder)
@@ -165,8 +166,9 @@ def _show(args: argparse.Namespace) -> int:
     from mvlm.training.fit.stages import stored_stages
     from mvlm.training.ledger import count_seen, ledger
 
-    if strangers := [each for each in args.overrides if not (args.rows and each.startswith("data.train="))]:
-        raise UserError(f"mvlm stage show takes no setting {strangers[0]}: only data.train, with --rows.")
+    unknown = [each for each in args.overrides if not (args.rows and each.startswith("data.train="))]
+    if unknown:
+        raise UserError(f"mvlm stage show takes no setting {unknown[0]}: only data.train, with --rows.")
     table: dict[str, Any] = {}
     for override in args.overrides:
         apply_override(table, override)
@@ -196,6 +198,7 @@ def _show(args: argparse.Namespace) -> int:
             )
             if "seen" in drawn:
                 print("    " + ", ".join(f"{n:,} {drawn['of']} {times} times" for times, n in drawn["seen"].items()))
-    for title in [stored.title(number) for number in range(len(lines), len(stored))] if stored else []:
-        print(f"{title}: not begun")
+    if stored:
+        for number in range(len(lines), len(stored)):
+            print(f"{stored.title(number)}: not begun")
     return 0

@@ -23,16 +23,16 @@ def suggest_command(word: str, commands: Iterable[str]) -> str:
     return f"no command {word!r}: " + (f"did you mean {near[0]}?" if near else "see --help.")
 
 
-def suggest_option(strangers: Sequence[str], help_text: str, takes_settings: bool) -> str:
+def suggest_option(unknown: Sequence[str], help_text: str, takes_settings: bool) -> str:
     """The message for options that a command does not have; names the first.
 
     Args:
-        strangers: words that the command does not know; the values of options may be among them.
+        unknown: words that the command does not know; the values of options may be among them.
         help_text: the command's.
         takes_settings: whether it takes table.key=value.
     """
-    place = next(place for place, word in enumerate(strangers) if word.startswith("--"))
-    option, following = strangers[place], "".join(strangers[place + 1 : place + 2])
+    place = next(place for place, word in enumerate(unknown) if word.startswith("--"))
+    option, following = unknown[place], "".join(unknown[place + 1 : place + 2])
     name, equals, value = option.lstrip("-").partition("=")
     if not equals:
         value = following if following and not following.startswith("-") else "VALUE"

@@ -16,6 +16,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -49,13 +50,17 @@ def run(args: argparse.Namespace) -> int:
     if args.once or not (args.json or sys.stdout.isatty()):
         if status.state == "waiting":
             raise UserError(f"There is no run folder {args.run_folder} yet: give one, or leave --once out to wait.")
-        print(as_json(status)) if args.json else Console().print(screen(status, watcher.history))
+        if args.json:
+            print(as_json(status))
+        else:
+            Console().print(screen(status, watcher.history))
         return 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts commands that ignore it
-    try:
-        follow_as_json(watcher, status) if args.json else follow(watcher, status)
-    except KeyboardInterrupt:
-        return 0
+    with suppress(KeyboardInterrupt):
+        if args.json:
+            follow_as_json(watcher, status)
+        else:
+            follow(watcher, status)
     return 0
 
 
