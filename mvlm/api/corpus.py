@@ -68,7 +68,8 @@ def _unrecognised(path: Path) -> UserError:
         return UserError(f"{path} is an archive of a kind that is not read: unpack it, and give the folder.")
     entries = path.iterdir() if path.is_dir() else ()
     inside = sorted(each for each in entries if each.is_dir() or each.suffix.lower() in (".csv", ".tsv"))
-    if corpora := [str(each) for each in inside if recognise(each)]:
+    corpora = [str(each) for each in inside if recognise(each)]
+    if corpora:
         return UserError(f"{path} is not a corpus, but contains {' and '.join(corpora[:SHOWN])}: give one of them.")
     return UserError(
         f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "
@@ -125,9 +126,10 @@ def find_shards(folder: Path, task: str = CAPTION) -> ShardedCorpus | None:
     if not parts:
         return None
     rows = {part: read_manifest(part) for part in parts}
-    if strangers := [part for part, manifest in rows.items() if manifest.task != task]:
-        wanted = "images with captions" if task == CAPTION else f"shards of {task}"
-        raise UserError(f"{strangers[0]} holds {rows[strangers[0]].task!r} rows: give {wanted}.")
+    for part, manifest in rows.items():
+        if manifest.task != task:
+            wanted = "images with captions" if task == CAPTION else f"shards of {task}"
+            raise UserError(f"{part} holds {manifest.task!r} rows: give {wanted}.")
     train = [part for part in parts if part.name != HELD_OUT or len(parts) == 1]
     held_out = [part for part in parts if part not in train]
     images = sum(rows[part].rows for part in train)

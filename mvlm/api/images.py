@@ -68,8 +68,9 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 def as_mask(masked: np.ndarray | Tensor, images: int, grid: tuple[int, int]) -> Tensor:
     """Which patches of images to mask, bool BN; raises `UserError` if some image has no mask, or an unusable one."""
+    rows, columns = grid
     try:
-        mask_BN, (rows, columns) = torch.as_tensor(masked).bool(), grid
+        mask_BN = torch.as_tensor(masked).bool()
     except (TypeError, ValueError) as error:
         raise UserError(f"`masked` cannot be read ({first_line(error)}): give an array of bool.") from None
     if mask_BN.shape != (images, rows * columns) or bool((mask_BN.all(1) | ~mask_BN.any(1)).any()):

@@ -215,7 +215,8 @@ class TrainedModel:
         Raises:
             UserError: the shards cannot be used, or the index cannot be written; or as `search`.
         """
-        require_each_once(folders := as_paths(shards))
+        folders = as_paths(shards)
+        require_each_once(folders)
         return build_index(self._run(out), folders, Path(out), self.device, captions)
 
     def search(self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32) -> list[SearchHit]:

@@ -109,7 +109,7 @@ def choose(
     elif is_small(images, gpus) and isinstance(begins_with, Path):
         reason += f"; pretrained encoders are far better: {INSTALL}"
         start = _with_dictionary(begins_with)
-    batch = min(largest, 1 << max(1, math.floor(math.log2(max(2, images)))))
+    batch = _global_batch(images, largest)
     epochs, why = _epochs(images, batch, fewest)
     steps = math.ceil(epochs * images / batch)
     choices = [
@@ -124,6 +124,11 @@ def choose(
     ]
     choices += _evaluations(held_out, steps, "images", "eval/mean_recall")
     return Recipe(base, read_tables(RECIPES / base, "recipe"), reason, tuple(choices))
+
+
+def _global_batch(rows: int, largest: int) -> int:
+    """The largest power of two that is at most `largest` and at most the rows, but at least 2."""
+    return min(largest, 1 << max(2, rows).bit_length() - 1)
 
 
 def _evaluations(held_out: Sequence[str], steps: int, counted: str, metric: str) -> list[RecipeChoice]:
@@ -219,7 +224,7 @@ def choose_tuning(
     """
     data, model, optim = start
     tables = {"data": {key: getattr(data, key) for key in KEPT}, "model": asdict(model)}
-    batch = min(256 if gpus else 64, 1 << max(1, math.floor(math.log2(max(2, corpus.images)))))
+    batch = _global_batch(corpus.images, 256 if gpus else 64)
     least = math.ceil(FEWEST_UPDATES * batch / corpus.images)
     epochs, why = max(least, TUNING_EPOCHS), f"at least {FEWEST_UPDATES:,} updates and {TUNING_EPOCHS} passes"
     steps = math.ceil(epochs * corpus.images / batch)

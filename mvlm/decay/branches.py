@@ -193,8 +193,8 @@ def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:
             "at": branch.at,
             "end": branch.at + branch.steps,
             "pairs": branch.pairs_seen(),
-            "trunk": standing(facts, branch.at),
-            "decayed": standing(end, branch.at + branch.steps),
+            "trunk": _numbers_at(facts, branch.at),
+            "decayed": _numbers_at(end, branch.at + branch.steps),
         }
         for branch, end in zip(branches, ends, strict=True)
     ]
@@ -202,7 +202,7 @@ def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:
     return {"run": str(trunk), "metric": metric, "trunk": curve, "branches": found}
 
 
-def standing(facts: RunFacts, step: int) -> dict[str, float]:
+def _numbers_at(facts: RunFacts, step: int) -> dict[str, float]:
     """The mean loss of the last log lines up to a step, and the evaluation at that step."""
     logged, losses = facts.curve("loss")
     before = [loss for at, loss in zip(logged, losses, strict=True) if at <= step][-LINES:]
@@ -233,7 +233,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         if before is not None and after is not None:
             axes.plot([branch["at"], branch["end"]], [before, after], "--", color="tab:blue", linewidth=0.9)
     ends = [(b["end"], b["decayed"][name]) for b in result["branches"] if name in b["decayed"]]
-    axes.plot(*zip(*ends, strict=True), "o-", color="tab:blue", label="decayed to zero") if ends else None
+    if ends:
+        axes.plot(*zip(*ends, strict=True), "o-", color="tab:blue", label="decayed to zero")
     axes.set_xlabel("updates")
     axes.set_ylabel(name)
     axes.legend(frameon=False)
