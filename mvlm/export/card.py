@@ -137,7 +137,7 @@ def _started(model: Model, init: str) -> str:
         ("image", model.vision, model.vision_weights),
         ("text", model.text, model.text_weights),
     ):
-        source = name if weights == "pretrained" else "random weights" if weights == "random" else weights
+        source = {"pretrained": name, "random": "random weights"}.get(weights, weights)
         parts.append(f"{kind}, {_encoder(source)}")
     return "; ".join(parts)
 

@@ -122,8 +122,11 @@ class AnswerScorer(lmms):
         wanted = 2 if getattr(self.model.config, "settings", {}).get("task", {}).get("name") == "nlvr2" else 1
         if len(images) != wanted:
             raise ValueError(f"Task {task}, row {number} has {len(images)} images, and this model reads {wanted}.")
-        said = answer(row) if callable(answer) else answer if isinstance(answer, str) else ""
-        return images, _question(context), str(said).strip()
+        if callable(answer):
+            answer = answer(row)
+        elif not isinstance(answer, str):
+            answer = ""
+        return images, _question(context), str(answer).strip()
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         return self.processor(images=list(images))["pixel_values"].to(self.device)

@@ -107,7 +107,8 @@ def _sentences(text: Any) -> list[str]:
     sentences = list(text) if isinstance(text, Iterable) and not isinstance(text, (str, bytes)) else [text]
     if not sentences:
         raise ValueError("There are no sentences: give at least one.")
-    if strangers := [each for each in sentences if not isinstance(each, str)]:
-        kind = type(strangers[0]).__name__
-        raise ValueError(f"A sentence is a string; this is of type {kind}: give a string or a list of strings.")
+    for each in sentences:
+        if not isinstance(each, str):
+            kind = type(each).__name__
+            raise ValueError(f"A sentence is a string; this is of type {kind}: give a string or a list of strings.")
     return sentences

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -30,10 +29,6 @@ def heat_tile(picture: Image.Image, label: str, share: Tensor) -> Image.Image:
     mask = Image.fromarray(grey).resize(picture.size, Image.Resampling.BICUBIC)
     mask = mask.point([round(level * STRENGTH) for level in range(256)])
     return tile(Image.composite(Image.new("RGB", picture.size, RED), picture.convert("L").convert("RGB"), mask), label)
-
-
-def array_tile(picture_HWC: np.ndarray, label: str) -> Image.Image:
-    return tile(Image.fromarray(picture_HWC), label)
 
 
 def strip(tiles: list[Image.Image]) -> Image.Image:

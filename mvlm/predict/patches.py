@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import image_examples
 from mvlm.evaluate.reconstruction import patch_masks
 from mvlm.evaluate.settings import open_pictures
-from mvlm.predict.draw import array_tile, strip
+from mvlm.predict.draw import strip, tile
 from mvlm.predict.prediction import Answer, Asked, file_name, pair_up, printable
 from mvlm.pretrained.runs import Loaded
 
@@ -36,6 +37,6 @@ class Patches:
             if asked.draws:
                 shown = [found.original, found.masked, found.with_text, found.without_text]
                 labels = ("the image", "what is shown", "with the sentence", "without it")
-                tiles = [array_tile(picture, label) for picture, label in zip(shown, labels, strict=True)]
+                tiles = [tile(Image.fromarray(picture), label) for picture, label in zip(shown, labels, strict=True)]
                 drawings[file_name(number, path)] = strip(tiles)
         return Answer(entries, "\n".join(lines), drawings)
