@@ -63,9 +63,12 @@ def measure(facts: RunFacts, device: torch.device) -> Measured:
     Raises:
         UserError: a file of the run is damaged.
     """
-    retrieval, reconstruction = (read_json(facts.folder / f"{task}.json") for task in ("retrieval", "reconstruction"))
-    known = Measured(retrieval=retrieval, reconstruction=reconstruction)
-    if (task := facts.blueprint.task).is_labelled:
+    known = Measured(
+        retrieval=read_json(facts.folder / "retrieval.json"),
+        reconstruction=read_json(facts.folder / "reconstruction.json"),
+    )
+    task = facts.blueprint.task
+    if task.is_labelled:
         return replace(known, notes=[f"Fine-tuned for {task.name}: its scores are among the curves."])
     if not facts.data.eval:
         return replace(known, notes=["The run names no evaluation data (data.eval): no examples, no further numbers."])

@@ -113,15 +113,15 @@ def about(facts: RunFacts) -> list[tuple[str, str]]:
 
 def picture(pixels: np.ndarray, shows: str = "") -> Markup:
     """uint8 [H, W, 3] as an <img> with its content inline; `shows` is the alternative text."""
-    image, small = Image.fromarray(pixels), max(pixels.shape[:2]) < SMALL
-    out = io.BytesIO()
-    if small:
+    image, out = Image.fromarray(pixels), io.BytesIO()
+    if max(image.size) < SMALL:
+        kind, style = "png", Markup(' class="small"')
         image.save(out, "PNG", optimize=True)
     else:
+        kind, style = "webp", Markup()
         image.save(out, "WEBP", quality=85)
-    kind, text = ("png", "webp")[not small], base64.b64encode(out.getvalue()).decode()
-    style = ' class="small"' if small else ""
-    return Markup('<img{} alt="{}" src="data:image/{};base64,{}">').format(Markup(style), shows, kind, text)
+    text = base64.b64encode(out.getvalue()).decode()
+    return Markup('<img{} alt="{}" src="data:image/{};base64,{}">').format(style, shows, kind, text)
 
 
 def percent(share: float) -> str:
@@ -158,7 +158,8 @@ def _pairs_seen(facts: RunFacts) -> int:
 
 def _best(facts: RunFacts) -> str:
     """The best checkpoint, and its value of eval.select."""
-    if (folder := best_checkpoint(facts.folder)) is None:
+    folder = best_checkpoint(facts.folder)
+    if folder is None:
         return ""
     step, metric = step_of(folder), facts.eval.select
     value = facts.metrics.get(step, {}).get(metric)

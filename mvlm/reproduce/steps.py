@@ -60,16 +60,16 @@ class Workplace:
 
     def run(self, name: str) -> Path:
         """The folder of a run."""
-        return self.out / "runs" / self._of_seed(name)
+        return self.out / "runs" / self._seeded(name)
 
     def table(self, name: str) -> Path:
         """The file that a table is written to."""
-        return self.out / f"{self._of_seed(name)}.json"
+        return self.out / f"{self._seeded(name)}.json"
 
     def results(self, evaluation: Evaluation) -> Path:
         return self.out / "results" / f"{self.run(evaluation.run).name}-{evaluation.data}-{evaluation.task}.json"
 
-    def _of_seed(self, name: str) -> str:
+    def _seeded(self, name: str) -> str:
         """Add a seed given by an override: it has its own runs, results and tables."""
         seeds = [word.partition("=")[2] for word in self.overrides if word.startswith("run.seed=")]
         return f"{name}-seed{seeds[-1]}" if seeds else name
@@ -134,7 +134,7 @@ class TrainStep(ChainStep):
             epoch = str(min(self.updates(), math.ceil(self.pairs() / train.global_batch)))
             settings += [f"data.eval={self._shards(run.validation)}", f"eval.every={epoch}", "eval.share=1000"]
             settings += [f"checkpoint.every={epoch}", f"checkpoint.keep_every={epoch}"]
-        return settings + self._asked()
+        return settings + self._overrides()
 
     def _settings(self) -> list[str]:
         run, place = RUNS[self.name], self.place
@@ -142,7 +142,7 @@ class TrainStep(ChainStep):
         settings += [f"checkpoint.init={place.run(run.start)}"] if run.start else []
         return settings + list(run.settings)
 
-    def _asked(self) -> list[str]:
+    def _overrides(self) -> list[str]:
         first = () if RUNS[self.name].start else RECIPE_OF_FIRST
         return [*((*RECIPE, *first) if self.place.miniature else ()), *self.place.overrides]
 
@@ -152,7 +152,7 @@ class TrainStep(ChainStep):
     @cached_property
     def tables(self) -> tuple[Blueprint, Data, Optim, Train]:
         """What determines its length and cost, without the settings that depend on the number of pairs."""
-        config = load_config(self.recipe, self._settings() + self._asked())
+        config = load_config(self.recipe, self._settings() + self._overrides())
         return config.blueprint, config.data, config.optim, config.train
 
     def counted(self) -> int:

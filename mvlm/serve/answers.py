@@ -179,7 +179,9 @@ class Answers:
         """The source of samples: the index's corpus, or the run's held-out data; neither need be on this machine."""
         data = self.loaded.data
         try:
-            return self.index.shards if self.index else held_out(data) if data.eval else None
+            if self.index:
+                return self.index.shards
+            return held_out(data) if data.eval else None
         except UserError:
             return None
 

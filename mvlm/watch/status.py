@@ -140,7 +140,8 @@ class Watcher:
 
     def _best(self, metric: str) -> tuple[int | None, dict[str, float]]:
         """The step of the best checkpoint, and its value of the metric."""
-        if (folder := best_checkpoint(self.run)) is None:
+        folder = best_checkpoint(self.run)
+        if folder is None:
             return None, {}
         value = self.history.evaluations.get(step_of(folder), {}).get(metric)
         return step_of(folder), {} if value is None else {metric: value}
