@@ -139,7 +139,7 @@ def _evaluations(held_out: Sequence[str], steps: int, counted: str, metric: str)
         RecipeChoice("data.eval", list(held_out), "held out"),
         RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
         RecipeChoice("eval.limit", HELD_OUT_LIMIT, f"{counted}, so that an evaluation is short"),
-        RecipeChoice("eval.select", metric, "the best checkpoint by this is kept, beside the newest"),
+        RecipeChoice("eval.select", metric, "the best checkpoint by this is kept, besides the newest"),
     ]
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     trunk: Path = args.run_folder
     if not trunk.is_dir():
-        raise UserError(f"There is no run folder {trunk}: give that of the run to decay.")
+        raise UserError(f"There is no run folder {trunk}: give the folder of the run to decay.")
     out = args.out or Path(normpath(trunk / ".." / f"{trunk.resolve().name}-decay"))  # RUN may be `.`
     launch, overrides = tuple(args.launch), tuple(args.overrides)
     branches = [Branch(trunk, at, args.steps, out, launch, args.deepspeed_config, overrides) for at in args.at]

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             ws="none",
             server_header=False,
             http=BoundedConnection,
-            backlog=CONNECTIONS,  # so many may be accepted at once, and each takes a file descriptor
+            backlog=CONNECTIONS,  # all may be accepted at once, each as a file descriptor
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
         try:

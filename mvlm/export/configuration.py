@@ -50,7 +50,7 @@ class MaskVLMTaskConfig(MaskVLMConfig):
 
 
 def _require_packages() -> None:
-    """Raise `ImportError` with one sentence, where the model's own code would only fail to import."""
+    """Raise an `ImportError` that says what to install, before the model's own code fails to import."""
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
         raise ImportError(f"This model needs {' and '.join(missing)}: pip install {' '.join(missing)}.")

@@ -263,8 +263,8 @@ TABLES = {
         ),
         (
             FOUR_MILLION,
-            "The figure: test images of COCO, each as it is, what is shown of it, and its reconstruction with its "
-            "caption and without one.",
+            "The figure: test images of COCO, each whole, as shown to the model, and reconstructed with its caption "
+            "and without one.",
         ),
         ("The paper's figure shows examples and no numbers.",),
     ),

@@ -89,7 +89,7 @@ class Answers:
         elif asked.sentence.strip():
             found = find_by_sentence(index, self.loaded, asked.sentence, last, RERANK, self.device)
         else:
-            raise UserError("Nothing is asked: write a sentence or choose a picture.")
+            raise UserError("There is nothing to search for: write a sentence or choose a picture.")
         return {
             "found": [
                 {

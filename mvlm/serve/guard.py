@@ -59,7 +59,7 @@ class RequestGuard:
         send, place = _with_headers(send), None
         try:
             if not self._is_ours(headers.get("host", "")):
-                raise Refusal(421, "This name does not belong to this page: ask for it by the address it printed.")
+                raise Refusal(421, "This page has another name: open the address that `mvlm serve` printed.")
             if scope["method"] in ("GET", "HEAD"):
                 return await self.app(scope, receive, send)
             place = self.gate.enter()
@@ -85,7 +85,7 @@ class RequestGuard:
 
 async def _read(headers: Headers, receive: Receive) -> bytes:
     """The whole body; one that is too large is refused before it is read, or as soon as that is known."""
-    sentence = f"That is too large: a picture may have {PICTURE_LIMIT // 1_000_000} MB."
+    sentence = f"That is too large: a picture may have at most {PICTURE_LIMIT // 1_000_000} MB."
     too_large = Refusal(413, sentence, connection="close")  # else the rest would still be received
     said = headers.get("content-length", "0")
     if not said.isdigit() or int(said) > BODY_LIMIT:

@@ -74,7 +74,7 @@ function asker(panel, path, show) {
 }
 
 async function upload(file) {
-  if (file.size > PICTURE_LIMIT) throw new Error("That is too large: a picture may have 10 MB.");
+  if (file.size > PICTURE_LIMIT) throw new Error("That is too large: a picture may have at most 10 MB.");
   const url = await new Promise((done, failed) => {
     const reader = new FileReader();
     reader.onload = () => done(reader.result);
