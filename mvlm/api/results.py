@@ -184,7 +184,8 @@ def _conclude(folder: Path, task: str, held_out: Sequence[str]) -> None:
         write_json(folder / EVALUATION, result)
     write_whole(folder / REPORT, report_on([read_facts(folder)]), "out")
     print(f"Written to {folder / REPORT}", flush=True)
-    if (best := best_checkpoint(folder)) and best != find_checkpoint(folder):
+    best = best_checkpoint(folder)
+    if best and best != find_checkpoint(folder):
         loads = f"mvlm.load{'_finetuned' if task in TITLES else ''}({str(folder / BEST)!r})"
         print(f"An earlier checkpoint evaluated best: {best}; {loads} loads it.", flush=True)
 

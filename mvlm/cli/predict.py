@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     predictions: list[Prediction] = [CAPTIONS, IMAGES, Words(), Patches(), ANSWER, JUDGE]
     prediction = next(each for each in predictions if each.name == args.what)
     loaded = _load(prediction, args.checkpoint, device)
-    if args.what in NEEDS and (warning := untrained(loaded.model, NEEDS[args.what])):
+    warning = untrained(loaded.model, NEEDS[args.what]) if args.what in NEEDS else ""
+    if warning:
         log.warning(warning)
     search = SearchSettings.of(loaded.eval)
     asked = Asked(images, sentences, args.top, search, draws=args.out is not None)

@@ -168,8 +168,10 @@ def _check_data(table: Table, place: Workplace, steps: list[ChainStep]) -> None:
     from mvlm.reproduce.layout import missing
     from mvlm.reproduce.steps import ShardStep
 
-    waiting = any(isinstance(step, ShardStep) and not step.is_done() for step in steps)
-    if not place.miniature and waiting and (gone := missing(table, place)):
+    if place.miniature or all(step.is_done() for step in steps if isinstance(step, ShardStep)):
+        return
+    gone = missing(table, place)
+    if gone:
         more = f" and {len(gone) - 1} more files and folders" if len(gone) > 1 else ""
         raise UserError(f"{gone[0]}{more} are missing: docs/reproduce.md says what belongs there; --dry-run lists all.")
 

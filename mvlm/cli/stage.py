@@ -130,7 +130,8 @@ def _when_it_begins(state: TrainState, settings: Eval) -> str:
     from mvlm.checkpoint.selection import Selector
 
     selector = Selector.of(settings)
-    if reason := selector.why_over(state.best) if selector else "":
+    reason = selector.why_over(state.best) if selector else ""
+    if reason:
         return (
             f"The run has ended early, since {reason}: to reach the stage, run the command that trained it with a "
             "larger eval.patience, or 0."
