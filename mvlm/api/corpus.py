@@ -15,7 +15,7 @@ from mvlm.data.shards.schema import CAPTION, EMPTY_SPLIT, corpora_in, read_manif
 from mvlm.errors import UserError
 from mvlm.runtime.commands import run_command
 
-SOURCE = "source.json"  # beside shards: what they were made from
+SOURCE = "source.json"  # beside shards, names what they were made from
 HELD_OUT = "eval"
 SHOWN = 3
 SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")

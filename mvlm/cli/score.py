@@ -3,7 +3,7 @@
 Each row gets, as the mean over its captions: itc_similarity, the cosine of ITC's features; itm_probability, ITM's
 probability of a match; text_loss and image_loss, the losses of reconstructing masked tokens and masked patches from the
 other modality; and caption_words. With py3langid there is a column language too. The image's ITC features are stored
-separately, as its embedding. Run the same command again after a kill: shards that are scored stay. Several
+separately, as its embedding. If it is killed, run the same command again: scored shards are kept. Several
 processes share the work with --part, and under a launcher the ranks do; the last one names the tables in the manifest.
 
 With --clusters, the rows of all SHARDS are then grouped by k-means on their embeddings; a command with --part does not,

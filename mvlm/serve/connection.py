@@ -20,7 +20,7 @@ class BoundedConnection(H11Protocol):
     """uvicorn's HTTP/1.1, which on its own would wait for headers for ever.
 
     When all connections are taken, a new one replaces the one that has been waited for longest. So a client
-    loses its place only if as many newer connections arrive before its request does.
+    keeps its place unless, before its request arrives, newer connections and those being answered fill all others.
     """
 
     _since = 0.0
