@@ -1,7 +1,7 @@
-"""Makes the newest checkpoint whole in every node's run folder from what the nodes hold, so that no store is read.
+"""Assembles the newest checkpoint in every node's run folder from what the nodes hold, without reading the mirror.
 
-After the loss of a node that is its own files of those that live, and the lost one's in the memory of the node after
-it (mvlm/checkpoint/peers.py). Each file counts by the hash that the checkpoint's index.json has of it.
+After the loss of a node, each surviving node has its own files, and the node after the lost one has copies of that
+one's in memory (mvlm/checkpoint/peers.py). A file counts only if it has its hash in the checkpoint's index.json.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Transfer(NamedTuple):
 def assemble_newest(
     mirror: Mirror, run: Path, group: FolderGroup, memory: Path, newest: MirrorPath | None
 ) -> MirrorPath | None:
-    """Do so where that is no older than the mirror's newest; all ranks must call.
+    """Assemble it if it is no older than the mirror's newest; all ranks must call.
 
     Returns:
-        The checkpoint, as it is called in the mirror; None where it cannot be had so, which a sentence says, and
-        nothing has been changed but that files may lie ready for the mirror to complete.
+        The checkpoint, as the mirror names it; None if it cannot be assembled. Then nothing has changed, except that
+        some of its files may lie ready, which the mirror completes.
 
     Raises:
         UserError: the run folder cannot be written.
@@ -85,7 +85,7 @@ def planned(
     """Who sends which file to whom, in an order that all ranks keep, and the files that nobody holds.
 
     Args:
-        told: of each rank, the ranks of its node and which of the files that fall to it are there.
+        told: for each rank, the ranks of its node and which files of its share it has found.
     """
     nodes: dict[tuple[int, ...], set[str]] = {}
     for ranks, files in told:
@@ -103,7 +103,7 @@ def planned(
 
 
 def _common_index(run: Path, group: FolderGroup) -> tuple[str, bytes] | None:
-    """Name and index.json of the checkpoint that all nodes stand at that stand at one."""
+    """Name and index.json of the latest checkpoint, if all nodes that have one have the same."""
     own = _latest_index(run) if group.leads else None
     told = dist.gather_objects((own[0], hashlib.sha256(own[1]).hexdigest()) if own else None)
     if len(set(filter(None, told))) != 1:
@@ -125,12 +125,12 @@ def _attempt(index: bytes) -> int:
 
 
 def _is_current(mirror: Mirror, found: MirrorPath, newest: MirrorPath | None, index: bytes) -> bool:
-    """Whether the mirror has nothing that a later attempt, or a later step of the same one, has saved."""
+    """Whether the mirror has nothing from a later attempt, or from a later step of the same attempt."""
     return newest is None or found > newest or (found == newest and mirror.read(newest.path(INDEX)) == index)
 
 
 def _held(entries: Sequence[Entry], folders: Sequence[Path]) -> dict[str, Path]:
-    """Where those of some files lie that are undamaged."""
+    """The undamaged files, each with the folder in which it was found."""
     found: dict[str, Path] = {}
     for entry in entries:
         for folder in folders:
@@ -144,16 +144,16 @@ def _held(entries: Sequence[Entry], folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _lay_ready(held: dict[str, Path], unfinished: Path) -> None:
-    """Put what this rank has found of a checkpoint where all of it comes together."""
+    """Copy the files that this rank has found into the unfinished folder."""
     for file, place in held.items():
         (unfinished / file).parent.mkdir(exist_ok=True)
-        if place != unfinished and (place / file).exists():  # or it has come with its folder's new name
+        if place != unfinished and (place / file).exists():  # it does not if its folder has become `unfinished`
             shutil.copyfile(place / file, unfinished / file)
             sync(unfinished / file)
 
 
 def _exchange(transfers: Sequence[Transfer], unfinished: Path) -> None:
-    """All ranks keep the same order, so that none waits for one that waits for it."""
+    """All ranks follow the same order, so that no two wait for each other."""
     for entry, sender, receiver in transfers:
         path = unfinished / entry.file
         if dist.rank() == sender:

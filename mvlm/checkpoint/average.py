@@ -27,24 +27,25 @@ from mvlm.runtime.storage import sync, write_durably
 
 FILE = f"{WEIGHTS}-00000-of-00001.safetensors"
 PARTS = "averaged.json"
-"""Of a soup alone: the checkpoints that it is the mean of."""
+"""A file that only soups have: the checkpoints that were averaged."""
 STARTS = ("vision_weights", "text_weights", "cross_init_std", "temperature", "classifier_init", "text")
-"""Keys of [model] that say what a run began with, or, of the text encoder, what its folder describes."""
+"""Keys of [model] that say what a run began with, or what the text encoder's folder describes."""
 SO = "free some room, or give --out another place"
 
 
 def average(checkpoints: Sequence[Path], out: Path) -> None:
     """Write a checkpoint of the mean weights, computed in double precision and stored in single.
 
-    Of a checkpoint with an average of its run's weights (train.ema), that is what counts. The soup has no moments: a
-    run can start from it by checkpoint.init, and not resume it. What describes it is the first checkpoint's.
+    A checkpoint with an EMA of its weights (train.ema) contributes the EMA. The soup has no moments, so a run can
+    start from it by checkpoint.init but cannot resume it. Its settings, tokenizer and text encoder are the first
+    checkpoint's.
 
     Args:
-        out: a folder that is not there yet.
+        out: a folder that does not exist yet.
 
     Raises:
-        UserError: there are fewer than two, one is damaged or of another model, or the folder is there or cannot be
-            written.
+        UserError: there are fewer than two checkpoints, one is damaged or of another model, or `out` exists or cannot
+            be written.
     """
     if len(checkpoints) < 2:
         raise UserError("A mean needs two checkpoints or more: name several.")
@@ -64,11 +65,11 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     except OSError as error:
         raise cannot_write(str(out), error, SO) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # of one that was refused, or has filled a disk
+        shutil.rmtree(partial, ignore_errors=True)  # there only after a failure
 
 
 def require_alike(first: Path, other: Path) -> None:
-    """Raise `UserError` where two checkpoints are of other models or have other tokenizers."""
+    """Raise `UserError` if two checkpoints differ in their models or tokenizers."""
     one, two = (_meaning(checkpoint) for checkpoint in (first, other))
     if differs := [name for name in one | two if one.get(name) != two.get(name)]:
         name = differs[0]
@@ -79,7 +80,7 @@ def require_alike(first: Path, other: Path) -> None:
 
 
 def _meaning(checkpoint: Path) -> dict[str, Any]:
-    """What settles what the weights compute, and every weight's shape."""
+    """All that determines what the weights compute, and every weight's shape."""
     folder = described_in(checkpoint)
     config = load_stored_config(folder / CONFIG)
     meaning: dict[str, Any] = {f"model.{k}": v for k, v in asdict(config.model).items() if k not in STARTS}
@@ -104,7 +105,7 @@ def _write_mean(checkpoints: Sequence[Path], path: Path) -> Entry:
 
 
 def _write(checkpoints: Sequence[Path], partial: Path) -> None:
-    """As a checkpoint's folder."""
+    """Write the soup's folder."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     entries = [_write_mean(checkpoints, partial / FILE)]

@@ -1,4 +1,4 @@
-"""Parts of tensors that ranks split among them, and where these stand in the whole."""
+"""Parts of tensors that ranks split among themselves, and where each part lies in the whole."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Cut(NamedTuple):
-    """Of a tensor laid flat in `rows` equal rows, the `place`-th of `of` equal runs of each row, one after another."""
+    """Of a tensor flattened into `rows` equal rows: the `place`-th of `of` equal runs of each row, concatenated."""
 
     rows: int = 1
     place: int = 0
     of: int = 1
 
     def before(self, position: int, count: int) -> int:
-        """How many of its elements stand before a position of the whole, of `count` elements."""
+        """How many of its elements come before a position in the whole, which has `count` elements."""
         if self.of == 1:
             return position
         row = count // self.rows
@@ -25,14 +25,14 @@ class Cut(NamedTuple):
         return position // row * run + min(max(position % row - self.place * run, 0), run)
 
     def position(self, element: int, count: int) -> int:
-        """Where one of its elements stands in the whole, of `count` elements."""
+        """Where one of its elements lies in the whole, which has `count` elements."""
         if self.of == 1:
             return element
         run = count // (self.rows * self.of)
         return (element // run * self.of + self.place) * run + element % run
 
     def positions(self, start: int, stop: int, count: int) -> tuple[int, slice | Tensor]:
-        """Where its elements `start` to before `stop`, at least one, stand in the whole: the first, and all from it."""
+        """Where its elements `start` to before `stop`, at least one, lie in the whole: the first, and all less that."""
         first, last = self.position(start, count), self.position(stop - 1, count)
         if last - first == stop - 1 - start:
             return first, slice(0, last - first + 1)
@@ -41,7 +41,7 @@ class Cut(NamedTuple):
         return first, (element // run * self.of + self.place) * run + element % run - first
 
     def taken_from(self, whole: Tensor) -> Tensor:
-        """Its elements of a whole tensor, laid flat."""
+        """Its elements of a whole tensor, flattened."""
         return whole.reshape(self.rows, self.of, -1)[:, self.place].reshape(-1)
 
 
@@ -49,7 +49,7 @@ WHOLE = Cut()
 
 
 class TensorPart(NamedTuple):
-    """Elements of a tensor laid flat, or of a cut of it, which begin with its element number `start`."""
+    """Elements of a flattened tensor, or of a cut of it, from element `start` on."""
 
     elements: Tensor
     start: int
@@ -63,10 +63,10 @@ class TensorPart(NamedTuple):
 
 
 def cut_of(parameter: Any) -> Cut:
-    """The part of a parameter that this rank's replica of the model has here."""
+    """The cut of a parameter that this rank holds."""
     return getattr(parameter, "cut", WHOLE)
 
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:
-    """Of a parameter that is split by layers, that ZeRO stage 3 has taken apart, or that is whole."""
+    """The shape of the whole parameter, whether tensor parallelism or ZeRO stage 3 has split it or not."""
     return tuple(getattr(parameter, "whole_shape", getattr(parameter, "ds_shape", parameter.shape)))

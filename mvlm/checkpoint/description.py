@@ -1,4 +1,4 @@
-"""What says what a checkpoint's weights mean, beside which it lies: settings, tokenizer, answers, text encoder."""
+"""The description of a checkpoint's weights, stored beside them: settings, tokenizer, answers, text encoder."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
 
 CONFIG, DEEPSPEED, RUN_JSON = "config.toml", "deepspeed.json", "run.json"
-STAGES, LEDGER = "stages.toml", "stages.jsonl"  # of a run with stages; the second of its folder alone
+STAGES, LEDGER = "stages.toml", "stages.jsonl"  # of a run with stages; the ledger is in its folder only
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
-METRICS, EVALUATIONS, SKIPPED = "metrics.jsonl", "eval.jsonl", "skipped.jsonl"  # of a run folder alone
+METRICS, EVALUATIONS, SKIPPED = "metrics.jsonl", "eval.jsonl", "skipped.jsonl"  # in a run folder only
 DESCRIPTION = re.compile(
     rf"{re.escape(CONFIG)}|{re.escape(DEEPSPEED)}|{re.escape(RUN_JSON)}|{re.escape(STAGES)}"
     rf"|({TOKENIZER}|{TEXT_ENCODER})/[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|txt|model|jinja)"
 )
-"""Names of its files, alike in a checkpoint and in a run's folder: nothing that would be run."""
+"""Names of its files, the same in a checkpoint and in a run folder; nothing that could be executed."""
 
 
 def described_in(checkpoint: Path) -> Path:
     """The folder with the description of a checkpoint.
 
-    It is the checkpoint itself, whose copies have the hashes of its index.json; its run's folder for a checkpoint of
-    version 0.1, which has no copies and no hashes of them.
+    It is the checkpoint itself, whose index.json has the hashes of these files. A checkpoint of version 0.1 has no
+    copies: for it, the run folder is returned.
 
     Raises:
-        UserError: something is missing, or is not what was saved.
+        UserError: a file is missing, or is not what was saved.
     """
     try:
         entries = [entry for entry in read_index(checkpoint) if DESCRIPTION.fullmatch(entry.file)]
@@ -55,7 +55,7 @@ def described_in(checkpoint: Path) -> Path:
 
 
 def count_stages(run: Path) -> int:
-    """Those that stand in the file of stages of a run folder; 1 of a run without.
+    """How many stages a run's file of stages has; 1 for a run without one.
 
     Raises:
         UserError: the file is damaged.
@@ -64,7 +64,7 @@ def count_stages(run: Path) -> int:
 
 
 def is_at_end(run: Path, steps: int) -> bool:
-    """Whether the latest checkpoint of a run that has one is of so many steps, and no evaluation of them is owed."""
+    """Whether the latest checkpoint of a run, which must have one, has reached `steps` and owes no evaluation."""
     latest = candidates(run).first
     try:
         owes = json.loads((latest / STATE).read_text(encoding="utf-8")).get("unevaluated", False)
@@ -74,12 +74,12 @@ def is_at_end(run: Path, steps: int) -> bool:
 
 
 def stages_over(run: Path) -> int:
-    """How many stages of a run its latest checkpoint has behind it, whose data the run needs no more."""
+    """How many stages a run has completed by its latest checkpoint; their data is no longer needed."""
     if not has_checkpoints(run):
         return 0
     try:
         state = TrainState.from_json(json.loads((candidates(run).first / STATE).read_text(encoding="utf-8")))
         made = state.step - state.unevaluated  # a step whose evaluation is owed keeps its stage
         return sum(made >= stage.end for stage in state.stages)
-    except (*UNREADABLE, UserError):  # which training meets again, and tells
+    except (*UNREADABLE, UserError):  # training will report it
         return 0

@@ -1,6 +1,7 @@
-"""Attempts at a run are numbered, so that one which was given up, and lives on, cannot harm the one after it.
+"""Numbers the attempts at a run, so that one that was given up but is still alive cannot harm its successor.
 
-They are numbered in the run folder and, because the next may be made on a node that does not see it, in the mirror.
+The numbers are kept in the run folder and, because the next attempt may be on a node that does not see it, in the
+mirror.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ Result = TypeVar("Result")
 
 
 class FencingToken:
-    """The next number of a run, claimed by rank 0; all ranks must construct it.
+    """The next attempt number of a run, claimed by rank 0; all ranks must construct it.
 
-    A claim is a file `attempts/NNNN.json` that only one process can create. Whoever sees a higher number than
-    its own has been superseded: it writes nothing more and ends. Every run folder of nodes that have their own gets a
-    copy; where it has gone, so has the run folder.
+    A claim is a file `attempts/NNNN.json` that only one process can create. An attempt that sees a higher number than
+    its own has been superseded: it writes nothing more and ends. Where nodes have run folders of their own, each
+    folder gets a copy of the claim; if the claim has gone, so has the run folder.
 
     Args:
-        resumes: it resumes one of the run's own checkpoints.
+        resumes: whether the attempt resumes one of the run's own checkpoints.
         group: the ranks that see this run folder; None = all.
 
     Attributes:
         number: from 1 on.
-        writer: what checkpoints of this attempt are known by. An attempt that resumes the run's own checkpoint
-            belongs to the chain of the attempt before it; any other, or where that is not known, begins a chain.
+        writer: identifies the checkpoints of this attempt. An attempt that resumes the run's own checkpoint joins the
+            chain of the attempt before it; any other, or one that cannot learn that chain, begins a chain.
 
     Raises:
         UserError: the run folder cannot be written.
@@ -76,7 +77,7 @@ class FencingToken:
             except FileExistsError:
                 pass
             else:
-                if number > elsewhere:  # those below are claimed too: an attempt looks for the number after its own
+                if number > elsewhere:  # lower ones are claimed too, since `superseded` looks for the next number
                     break
             number += 1
         if self._mirror:
@@ -88,22 +89,22 @@ class FencingToken:
         self._path(self.number).write_text(self._claim_text, encoding="utf-8")
 
     def _chain_before(self) -> str | None:
-        """That of the last attempt before this one; None where it is not known."""
+        """The chain of the attempt before this one; None if it is not known."""
+        # An empty claim, left by a full disk or a kill, is of an attempt that never began.
         claimed = (number for number in self._numbers_here() if self._path(number).stat().st_size)
-        # A full disk or a kill has left an empty one, of an attempt that never began.
         here, there = max(claimed, default=0), max(self._numbers_in_mirror(), default=0)
         if self._mirror and there > here:
             return chain_of(self._mirror.read(claim_name(there)))
         return chain_of(self._path(here).read_bytes()) if here else None
 
     def is_gone(self) -> bool:
-        """Whether there is no claim any more, at the price of one look; asked as `is_lost`."""
+        """Whether the claim no longer exists: cheaper than `is_lost`, and called on the same ranks."""
         return self._leads and not self._path(self.number).exists()
 
     def is_lost(self) -> bool:
-        """Whether the run folder is not the one that was claimed: it has been removed, moved or replaced since.
+        """Whether the run folder has been removed, moved or replaced since it was claimed.
 
-        Asked by the ranks that lead a group, which tell the others; on others never.
+        Only the ranks that lead a group look, and tell the others; on the others it is False.
         """
         try:
             return self._leads and self._path(self.number).read_text(encoding="utf-8") != self._claim_text
@@ -111,13 +112,13 @@ class FencingToken:
             return True
 
     def superseded(self) -> bool:
-        """Whether a later attempt has begun; asked by rank 0, which tells the others."""
+        """Whether a later attempt has begun; only rank 0 looks, and tells the others."""
         return dist.rank() == 0 and (self._overtaken or self._path(self.number + 1).exists())
 
     def superseded_in_mirror(self) -> bool:
-        """Whether a later attempt has begun on nodes that do not see the run folder; asked by rank 0, in any thread.
+        """Whether a later attempt has begun on nodes that do not see the run folder; called on rank 0, in any thread.
 
-        Of two that have claimed a number at the same time, the one that wrote last has it.
+        If two attempts claimed the same number at once, it belongs to the one that wrote last.
         """
         if self._mirror and not self._overtaken:
             latest = max(self._numbers_in_mirror(), default=0)
@@ -126,14 +127,14 @@ class FencingToken:
         return self._overtaken
 
     def overtaken(self, step: int) -> UserError:
-        """What to raise on all ranks where a later attempt has begun, and this one has come to `step`."""
+        """The error to raise on all ranks if a later attempt has begun when this one is at `step`."""
         return UserError(
             f"A later attempt at {self._run} has begun, so attempt {self.number} ends at step {step} without writing "
             "more: look at that one, or set another run.dir."
         )
 
     def lost(self) -> UserError:
-        """What to raise on all ranks where the run folder of any is lost."""
+        """The error to raise on all ranks if the run folder of any is lost."""
         return UserError(
             f"The run folder {self._run} has been removed, moved or replaced since attempt {self.number} began, which "
             "ends without writing more: move it back to resume from its newest checkpoint, or set another run.dir."
@@ -158,12 +159,12 @@ class FencingToken:
 
 
 def claim_name(number: int) -> str:
-    """Of an attempt's claim in the mirror."""
+    """The name of an attempt's claim in the mirror."""
     return f"{ATTEMPTS}/{number:04d}.json"
 
 
 def chain_of(claim: bytes | None) -> str | None:
-    """The chain that a claim names; None where it is not to be read."""
+    """The chain that a claim names; None if the claim is missing or damaged."""
     try:
         return str(json.loads(claim or b"")["chain"])
     except (ValueError, TypeError, KeyError):

@@ -31,11 +31,11 @@ from mvlm.runtime.storage import sync, write_durably
 
 
 def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup, memory: Path | None = None) -> bool:
-    """Fetch where the run folder has no checkpoint, an older one, or the same one damaged; all ranks must call.
+    """Fetch it if the run folder has no checkpoint, an older one, or the same one damaged; all ranks must call.
 
-    Where nodes have folders of their own, each of them lacks what the others wrote: there the mirror alone counts, and
-    files are fetched that are not in the folder already; but where nodes have copies of each other's files in their
-    `memory`, and all files between them, the mirror's are not needed.
+    Nodes with folders of their own each lack what the others wrote, so the mirror alone decides, and each folder gets
+    the files that it lacks. If such nodes keep copies of each other's files in `memory`, and have all files between
+    them, the checkpoint is assembled from those instead.
 
     Returns:
         Whether there is a checkpoint.
@@ -69,7 +69,7 @@ def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup, memory: Path | N
 
 
 def _fetch_best(mirror: Mirror, older: list[MirrorPath], run: Path, group: FolderGroup) -> None:
-    """The best checkpoint, where it is one of these; without it the run resumes all the same."""
+    """Fetch the best checkpoint, if it is one of `older`; the run can resume without it."""
     name = dist.as_rank_0(mirror.best)
     for remote in (each for each in older if Path(each.path()).name == name):
         there = run / CHECKPOINTS / step_name(remote.step) / INDEX
@@ -87,7 +87,7 @@ def _is_behind(run: Path, newest: MirrorPath) -> bool:
 
 
 def _newest_step(run: Path) -> int:
-    """Of the checkpoints in the run folder, -1 for none. One that was gone back on counts: that was somebody's will."""
+    """The highest step in the run folder, -1 for none. Those beyond `latest` count: somebody chose to go back."""
     return max((step_of(folder) for folder in step_folders(run) if (folder / INDEX).is_file()), default=-1)
 
 
@@ -129,7 +129,7 @@ def _fetch_files(mirror: Mirror, remote: MirrorPath, entries: list[Entry], unfin
 def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: FolderGroup) -> None:
     def described() -> None:
         if (run / CHECKPOINTS / step_name(remote.step) / CONFIG).exists():
-            return  # it is whole by itself; one of version 0.1 needs these:
+            return  # only a checkpoint of version 0.1 lacks these
         for name in (CONFIG, *mirror.sizes(TOKENIZER), *mirror.sizes(TEXT_ENCODER)):
             if DESCRIPTION.fullmatch(name):
                 (run / name).parent.mkdir(exist_ok=True)
@@ -137,7 +137,7 @@ def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: Fol
                 sync((run / name).parent)
 
     def recorded() -> None:
-        for name in (METRICS, SKIPPED):  # only ever appended to: the longer one knows more
+        for name in (METRICS, SKIPPED):  # only ever appended to, so the longer one has more
             known = (run / name).stat().st_size if (run / name).exists() else 0
             content = mirror.read(name) or b""
             if len(content) > known:
@@ -148,9 +148,9 @@ def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: Fol
 
 
 def begin_without(mirror: Mirror, run: Path, group: FolderGroup) -> None:
-    """Make sure that a run whose mirror is still empty starts alike on all nodes; all ranks must call.
+    """Make sure that a run whose mirror is still empty starts in the same way on all nodes; all ranks must call.
 
-    Where nodes have folders of their own, an earlier attempt may have left its parts of a checkpoint in them.
+    If nodes have folders of their own, an earlier attempt may have left parts of a checkpoint in them.
 
     Raises:
         UserError: one node has a whole checkpoint.

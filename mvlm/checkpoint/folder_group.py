@@ -15,8 +15,8 @@ from typing import TypeVar
 from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
 
-PATIENCE_S = 5.0  # until a network file system shows to one node what another has made
-NAMED = 8  # hosts that a sentence names
+PATIENCE_S = 5.0  # for a network file system to show one node what another has written
+NAMED = 8  # hosts that an error message names
 
 Item = TypeVar("Item")
 
@@ -38,16 +38,16 @@ class FolderGroup:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank does for the folder what only one may do."""
+        """Whether this rank does what only one rank of the group may do."""
         return dist.rank() == self.ranks[0]
 
     def share(self, items: list[Item]) -> list[Item]:
-        """What falls to this rank of work that the ranks of the group divide among them."""
+        """This rank's share of work that the ranks of the group divide among themselves."""
         return items[self.ranks.index(dist.rank()) :: len(self.ranks)]
 
 
 def find_folder_group(run: Path, mirrored: bool) -> FolderGroup:
-    """Find out by a token of each rank in the run folder, which is made; all ranks must call.
+    """Find out by having each rank leave a token in the run folder, which is created; all ranks must call.
 
     Args:
         mirrored: checkpoints go to a mirror, so that nodes may have folders of their own.
@@ -60,14 +60,14 @@ def find_folder_group(run: Path, mirrored: bool) -> FolderGroup:
     tokens = run / f".seen-{dist.broadcast_object(secrets.token_hex(8))}"
     dist.try_on_all(lambda: _leave_token(run, tokens))
     seen = _look(tokens)
-    has_one_folder = dist.all_agree(len(seen) == dist.world())  # and all have looked
+    has_one_folder = dist.all_agree(len(seen) == dist.world())  # also a barrier: all have looked
     if dist.rank() == min(seen):
         shutil.rmtree(tokens, ignore_errors=True)
     return FolderGroup.of_all() if has_one_folder else _find_among_several(run, mirrored, seen)
 
 
 def _find_among_several(run: Path, mirrored: bool, seen: set[int]) -> FolderGroup:
-    """This rank's group where not all see all, which rank 0 finds; raises as `find_folder_group`."""
+    """This rank's group if not all ranks see each other; raises as `find_folder_group`."""
     told = dist.gather_on_rank_0((socket.gethostname(), seen))
     groups = _connected([ranks for _, ranks in told])
 
@@ -94,7 +94,7 @@ def _leave_token(run: Path, tokens: Path) -> None:
 
 
 def _look(tokens: Path) -> set[int]:
-    """The ranks whose tokens are seen, when all are or the patience is at its end."""
+    """The ranks whose tokens are visible, once all are or PATIENCE_S has passed."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         seen = {dist.rank()}
@@ -106,7 +106,7 @@ def _look(tokens: Path) -> set[int]:
 
 
 def _connected(seen: list[set[int]]) -> list[set[int]]:
-    """Groups, from what each rank has seen: one that sees another shares its folder, be it seen itself or not yet."""
+    """Groups, from what each rank has seen: one that sees another shares its folder, even if not yet seen itself."""
     groups: list[set[int]] = []
     for ranks in seen:
         touching = [group for group in groups if group & ranks]

@@ -19,13 +19,13 @@ from mvlm.runtime import dist
 def find_damage(checkpoint: Path, hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint's files, if anything; the ranks share the reading, and all must call.
 
-    Moments that were deleted altogether are no damage.
+    Moments that were all deleted do not count as damage.
 
     Args:
         hashes: False compares lengths alone.
 
     Raises:
-        StorageLost: on every rank, where it is out of sight of any.
+        StorageLost: on every rank, if any rank cannot reach it.
     """
     return next(filter(None, dist.on_all(lambda: _find_damage_in_share(checkpoint, hashes))), None)
 
@@ -41,7 +41,7 @@ def _find_damage_in_share(checkpoint: Path, hashes: bool) -> str | None:
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """Raises one of UNREADABLE where state.json is damaged."""
+    """Raises one of UNREADABLE if state.json is damaged."""
     return TrainState.from_json(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
 
 
@@ -79,7 +79,7 @@ def can_resume(checkpoint: Path) -> bool:
 
 
 def refusal(checkpoint: Path, reason: str) -> UserError:
-    """What to raise where a damaged checkpoint has no other to take its place."""
+    """The error to raise if no other checkpoint can replace a damaged one."""
     return UserError(
         f"{checkpoint} is damaged ({reason}): resume from another checkpoint, by checkpoint.resume in a new run.dir."
     )
@@ -91,10 +91,10 @@ def compare_shapes(
     parameters: Mapping[str, Parameter],
     is_fitted: Callable[[str], bool],
 ) -> None:
-    """Raise `UserError` where a checkpoint's weights are not those of a model, which may be on the meta device.
+    """Raise `UserError` if a checkpoint's weights do not match a model, which may be on the meta device.
 
     Args:
-        is_fitted: whether a parameter may be there in another shape.
+        is_fitted: whether a parameter may be stored in another shape.
     """
     for name, stored in weights.items():
         shape, parameter = stored.shape, parameters.get(name)
@@ -106,7 +106,7 @@ def compare_shapes(
 
 
 def check_continuity(checkpoint: Path, state: TrainState, fingerprint: str, selection: str) -> None:
-    """Raise `UserError` where a run on these shards would not continue as the checkpoint's began.
+    """Raise `UserError` if a run on these shards would not continue as the checkpoint's began.
 
     Args:
         fingerprint, selection: of the mixture of data.train.

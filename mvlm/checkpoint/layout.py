@@ -1,17 +1,17 @@
-"""Where a run's checkpoints lie, and which of them it stands at.
+"""Where a run's checkpoints lie, and which of them is the latest.
 
 A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors` (fp32, by parameter name),
-`moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), where the run averages
-its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which has every file
-with its length and hash, who has written them, and the format, after which parameters are named. Each rank's files
-have what it alone has: where ZeRO splits a tensor, a part of it laid flat, with the tensor's shape and where the part
-begins in the file's metadata; where ranks split layers, a part of a cut of it
-(mvlm/checkpoint/cut.py). What says what the weights mean lies there as well, under the names that it has in the run's
-folder (mvlm/checkpoint/description.py); not in one of version 0.1. `checkpoints/latest` holds the name of the
-one to resume from, and `checkpoints/best` that of the best by `eval.select`, where a run has one.
-Beside them may lie, of the run's attempt A, `step_N.partial-A`, being written, and `step_N.deleted-A`, being deleted;
-`step_N.damaged`, and `step_N.aside-A`, another's that lay where attempt A wrote. A copy of a mirror has
-`step_N.attempt-A`.
+`moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), `ema-*.safetensors` if
+the run averages its weights (the average, by parameter name), `state.json` and `index.json`. The index lists every
+file with its length and hash, who wrote the checkpoint, and its format, which determines the parameters' names. Each
+rank's files have what only that rank holds: where ZeRO splits a tensor, a flattened part of it, with the tensor's shape
+and the part's start in the file's metadata; where ranks split layers, a part of a cut of it (mvlm/checkpoint/cut.py).
+The description of the weights lies there as well, under the names that it has in the run folder
+(mvlm/checkpoint/description.py), except in a checkpoint of version 0.1. `checkpoints/latest` holds the name of the
+checkpoint to resume from, and `checkpoints/best` that of the best by `eval.select`, if there is one.
+Beside the checkpoints may lie, from the run's attempt A, `step_N.partial-A`, being written, `step_N.deleted-A`, being
+deleted, and `step_N.aside-A`, another run's that was in the way of attempt A; also `step_N.damaged`. A copy of a mirror
+has `step_N.attempt-A`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Entry:
     sha256: str
 
     def damage(self, checkpoint: Path, hashes: bool = True) -> str:
-        """What is wrong with it in that folder, "" for nothing; raises OSError where it cannot be read.
+        """What is wrong with it in that folder, "" for nothing; raises OSError if it cannot be read.
 
         Args:
             hashes: False compares lengths alone.
@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Writer:
-    """Who has written a checkpoint: an attempt, and the chain of attempts that it belongs to, each resuming another."""
+    """Who wrote a checkpoint: an attempt, and its chain of attempts, each of which resumed the one before."""
 
     chain: str
     attempt: int
@@ -73,8 +73,8 @@ class Candidates:
     """What a run may be resumed from.
 
     Attributes:
-        first: the folder that `latest` names, whole or not; where `latest` is no use, that of the highest step.
-        others: those to look at where `first` is not whole, the best first: of lower steps.
+        first: the folder that `latest` names, whole or not; if `latest` is unusable, the one of the highest step.
+        others: those of lower steps, highest first, to try if `first` is not whole.
         problem: what is wrong with `latest`, as the beginning of a sentence; "" for nothing.
     """
 
@@ -96,7 +96,7 @@ def step_folders(run: Path) -> list[Path]:
     """The step folders of a run, whole or not, highest step first.
 
     Raises:
-        UserError: the run's folder cannot be read; StorageLost, where it is out of sight.
+        UserError: the run's folder cannot be read; StorageLost if it cannot be reached.
     """
     home = run / CHECKPOINTS
     try:
@@ -109,12 +109,12 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def has_checkpoints(run: Path) -> bool:
-    """Whether a run has, or once had, something to resume from: it is then never begun from scratch."""
+    """Whether a run has, or once had, something to resume from; such a run never starts from scratch."""
     return os.path.lexists(run / CHECKPOINTS / LATEST) or bool(step_folders(run))
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that `best` names; None where a run has none."""
+    """The checkpoint that `best` names; None if a run has none."""
     pointer = run / CHECKPOINTS / BEST
     try:
         folder = pointer.with_name(_read_name(pointer))
@@ -124,14 +124,14 @@ def best_checkpoint(run: Path) -> Path | None:
 
 
 def run_of_best(path: Path) -> Path | None:
-    """The run whose best checkpoint a path means: `RUN/best`, or the file that names it; None where it means none."""
+    """The run whose best checkpoint a path means, `RUN/best` or the file that names it; None for any other path."""
     if path.name != BEST or path.is_dir():
         return None
     return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
 
 
 def candidates(run: Path) -> Candidates:
-    """What a run may be resumed from, by what `latest` names or, where that is no use, by the steps there are.
+    """What a run may be resumed from, by what `latest` names or, if that is unusable, by the step folders there are.
 
     Raises:
         UserError: there is nothing, or it cannot be read.
@@ -149,11 +149,12 @@ def candidates(run: Path) -> Candidates:
 
 
 def find_checkpoint(path: str | Path, setting: str = "") -> Path:
-    """The checkpoint that `path` means: itself, or the one that a run folder stands at, by `latest` where that is
-    some use, else the newest whole one, which is then said; `RUN/best` means the run's best.
+    """The checkpoint that `path` means: itself, the latest of a run folder, or for `RUN/best` the run's best.
+
+    If the file `latest` is unusable, the newest whole checkpoint is taken and a warning says so.
 
     Args:
-        setting: that names it, if any, for the message.
+        setting: the setting that gave the path, if any, for the message.
 
     Raises:
         UserError: there is none.
@@ -185,13 +186,13 @@ def find_checkpoint(path: str | Path, setting: str = "") -> Path:
 
 
 def read_index(checkpoint: Path) -> list[Entry]:
-    """The files of a checkpoint; raises one of UNREADABLE where index.json is damaged."""
+    """The files of a checkpoint; raises one of UNREADABLE if index.json is damaged."""
     content = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))
     return [Entry(**entry) for entry in content["files"]]
 
 
 def read_format(checkpoint: Path) -> int:
-    """In which a checkpoint was written; raises `UserError` where only another version knows it."""
+    """The format of a checkpoint; raises `UserError` if this version does not know it."""
     number = json.loads((checkpoint / INDEX).read_text(encoding="utf-8")).get("format", 1)
     if number not in range(1, FORMAT + 1):
         raise UserError(f"{checkpoint} has the format {number!r}, which is unknown to this version: update mvlm.")
@@ -199,7 +200,7 @@ def read_format(checkpoint: Path) -> int:
 
 
 def read_writer(checkpoint: Path) -> Writer | None:
-    """Who has written a checkpoint; None where that is not known, as of one that lies elsewhere behind a link."""
+    """Who wrote a checkpoint; None if that is not known, or if it lies elsewhere behind a symbolic link."""
     if checkpoint.is_symlink():
         return None
     try:
@@ -214,34 +215,34 @@ def is_moments(entry: Entry) -> bool:
 
 
 def has_moments(checkpoint: Path) -> bool:
-    """Whether any of the optimiser's files lies there; raises one of UNREADABLE where index.json is damaged."""
+    """Whether any of the optimiser's files is there; raises one of UNREADABLE if index.json is damaged."""
     return any((checkpoint / entry.file).exists() for entry in read_index(checkpoint) if is_moments(entry))
 
 
 def find_damaged_file(checkpoint: Path, hashes: bool, share: slice = slice(None)) -> str | None:
-    """What is wrong with the files that index.json names, if anything. Moments deleted altogether are no damage.
+    """What is wrong with the files that index.json names, if anything. Moments that were all deleted do not count.
 
     Args:
         hashes: False compares lengths alone.
-        share: of the files that are looked at.
+        share: which of the files to check.
 
     Raises:
-        StorageLost: it is out of sight.
+        StorageLost: it cannot be reached.
     """
     try:
-        with_moments = has_moments(checkpoint)  # asked once: an index of a thousand files is long
+        with_moments = has_moments(checkpoint)  # once, since an index may list a thousand files
         files = [entry for entry in read_index(checkpoint) if with_moments or not is_moments(entry)]
-        files.sort(key=lambda entry: -entry.bytes)  # so that ranks read as much, whatever sizes the kinds have
+        files.sort(key=lambda entry: -entry.bytes)  # so that ranks read equal amounts, whatever the kinds' sizes
         return next(filter(None, (entry.damage(checkpoint, hashes) for entry in files[share])), None)
     except UNREADABLE as error:
         return damage(checkpoint, error)
 
 
 def damage(checkpoint: Path, error: Exception) -> str:
-    """What one of UNREADABLE says is wrong with a checkpoint.
+    """What is wrong with a checkpoint, from one of UNREADABLE.
 
     Raises:
-        StorageLost: it is out of sight, and may be whole.
+        StorageLost: it cannot be reached, and may be whole.
     """
     is_of_bad_sector = isinstance(error, OSError) and error.errno == errno.EIO
     if isinstance(error, OSError) and error.errno in OUT_OF_SIGHT and not is_of_bad_sector:
@@ -257,7 +258,7 @@ def _read_latest(latest: Path) -> tuple[Path | None, str]:
             again = _read_name(latest)
             if again == name:
                 return None, f"{latest} names {latest.with_name(name)}, which is not there"
-            name = again  # an attempt that lives has saved, and deleted what it no longer keeps
+            name = again  # a live attempt has saved another, and deleted the one that was named
     except ValueError as error:
         return None, f"{latest} {error}"
     except OSError as error:

@@ -1,9 +1,9 @@
-"""A run's second place: checkpoints at an fsspec URL, for nodes that share no disk and disks that do not last.
+"""A run's mirror: its checkpoints at an fsspec URL, for nodes that share no disk and for disks that do not last.
 
 An object store can neither rename nor append. So a checkpoint lies in a folder of its own attempt,
-`checkpoints/step_N.attempt-A`, where no other attempt ever writes, and is whole when its index.json, which comes last,
-is there. `checkpoints/latest` holds the newest one's name, for people and for who copies the mirror into a run folder,
-and `checkpoints/best` that of the best. Beside them lie `attempts/NNNN.json` and the run's small files.
+`checkpoints/step_N.attempt-A`, where no other attempt ever writes, and is whole once its index.json, which is uploaded
+last, is there. `checkpoints/latest` holds the newest one's name, for people and for copying the mirror into a run
+folder, and `checkpoints/best` that of the best. Beside them lie `attempts/NNNN.json` and the run's small files.
 """
 
 from __future__ import annotations
@@ -37,26 +37,25 @@ class MirrorPath(NamedTuple):
 
 
 class Mirror(Storage):
-    """The URL, with what it holds of a run. All methods raise UserError when it fails for good."""
+    """What the URL holds of a run. All methods raise UserError when it fails for good."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, "check checkpoint.mirror and what is needed to reach it")
 
     def history(self) -> list[MirrorPath]:
-        """The whole checkpoints, newest first, without those that a later attempt has gone back on."""
+        """The whole checkpoints, newest first, without those that a later attempt discarded by going back."""
         sizes = self.sizes(CHECKPOINTS)
         return lineage(remote for remote in _saved(sizes) if remote.path(INDEX) in sizes)
 
     def best(self) -> str:
-        """The name of the best checkpoint's folder, "" where there is none."""
+        """The name of the best checkpoint's folder, "" if there is none."""
         return (self.read(f"{CHECKPOINTS}/{BEST}") or b"").decode(errors="replace")
 
     def prune(self, newest: MirrorPath, config: Checkpoint, is_own: Callable[[int], bool]) -> None:
-        """Delete what the run's own attempts have left half, or saved up to `newest` and need not keep, but
-        not the best.
+        """Delete what the run's own attempts left half, or saved up to `newest` and need not keep, but not the best.
 
         Args:
-            is_own: whether an attempt belongs to the chain of the one that calls.
+            is_own: whether an attempt belongs to the calling attempt's chain.
         """
         sizes = self.sizes(CHECKPOINTS)
         saved = sorted(_saved(sizes))
@@ -78,7 +77,7 @@ def read_entries(index: bytes, where: str) -> list[Entry]:
 
     Raises:
         one of UNREADABLE: it is damaged.
-        UserError: it names what no checkpoint has, and would be written where it must not.
+        UserError: it names a file that no checkpoint has, and that could be written anywhere.
     """
     entries = [Entry(**entry) for entry in json.loads(index)["files"]]
     for entry in entries:

@@ -1,4 +1,4 @@
-"""The checkpoint that a run is resumed from, where its latest may be damaged, and `latest` lost or of no use."""
+"""Finds the checkpoint to resume from, even if the latest is damaged, or the file `latest` is lost or unusable."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mvlm.runtime.storage import sync, write_durably
 
 @dataclass(frozen=True)
 class Search:
-    """What the checkpoints of a run folder are good for.
+    """What was found among the checkpoints of a run folder.
 
     Attributes:
-        whole: that the run can be resumed from.
+        whole: the one to resume from.
         damaged: newer ones that are not whole, the latest first.
         reason: what is wrong with the first of them.
-        problem: what is wrong with the file `latest`, where it names none of them.
+        problem: what is wrong with the file `latest`, if it names none of them.
     """
 
     whole: Path
@@ -36,10 +36,10 @@ class Search:
 
 
 def newest_whole(run: Path) -> Path:
-    """The checkpoint to resume from, which becomes the latest: the one that `latest` names; where that is damaged, the
-    newest older whole one; where `latest` is no use, the newest whole one.
+    """The checkpoint to resume from, which becomes the latest: the one that `latest` names; if that is damaged, the
+    newest whole one before it; if `latest` is unusable, the newest whole one.
 
-    Damaged ones are then renamed to `step_N.damaged`, and one sentence says so. All ranks must call.
+    Damaged ones are then renamed to `step_N.damaged`, and a warning says so. All ranks must call.
 
     Raises:
         UserError: none is whole; nothing has been renamed.
@@ -52,7 +52,7 @@ def newest_whole(run: Path) -> Path:
 
 
 def search_whole(run: Path, hashes: bool = True) -> Search:
-    """Find it and change nothing; all ranks must call. Raises as `newest_whole`.
+    """Find the checkpoint to resume from, changing nothing; all ranks must call. Raises as `newest_whole`.
 
     Args:
         hashes: False compares lengths alone.
@@ -62,7 +62,7 @@ def search_whole(run: Path, hashes: bool = True) -> Search:
         again = dist.as_rank_0(lambda: candidates(run))
         if again.first == found.first:
             break
-        found = again  # another attempt lives, and has deleted what it no longer keeps
+        found = again  # another attempt is alive, and has deleted the one that was named
     if not reason and (not found.problem or can_resume(found.first)):
         return Search(found.first, problem=found.problem)
     damaged = [found.first] if reason else []
@@ -95,13 +95,13 @@ def _settle(found: Search) -> None:
 
 
 def _clear_latest(latest: Path) -> None:
-    """A folder in its place could not be replaced by a file."""
+    """Move a folder of that name aside: a file could not replace it."""
     if latest.is_dir() and not latest.is_symlink():
         os.rename(latest, latest.with_name(f"{LATEST}.aside-{time.time_ns()}"))
 
 
 def make_latest(checkpoint: Path) -> None:
-    """Point the run's `latest` at one of its own checkpoints, whatever lies beyond it; all ranks must call."""
+    """Point the run's `latest` at one of its own checkpoints, even if there are later ones; all ranks must call."""
     dist.as_rank_0(partial(_point_latest, checkpoint))
 
 

@@ -1,8 +1,8 @@
 """Copies of the newest checkpoint's files in shared memory: each node keeps those that the node before it has written.
 
-Nodes with run folders of their own stand in a ring. While training continues, each rank sends its files to a rank of
-the next node, in chunks, over the host. What a node is sent of a checkpoint takes the place of what it has of the one
-before. After the loss of a node its successor has what was written there: mvlm/checkpoint/assemble.py.
+Nodes with run folders of their own form a ring. While training continues, each rank sends its files to a rank of the
+next node, in chunks, from host memory. What a node receives of a checkpoint replaces its copies of the one before. If a
+node is lost, its successor has what it wrote: mvlm/checkpoint/assemble.py.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from mvlm.runtime.log import rank_log
 
 SHARED = Path("/dev/shm")
 ROOM = 0.5
-"""Share of the free shared memory that copies may take: NCCL and others need some."""
+"""Share of the free shared memory that copies may take: NCCL and others need some too."""
 CHUNK_BYTES = 1 << 23
 TAG = 31
-"""Of these messages among ranks, as `mvlm.runtime.background` has one."""
+"""Of these messages between ranks; `mvlm.runtime.background` has another."""
 
 
 def memory_of(run: Path) -> Path:
@@ -106,7 +106,7 @@ class PeerCopies:
                 receive_file(folder / entry.file if folder else None, entry.bytes, rank)
 
     def _make_room(self, name: str, needed: int) -> Path | None:
-        """The folder for a checkpoint's files, those of others being deleted; None where they are not to be kept."""
+        """Delete the files of other checkpoints; returns the folder for this one's, None if they cannot be kept."""
         try:
             require_own(self._memory)
             for other in self._memory.iterdir():
@@ -122,7 +122,7 @@ class PeerCopies:
 
 
 def require_own(memory: Path) -> None:
-    """Make a folder that no other user can read; raises OSError where there is one of somebody else's, or a link."""
+    """Make a folder that no other user can read; raises OSError if what is there is not that, or is a link."""
     memory.mkdir(mode=0o700, exist_ok=True)
     found = memory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -130,7 +130,7 @@ def require_own(memory: Path) -> None:
 
 
 def send_file(file: BinaryIO | None, length: int, rank: int) -> None:
-    """So many bytes; what cannot be read is sent as zeros, which the file's hash will tell."""
+    """Send `length` bytes; what cannot be read is sent as zeros, which the file's hash will reveal."""
     while length:
         chunk = torch.zeros(min(CHUNK_BYTES, length), dtype=torch.uint8)
         with contextlib.suppress(OSError):
@@ -140,7 +140,7 @@ def send_file(file: BinaryIO | None, length: int, rank: int) -> None:
 
 
 def receive_file(path: Path | None, length: int, rank: int) -> None:
-    """What `send_file` sends; a file that cannot be written is not there then. None = nobody wants it."""
+    """Receive what `send_file` sends; a file that cannot be written is removed. With path None it is discarded."""
     file = None
     try:
         with contextlib.suppress(OSError):
@@ -176,7 +176,7 @@ def _read_into(file: BinaryIO | None, chunk: Tensor) -> None:
 
 
 def opened(path: Path) -> BinaryIO | None:
-    """A file to be read, which others may delete from now on; None where there is none."""
+    """A file open for reading, even if it is deleted meanwhile; None if it cannot be opened."""
     try:
         return open(path, "rb", buffering=0)  # type: ignore[return-value]
     except OSError:
@@ -193,7 +193,7 @@ def _started(action: Callable[[], None]) -> Thread:
     def run() -> None:
         try:
             action()
-        except RuntimeError as error:  # a rank has died, which the next step finds out
+        except RuntimeError as error:  # a rank has died, as the next step will find
             rank_log.warning(f"Another node's copy of the newest checkpoint is not whole ({first_line(error)}).")
 
     thread = Thread(target=run, name="peers", daemon=True)

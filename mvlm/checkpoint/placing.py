@@ -12,11 +12,11 @@ from mvlm.errors import cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.storage import write_durably
 
-UNFINISHED = ".partial-0"  # of no attempt, so that the first one that saves deletes it
+UNFINISHED = ".partial-0"  # there is no attempt 0, so the first attempt that saves deletes it
 
 
 def on_each(run: Path, concerned: bool, action: Callable[[], str | None]) -> str | None:
-    """Have this rank act, if it is concerned; every rank learns what any found, or gets the error that any met."""
+    """Run `action` on this rank if it is concerned; every rank gets what any returned, or the error that any met."""
 
     def act() -> str | None:
         try:
@@ -28,7 +28,7 @@ def on_each(run: Path, concerned: bool, action: Callable[[], str | None]) -> str
 
 
 def make_ready(folder: Path, unfinished: Path) -> None:
-    """What lies there already, the node's own files or those of a fetch that was cut off, is not fetched again."""
+    """Keep what is there, the node's own files or those of an interrupted fetch, so that it is not fetched again."""
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not unfinished.exists():
         os.rename(folder, unfinished)
@@ -47,7 +47,7 @@ def finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -
 
 
 def set_damaged_aside(folder: Path) -> Path:
-    """Keep a step folder that is not whole under another name, in place of one that was kept so before."""
+    """Rename a step folder that is not whole, in place of one that was set aside before; returns the new path."""
     aside = folder.with_name(f"{folder.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)

@@ -1,6 +1,6 @@
-"""Deleting checkpoints: only what a chain of attempts has itself written, and superseded.
+"""Deletes checkpoints, but only those that a chain of attempts wrote itself and has superseded.
 
-What somebody has copied into the folder, what lay there when a run began, and what no writer is known of stays.
+What somebody copied into the folder, what was there when a run began, and what has no known writer stays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Saved = TypeVar("Saved", bound=tuple[int, int])
 
 
 def lineage(saved: Iterable[Saved]) -> list[Saved]:
-    """Newest first, those that lead to the newest: without what a later attempt has gone back on."""
+    """Newest first, those that lead to the newest: without those that a later attempt discarded by going back."""
     found: list[Saved] = []
     for each in sorted(saved, reverse=True):
         if not found or each[1] < found[-1][1]:
@@ -40,10 +40,9 @@ def to_keep(saved: Iterable[Saved], config: Checkpoint) -> list[Saved]:
 
 
 def prune(run: Path, newest: Path, config: Checkpoint, writer: Writer, held: Path | None) -> None:
-    """Delete what the writer's chain has saved up to `newest` and need not keep, but neither the run's best nor what is
-    `held`.
+    """Delete what the writer's chain has saved up to `newest` and need not keep, except the run's best and `held`.
 
-    What lies beyond, after the run was gone back on, is superseded when the chain has passed it.
+    After the run has gone back, the checkpoints beyond `newest` stay until the chain has passed them.
     """
     saved: dict[tuple[int, int], Path] = {}
     for folder in step_folders(run):
@@ -53,15 +52,15 @@ def prune(run: Path, newest: Path, config: Checkpoint, writer: Writer, held: Pat
     kept = [*map(saved.get, to_keep(saved, config)), best_checkpoint(run), held]
     for folder in saved.values():
         if folder not in kept:
-            with contextlib.suppress(OSError):  # the next time, then
+            with contextlib.suppress(OSError):  # it is tried again next time
                 _delete(folder, writer)
 
 
 def make_way(folder: Path, writer: Writer) -> Path | None:
-    """Free a step's place: what the writer's chain saved there is to be deleted, anything else is set aside.
+    """Free a step's place: what the writer's chain saved there is renamed, anything else is set aside.
 
     Returns:
-        Where the former lies now.
+        The chain's own folder under its new name, to be deleted; None if there is none.
 
     Raises:
         OSError: it cannot be renamed.
@@ -86,7 +85,7 @@ def put_back(home: Path) -> None:
 
 
 def delete_unfinished(home: Path, attempt: int) -> None:
-    """Delete what earlier attempts have left half written and half deleted."""
+    """Delete what earlier attempts have left half written or half deleted."""
     for path in home.glob("step_*"):
         found = UNFINISHED.fullmatch(path.name)
         if found and int(found["attempt"]) < attempt:
@@ -94,7 +93,7 @@ def delete_unfinished(home: Path, attempt: int) -> None:
 
 
 def _delete(folder: Path, writer: Writer) -> None:
-    """Under another name, lest a kill leaves half a checkpoint under its own."""
+    """Rename it first, lest a kill leave half a checkpoint under its own name."""
     shutil.rmtree(_rename(folder, f"deleted-{writer.attempt}"))
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is the best by what its evaluations find, and when they find nothing better any more."""
+"""Which checkpoint of a run is the best by its evaluations, and when these have stopped improving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mvlm.config.schema import Eval
 from mvlm.errors import UserError
 
 PUT_OFF = "eval/put_off"
-"""What is written in place of metrics where an evaluation is left for later."""
+"""Written in place of metrics when an evaluation is postponed."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Selector:
 
     Attributes:
         lower: the lower the better.
-        patience: evaluations in a row without a better one after which the run ends; 0 = it does not.
+        patience: evaluations in a row without improvement after which the run ends; 0 = never.
     """
 
     metric: str
@@ -29,7 +29,7 @@ class Selector:
 
     @classmethod
     def of(cls, settings: Eval) -> Selector | None:
-        """As a run's [eval] says; None where nothing is selected."""
+        """As a run's [eval] says; None if nothing is selected."""
         return cls(settings.select, settings.select_lower, settings.patience) if settings.select else None
 
     def judge(self, best: BestEvaluation | None, step: int, metrics: Mapping[str, float]) -> BestEvaluation | None:
@@ -50,7 +50,7 @@ class Selector:
         return replace(known, since=known.since + 1)
 
     def why_over(self, best: BestEvaluation | None) -> str:
-        """Why the run is to end for want of a better evaluation; "" where it is not."""
+        """Why the run is to end for lack of improvement; "" if it is not."""
         if not self.patience or best is None or best.metric != self.metric or best.since < self.patience:
             return ""
         times = f"{best.since} evaluations" if best.since > 1 else "1 evaluation"

@@ -1,4 +1,4 @@
-"""All that a run must remember beside tensors."""
+"""All that a run must remember besides tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ KINDS = (GLOBAL, BLOCKS, SHARDS)
 
 @dataclass(frozen=True)
 class OrderSpec:
-    """An order, as every checkpoint has it in JSON."""
+    """An order of samples, as every checkpoint has it in JSON."""
 
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     parameters: dict[str, int] = field(default_factory=dict)  # of blocks: block, window; of shards: window
-    from_epoch: int = 0  # the first that is drawn in it
+    from_epoch: int = 0  # the first epoch drawn in it
 
     def __str__(self) -> str:
         if self.kind == GLOBAL:
@@ -43,7 +43,7 @@ class OrderSpec:
         return spec
 
     def is_like(self, other: OrderSpec) -> bool:
-        """Whether both draw an epoch alike."""
+        """Whether both draw an epoch in the same order."""
         return (self.kind, self.parameters) == (other.kind, other.parameters)
 
 
@@ -70,11 +70,11 @@ class DataStream:
         data: folders or URLs, as the run names them.
         parts: the fingerprint of each.
         where: the condition that each one's rows meet.
-        fingerprint: of the mixture that they are.
-        pairs: it draws each row with each of its captions, and not each row.
-        per_epoch: draws of an epoch.
+        fingerprint: of their mixture.
+        pairs: an epoch draws a row once with each of its captions, not once.
+        per_epoch: draws in an epoch.
         position: draws made when the running stage began.
-        order: from that position on; none = it has not been drawn from.
+        order: from that position on; empty = it has not been drawn from.
     """
 
     data: tuple[str, ...]
@@ -99,13 +99,13 @@ class StageState:
 
     Attributes:
         number: of the stage, 0 for the first.
-        step, samples: made and seen before it.
-        end: the step that it ends at, as it was planned last.
+        step, samples: steps made and samples seen before it.
+        end: the step that it ends at, as last planned.
         global_batch: samples a step.
-        earlier: those of its global batches that were others, each with the samples seen when it ended.
-        streams: those of the run that it draws from, by number.
+        earlier: its previous global batches, each with the samples seen when it was changed.
+        streams: numbers of the run's streams that it draws from.
         shares: draws of each in an epoch of the stage.
-        begins, ends: the position of each of these where the stage began and where it ended; none = it runs.
+        begins, ends: the position of each stream when the stage began and when it ended; no ends = it is running.
     """
 
     number: int
@@ -126,7 +126,7 @@ class StageState:
         return cls(**(content | found | {"earlier": tuple((end, batch) for end, batch in content.get("earlier", ()))}))
 
     def batch_at(self, samples: int) -> int:
-        """The global batch of the step that was made when so many samples had been seen."""
+        """The global batch of the step that began when `samples` had been seen."""
         return next((batch for end, batch in self.earlier if samples < end), self.global_batch)
 
 
@@ -140,15 +140,15 @@ class TrainState:
     manifest_fingerprint: str
     updates: int = 0  # the optimiser's own: `step` less the overflows of fp16
     skipped: tuple[int, ...] = ()  # stream positions at which a batch was skipped
-    recent_losses: tuple[float, ...] = ()  # of the last good steps, by which a spike is known
+    recent_losses: tuple[float, ...] = ()  # of the last good steps, to recognise a spike
     loss_scale: dict[str, float] | None = None  # of fp16
     frozen: tuple[str, ...] = ()  # parts that are not trained
-    order: tuple[OrderSpec, ...] = ()  # of the running epoch and of those after it; none = not recorded
+    order: tuple[OrderSpec, ...] = ()  # of the running epoch and of those after it; empty = not recorded
     best: BestEvaluation | None = None  # of the evaluations up to this step, its own included
-    stages: tuple[StageState, ...] = ()  # that have begun, the running one last; none of a run without any
-    streams: tuple[DataStream, ...] = ()  # that these have drawn from, in the order in which they first did
+    stages: tuple[StageState, ...] = ()  # that have begun, the running one last; empty for a run without stages
+    streams: tuple[DataStream, ...] = ()  # that these have drawn from, in order of first use
     selection: str = ""  # a hash of the rows that data.where keeps; "" without it
-    unevaluated: bool = False  # its own evaluation is still to come, since held-out data could not be read
+    unevaluated: bool = False  # this step's evaluation is still owed, since held-out data could not be read
 
     @property
     def is_best(self) -> bool:
@@ -161,7 +161,7 @@ class TrainState:
     @classmethod
     def from_json(cls, content: Any) -> TrainState:
         """Raises:
-        TypeError, KeyError: it is no object, or a key is missing or unknown.
+        TypeError, KeyError: it is not an object, or a key is missing or unknown.
         UserError: its order is of a kind that only another version knows.
         """
         if not isinstance(content, dict):

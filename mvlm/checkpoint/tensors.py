@@ -1,4 +1,4 @@
-"""Weights at rest: a run's folder, read without DeepSpeed. Its layout: mvlm/checkpoint/layout.py."""
+"""Reads and writes the tensors of a checkpoint without DeepSpeed. Their layout: mvlm/checkpoint/layout.py."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from mvlm.config.parameters import present_name
 from mvlm.errors import UserError
 
 METADATA = "__metadata__"
-"""What else may stand in the header of a safetensors file."""
+"""The one key in the header of a safetensors file that is not a tensor's."""
 
 
 class _Piece(NamedTuple):
-    """What one file has of a tensor: elements `start` to before `stop` of a cut of it laid flat."""
+    """What one file has of a tensor: elements `start` to before `stop` of a flattened cut of it."""
 
     cut: Cut
     start: int
     stop: int
     file: TensorFile
-    title: str  # there
+    title: str  # in that file
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file of a checkpoint, of which parts are read one at a time."""
+    """A file of a checkpoint, read one part at a time."""
 
     path: Path
     file: safe_open
 
     def pieces(self) -> Iterator[tuple[str, tuple[int, ...], _Piece]]:
-        """Title, shape of the whole tensor and what is here of it, for each of the file's."""
+        """Of each tensor in the file: its title, its whole shape, and the piece of it that is here."""
         parts = self.file.metadata() or {}
         for title in self.file.keys():  # noqa: SIM118
             shape, start, cut = tuple(self.file.get_slice(title).get_shape()), 0, WHOLE
@@ -57,9 +57,9 @@ class TensorFile:
             yield title, shape, _Piece(cut, start, start + count, self, title)
 
     def read_into(self, target: Tensor, title: str, start: int) -> None:
-        """Fill a flat tensor with elements of one here, from `start` on; no more than these is read.
+        """Fill a flat tensor with a stored one's elements from `start` on, reading no more than these.
 
-        The file is open for as long as that takes, for a checkpoint may have more files than a process may open.
+        The file is open only for that long: a checkpoint may have more files than a process may open.
 
         Raises:
             OSError: it is gone, or has become shorter.
@@ -91,11 +91,11 @@ class StoredTensor:
 
     @property
     def path(self) -> Path:
-        """The file that has it, the first of these where there are several."""
+        """The file that has it, or the first of several."""
         return self.pieces[0].file.path
 
     def tensor(self) -> Tensor:
-        """Read, where the library would map its files, whose pages stay in memory until all are closed."""
+        """The tensor, read: the library would map its files, whose pages stay in memory until all are closed."""
         return self.part(0, math.prod(self.shape)).view(self.shape)
 
     def weight(self) -> Tensor:
@@ -105,12 +105,12 @@ class StoredTensor:
         return weight
 
     def part(self, start: int, stop: int) -> Tensor:
-        """Elements `start` to before `stop` of it laid flat; no more than these is read.
+        """Elements `start` to before `stop` of the flattened tensor, reading no more than these.
 
         Raises:
             OSError: a file is gone, or has become shorter.
         """
-        found = torch.empty(stop - start, dtype=torch.float32, device="cpu")  # whatever the defaults are
+        found = torch.empty(stop - start, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
         count = math.prod(self.shape)
         for piece in self.pieces:
             low, high = max(piece.cut.before(start, count), piece.start), min(piece.cut.before(stop, count), piece.stop)
@@ -128,7 +128,7 @@ class StoredTensor:
 
     def require_whole(self, checkpoint: Path) -> None:
         """Raises: UserError: a piece is missing, or there are too many."""
-        cuts: dict[Cut, int] = {}  # how far each is there
+        cuts: dict[Cut, int] = {}  # how many elements of each have been found
         is_right = True
         for piece in self.pieces:
             is_right &= piece.start == cuts.get(piece.cut, 0)
@@ -147,9 +147,9 @@ def _index(checkpoint: Path) -> list[Entry]:
 
 @contextmanager
 def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, StoredTensor]]:
-    """Every tensor of one kind: `files[title].tensor()` reads that one alone.
+    """Every tensor of one kind: `files[title].tensor()` reads only that one.
 
-    Parameters have their present names, in whatever format the checkpoint was written.
+    Parameters have their present names, whatever the checkpoint's format.
 
     Args:
         kind: WEIGHTS, MOMENTS or EMA.
@@ -189,7 +189,7 @@ def is_averaged(checkpoint: Path) -> bool:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Equal exactly when the weights, and the average of them, are the same files; whether moments lie there or not."""
+    """Equal exactly when the files of the weights, and of their average, are the same; moments do not matter."""
     return hashlib.sha256("".join(sorted(entry.sha256 for entry in _weights(checkpoint))).encode()).hexdigest()
 
 
@@ -199,7 +199,7 @@ def _weights(checkpoint: Path) -> list[Entry]:
 
 @contextmanager
 def open_weights(checkpoint: Path) -> Iterator[dict[str, StoredTensor]]:
-    """What to evaluate a checkpoint by or start another run from: the average of each weight, where there is one.
+    """The weights to evaluate, or to start another run from: the average of each, where there is one.
 
     Raises:
         UserError: a file is missing, cut short or damaged.
@@ -246,11 +246,11 @@ def stream_tensors(
     read: Callable[[str], Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> Entry:
-    """Write a safetensors file, hashed on the way and synced, of which one tensor is in memory at a time.
+    """Write a safetensors file, hashed on the way and synced, with one tensor in memory at a time.
 
     The format is that of https://github.com/huggingface/safetensors: the header's length in eight bytes, the header
-    as JSON padded with spaces, the tensors' bytes one after another. Its library would have to read the file again
-    for the hash.
+    as JSON padded with spaces, the tensors' bytes one after another. After its library, the file would have to be
+    read again for the hash.
 
     Args:
         read: gives the contiguous fp32 tensor of a title.
@@ -284,7 +284,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def require_finite(name: str, weight: Tensor, where: str) -> None:
-    """Raises: UserError: a weight holds NaN or infinity: training would blame its samples for it.
+    """Raise `UserError` if a weight holds NaN or infinity, for which training would blame its samples.
 
     Args:
         where: the file, or whose weights they are.

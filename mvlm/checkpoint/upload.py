@@ -1,8 +1,8 @@
 """Carries checkpoints from the run folder to the mirror while training continues.
 
-A thread of each rank uploads files that its node wrote. When all ranks say between two steps that theirs are there, a
-thread of rank 0 completes the checkpoint. There is one upload at a time; what is published meanwhile waits, and of
-several the newest goes next, after the best, if that waits. All ranks take the same decisions at the same steps.
+A thread of each rank uploads files that its node wrote. When all ranks report between two steps that theirs have
+arrived, a thread of rank 0 completes the checkpoint. There is one upload at a time. Of the checkpoints published
+meanwhile, the best goes next and then the newest. All ranks take the same decisions at the same steps.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from mvlm.errors import UserError
 from mvlm.runtime import dist
 
 BESIDE = (CONFIG, DEEPSPEED, RUN_JSON, METRICS, EVALUATIONS, SKIPPED)
-"""What people look for beside the checkpoints, as the run folder has it."""
+"""Files of the run folder that people look for beside the checkpoints."""
 LOOK_S = 0.2
 
 
 class Uploads:
-    """Does nothing where there is no mirror.
+    """Does nothing if there is no mirror.
 
     Args:
         say: tells the person at the terminal.
-        memory: where nodes have copies of each other's files, if they do.
+        memory: where nodes keep copies of each other's files, if they do.
 
     Attributes:
-        seconds: that the last upload took.
+        seconds: how long the last upload took.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Uploads:
 
     @property
     def ready(self) -> bool:
-        """Whether this rank's part of what is being done is done, or has failed."""
+        """Whether this rank's part of the upload is done, or has failed."""
         return self._task is not None and not self._task.is_alive()
 
     @property
@@ -96,13 +96,13 @@ class Uploads:
                 self._begin()
 
     def offer_start(self, checkpoint: Path) -> None:
-        """Upload the one that this attempt begins with, unless the mirror's newest is the same; all ranks must call."""
+        """Upload the one that this attempt begins with, unless it is the mirror's newest; all ranks must call."""
         mirror = self._mirror
         if mirror and not dist.as_rank_0(lambda: _has(mirror, checkpoint)):
             self.offer(checkpoint)
 
     def advance(self) -> None:
-        """Continue with what comes next; to be called by all ranks when all are ready."""
+        """Continue with what comes next; all ranks must call, when all are ready."""
         assert self._task
         self._task.join()
         self._failure = next(filter(None, dist.gather_objects(self._task.failure)), None)
@@ -120,8 +120,8 @@ class Uploads:
             prune(self._run, self._newest, self._config, self._attempt.writer, self.held)
 
     def drain(self) -> None:
-        """Wait for all uploads, be they good or not; all ranks must call."""
-        while self.pending:  # no rank waits long in an exchange, which has its own limit, for another's slow upload
+        """Wait for all uploads, successful or not; all ranks must call."""
+        while self.pending:  # in short exchanges, since a long one would reach its time limit in a slow upload
             if dist.all_reduce(torch.tensor(float(self.ready))).item() == dist.world():
                 self.advance()
             else:
@@ -145,7 +145,7 @@ class Uploads:
         """Make the run folder's newest checkpoint one that all ranks can read; all ranks must call.
 
         Raises:
-            UserError: nodes have folders of their own, and there is none.
+            UserError: nodes have folders of their own, and the mirror has no checkpoint.
         """
         self.drain()
         if not self._mirror or self._group.is_whole:
@@ -176,7 +176,7 @@ class Uploads:
             self._mirror.upload(folder / file, remote.path(file))
 
     def _complete(self) -> None:
-        """Upload what makes the checkpoint whole, in the order that never shows a half one as whole."""
+        """Upload what makes the checkpoint whole, in an order that never makes a partial one look whole."""
         assert self._mirror and self._folder
         mirror, folder, remote = self._mirror, self._folder, self._remote(self._folder)
         self._stop_if_superseded()
@@ -205,7 +205,7 @@ class Uploads:
 
 
 class _Task(Thread):
-    """Something that takes long, from now on, beside the main thread."""
+    """Runs an action in the background, from now on."""
 
     def __init__(self, action: Callable[[], None] | None) -> None:
         super().__init__(name="mirror", daemon=True)
