@@ -14,7 +14,7 @@ READINGS = 4  # of `AnomalyDetector.report`
 
 
 class StepFlags(NamedTuple):
-    """What one rank says of itself between two steps; once exchanged, on every rank, how many say so."""
+    """What one rank reports between two steps; after the exchange, on every rank, how many report it."""
 
     signalled: int = 0
     orphaned: int = 0
@@ -37,10 +37,10 @@ class StepFlags(NamedTuple):
 
 
 class Agreement:
-    """An exchange among the ranks from the moment it is made; it travels over the host.
+    """An exchange among the ranks, through host memory, which begins when it is constructed.
 
     Args:
-        reading: what this rank's `AnomalyDetector.report` says of an earlier step that is to be judged, if one is.
+        reading: this rank's `AnomalyDetector.report` of an earlier step, if one is to be judged.
     """
 
     def __init__(self, own: StepFlags, reading: tuple[float, ...] | None) -> None:
@@ -49,7 +49,7 @@ class Agreement:
         self._sum = BackgroundSum(torch.tensor(numbers, dtype=torch.float64))
 
     def wait(self) -> tuple[StepFlags, tuple[float, ...]]:
-        """The sums of all ranks' flags and the means of their readings, alike on all."""
+        """The sums of all ranks' flags and the means of their readings, the same on all."""
         numbers = self._sum.wait().tolist()
         counts, readings = numbers[: len(StepFlags._fields)], numbers[len(StepFlags._fields) :]
         return StepFlags(*map(int, counts)), tuple(reading / dist.world() for reading in readings)

@@ -1,8 +1,8 @@
-"""Micro-batches that another rank computes once more: a processor that miscomputes is seen.
+"""Recomputes micro-batches on another rank, to find a processor that miscomputes.
 
-Some do so without any error, now and then or for some operands alone (Hochschild et al., Cores that don't count, HotOS
-2021). What a micro-batch had from other ranks, all features' gradients and its negatives' tokens, is handed on with
-it, so that the rank after it computes the same passes from the same weights, and nothing is exchanged within them.
+Some do so without any error, now and then or only for some operands (Hochschild et al., Cores that don't count, HotOS
+2021). What a micro-batch received from other ranks, all features' gradients and its negatives' tokens, is handed on
+with it, so that the next rank computes the same passes from the same weights without exchanging anything in them.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from mvlm.runtime import dist
 from mvlm.training.span import Known
 from mvlm.training.zero.checksums import sum_bits
 
-AUDITED = 0xA0D17  # tells these draws from others of the same seed
+AUDITED = 0xA0D17  # distinguishes these draws from others of the same seed
 
 
 @dataclass
 class Recording:
-    """The passes of a micro-batch: what they begin with, what they had from other ranks, and what they came to.
+    """The passes of a micro-batch: what they begin with, what they received from other ranks, and what they computed.
 
     Attributes:
         start: where the micro-batch begins in the global batch.
-        contrast: of its pairs, if any.
-        negatives: if any; `at_tokens`: gradients of the own image's and text's tokens as those of others' negatives,
-            where such travel.
-        factor: that its backward pass began with.
-        sums: of bits, by what was computed.
+        contrast: ITC's gradients at its pairs, if any.
+        negatives: if any; `at_tokens`: the gradients at its own image and text tokens as other pairs' negatives, where
+            tokens travel.
+        factor: the gradient that its backward pass began with.
+        sums: sums of bits, by what was computed.
     """
 
     start: int
@@ -51,7 +51,7 @@ class Recording:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def recorded(self, given: GlobalBatch) -> GlobalBatch:
-        """The global batch, from which what is used of it is taken down."""
+        """The global batch, with what is used of it being recorded."""
 
         def contrast(own: Encoded, *scale: Any) -> Callable[[], ItcGradients]:
             _note_sent(self.sums, own, *scale)
@@ -83,10 +83,10 @@ class Recording:
         self.at_tokens[number] = gradient.detach()
 
     def repeated(self, sums: dict[str, Tensor]) -> GlobalBatch | None:
-        """The global batch that this was taken down from, without the other ranks.
+        """The recorded global batch, replayed without the other ranks.
 
         Args:
-            sums: gets those of what would be sent to them.
+            sums: gets the sums of what would be sent to them.
         """
         if self.counts is None:
             return None
@@ -109,7 +109,7 @@ class Recording:
         return GlobalBatch(contrast, negatives, self.counts)
 
     def to(self, device: torch.device) -> Recording:
-        """A copy that has its tensors there, and no graph."""
+        """A copy with its tensors on a device, detached from the graph."""
         handed = [self.batch, self.counts, self.contrast, *(self.negatives or (None, None))]
         batch, counts, contrast, *negatives = (one and apply(one, _to(device)) for one in handed)
         return Recording(
@@ -129,12 +129,12 @@ def _to(device: torch.device) -> Callable[[Any], Any]:
 
 
 class Audit:
-    """Draws the micro-batches that are computed once more, the same on all ranks, and compares.
+    """Draws the micro-batches to recompute, the same on all ranks, and compares the results.
 
     Args:
         share: of the micro-batches.
         model: computes losses; all ranks' weights are the same, or divided.
-        named: names and parameters that are trained.
+        named: names and parameters of what is trained.
         seed: of the run.
 
     Attributes:
@@ -154,14 +154,14 @@ class Audit:
         self.whose = "rank {} on {}".format(*dist.hand_on((dist.rank(), socket.gethostname())))
 
     def is_due(self, step: int, number: int) -> bool:
-        """Whether the micro-batches of this number are drawn in a step, one of each rank."""
+        """Whether every rank's micro-batch of this number is drawn in a step."""
         draws = np.random.default_rng((self._seed % 2**64, step, number, AUDITED))
         return bool(draws.random() < self._share)
 
     def miscomputed(self, step: int) -> Tensor | None:
-        """1.0 where the rank before this one has come to other bits in a step than this one has, else 0.0.
+        """1.0 if the rank before this one computed other bits in a step than this one did, else 0.0.
 
-        A scalar on the device; None where nothing of the step was computed once more.
+        A scalar on the device; None if nothing of the step was recomputed.
         """
         return self._found[1] if self._found and self._found[0] == step else None
 
@@ -173,10 +173,10 @@ class Audit:
         step: int,
         start: int,
     ) -> Losses:
-        """Have a micro-batch's passes made, and make those of the rank before; all ranks must call.
+        """Run a micro-batch's passes, and repeat those of the rank before; all ranks must call.
 
         Args:
-            passes: of a global batch, and of what is to be called with the losses and their sum before its backward.
+            passes: takes a global batch, and what to call with the losses and their sum before the backward pass.
             start: where the micro-batch begins in the global batch.
         """
         recording = Recording(start, batch)
@@ -210,7 +210,7 @@ class Audit:
         """Sum the bits of each parameter's gradient as it comes.
 
         Args:
-            dropping: hand on zeros that take no memory, so that no gradient is kept until the last is there.
+            dropping: replace it with zeros that take no memory, so that no gradient is kept until the last is there.
         """
 
         def add(name: str, gradient: Tensor) -> Tensor | None:
@@ -226,7 +226,7 @@ class Audit:
 
 
 def _note_sent(sums: dict[str, Tensor], own: Encoded, *scale: Tensor | None) -> None:
-    """Sum the bits of what contrast is computed of, which may change nothing of what is computed after it."""
+    """Sum the bits of what contrast is computed from: in the repeated passes, nothing else may depend on it."""
     sums["features"] = sum_bits([own.image_BE, own.text_BE, *(number for number in scale if number is not None)])
 
 

@@ -1,9 +1,9 @@
-"""`train.micro_batch = "auto"`: the largest micro-batch that fits into memory, found by trying before a run begins.
+"""`train.micro_batch = "auto"`: the largest micro-batch that fits into memory, found by trial before a run begins.
 
-What is tried is the model's own forward and backward pass over pairs with the longest captions there can be, twice, so
-that gradients lie there as accumulation leaves them. On a GPU the memory that ZeRO will hold beside it is set aside
-meanwhile, and the largest micro-batch that does not run out is taken. A CPU is never filled: two small micro-batches
-are measured, of which larger ones follow, for memory grows with the pairs.
+A trial is the model's own forward and backward pass over pairs with the longest possible captions, twice, so that the
+second finds gradients in place as accumulation does. On a GPU, the memory that ZeRO will hold besides is set aside
+meanwhile, and the largest micro-batch that does not run out is taken. A CPU's memory is never filled: two small
+micro-batches are measured and larger ones extrapolated, since memory grows with the pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mvlm.training.zero.divide import precision
 from mvlm.training.zero.memory import States, Zero, states
 
 MARGIN = 0.06
-"""Share of a GPU's memory left for NCCL's buffers and fragments."""
+"""Share of a GPU's memory left for NCCL's buffers and fragmentation."""
 OF_A_HOST = 0.8
 """Share of the memory available on a node that its ranks may take; loaders, files and other people need some too."""
 
@@ -53,9 +53,9 @@ def find_micro_batch(
     ds_config: dict[str, Any],
     start: Start,
 ) -> int:
-    """The number for "auto", the same on all ranks, which all must call.
+    """The micro-batch for "auto", the same on all ranks; all must call.
 
-    A run that is resumed takes the number that it had, where the ranks there are now can have it.
+    A resumed run keeps the number that it had, if the present ranks allow it.
 
     Raises:
         UserError: not even the smallest micro-batch fits on some rank.
@@ -69,21 +69,21 @@ def find_micro_batch(
 
 
 def _remembered(start: Start) -> int | None:
-    """Of the run that is resumed, where it was found for it."""
+    """The number that "auto" found for the run that is resumed, if it did."""
     if not (start.checkpoint and start.resumes):
         return None
     try:
         facts = json.loads((described_in(start.checkpoint) / RUN_JSON).read_text(encoding="utf-8"))
         return int(facts["micro_batch"]) if facts["config"]["train"]["micro_batch"] == "auto" else None
-    except (OSError, ValueError, TypeError, KeyError, UserError):  # it is for people to read, too: tried again without
+    except (OSError, ValueError, TypeError, KeyError, UserError):  # run.json may have been edited: search again
         return None
 
 
 class Trial:
-    """A forward and backward pass of the longest pairs, by the model as it is before DeepSpeed wraps it.
+    """A forward and backward pass over the longest pairs, by the model before DeepSpeed wraps it.
 
     Attributes:
-        precision: that DeepSpeed will cast to.
+        precision: what DeepSpeed will cast to.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Trial:
         self.parameters, self.matrices = count_parameters(model), muon_shapes(model, optim)
 
     def run(self, pairs: int) -> None:
-        """Twice, as accumulation would; gradients are gone afterwards."""
+        """Run both passes twice, as accumulation would; the gradients are freed afterwards."""
         device = dist.device()
         batch = longest_batch(self.dataset, pairs).to(device)
         pool = self._pool(batch, pairs)
@@ -118,13 +118,13 @@ class Trial:
         return states(self.parameters, self.zero, dist.world(), accumulation, self.matrices, self.ema)
 
     def beside(self, pairs: int) -> int:
-        """Bytes that ZeRO will hold beside the weights and gradients of the trial."""
+        """Bytes that ZeRO will hold besides the weights and gradients of the trial."""
         held = self.states(pairs)
         all_of_it = held.weights + held.gradients + held.share + held.optimizer + held.buckets
         return max(0, int(all_of_it - 2 * self.parameters * self.zero.element)) + self._negatives(pairs)
 
     def _negatives(self, pairs: int) -> int:
-        """Bytes of ITM's tokens on their way between ranks and micro-batches."""
+        """Bytes of ITM's tokens in transit between ranks and micro-batches."""
         if not isinstance(self.model, MaskVLM) or not self.objectives.itm:
             return 0
         (rows, columns), text = self.model.grid, self.dataset.longest(0).text_L
@@ -133,7 +133,7 @@ class Trial:
         return int(exchange_bytes(shape, pairs, (images, len(text) * self.model.text.width * self.zero.element)))
 
     def _pool(self, batch: Batch | LabelledBatch, pairs: int) -> GlobalBatch | None:
-        """As of a global batch that holds the micro-batch again and again."""
+        """As if the global batch consisted of copies of the micro-batch."""
         if not isinstance(batch, Batch):
             return None
         parts, world = self.global_batch // pairs, dist.world()
@@ -151,14 +151,14 @@ class Trial:
             return Negative(None, image_BSD), Negative(None, text_BLD, batch.valid_BL)
 
         assert isinstance(self.model, MaskVLM)
-        counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
+        counts = batch.patch_mask_BN.sum() * parts  # any will do: memory does not depend on denominators
         alone = self.model.alone(batch)
         negatives = alone.negatives if pairs % self.objectives.group(self.global_batch) == 0 else others
         return GlobalBatch(repeated, negatives, Counts(parts, alone.counts.counted_B3, counts, counts, counts))
 
 
 def _on_gpu(trial: Trial, allowed: Sequence[int]) -> int:
-    """From the largest on, the first that no rank runs out of memory with."""
+    """The largest with which no rank runs out of memory."""
     device = dist.device()
     spare = int(MARGIN * torch.cuda.get_device_properties(device).total_memory)
 
@@ -190,7 +190,7 @@ def _runs_out(attempt: Callable[[int], None], pairs: int) -> bool:
         attempt(pairs)
         return False
     except torch.OutOfMemoryError:
-        pass  # and what the traceback holds on to is free from here on
+        pass  # what the traceback refers to is only freed after this clause
     gc.collect()
     if dist.uses_cuda():
         torch.cuda.empty_cache()
@@ -198,7 +198,7 @@ def _runs_out(attempt: Callable[[int], None], pairs: int) -> bool:
 
 
 def _on_cpu(trial: Trial, allowed: Sequence[int]) -> int:
-    """The largest whose memory, by the two smallest, is there for every rank of a node at once."""
+    """The largest for which, judging by the two smallest, there is memory for every rank of a node at once."""
     hosts = dist.gather_objects(socket.gethostname())
     room = OF_A_HOST * available_memory() / hosts.count(socket.gethostname())
     smallest, next_one = allowed[0], allowed[min(1, len(allowed) - 1)]
@@ -218,7 +218,7 @@ def _on_cpu(trial: Trial, allowed: Sequence[int]) -> int:
 
 
 def _measured(trial: Trial, pairs: int) -> int:
-    """Bytes at the peak, beside the weights."""
+    """Bytes at the peak, besides the weights."""
     with LiveMemory() as memory:
         trial.run(pairs)
     gc.collect()
@@ -235,7 +235,7 @@ def _nothing_fits(smallest: int) -> UserError:
 
 @contextmanager
 def _placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """The model's tensors on a device in a precision; afterwards they are the ones they were."""
+    """Keep the model's tensors on a device in a precision, and restore the original ones afterwards."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     before = [tensor.data for tensor in tensors]
     try:
@@ -248,7 +248,7 @@ def _placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Itera
 
 
 def longest_batch(dataset: ShardDataset[Any], pairs: int) -> Batch | LabelledBatch:
-    """A micro-batch of synthetic samples whose texts are as long as texts may be."""
+    """A micro-batch of synthetic samples with texts of the greatest length."""
     samples = [dataset.longest(place) for place in range(pairs)]
     images_VBCHW = torch.zeros((dataset.image_shape[0], pairs, *dataset.image_shape[1:]), dtype=torch.uint8)
     return collate(samples, images_VBCHW, dataset.captions)

@@ -19,7 +19,7 @@ def find_blocks(model: nn.Module) -> Iterator[Any]:
 
 
 def evenly(blocks: list[Any], share: float) -> list[Any]:
-    """So large a share of the blocks, spread over all of them."""
+    """A share of the blocks, spread evenly over all of them."""
     return [block for i, block in enumerate(blocks) if math.floor((i + 1) * share) > math.floor(i * share)]
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer, the model and the data set of a run: as they will be, of shapes alone, and as they are."""
+"""The tokenizer, the model and the data set of a run: in advance, with shapes alone, and for training."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ TRAINED = "auto"  # in place of a tokenizer's folder
 
 
 def tokenizer_source(data: Data, text: str, start: Start) -> str:
-    """Where the run's tokenizer is loaded from, or `TRAINED`: that of a run whose weights it has, which know no others'
-    tokens; else the encoder's own or a given one.
+    """Where the run's tokenizer is loaded from, or `TRAINED`.
+
+    With another run's weights it is that run's, whose tokens they know, unless a new run is given one; else it is the
+    given one or the text encoder's own.
 
     Args:
         text: the text encoder's name.
@@ -43,7 +45,7 @@ def tokenizer_source(data: Data, text: str, start: Start) -> str:
 
 
 def coming_tokenizer(data: Data, text: str, start: Start) -> PreTrainedTokenizerBase:
-    """The run's; one of as many tokens stands for one that is trained when the run begins.
+    """The run's tokenizer; if it is trained when the run begins, one of as many tokens stands in for it.
 
     Raises:
         UserError: it cannot be loaded, or has other tokens than the run whose weights are taken.
@@ -64,7 +66,7 @@ def coming_tokenizer(data: Data, text: str, start: Start) -> PreTrainedTokenizer
 
 
 def coming_classes(task: Task, start: Start) -> int:
-    """How many the run's task chooses among; of answers that are still to be counted, 1 stands for all."""
+    """How many classes the run's task chooses among; 1 stands for answers that are still to be counted."""
     if task.name != "vqa":
         return len(class_names(task.name, Path()))
     if start.checkpoint and start.resumes:
@@ -80,10 +82,10 @@ def build_dataset(
     model: Encoders,
     classes: Sequence[str] = (),
 ) -> ShardDataset[Any]:
-    """What a run is trained on; raises `UserError` where the mask blocks do not fit the image.
+    """What a run is trained on; raises `UserError` if the mask blocks do not fit the image.
 
     Args:
-        classes: that a fine-tuning task chooses among.
+        classes: those that a fine-tuning task chooses among.
     """
     size, seed, task = blueprint.model.image_size, blueprint.seed, blueprint.task
     if task.is_labelled:
@@ -95,8 +97,8 @@ class StartingModel(NamedTuple):
     """A model at the start of a run.
 
     Attributes:
-        weights: that it is to begin with, where it is of shapes alone so far.
-        report: what these are taken from, if from anything.
+        weights: its initial weights, if it has only shapes so far.
+        report: where they come from, if from anywhere.
     """
 
     model: Encoders
@@ -114,11 +116,11 @@ def build_starting_model(
     """The model and the weights it starts from.
 
     Args:
-        described: the folder with tokenizer and text encoder's description of a run that is resumed.
-        classes: that a fine-tuning task chooses among; 0 = no such task.
+        described: the folder with the tokenizer and the text encoder's description of a resumed run.
+        classes: how many a fine-tuning task chooses among; 0 = no such task.
 
     Raises:
-        UserError: the weights asked for cannot be had, or are another model's.
+        UserError: the weights asked for are not available, or are another model's.
     """
     if start.checkpoint and start.resumes:
         return StartingModel(*build_recorded(*offline_parts(blueprint, described), classes), None)
@@ -147,7 +149,7 @@ def build_empty(
                 blueprint = replace(blueprint, model=with_encoders_of(blueprint.model, start.encoders))
             model = build_model(blueprint, tokenizer, classes)
             return model, take_weights(model, start.checkpoint) if start.checkpoint else None
-    except (OSError, ValueError) as error:  # of what describes a run's encoder and tokenizer
+    except (OSError, ValueError) as error:  # from the description of a run's encoder and tokenizer
         if start.checkpoint is None:
             raise
         folder = described_in(start.checkpoint)

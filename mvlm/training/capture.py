@@ -1,9 +1,9 @@
 """The passes of a model as CUDA graphs: a few launches a step, however many kernels it has.
 
-What runs on the device alone, from the batch to the encodings and from what is fused to the losses, is captured, its
-forward pass in one graph and its backward pass in another, anew for each shape of its arguments. Between them stays
-what other ranks take part in: contrast, and negatives that may lie elsewhere. To autograd, and so to DeepSpeed, such a
-part is one operation, whose parameters' gradients arrive like any others.
+The two parts that run on the device alone are captured, from the batch to the encodings and from the fusion to the
+losses: for each shape of its arguments, a part has one graph for its forward pass and another for its backward pass.
+What involves other ranks stays between the parts: contrast, and negatives that may be elsewhere. To autograd, and so to
+DeepSpeed, a captured part is one operation, whose parameters' gradients arrive like any others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mvlm.runtime.log import log, rank_log
 
 NOTHING: Any = None
 SHAPES = 16
-"""Of its arguments, that a part is captured for; what has more runs the rest uncaptured."""
+"""How many shapes of its arguments a part is captured for; with any others it runs uncaptured."""
 
 
 def capture(model: Encoders) -> None:
@@ -57,7 +57,7 @@ def capture_passes(model: MaskVLM) -> None:
         return encode(_encoded_of(batch), views)
 
     def fuse_streams(batch: Batch, images: Any, texts: Any, counts: Counts, _: bool) -> Any:
-        # Always measured: a graph more, for the steps that log, would hold the gradients once more.
+        # Always with metrics: another graph, for the steps that log, would hold the gradients a second time.
         return fuse(_fused_of(batch), images, texts, counts, True)
 
     model.encode = encode_views  # type: ignore[method-assign]
@@ -65,7 +65,7 @@ def capture_passes(model: MaskVLM) -> None:
 
 
 UNREAD = "position_B", "image_id_B", "caption_id_B"
-"""Of a batch, by what is captured: what is not read would make shapes of its own."""
+"""Fields of a batch that captured parts do not read, and that would otherwise make shapes of their own."""
 
 
 def _encoded_of(batch: Batch) -> Batch:
@@ -84,7 +84,7 @@ class _Captured:
     """A function of nested tensors, captured for the shapes that it is called with.
 
     Args:
-        modules: whose parameters it reads.
+        modules: those whose parameters it reads.
     """
 
     def __init__(self, run: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
@@ -103,15 +103,15 @@ class _Captured:
                 return self._run(*args)
             try:
                 self._graphs[key] = self._capture(shape, tensors)
-            except RuntimeError as error:  # out of memory is one
+            except RuntimeError as error:  # running out of memory raises one
                 self._failed = True
                 reason = first_line(error)
-                rank_log.warning(f"train.compile: a step cannot be captured here ({reason}), so that none is.")
+                rank_log.warning(f"train.compile: a step cannot be captured here ({reason}), so none is.")
                 return self._run(*args)
         replay, found, given = self._graphs[key]
         shape, differentiable = found
         replayed = replay(*_put_in_place(tensors, given))
-        # To autograd all that is replayed has a gradient.
+        # To autograd, everything that is replayed has a gradient.
         outputs = [x if has else x.detach() for x, has in zip(replayed, differentiable, strict=True)]
         return rebuild(shape, outputs)
 
@@ -124,7 +124,7 @@ class _Captured:
 
 
 def _put_in_place(tensors: list[Tensor], given: tuple[Tensor, ...]) -> list[Tensor]:
-    """Copy what has no gradient to where it was captured, all of a type at once, and give it from there.
+    """Copy tensors without a gradient into the captured ones, all of a dtype at once, and return those instead.
 
     torch copies the rest itself, one by one.
     """
@@ -143,7 +143,7 @@ class _Part(nn.Module):
     """The function as torch captures it: tensors in, tensors out, and the parameters it reads.
 
     Attributes:
-        found: the shape of what the function has returned, and which of its tensors have a gradient.
+        found: the shape of what the function returned, and which of its tensors have a gradient.
     """
 
     def __init__(self, run: Callable[..., Any], modules: Sequence[nn.Module], shape: Any) -> None:
@@ -161,13 +161,13 @@ class _Part(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """Where a tensor stands among those of a flattened value."""
+    """A tensor's place among those of a flattened value."""
 
     number: int
 
 
 def flatten(value: Any, tensors: list[Tensor]) -> Any:
-    """The value with each tensor put into the list, and a place in its stead; hashable. One tensor has one place."""
+    """The value with each tensor moved into the list and replaced by its slot; hashable. A tensor has only one slot."""
     if isinstance(value, Tensor):
         for number, known in enumerate(tensors):
             if known is value:

@@ -1,4 +1,4 @@
-"""Transformer blocks compiled by torch: whether they are, in which shapes, and what happens where that fails."""
+"""Compiles transformer blocks by torch: whether, for which shapes, and what happens if that fails."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mvlm.runtime.log import rank_log
 from mvlm.training.blocks import find_blocks
 
 PROOF = ""
-"""The file of benchmarks/gpu/results by which (proven.py) compiled steps are the eager ones, and faster; "" = none is,
-and what is left to "auto" runs uncompiled."""
+"""The file in benchmarks/gpu/results that shows (proven.py) compiled steps to equal the eager ones and to be faster;
+"" = there is none, and "auto" means uncompiled."""
 
 COMPILED_VARIANTS = 64
 """Shapes and modes that a block is compiled for before it runs uncompiled; torch's 8 are few for blocks of three kinds
@@ -30,7 +30,7 @@ def is_compiled(train: Train, ds_config: dict[str, Any]) -> bool:
     """Whether a run's blocks are compiled.
 
     Raises:
-        UserError: that is asked for, and does not go with the DeepSpeed configuration.
+        UserError: that is asked for, but cannot be combined with the DeepSpeed configuration.
     """
     stage = ds_config["zero_optimization"]["stage"]
     if train.compile == "auto":
@@ -48,7 +48,7 @@ def is_compiled(train: Train, ds_config: dict[str, Any]) -> bool:
 
 
 def check_stage(stage: int) -> None:
-    """Raise `UserError` where blocks cannot be compiled at this stage of ZeRO."""
+    """Raise `UserError` if blocks cannot be compiled at this stage of ZeRO."""
     if stage == 3:
         raise UserError(
             "train.compile cannot be combined with ZeRO stage 3, which gathers parameters in the middle of every "
@@ -57,7 +57,7 @@ def check_stage(stage: int) -> None:
 
 
 def compile_blocks(model: nn.Module, stage: int) -> None:
-    """Compile every block for training; recomputation is within, and the compiler takes both passes for one graph.
+    """Compile every block for training, its recomputation included: the compiler sees both passes as one graph.
 
     Raises:
         UserError: blocks cannot be compiled at this stage of ZeRO, or on this machine.
@@ -66,7 +66,7 @@ def compile_blocks(model: nn.Module, stage: int) -> None:
     if not _has_compiler():
         raise UserError("train.compile needs a C++ compiler on every node: install g++, or set it to false.")
     torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-    torch._functorch.config.force_non_lazy_backward_lowering = True  # it fails where it can be caught
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # so that it fails where it is caught
     compiler = _Compiler()
     for block in find_blocks(model):
         block.forward = compiler.compile(block)
@@ -79,9 +79,9 @@ class _Compiler:
         self._failed = False
 
     def compile(self, block: Any) -> Callable[..., Any]:
-        """Its forward pass, for each shape by itself: sizes that may change make slower kernels.
+        """Its forward pass, compiled for each shape separately, since dynamic sizes make slower kernels.
 
-        An evaluation, whose shapes are its own, runs uncompiled.
+        Evaluations, which have shapes of their own, run uncompiled.
         """
         plain = block.forward
         compiled = torch.compile(plain, dynamic=False)
@@ -101,7 +101,7 @@ class _Compiler:
     def _fail(self, error: Exception) -> None:
         self._failed = True
         reason = first_line(error)
-        rank_log.warning(f"train.compile: the compiler fails here ({reason}), so that blocks run uncompiled.")
+        rank_log.warning(f"train.compile: the compiler fails here ({reason}), so blocks run uncompiled.")
 
 
 def _has_compiler() -> bool:

@@ -16,13 +16,13 @@ from mvlm.runtime import replicas
 from mvlm.runtime.gathered import Gathered, Ring
 
 KEPT_BELOW = 524_288
-"""Pairs of the global batch whose features, 1 GB at a width of 256, a rank no longer holds all at once: beyond them the
-softmax, which needs features twice, has them travel twice."""
+"""Pairs of a global batch from which a rank no longer holds all features at once, 1 GB at a width of 256: the softmax,
+which needs them twice, then has them sent twice."""
 KEPT_SHARE = 512
-"""A rank's share of the global batch up to which it holds the features of four times as many pairs: what it takes to
-have them travel twice, beside what a step takes, grows with the ranks, to an eighth on 4,096 (`mvlm plan`)."""
+"""Pairs per rank below which that limit is higher, at most fourfold: compared with a step, the cost of sending features
+twice grows with the ranks, to an eighth on 4,096 (`mvlm plan`)."""
 BLOCK = 65_536
-"""Pairs whose features a rank then holds at a time, 135 MB: the latencies of smaller ones add up (`mvlm plan`)."""
+"""Pairs whose features a rank then holds at a time, 135 MB: with fewer, latencies add up (`mvlm plan`)."""
 
 Contrasting = Callable[[Encoded, Tensor, "Tensor | None"], Callable[[], ItcGradients]]
 
@@ -52,14 +52,14 @@ def peers(global_batch: int, exchange: str) -> Peers:
 def contrast_of(
     model: MaskVLM, micro_batches: Sequence[Batch], seed_part: Callable[[int], None]
 ) -> Iterator[Contrasting]:
-    """What computes ITC for each of a rank's micro-batches: from the features of its own forward pass for an only one,
-    from features of all that are computed beforehand for several.
+    """What computes ITC for each of a rank's micro-batches.
 
-    Features of several are computed twice, with the same dropout, and only the gradients at them are kept (Gao et al.,
-    "GradCache", arXiv 2101.06983, section 3.2).
+    A single one uses the features of its own forward pass. For several, the features of all are computed beforehand,
+    thus twice, with the same dropout, and only the gradients at them are kept (Gao et al., "GradCache", arXiv
+    2101.06983, section 3.2).
 
     Args:
-        seed_part: makes a micro-batch's device randomness begin, given its number.
+        seed_part: seeds a micro-batch's device randomness, given its number.
     """
     excludes = model.objectives.exclude_duplicates
     everybody = peers(replicas.world() * sum(map(len, micro_batches)), model.objectives.itc_exchange)

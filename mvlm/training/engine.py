@@ -1,6 +1,6 @@
-"""DeepSpeed behind a small surface: one step, and every parameter as a whole fp32 tensor.
+"""DeepSpeed behind a small interface: one step, and every parameter as a whole fp32 tensor.
 
-Host synchronisations of each update that are DeepSpeed's own: stages 1 to 3 test the gradient's norm, once a step
+Host synchronisations that DeepSpeed itself makes in each update: stages 1 to 3 test the gradient's norm, once a step
 (stage 3, fp32) or once a parameter group (stages 1 and 2, for clipping); fp16 reads whether gradients overflowed;
 bf16 at stage 0 reads each group's norm. fp32 at stage 0 and bf16 at stage 1 have none.
 """
@@ -50,22 +50,22 @@ class Engine:
         ds_config: as `zero.config.resolve` returns it.
         ema: decay of an average of the weights; 0 = none is kept.
         seed: of what is drawn on the device.
-        checksums: of weights and moments are taken after each update and compared before the next.
-        audit: share of the micro-batches that another rank computes once more.
+        checksums: take checksums of weights and moments after each update, and compare them before the next.
+        audit: share of the micro-batches that another rank recomputes.
 
     Attributes:
         ds_config: as it was given.
-        updates: made by the optimiser; a step that DeepSpeed skipped is none.
+        updates: made by the optimiser, not counting steps that DeepSpeed skipped.
         overflowed: fp16's loss scaler skipped the last step's update.
-        grad_norm: the global gradient's norm before clipping, at the last step; infinite where DeepSpeed found it
-            not finite.
-        corrupted: 1.0 on the device where weights or moments had changed in memory before the last update, else 0.0;
+        grad_norm: the global gradient's norm before clipping, at the last step; infinite if DeepSpeed found it not
+            finite.
+        corrupted: 1.0 on the device if weights or moments had changed in memory before the last update, else 0.0;
             None without checksums.
-        audit: computes micro-batches of the rank before this one once more; None = does not.
-        disk: that what `own_parts` gives lies on; None = lies on none.
+        audit: recomputes micro-batches of the rank before this one; None = nothing is recomputed.
+        disk: holds what `own_parts` gives; None = it is not on a disk.
 
     Raises:
-        UserError: the device cannot compute in the precision asked for, or something to offload with is missing.
+        UserError: the device cannot compute in the precision asked for, or something needed to offload is missing.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Engine:
             raise UserError(f"The DeepSpeed JSON {why}: delete the section.")
         self._plain = self.stage == 0 and not low  # DeepSpeed keeps the optimiser as it is
         self._clip = optim.clip or float("inf")
-        if self._plain:  # clipped here, where the norm can be had
+        if self._plain:  # clipped in `_accumulate`, which gets the norm
             ds_config = ds_config | {"gradient_clipping": 0.0}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -96,7 +96,7 @@ class Engine:
         optimizer, ds_config = build_optimizer(model, optim, ds_config, self.device)
         matrices = frozenset(id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"])
         for group in optimizer.param_groups:
-            group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
+            group["lr"] = 0.0  # in bf16 at stage 0, deepspeed.initialize makes an update without gradients
         self.disk = disk_state_of(ds_config)
         divided = kept_divided() if self.stage == 3 else nullcontext()
         on_disk = self.disk.holding_optimizer() if self.disk else nullcontext()
@@ -109,7 +109,7 @@ class Engine:
         slices = list(self._state.slices(self._trained))
         named = [(self._names[id(parameter)], parameter) for parameter in self._trained]
         self._reduction = reduction_of(self.engine, named, self.ds_config, slices)
-        second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
+        second = getattr(self.engine.optimizer, "backup_optimizer", None)  # at stage 3, if part is offloaded
         self._gradients = GradientParts([optimizer, *([second] if second else [])], slices, self._names)
         if self.disk:
             self.disk.follow(self.engine.optimizer)
@@ -118,12 +118,12 @@ class Engine:
         self.grad_norm: Tensor | float | None = None
         self._checksums = checksums_of(self.model, self._state, ds_config) if checksums else None
         if self.has_ema or self.disk or (self.stage == 0 and not self._plain):
-            self.prepare_state(0)  # in bf16 at stage 0 that update is counted
+            self.prepare_state(0)  # in bf16 at stage 0, the update without gradients has been counted
         self.corrupted: Tensor | None = None
         self.audit = Audit(audit, self.model, named, objectives, seed) if audit else None
 
     def is_intact(self) -> bool:
-        """Whether memory has what the last update left, on every rank; all must call. Without checksums, yes."""
+        """Whether memory holds what the last update left, on every rank; all must call. Without checksums, True."""
         return self._checksums is None or dist.all_agree(not self._checksums.changed())
 
     @property
@@ -151,7 +151,7 @@ class Engine:
             UserError: fp16's gradients overflow at the smallest loss scale.
         """
         micro_batches = [batch.to(self.device) for batch in micro_batches]
-        if not self.model.training:  # to say so to every module in every step takes a millisecond or more
+        if not self.model.training:  # setting every module's mode in every step would take a millisecond or more
             self.engine.train()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
@@ -177,14 +177,14 @@ class Engine:
                 f"fp16's gradients overflow at the smallest loss scale, {self._loss_scale.now:g}, in step {step + 1}: "
                 "use bf16 or fp32 in the DeepSpeed JSON, or a smaller optim.lr."
             )
-        if len(parts) == 1:  # copied all the same: the next replay of a captured step gives others in their place
+        if len(parts) == 1:  # copied even so, since the next replay of a captured step overwrites them
             return dict(zip(parts[0], torch.stack(list(parts[0].values())).unbind(), strict=True))
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def _accumulate(
         self, micro_batches: Sequence[Batch | LabelledBatch], step: int, metrics: MetricAccumulator | None
     ) -> list[Losses]:
-        """The losses of each micro-batch, whose gradients are added up; the last one's turn makes the update."""
+        """The losses of each micro-batch, whose gradients are accumulated; with the last one the update is made."""
         starts = [(m * replicas.world() + replicas.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         parts: list[Losses] = []
 
@@ -229,26 +229,29 @@ class Engine:
         return ((self._names[id(parameter)], parameter) for parameter in self.model.parameters())
 
     def own_parts(self) -> Iterator[tuple[str, dict[str, TensorPart]]]:
-        """Name and fp32 master weight, average and moments of each parameter of which this rank has a part: that part.
+        """Of each parameter that this rank has a part of: its name, and that part of its fp32 master weight, average
+        and moments.
 
-        Every element is one rank's. They are views; nothing is exchanged.
+        Every element belongs to one rank. They are views; nothing is exchanged.
         """
         for parameter, parts in chain(self._state.parts(self._trained, self.updates > 0), self._frozen.parts()):
             yield self._names[id(parameter)], parts
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
-        """Set what `own_parts` is of, and the low-precision copy; all ranks must call, with equal tensors; of what is
-        split by layers, with their parts."""
+        """Set the whole tensors that `own_parts` gives parts of, and the low-precision copy.
+
+        All ranks must call, with equal tensors; if the parameter is split by layers, with their own parts.
+        """
         self._forget_checksums()
         whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
         (self._state if parameter.requires_grad else self._frozen).write(parameter, whole)
 
     def fill(self, parameter: torch.nn.Parameter, keys: Sequence[str], read: Read) -> None:
-        """Do as `write`, of tensors that each rank reads its share of; all must call, and `finish_filling` at last.
+        """As `write`, but each rank reads its share of the tensors; all must call, and `finish_filling` in the end.
 
         Args:
-            keys: of what `own_parts` gives of the parameter.
-            read: gives elements of one of these tensors laid flat, by its key, from one place to before another.
+            keys: those that `own_parts` gives for the parameter.
+            read: given a key, gives elements of that tensor, flattened, from one position to before another.
         """
         self._forget_checksums()
         read = own_read(parameter, read)
@@ -268,9 +271,9 @@ class Engine:
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """The model computes with its averaged weights meanwhile, where there are such; all ranks must enter.
+        """The model computes with its averaged weights meanwhile, if it has them; all ranks must enter.
 
-        An error within ends the run: ranks that have met one cannot exchange anything with the others.
+        After an error the weights are not swapped back: the ranks can no longer exchange anything, and the run ends.
         """
         self._swap_ema()
         yield
@@ -284,7 +287,7 @@ class Engine:
     def prepare_state(self, updates: int) -> None:
         """Zero the optimiser's moments and set the count of updates it is resumed from, so that `write` can fill them.
 
-        Before the first update, which is when torch and DeepSpeed make this state, or at any time after.
+        May be called before the first update, when torch and DeepSpeed create this state, or at any time after.
         """
         self._forget_checksums()
         with self.disk.holding() if self.disk else nullcontext():
@@ -298,10 +301,10 @@ class Engine:
             self._checksums.forget()
 
     def loss_scale_state(self) -> dict[str, float] | None:
-        """All of fp16's dynamic loss scale that the next steps depend on; None in other precisions or a fixed scale."""
+        """All of fp16's dynamic loss scale that the next steps depend on; None without a dynamic loss scale."""
         return self._loss_scale.state() if self._loss_scale else None
 
     def set_loss_scale_state(self, state: dict[str, float]) -> None:
-        """Resume from what `loss_scale_state` gave; nothing happens where there is no dynamic loss scale."""
+        """Resume from what `loss_scale_state` gave; does nothing without a dynamic loss scale."""
         if self._loss_scale:
             self._loss_scale.set_state(state)

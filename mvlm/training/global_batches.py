@@ -21,12 +21,12 @@ def with_global_batches(
 ) -> Iterator[Part]:
     """Each micro-batch and what it needs of the global batch: what losses are divided by, all features, negatives.
 
-    One after another: what is to be computed beforehand is when a micro-batch's turn comes. Fine-tuning's losses
-    are plain means over samples, which need nothing.
+    They come one after another: what a micro-batch needs beforehand is computed when its turn comes. Fine-tuning's
+    losses are plain means over samples, which need nothing.
 
     Args:
-        seed_part: makes a micro-batch's device randomness begin, given its number.
-        scale: of ITM's loss in what the backward pass of a step of a single micro-batch begins with.
+        seed_part: seeds a micro-batch's device randomness, given its number.
+        scale: what ITM's loss is multiplied by before the backward pass of a step with a single micro-batch.
     """
     pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
     if not pairs:

@@ -13,8 +13,8 @@ from mvlm.runtime import dist, replicas
 from mvlm.training.zero.shares import ParamSlice
 
 PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
-"""First words of the names of parameters and modules, in the order in which they are reported; what has another, such
-as projections and temperature, counts as a head."""
+"""First words of the names of parameters and modules, in the order in which they are reported; all others, such as
+projections and temperature, count as heads."""
 
 
 def part_of(name: str) -> str:
@@ -26,13 +26,13 @@ def part_of(name: str) -> str:
 class GradientParts:
     """Looks at gradients at the moment when the optimiser is about to use them.
 
-    They then lie where its state lies, whatever DeepSpeed has done before: every rank sums the squares of what it has.
-    By then they may be clipped, and in fp16 scaled, but all alike, so that the sums tell the parts' shares of the
+    They are then where its state is, whatever DeepSpeed has done before: every rank sums the squares of what it has.
+    By then they may be clipped, and in fp16 scaled, but all equally, so that the sums give the parts' shares of the
     global norm, which is known.
 
     Args:
-        optimizers: that step for this rank.
-        slices: where in their parameters this rank's pieces of the model's lie.
+        optimizers: those that step for this rank.
+        slices: where this rank's pieces of the model's parameters lie in the optimiser's.
         names: of the model's parameters, by id.
     """
 
@@ -42,10 +42,10 @@ class GradientParts:
         self.wanted = False
         self.parts = [part for part in PARTS if part in {part_of(name) for name in names.values()}]
         self._sums: dict[str, list[Tensor]] = {}
-        self._pieces: dict[int, list[tuple[str, int, int]]] = {}  # part, start and end, by id of the optimiser's own
+        self._pieces: dict[int, list[tuple[str, int, int]]] = {}  # part, start and end, by id of the optimiser's tensor
         for piece in slices:
             if cut_of(piece.parameter).of == 1 and replicas.place():
-                continue  # what the ranks of a replica have alike counts once
+                continue  # what all ranks of a replica have counts once
             pieces = self._pieces.setdefault(id(piece.owner), [])
             part, start = part_of(names[id(piece.parameter)]), piece.start
             if pieces and pieces[-1][0] == part and pieces[-1][2] == start:
@@ -55,7 +55,7 @@ class GradientParts:
             optimizer.register_step_pre_hook(self._look)
 
     def norms(self, grad_norm: Tensor | float, device: torch.device) -> dict[str, Tensor]:
-        """Of the step just made while `wanted`, by part; empty where the optimiser made none. All ranks must call.
+        """Of the step just made while `wanted`, by part; all ranks must call.
 
         Args:
             grad_norm: the global gradient's norm.

@@ -1,4 +1,4 @@
-"""Which implementation each operation takes in a run, on all ranks alike."""
+"""Which implementation each operation uses in a run, the same on all ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALL_OPS: dict[str, Op] = OPS | {optimizer.name: optimizer}
 
 
 def settle_run(kernels: Kernels) -> None:
-    """Choose as `[kernels]` says; all ranks must call. What one rank lacks, none takes: they would train apart.
+    """Choose as `[kernels]` says; all ranks must call. What one rank lacks, none uses: they would diverge.
 
     Raises:
         UserError: an implementation asked for by name is not known, or cannot run on some rank.
@@ -29,7 +29,7 @@ def settle_run(kernels: Kernels) -> None:
 
 
 def check_names(kernels: Kernels) -> None:
-    """Raise `UserError` where `[kernels]` names an implementation that there is on no machine, a sentence for each."""
+    """Raise `UserError` if `[kernels]` names implementations that do not exist, with a sentence for each."""
     mistakes = Mistakes()
     for name, op in ALL_OPS.items():
         with mistakes.gathered():
@@ -38,7 +38,7 @@ def check_names(kernels: Kernels) -> None:
 
 
 def survey(device: torch.device) -> dict[str, Any]:
-    """Who computes each operation on `device` in each precision, as things are settled, and why nobody else."""
+    """Which implementation computes each operation on `device` in each precision, as now settled, and why no other."""
     return {"device": str(device), "operations": {name: _survey_op(op, device) for name, op in ALL_OPS.items()}}
 
 
@@ -78,7 +78,7 @@ def settle(ops: Mapping[str, Op], choices: Mapping[str, str]) -> None:
 
 
 def _of_ranks(reasons: Mapping[int, str]) -> str:
-    """The first rank's reason, and which ranks lack it where not all do."""
+    """The first rank's reason, after the ranks that lack it if not all do."""
     first = min(reasons)
     if len(reasons) == dist.world():
         return reasons[first]

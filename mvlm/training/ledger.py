@@ -1,9 +1,8 @@
-"""How often each stage of a run has seen each row: `stages.jsonl` in the run folder, and the counting by it.
+"""How often each stage of a run has seen each row: `stages.jsonl` in the run folder, and counting by it.
 
-Rows are not listed. A line says of each stage from where to where it has drawn from each data set in its order, which
-is a function of the seed: the counts of all rows follow exactly. The file is written anew with each checkpoint, whose
-state says the same, so that no kill or roll-back makes it untrue. Damaged rows, in whose place others are drawn, stand
-in quarantine.jsonl.
+Rows are not listed. A stage's line gives the range that it has drawn of each data set's order, which is a function of
+the seed, so that the counts of all rows follow exactly. The file is rewritten with each checkpoint, from its state, so
+that no kill or roll-back makes it wrong. Damaged rows, which are replaced by others, are listed in quarantine.jsonl.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ AT_ONCE = 1 << 20
 
 
 def write_ledger(run: Path, state: TrainState) -> None:
-    """Raises OSError where it cannot be written; nothing is written of a run without stages."""
+    """Write it if the run has stages; raises OSError if that fails."""
     if state.stages:
         write_durably(run / LEDGER, "".join(json.dumps(line) + "\n" for line in ledger(state)))
 
 
 def ledger(state: TrainState) -> list[dict[str, Any]]:
-    """A line for each stage that has begun; what it has drawn is by data set, or by several drawn in one order."""
+    """A line for each stage that has begun, with what it has drawn from each data set, or from several in one order."""
     lines, streams = [], remembered(state) if state.stages else ()
     for number, stage in enumerate(state.stages):
         last = number + 1 == len(state.stages)
@@ -81,23 +80,23 @@ def ledger(state: TrainState) -> list[dict[str, Any]]:
 
 
 def order_hash(stream: DataStream, number: int, seed: int) -> str:
-    """Equal where a stream is drawn in the same order of the same rows."""
+    """Equal if a stream is drawn in the same order from the same rows."""
     content = {"seed": seed + number, "order": [asdict(order) for order in stream.order]}
     content |= {"fingerprint": stream.fingerprint, "pairs": stream.pairs, "per_epoch": stream.per_epoch}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def count_seen(run: str | Path, places: Sequence[str] = ()) -> list[list[tuple[tuple[str, ...], np.ndarray]]]:
-    """Of each stage that has begun, and of each data set that it has drawn from, how often each of its rows was seen.
+    """For each stage that has begun, and each data set that it has drawn from, how often each row was seen.
 
-    Or each of its pairs, where an epoch draws pairs. Batches that were left out are not counted.
+    If an epoch draws pairs, it is each pair. Batches that were left out are not counted.
 
     Args:
-        run: a run folder, of which the latest checkpoint counts, or a checkpoint.
-        places: where data sets lie that have been moved since a stage drew them.
+        run: a run folder, whose latest checkpoint counts, or a checkpoint.
+        places: the new places of data sets that have been moved since a stage drew them.
 
     Raises:
-        UserError: it is no run with stages, or its shards are gone or changed.
+        UserError: the run has no stages, or its shards are gone or changed.
     """
     checkpoint = find_checkpoint(run)
     state = read_state(checkpoint)
@@ -118,8 +117,8 @@ def count_seen(run: str | Path, places: Sequence[str] = ()) -> list[list[tuple[t
 
 
 def _settings(checkpoint: Path, state: TrainState) -> list[tuple[Data, str]]:
-    """Data and task of the stages that have begun; of a run that has resumed another's, those of the running one alone
-    are known."""
+    """Data and task of the stages that have begun; in a run that has resumed another's checkpoint, the running stage's
+    stand for all, as only they are known."""
     described = described_in(checkpoint)
     if (described / STAGES).is_file():
         stages = load_stored_stages(described / STAGES)
@@ -133,7 +132,7 @@ def _count(state: TrainState, data: Data, task: str, number: int, part: int, mov
     """int64 [numbers]: how often a stage, of these settings, has drawn each number of one of its streams.
 
     Args:
-        moved: folders by the fingerprint of what lies in them now, whatever the stage knew them as.
+        moved: folders by the fingerprint of what they hold now, whatever the stage's names for them were.
     """
     stage, line = state.stages[number], ledger(state)[number]
     which = stage.streams[part]

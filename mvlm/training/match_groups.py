@@ -1,8 +1,8 @@
-"""ITM's groups in a step: within a micro-batch, across ranks, or across micro-batches of a rank too.
+"""ITM's groups in a step: within a micro-batch, across ranks, or across a rank's micro-batches too.
 
-The tokens of a negative travel to the pair that drew it, and their gradient back. Where a group is computed in several
-micro-batches, one after another, all tokens of it are computed beforehand, then their gradients as negatives, and both
-are given to the passes that follow (Gao et al., "GradCache", arXiv 2101.06983, section 3.2).
+The tokens of a negative travel to the pair that drew it, and their gradient back. If a group spans several
+micro-batches, computed one after another, all its tokens are computed beforehand, then their gradients as negatives,
+and both are given to the passes that follow (Gao et al., "GradCache", arXiv 2101.06983, section 3.2).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mvlm.runtime import replicas
 from mvlm.training.span import Exchange, Known, Span, span_shape
 
 MakeGlobalBatch = Callable[[int, Negatives], GlobalBatch]
-"""The global batch for one of a span's micro-batches, given where it has its negatives from."""
+"""The global batch for one of a span's micro-batches, given the source of its negatives."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What is computed of a model before a micro-batch's own passes, with the same dropout.
+    """Computes what is needed before a micro-batch's own passes, with the same dropout.
 
     Attributes:
-        seed_part: makes a micro-batch's device randomness begin, given its number in the span.
-        scale: of ITM's loss in what the micro-batch's own backward pass begins with.
+        seed_part: seeds a micro-batch's device randomness, given its number in the span.
+        scale: what ITM's loss is multiplied by before the micro-batch's own backward pass.
     """
 
     model: MaskVLM
@@ -49,10 +49,10 @@ class Passes:
     def gradients(
         self, wave: int, batch: Batch, global_batch: GlobalBatch, tokens: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Of ITM's loss by the tokens of the negatives that the global batch gives."""
+        """Those of ITM's loss with respect to the tokens of the global batch's negatives."""
         self.seed_part(wave)
         model, objectives = self.model, self.model.objectives
-        if not is_random(model):  # which draws the same alone if it computes the same
+        if not is_random(model):  # a random one must compute all of it to draw the same
             model.objectives = dataclasses.replace(objectives, image=0.0, text=0.0, itc=0.0)
         try:
             loss = model(batch, global_batch)["itm"]
@@ -83,11 +83,11 @@ class MatchGroups:
         return cls(span, sampler, batches, known_J3[:, :2], known_J3[:, 2])
 
     def counted(self, wave: int) -> Tensor:
-        """Of a micro-batch, which examples count -> B3."""
+        """Which examples of a micro-batch count -> B3."""
         return self.sampler.counted(self.ids_J2, self.span.pairs, self.span.start(wave))
 
     def global_batches(self, passes: Passes, make: MakeGlobalBatch) -> Iterator[GlobalBatch]:
-        """For the micro-batches of the span, one after another; all ranks of it must ask."""
+        """For each of the span's micro-batches in turn; all its ranks must iterate."""
         if self.span.waves > 1:
             yield from self._cached(passes, make)
         else:
@@ -96,7 +96,7 @@ class MatchGroups:
     def _exchanged(
         self, own: Encoded, temperature: Tensor, image_BSD: Tensor, text_BLD: Tensor
     ) -> tuple[Negative, Negative]:
-        """Those of the only micro-batch of a span, in its own passes."""
+        """The negatives of a span's only micro-batch, in its own passes."""
         span, row_B2 = self.span, self._draw([own], temperature)
         (image_B, text_B), (image_RB, text_RB) = row_B2.unbind(1), span.gather(row_B2).unbind(2)
         valid_BL = span.fetch(self.batches[0].valid_BL.byte(), text_B).bool()
@@ -106,7 +106,7 @@ class MatchGroups:
         )
 
     def _cached(self, passes: Passes, make: MakeGlobalBatch) -> Iterator[GlobalBatch]:
-        """Those of several micro-batches, known with their gradients before the passes of the first."""
+        """For several micro-batches, whose negatives and their gradients are computed before the first one's passes."""
         span, waves = self.span, range(self.span.waves)
         owns, *tokens = zip(
             *(passes.encode(w, batch) for w, batch in zip(waves, self.batches, strict=True)), strict=True
@@ -161,7 +161,7 @@ class MatchGroups:
 
 
 def match_groups(model: MaskVLM, micro_batches: list[Batch]) -> list[MatchGroups]:
-    """Those of a rank's micro-batches of a step, in one or several of these each; all ranks must call."""
+    """The groups of a rank's micro-batches in a step, by spans of one or several of these; all ranks must call."""
     world, pairs = replicas.world(), len(micro_batches[0])
     sampler = model.sampler(len(micro_batches) * world * pairs if model.objectives.itm else pairs)
     ranks, waves = span_shape(sampler.group, world, pairs)
@@ -177,7 +177,7 @@ def match_groups(model: MaskVLM, micro_batches: list[Batch]) -> list[MatchGroups
 
 
 def at_full_length(batch: Batch, length: int) -> Batch:
-    """With its texts padded to a length that is the same on all ranks and in all steps."""
+    """The batch with its texts padded to a length that is the same on all ranks and in all steps."""
     given = batch.text_BL.shape[1]
 
     def padded(x_BL: Tensor, value: int) -> Tensor:

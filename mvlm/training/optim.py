@@ -15,9 +15,9 @@ from mvlm.training.blocks import find_blocks
 
 ENCODERS = ("vision.vit.", "text.")
 EMBED = "vision.vit.embed."
-"""Makes tokens of a convolutional network's feature map, and is new."""
+"""Turns a convolutional network's feature map into tokens; it is a new module."""
 BELOW_THE_BLOCKS = ("cls_token", "pos_embed", "reg_token", "dist_token", "patch_embed", "norm_pre", "embeddings")
-"""Of an encoder's parameters, how the names begin of those that stand before its first block."""
+"""Prefixes of the names of an encoder's parameters that come before its first block."""
 
 
 def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
@@ -63,13 +63,13 @@ def block_matrices(model: nn.Module) -> Iterator[Tensor]:
 
 
 def muon_shapes(model: Encoders, config: Optim) -> list[list[tuple[int, int]]]:
-    """Of the matrices that Muon updates, by parameter group, of a model that is whole; none where AdamW updates all."""
+    """Of the matrices that Muon updates in a model that is whole, by parameter group; none if AdamW updates all."""
     groups = [group["params"] for group in parameter_groups(model, config) if group.get("muon")]
     return [[(matrix.shape[0], matrix.shape[1]) for matrix in group] for group in groups]
 
 
 def layer_of(model: Encoders) -> dict[str, tuple[int, int]]:
-    """By name of an encoder's parameter: the layer it belongs to, and the last there is."""
+    """By name of an encoder's parameter: the layer it belongs to, and the last layer."""
     layers: dict[str, tuple[int, int]] = {}
     for prefix, encoder in (("vision.vit.", model.vision.vit), ("text.model.", model.text.model)):
         blocks = list(find_blocks(encoder))
@@ -82,5 +82,5 @@ def layer_of(model: Encoders) -> dict[str, tuple[int, int]]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Of a model, also of one that is split by layers or that ZeRO stage 3 has taken apart."""
+    """How many a model has, even one that is split by layers or divided by ZeRO stage 3."""
     return sum(math.prod(whole_shape(parameter)) for parameter in model.parameters())

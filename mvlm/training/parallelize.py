@@ -33,7 +33,7 @@ PARTS = {
     "itc": ("image_projection", "text_projection", "temperature", "contrastive_bias"),
     "itm": ("cross_image", "cross_text", "match_head"),
 }
-"""By objective, what it reads beside the encoders."""
+"""By objective, the parts that it reads besides the encoders."""
 
 
 def parallelize(
@@ -52,14 +52,13 @@ def parallelize(
     ranks must call.
 
     Args:
-        model: on the CPU, with its initial fp32 weights, equal on every rank, or of shapes alone.
-        weights: that a model of shapes alone is to begin with.
+        model: on the CPU, with its initial fp32 weights, equal on every rank, or with shapes alone.
+        weights: the initial ones of a model with shapes alone.
         ds_config: as `zero.config.resolve` returns it.
-        settle: called when the model's passes are what they will be but for the compiler; what it returns takes the
-            place of `ds_config`.
+        settle: called once the model's passes are final except for compilation; what it returns replaces `ds_config`.
 
     Raises:
-        UserError: a part to freeze, a kernel, the compiler or what ZeRO offloads with is not to be had.
+        UserError: a part to freeze, a kernel, the compiler or what ZeRO offloads with is not available.
     """
     freeze(model, train.freeze)
     if weights and (train.micro_batch == "auto" or not can_divide(model, ds_config)):  # auto tries a whole model
@@ -72,7 +71,7 @@ def parallelize(
     recompute_blocks(model, train.recompute)
     if settle:
         ds_config = settle()
-    if is_compiled(train, ds_config):  # after `settle`, each of whose many sizes would be compiled
+    if is_compiled(train, ds_config):  # after `settle`, which tries many sizes, each of which would be compiled
         compile_blocks(model, ds_config["zero_optimization"]["stage"])
         if train.compile == "captured":
             capture(model)
@@ -87,7 +86,7 @@ def freeze(model: Encoders, parts: tuple[str, ...]) -> None:
     A frozen encoder's mask token is frozen with it, so that nothing of it takes part in backward.
 
     Raises:
-        UserError: there is no such part, or nothing is left to train that a loss is computed of.
+        UserError: there is no such part, or nothing is left to train that a loss depends on.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     for part in parts:
@@ -112,7 +111,7 @@ def _read(objectives: Objectives) -> set[str]:
 
 
 def recompute_blocks(model: nn.Module, share: float) -> None:
-    """Have a share of the blocks keep their input alone, and compute the rest again in backward.
+    """Have a share of the blocks keep only their input, and recompute the rest in backward.
 
     Frozen blocks are not counted: nothing of them is kept for backward.
     """

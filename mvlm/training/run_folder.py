@@ -1,4 +1,4 @@
-"""A run folder's tokenizer, answers and text encoder's description, which its checkpoints take along."""
+"""A run folder's tokenizer, answers and text encoder's description, which its checkpoints include."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def prepare_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The run's tokenizer, saved in its folder: the checkpoint's on resume, else the encoder's own, given or trained.
 
-    Beside it, where the task is to answer questions, come the answers there are to choose among. On resume the text
-    encoder's description is put into the folder as well.
+    If the task is to answer questions, the answers to choose among are saved beside it. On resume the text encoder's
+    description is put into the folder as well.
 
     Args:
         text: the text encoder's name.
@@ -67,9 +67,9 @@ def prepare_tokenizer(
 
 
 def restore_description(checkpoint: Path, run: Path) -> None:
-    """Have a run folder's tokenizer and text encoder's description be those of a checkpoint, of this or another run.
+    """Make a run folder's tokenizer and text encoder's description those of a checkpoint, of this or another run.
 
-    One sentence says what had to be mended.
+    A warning says what differed from the run's own checkpoint.
     """
     source = described_in(checkpoint)
     if source == run:
@@ -90,7 +90,7 @@ def restore_description(checkpoint: Path, run: Path) -> None:
 
 
 def read_description(run: Path) -> dict[str, bytes]:
-    """What a checkpoint takes along of the run folder, by name in both."""
+    """What a checkpoint includes from the run folder, by its name in both."""
     files = [run / CONFIG, run / DEEPSPEED, run / RUN_JSON, *(run / TOKENIZER).iterdir()]
     files += [run / STAGES] if (run / STAGES).exists() else []
     named = {str(path.relative_to(run)): path for path in (*files, *(run / TEXT_ENCODER).iterdir())}
@@ -104,12 +104,12 @@ def _texts(task: Task, mixture: Mixture) -> Iterator[str]:
 
 
 def _sound(mixture: Mixture) -> Iterator[Row]:
-    """The rows that are what was written; the others are reported."""
+    """The undamaged rows; the others are reported."""
     return mixture.sound(range(len(mixture)), lambda error: log.warning(f"Left out: {error}"))
 
 
 def find_answers(task: Task, mixture: Mixture) -> tuple[str, ...]:
-    """What questions are answered by: the frequent answers of the data.
+    """The answers to choose among: the frequent ones of the data.
 
     Raises:
         UserError: no answer is frequent enough, or a question has none.
@@ -135,7 +135,7 @@ def _answered(mixture: Mixture) -> Iterator[Sequence[str]]:
 
 
 def _copy_to_groups(folder: Path, group: FolderGroup) -> None:
-    """Give every node that has a run folder of its own what rank 0 has in this folder of its one."""
+    """Copy the files of rank 0's folder to every node that has a run folder of its own."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()} if dist.rank() == 0 else {}
     for name, content in dist.broadcast_object(files).items():
         if group.leads and dist.rank():

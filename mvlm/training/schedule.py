@@ -17,8 +17,8 @@ class Schedule:
     """
     Attributes:
         steps: updates in all, or until the stage ends.
-        log_every, save_every, keep_every, eval_every: steps; 0 = after the last alone.
-        is_last: no stage comes after these.
+        log_every, save_every, keep_every, eval_every: steps; 0 = only after the last.
+        is_last: no stage comes after these steps.
     """
 
     steps: int
@@ -30,7 +30,7 @@ class Schedule:
     is_last: bool = True
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether something is due after this step that is done so often, and after the last."""
+        """Whether something that is done every so many steps, and after the last, is due after this step."""
         return step == self.steps or (every > 0 and step % every == 0)
 
 
@@ -43,14 +43,14 @@ class LearningRate:
     - cosine falls to `floor` at the last update (arXiv 1608.03983, without restarts).
     - constant stays.
     - wsd stays, and over the last `decay` updates falls as 1 - sqrt(progress) towards `floor`, which the update after
-      the last would have (warm-up, stable, decay: MiniCPM, arXiv 2404.06395; this fall: arXiv 2405.18392).
-    - inverse_sqrt falls with the root of the updates made (arXiv 1706.03762), as if the warm-up had been so high too.
+      the last would reach (warm-up, stable, decay: MiniCPM, arXiv 2404.06395; this fall: arXiv 2405.18392).
+    - inverse_sqrt falls with the square root of the updates made, those of the warm-up included (arXiv 1706.03762).
 
     Attributes:
         total, warmup: updates; a warm-up may have ended before update 0.
         scale: updates of a whole warm-up.
-        began: the update at which the warm-up began, where those before were of another global batch; else 0.
-        first: the update that counts as 0, where a stage has a schedule of its own.
+        began: the update at which the warm-up began, if those before had another global batch; else 0.
+        first: the update that counts as 0, if a stage has a schedule of its own.
     """
 
     kind: Literal["cosine", "constant", "wsd", "inverse_sqrt"]
@@ -79,25 +79,25 @@ class LearningRate:
 def learning_rate(
     train: Train, optim: Optim, samples: int, steps: tuple[int, int], state: TrainState | None = None
 ) -> LearningRate:
-    """Of so many samples an epoch, of the updates and of the state that `schedule_steps` gives and takes."""
+    """The learning rate for so many samples an epoch, given what `schedule_steps` returns, and the state it takes."""
     total, warmup = steps
     scale = optim.warmup_steps if optim.warmup_steps >= 0 else optim.warmup_epochs * samples / train.global_batch
     began = 0.0
     if state and optim.warmup_steps < 0:
-        began = min(_offset(train, state), state.step)  # which counts batches left out, of whatever size they were
+        began = min(_offset(train, state), state.step)  # the offset counts batches left out, whatever their size
     return LearningRate(optim.schedule, total, warmup, max(1.0, scale), optim.fall(total), optim.floor, began)
 
 
 def schedule_steps(
     train: Train, optim: Optim, samples: int, state: TrainState | None = None, first: int = 0
 ) -> tuple[int, int]:
-    """Updates in all and updates of warm-up, of so many samples an epoch.
+    """Updates in all and updates of warm-up, for so many samples an epoch.
 
     Args:
-        state: that a run is resumed from. Where updates before it took another global batch, epochs and pairs are
+        state: the one that a run is resumed from. If updates before it had another global batch, epochs and pairs are
             still counted in samples: the learning rate continues from where it was, and its warm-up may have begun
             before update 0.
-        first: the run's step that counts as 0, where a stage is counted by itself.
+        first: the run's step that counts as 0, if a stage is counted by itself.
 
     Raises:
         UserError: there are more than a checkpoint's name has room for, or fewer than have been made.
@@ -119,14 +119,14 @@ def schedule_steps(
 
 
 def warmup_steps(train: Train, optim: Optim, samples: int, state: TrainState | None = None) -> int:
-    """Updates of a warm-up, whatever comes after it; arguments as of `schedule_steps`."""
+    """Updates of a warm-up, whatever comes after it; arguments as for `schedule_steps`."""
     if optim.warmup_steps >= 0:
         return optim.warmup_steps
     return round(optim.warmup_epochs * samples / train.global_batch + _offset(train, state))
 
 
 def _offset(train: Train, state: TrainState | None) -> float:
-    """Updates that were made beyond those that as many samples take by the global batch as it is now."""
+    """How many more updates were made than the same samples take with the present global batch."""
     if state is None:
         return 0.0
     return ((state.step + len(state.skipped)) * train.global_batch - state.samples_seen) / train.global_batch

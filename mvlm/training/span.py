@@ -1,6 +1,6 @@
 """The ranks and micro-batches that whole ITM groups are spread over, and what travels among them.
 
-All by all-gathers of fixed shapes, so that no host waits for what was drawn.
+Everything travels by all-gathers of fixed shapes, so that no host waits for what was drawn.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BUFFER = 256 * 2**20
-"""Bytes of tokens that a rank gathers at a time, but for those of one pair of each rank."""
+"""Bytes of tokens that a rank gathers at a time, unless one pair of each rank takes more."""
 
 
 @dataclass(frozen=True)
 class Span:
     """The pairs of a few whole groups: `waves` micro-batches of each of `ranks` consecutive ranks.
 
-    J = waves x ranks x pairs stand in the order of the global batch; m = waves x pairs are a rank's own.
+    J = waves x ranks x pairs are in the order of the global batch; m = waves x pairs are a rank's own.
 
     Attributes:
         pairs: of a micro-batch.
         place: of this rank among them.
-        gather: a tensor of each of the ranks, all of one shape -> ranks x the shape, without gradient.
+        gather: a tensor of the same shape from each of the ranks -> ranks x the shape, without gradient.
     """
 
     ranks: int
@@ -38,11 +38,11 @@ class Span:
 
     @property
     def is_local(self) -> bool:
-        """Whether a micro-batch holds its groups."""
+        """Whether each micro-batch holds whole groups."""
         return self.ranks == self.waves == 1
 
     def start(self, wave: int) -> int:
-        """Where an own micro-batch begins."""
+        """The row of J at which this rank's micro-batch begins."""
         return (wave * self.ranks + self.place) * self.pairs
 
     def whole(self, own_m: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Span:
         return gathered.transpose(0, 1).flatten(0, 2)
 
     def fetch(self, own_m: Tensor, row_m: Tensor) -> Tensor:
-        """What stands in the rows of J that each own pair names: m x ... -> m x ..."""
+        """What is in the row of J that each own pair names: m x ... -> m x ..."""
         rank_m, slot_m = self._owner(row_m)
         found_m = torch.zeros_like(own_m)
         for piece in self._pieces(own_m):
@@ -62,7 +62,7 @@ class Span:
         return found_m
 
     def give_back(self, gradient_m: Tensor, row_Rm: Tensor) -> Tensor:
-        """The gradient of `fetch`: of what was fetched -> of what was there.
+        """The gradient of `fetch`: at what was fetched -> at its source.
 
         Args:
             row_Rm: the rows that all pairs of all ranks name.
@@ -81,21 +81,21 @@ class Span:
         return micro_batch % self.ranks, micro_batch // self.ranks * self.pairs + row % self.pairs
 
     def _pieces(self, own_m: Tensor) -> list[slice]:
-        """Of own pairs, so few at a time that those of all ranks fit the buffer."""
+        """Slices of the own pairs, so few at a time that those of all ranks fit the buffer."""
         count = len(own_m)
         most = max(1, BUFFER // (self.ranks * own_m[0].numel() * own_m.element_size()))
         return [slice(first, min(first + most, count)) for first in range(0, count, most)]
 
 
 def span_shape(group: int, world: int, pairs: int) -> tuple[int, int]:
-    """Of the smallest span of groups, ranks and micro-batches of each; in a layout of `world` ranks with `pairs`."""
+    """Of the smallest span of whole groups, its ranks and the micro-batches of each, for `world` ranks with `pairs`."""
     at_once = world * pairs
     ranks = math.lcm(pairs, group) // pairs if at_once % group == 0 else world
     return ranks, math.lcm(at_once, group) // at_once
 
 
 def exchange_bytes(shape: tuple[int, int], pairs: int, token_bytes: tuple[int, int]) -> float:
-    """What a rank holds at most, beside the negatives' tokens in a micro-batch's passes, for these to be there.
+    """The most that a rank holds to exchange negatives, besides their tokens in a micro-batch's passes.
 
     Args:
         shape: as `span_shape` gives it.
@@ -107,8 +107,8 @@ def exchange_bytes(shape: tuple[int, int], pairs: int, token_bytes: tuple[int, i
         return 0.0
     largest, own = max(token_bytes), waves * pairs
     gathered = min(max(BUFFER, ranks * largest), ranks * own * largest)
-    cached = 2 * own * sum(token_bytes) if waves > 1 else 0  # negatives, and the gradients of the own
-    return float(2 * gathered + cached)  # what is gathered, and what of it is for the own
+    cached = 2 * own * sum(token_bytes) if waves > 1 else 0  # negatives, and the gradients at own tokens
+    return float(2 * gathered + cached)  # what is gathered, and what is taken from it for own pairs
 
 
 class Exchange(torch.autograd.Function):
@@ -126,7 +126,7 @@ class Exchange(torch.autograd.Function):
 
 
 class Known(torch.autograd.Function):
-    """Own tokens -> those of the negatives, which are known, as is the gradient of the own tokens as negatives."""
+    """Own tokens -> those of the negatives, already known, as is the gradient at the own tokens as negatives."""
 
     @staticmethod
     def forward(ctx: Any, own_BLD: Tensor, negative_BLD: Tensor, gradient_BLD: Tensor) -> Tensor:

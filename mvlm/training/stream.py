@@ -19,8 +19,8 @@ from mvlm.runtime import dist, replicas
 from mvlm.training.health.anomaly import Anomaly
 from mvlm.training.health.quarantine import Quarantine, Skipped
 
-LOOK_S = 1.0  # between two looks of a rank whose data have not come, whether they will
-REPORTED = 3  # ranks whose words are reported when data are lost
+LOOK_S = 1.0  # between two checks whether late data can still come
+REPORTED = 3  # ranks whose errors are reported when data are lost
 
 
 class TrainingStream:
@@ -29,7 +29,7 @@ class TrainingStream:
     Args:
         run: gets the lists of what is left out.
         micro_batch: pairs of a forward pass of this rank.
-        say: gets a sentence where the order of the samples changes.
+        say: gets a sentence if the order of the samples changes.
 
     Attributes:
         per_epoch: samples.
@@ -63,7 +63,7 @@ class TrainingStream:
     def restart(self, state: TrainState) -> None:
         """Begin at the position of a state, after `close`."""
         position, data, drawing = state.samples_seen, self._data, self._drawing
-        if drawing and drawing.takes_turns:  # whose orders its streams have
+        if drawing and drawing.takes_turns:  # each of its streams has an order of its own
             self.order, change = state.order, ""
         else:
             orders = state.order or self.order
@@ -93,7 +93,7 @@ class TrainingStream:
         )
 
     def epochs(self, samples: int) -> float:
-        """How often what the run draws now has been drawn, when it has seen so many samples."""
+        """How many epochs of the run's present data have been drawn when it has seen so many samples."""
         return (samples + self._shift) / self.per_epoch
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class TrainingStream:
     def wait(self) -> bool:
         """Whether the next step's data are there, or known to be lost.
 
-        They are waited for, unless their store is gone: that may last, and the ranks must hear of each other meanwhile.
+        Waits for them, unless their store is gone: that may last, and the ranks must hear from each other meanwhile.
         """
         try:
             while not self.loader.ready(LOOK_S):
@@ -113,9 +113,9 @@ class TrainingStream:
         return True
 
     def is_here(self) -> bool:
-        """Whether the next step's data are there already, which sets their copies to the device going.
+        """Whether the next step's data are there already; if so, their copies to the device begin.
 
-        What is wrong with them, `wait` will raise.
+        If something is wrong with them, `wait` will raise it.
         """
         try:
             return self.loader.ready(0.0)
@@ -123,8 +123,8 @@ class TrainingStream:
             return False
 
     def why_lost(self) -> tuple[str, ExitCode]:
-        """The words of the ranks that have lost their data, and the code that all end with; all ranks must call."""
-        if self.quarantine.excess:  # which every rank will say in full
+        """The errors of the ranks that have lost their data, and the code that all end with; all ranks must call."""
+        if self.quarantine.excess:  # every rank will report it in full
             return "too many images cannot be used", ExitCode.MISTAKE
         own = self.lost and (first_line(self.lost), self.lost.exit_code)
         found = [(rank, *lost) for rank, lost in enumerate(dist.gather_objects(own)) if lost]
@@ -133,11 +133,11 @@ class TrainingStream:
         return "; ".join(words[:REPORTED]) + more, min(code for *_, code in found)
 
     def list_faults(self, samples_seen: int) -> None:
-        """Write down the images replaced since the last time; all ranks must call. Too many of them end the data."""
+        """Record the images replaced since the last call; all ranks must call. Too many of them end the data."""
         self.quarantine.add(self.loader.faults, samples_seen)
         self.loader.faults.clear()
         self.lost = self.quarantine.excess or self.lost
 
     def skip(self, anomaly: Anomaly) -> None:
-        """Leave a batch out from the next restart on; all ranks must call, and raise where that makes too many."""
+        """Leave a batch out from the next restart on; all ranks must call, and raise if that makes too many."""
         self.skipped.add(anomaly, self.global_batch, self._sampler, self._mixture)

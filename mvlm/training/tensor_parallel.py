@@ -1,9 +1,9 @@
 """Layers of transformer blocks split among the ranks of a replica (Shoeybi et al., "Megatron-LM", arXiv 1909.08053).
 
-The first linear layers of an attention or a feed-forward are split by what they give, so that each rank has some of the
-heads or of the hidden features, and the last by what it takes: the ranks' results are summed, once for an attention and
-once for a feed-forward, and so are the gradients at what these have been given. All else is computed by every rank
-alike, from equal weights, which have equal gradients.
+The first linear layers of an attention or a feed-forward are split by their outputs, so that each rank has some of the
+heads or of the hidden features, and the last by its inputs: the ranks' results are summed, once for an attention and
+once for a feed-forward, and so are the gradients at the inputs of these. Everything else is computed identically by
+every rank, from equal weights, which have equal gradients.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ BERT_ATTENTIONS = {name.replace("SelfOutput", "SelfAttention") for name in RESID
 
 
 class SplitBranch(NamedTuple):
-    """What is split as one: an attention or a feed-forward.
+    """A unit that is split: an attention or a feed-forward.
 
     Attributes:
-        owner: the module that is given what the first layers take, in its first arguments.
-        inputs: how many of these.
-        first: layers with the equal parts that one after another make up what each gives, such as query, key and value.
-        last: the layer that takes what comes of it.
-        sizes: modules, with the names in them of numbers that go with the heads, the heads' number first.
-        units: heads or features, which the ranks must divide.
+        owner: the module whose first arguments are the first layers' inputs.
+        inputs: how many such arguments.
+        first: layers, each with how many equal parts its output consists of, such as query, key and value.
+        last: the layer that takes their results.
+        sizes: modules and names of their attributes that scale with the heads, the number of heads first.
+        units: how many heads or features; the ranks must divide it.
         dropped: the share of attention weights or hidden features that training drops.
     """
 
@@ -53,10 +53,10 @@ class SplitBranch(NamedTuple):
 
 
 def split_layers(model: nn.Module, ranks: int, place: int) -> None:
-    """Leave this rank its part of each attention and feed-forward; those of a kind that is not known stay whole.
+    """Leave this rank its part of each attention and feed-forward; those of unknown kinds stay whole.
 
     Args:
-        model: whole; its kernels are exchanged where they are not.
+        model: whole; its kernels are exchanged if they have not been.
         ranks: of a replica; `place`: of this one among them.
 
     Raises:
@@ -88,7 +88,7 @@ def split_layers(model: nn.Module, ranks: int, place: int) -> None:
 
 
 def branches(model: nn.Module) -> Iterator[tuple[str, SplitBranch]]:
-    """Those that can be split, or are, by name."""
+    """The branches that can be split, or have been, by name."""
     module: Any
     for name, module in model.named_modules():
         if type(getattr(getattr(module, "attention", None), "self", None)).__name__ in BERT_ATTENTIONS:
@@ -99,7 +99,7 @@ def branches(model: nn.Module) -> Iterator[tuple[str, SplitBranch]]:
 
 
 def _branch_of(module: Any) -> SplitBranch | None:
-    """A module that is an attention or a feed-forward by itself, of a kind that is known."""
+    """A module that is an attention or a feed-forward by itself, of a known kind."""
     if type(module) is DispatchedAttention and _is_plain(module):
         first = [(module.qkv, 3), *([(module.gate, 1)] if module.gate is not None else [])]
         sizes = [(module, "num_heads"), (module, "attn_dim")]
@@ -125,7 +125,7 @@ def _feed_forward(owner: nn.Module, first: Any, last: Any, dropped: float = 0.0)
 
 
 def _is_plain(attention: DispatchedAttention) -> bool:
-    """Without norms among heads, whose weights each rank would have but part of the gradient of."""
+    """Whether it has no norms over heads: each rank would have only part of the gradient of their weights."""
     return all(isinstance(norm, nn.Identity) for norm in (attention.q_norm, attention.k_norm, attention.norm))
 
 
@@ -133,12 +133,12 @@ def _cut_parameter(layer: nn.Linear, name: str, cut: Cut, shape: tuple[int, ...]
     whole = getattr(layer, name)
     own: Any = Parameter(cut.taken_from(whole.detach()).view(shape).clone(), whole.requires_grad)
     own.cut, own.whole_shape = cut, tuple(whole.shape)
-    own.model_parallel = True  # by which DeepSpeed knows what to count once for each rank
+    own.model_parallel = True  # tells DeepSpeed to count it once for each rank
     setattr(layer, name, own)
 
 
 class _Copying:
-    """Has the gradients at a module's first arguments summed; one that is given twice, once."""
+    """Has the gradients at a module's first arguments summed over ranks; if one is given twice, once."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -152,7 +152,7 @@ class _Copying:
 
 
 class _Copy(torch.autograd.Function):
-    """What all ranks have alike, to be used in part by each: its gradient is the sum of theirs."""
+    """What all ranks have, and each uses in part: its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class _Copy(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of what the ranks have, in its place; each has its whole gradient."""
+    """The sum of what the ranks have, in place; each gets the whole gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _summed(x: Tensor, bias: Tensor | None) -> Tensor:
-    if x._base is not None:  # as oneDNN's product is; autograd lets no view be changed that a Function has made
+    if x._base is not None:  # as of oneDNN's product; autograd forbids changing a view that a Function has made
         x = x.clone()
     x = _Sum.apply(x)
     return x if bias is None else x + bias
@@ -196,7 +196,7 @@ class _SummedGeluLinear(GeluLinear):
 
 
 def clip_grad_norm(parameters: list[Parameter], limit: float) -> Tensor:
-    """As torch's: the norm of the gradients before they are clipped, of those that are split over all their ranks."""
+    """As torch's, returning the norm before clipping, but that of split gradients is over all their ranks."""
     if replicas.size() == 1:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
     split = [p.grad for p in parameters if p.grad is not None and cut_of(p).of > 1]

@@ -40,7 +40,7 @@ class Trainer:
 
     Attributes:
         state: where the run stands.
-        has_checkpoint: the run folder has the one that training begins with.
+        has_checkpoint: the run folder has the checkpoint that training begins with.
     """
 
     state: TrainState
@@ -55,7 +55,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._first = self.state
-        self._begun: Agreement | None = None  # with what the ranks said before the last step
+        self._begun: Agreement | None = None  # with the ranks' flags from before the last step
         self._start_from(self.state)
 
     def _start_from(self, state: TrainState) -> None:
@@ -65,14 +65,14 @@ class Trainer:
 
     def run(self) -> int:
         """Train until the last step or until asked to stop, and return the exit code."""
-        if not self.has_checkpoint:  # and a disk that cannot hold a checkpoint is better met now than in an hour
+        if not self.has_checkpoint:  # also, a disk without room for one should fail now and not in an hour
             self._save()
             self.saver.finish()
         elif self.state.unevaluated:
             self._evaluate()
             if not self.validation.lost:
                 self._save()
-            self._first = self.state  # where its first steps may go back to
+            self._first = self.state  # what its first steps may go back to
         while not self.is_over and not self.validation.ends(self.state):
             began = time.perf_counter()
             flags, anomaly = self._sync()
@@ -85,7 +85,7 @@ class Trainer:
             if anomaly:
                 self._roll_back(anomaly)
             elif flags.without_data or self.stream.lost:
-                return self._stop_without_data()  # with a code that a stop for another reason would hide
+                return self._stop_without_data()  # first, since a stop for another reason would hide its exit code
             elif flags.reason_to_stop:
                 return self._stop(flags.reason_to_stop)
             elif flags.ready == dist.world():
@@ -98,13 +98,13 @@ class Trainer:
         return self.state.step >= self.schedule.steps
 
     def _step(self, began: float) -> None:
-        """Args: began: when its data were first asked for, by `time.perf_counter`."""
+        """Make the next update, whose data were first asked for at `began`, by `time.perf_counter`."""
         micro_batches = next(self.stream.loader)
         schedule, before = self.schedule, self.state.step
         step = before + 1
         saves = schedule.is_due(schedule.save_every, step) or schedule.is_due(schedule.keep_every, step)
         evaluates = self.validation.evaluate is not None and schedule.is_due(schedule.eval_every, step)
-        if not saves and not evaluates:  # after which much may have changed
+        if not saves and not evaluates:  # those take long, and flags of now would be out of date
             self._begun = self._begin_sync(ready=self.stream.is_here())
         self._mark("computing the update")
         factor = schedule.learning_rate(before)
@@ -128,13 +128,13 @@ class Trainer:
             self._evaluate()
         if saves or self.state.is_best or self.validation.ends(self.state):
             self._save()  # after the evaluation, whose outcome is part of the state
-        self.reporter.leave_out(time.perf_counter() - aside)  # neither is training
+        self.reporter.leave_out(time.perf_counter() - aside)  # neither counts as training
 
     def _sync(self) -> tuple[StepFlags, Anomaly | None]:
-        """What the ranks said of themselves before the last step, or say now where they have not.
+        """Exchange the ranks' flags: those from before the last step, or, if none were sent then, those of now.
 
         Returns:
-            What all ranks say, alike on all, and an earlier step where it must not have been made.
+            The sums of all ranks' flags, the same on all, and an earlier step if it turned out bad.
 
         Raises:
             UserError: a later attempt at this run has begun, or its folder has gone; nothing has been written since.
@@ -145,11 +145,11 @@ class Trainer:
         return self._end_sync()
 
     def _begin_sync(self, ready: bool, drain: bool = False) -> Agreement:
-        """Begin the only exchange of a step that is ours; it also judges an earlier step.
+        """Begin our only exchange of a step, which also judges an earlier step.
 
         Args:
             ready: the next step's data are there.
-            drain: judge a step though later ones are still to come.
+            drain: judge a step without waiting for later ones.
         """
         stop, detector, saver = self.health.stop, self.health.detector, self.saver
         own = StepFlags(
@@ -185,7 +185,7 @@ class Trainer:
         return flags, anomaly
 
     def _drain(self) -> Anomaly | None:
-        """Judge all steps made so far; the first that must not have been."""
+        """Judge all steps made so far; returns the first bad one."""
         while self.health.detector.due(drain=True):
             self._begun = self._begin_sync(ready=False, drain=True)
             if anomaly := self._end_sync()[1]:
@@ -193,7 +193,7 @@ class Trainer:
         return None
 
     def _save(self) -> None:
-        """Begin a checkpoint of the state as it is; every step of it has been judged.
+        """Begin a checkpoint of the present state, all of whose steps have been judged.
 
         Raises:
             MemoryCorrupted: its bits are not those of the last update.
@@ -231,7 +231,7 @@ class Trainer:
             self.reporter.monitor.picture(step, picture)
 
     def _roll_back(self, anomaly: Anomaly) -> None:
-        """Restore the newest checkpoint and leave the bad batch out from then on, where it is to blame.
+        """Restore the newest checkpoint and leave the bad batch out from then on, if it is to blame.
 
         Raises:
             UserError: too many batches have been left out.
@@ -246,7 +246,7 @@ class Trainer:
         checkpoint = newest_whole(self.saver.run)
         self.stream.close()
         state = restore(self.engine, checkpoint, begins_stage=bool(self._first.stages))
-        if state.step == self._first.step:  # its losses may be no measure any more, and its stage may be another
+        if state.step == self._first.step:  # the saved losses may no longer be a measure, and the stage may differ
             state = self._first
         state = self.saver.settle_best(state) if self.validation.selector else dataclasses.replace(state, best=None)
         self.stream.restart(state)

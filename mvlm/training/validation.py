@@ -1,4 +1,4 @@
-"""What is measured of held-out data as a run trains."""
+"""Evaluation on held-out data while a run trains."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]
 
 @dataclass
 class Validation:
-    """Who measures it, and what follows from that.
+    """What evaluates, and what follows from the results.
 
     Attributes:
         evaluate: None = nothing is evaluated.
         selector: keeps the best checkpoint; None = nothing does.
         seconds: the longest that an evaluation has taken.
-        lost: why the last could not be made, alike on all ranks.
+        lost: why the last could not be made, the same on all ranks.
     """
 
     evaluate: Evaluate | None
@@ -37,10 +37,10 @@ class Validation:
     lost: UserError | None = None
 
     def measure(self, engine: Engine, run: Path, step: int, is_last: bool) -> tuple[dict[str, float], Path | None]:
-        """Evaluate the weights that the run's results are, averaged ones where there are such; all ranks must call.
+        """Evaluate the run's resulting weights, the averaged ones if there are any; all ranks must call.
 
         Returns:
-            Metrics, none where the evaluation is `lost` or nothing is evaluated, and a picture where one was made.
+            Metrics, none if the evaluation is `lost` or nothing is evaluated, and a picture if one was made.
         """
         if not self.evaluate:
             return {}, None
@@ -49,20 +49,20 @@ class Validation:
         with torch.no_grad(), engine.ema_weights():
             try:
                 found = self.evaluate(engine.model, run, step, is_last)
-            except HeldOutLost as lost:  # here, so that what is saved are the weights and not their averages
+            except HeldOutLost as lost:  # caught here, so that the weights are swapped back and not their average saved
                 self.lost, found = lost, ({}, None)
         self.seconds = max(self.seconds, time.perf_counter() - began)
         return found
 
     def coming_seconds(self, schedule: Schedule, step: int) -> float:
-        """The longest that one has taken, where one follows on a step which is made before the ranks agree again."""
+        """The longest that one has taken, if one follows a step that is made before the ranks agree again."""
         coming = (schedule.is_due(schedule.eval_every, step + ahead) for ahead in (1, 2))
         return self.seconds if any(coming) else 0.0
 
     def ends(self, state: TrainState) -> bool:
-        """Whether no step may follow: for want of something better, or of the data to find out."""
+        """Whether no step may follow, for lack of improvement or of the data to evaluate on."""
         return bool(self.lost or self.why_over(state))
 
     def why_over(self, state: TrainState) -> str:
-        """Why the run ends early: evaluations have found nothing better for so long; "" where it does not."""
+        """Why the run ends early for lack of improvement; "" if it does not."""
         return self.selector.why_over(state.best) if self.selector else ""

@@ -1,4 +1,4 @@
-"""What a configuration may ask for and hardly means: reported by check and when a run begins, and not refused."""
+"""What a configuration may ask for but hardly means to: reported by check and when a run begins, not refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mvlm.training.schedule import LearningRate
 from mvlm.training.span import span_shape
 
 UNCOUNTED = "40 to 70 % more computing (`mvlm plan` counts it)"
-"""Of the recipes, by how much they reconstruct."""
+"""The range over the recipes, depending on how much they reconstruct."""
 
 
 def find_warnings(
@@ -43,7 +43,7 @@ def find_warnings(
 
 
 def _short_schedule(rate: LearningRate, steps: int) -> list[str]:
-    """A warm-up that leaves too few of so many steps for what comes after it."""
+    """A warning if the warm-up leaves too few of so many steps for what comes after it."""
     lower = "lower optim.warmup_epochs, or optim.warmup_steps if that is set."
     if rate.total > 2 and rate.warmup >= rate.total - 1:
         whole = f"{rate.total:,} steps of the {'run' if rate.total == steps else 'schedule'}"
@@ -54,7 +54,7 @@ def _short_schedule(rate: LearningRate, steps: int) -> list[str]:
 
 
 def _seen_rows(data: Data, task: Task, mixture: Mixture) -> list[str]:
-    """Held-out shards that are trained on, wherever their copies lie and whatever they were merged with."""
+    """Warnings of held-out shards that are trained on, wherever copies lie and whatever they were merged with."""
     if not data.eval:
         return []
     trained = {shard.hash: corpus.folder for corpus in mixture.corpora for shard in corpus.manifest.shards}
@@ -72,7 +72,7 @@ def _seen_rows(data: Data, task: Task, mixture: Mixture) -> list[str]:
 
 
 def groups_warning(objectives: Objectives, global_batch: int, ranks: int, pairs: int, cost: str = UNCOUNTED) -> str:
-    """Where ITM's groups span micro-batches that are computed one after another, what that costs; "" elsewhere.
+    """What it costs if ITM's groups span micro-batches that are computed one after another; "" if they do not.
 
     Args:
         pairs: of a micro-batch.

@@ -112,7 +112,7 @@ def test_a_compiler_that_fails_is_left_with_one_sentence(
         assert torch.equal(model(x), expected)
         assert torch.equal(model(x), expected)
     sentences = [line for line in capsys.readouterr().err.splitlines() if "train.compile: the compiler fails" in line]
-    assert len(sentences) == 1 and sentences[0].endswith("so that blocks run uncompiled.")
+    assert len(sentences) == 1 and sentences[0].endswith("so blocks run uncompiled.")
 
 
 class _Block(nn.Module):
