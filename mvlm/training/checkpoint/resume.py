@@ -1,7 +1,7 @@
 """Resuming from a checkpoint, with any number of ranks and any ZeRO stage. Its layout: mvlm/checkpoint/layout.py.
 
-Written by mvlm/training/checkpoint/save.py. Where the run's latest checkpoint turns out to be damaged, another takes
-its place: mvlm/checkpoint/newest.py.
+Written by mvlm/training/checkpoint/save.py. If the run's latest checkpoint turns out to be damaged, another takes its
+place: mvlm/checkpoint/newest.py.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Start:
 
 
 def starting_point(run: Path, config: Checkpoint) -> Start:
-    """Decide where training begins, the same on all ranks, which all must call.
+    """Decide where training begins, the same on all ranks; all must call.
 
-    1. The latest whole checkpoint in the run folder, so that a command that is started again resumes; a folder that
-    has any, whole or not, is never begun anew. 2. `checkpoint.resume`, when given. 3. The weights alone of
-    `checkpoint.init`. 4. Scratch, or encoders of others.
+    1. The latest whole checkpoint in the run folder, so that a command that is started again resumes; a run whose
+    folder has any, whole or not, never starts over. 2. `checkpoint.resume`, if given. 3. The weights alone of
+    `checkpoint.init`. 4. Scratch, or others' encoders.
 
     Raises:
         UserError: there is no such checkpoint, or none of the run folder is whole.
@@ -62,7 +62,7 @@ def starting_point(run: Path, config: Checkpoint) -> Start:
 
 
 def given_start(run: Path, config: Checkpoint) -> Start | None:
-    """By all rules but the first: None where that one holds."""
+    """By all rules but the first; None if that one applies."""
     if has_checkpoints(run):
         if config.resume:
             _refuse_another_of(run, config.resume)
@@ -75,7 +75,7 @@ def given_start(run: Path, config: Checkpoint) -> Start | None:
 
 
 def _refuse_another_of(run: Path, resume: str) -> None:
-    """Raise `UserError` where `checkpoint.resume` names one of the run's own checkpoints at which it does not stand."""
+    """Raise `UserError` if `checkpoint.resume` names one of the run's own checkpoints that is not its latest."""
     try:
         named = find_checkpoint(resume)
     except UserError:  # it has gone since the run began with it
@@ -91,13 +91,13 @@ def _refuse_another_of(run: Path, resume: str) -> None:
 def restore_start(
     engine: Engine, run: Path, start: Start, data: tuple[str, str], begins_stage: bool
 ) -> tuple[Start, TrainState]:
-    """Fill the engine from where training begins, or from what is the latest by now; all ranks must call.
+    """Fill the engine from where training begins, or from what is now the latest; all ranks must call.
 
-    An attempt that still lives trains on and deletes old checkpoints while this one starts up.
+    An earlier attempt that is still alive trains on and deletes old checkpoints while this one starts up.
 
     Args:
         data: the fingerprint and the selection of the mixture.
-        begins_stage: with the weights of the one before, which may have had other data and images of another size.
+        begins_stage: a stage begins, with the weights of one that may have had other data and another image size.
 
     Returns:
         The start as it turned out to be, and its state.
@@ -123,15 +123,15 @@ def restore_start(
 def restore(engine: Engine, checkpoint: Path, begins_stage: bool = False) -> TrainState:
     """Fill the engine, new or live, from a checkpoint of any layout; all ranks must call.
 
-    Each rank reads its share of each tensor, and has that of one parameter in memory at a time; where every rank needs
-    the whole, ranks give each other what they have read.
+    Each rank reads its share of each tensor, and has that of one parameter in memory at a time; if every rank needs
+    the whole, they exchange what they have read.
 
     Args:
         begins_stage: positions of an image of another size are fitted.
 
     Raises:
         UserError: the checkpoint is damaged, lacks moments that the run needs, is another model's, or has weights
-            that are no finite numbers.
+            that are not finite.
     """
     state = read_whole_state(checkpoint)
     parameters = dict(engine.parameters())
@@ -163,7 +163,7 @@ class Shares:
     """Parts of a checkpoint's tensors, by parameter.
 
     Attributes:
-        problem: what was wrong with one that was read, if anything: the ranks can agree on it when all have read.
+        problem: what was wrong with one that was read, if anything; the ranks exchange it once all have read.
     """
 
     def __init__(self, weights: Tensors, moments: Tensors, averages: Tensors) -> None:
@@ -171,12 +171,12 @@ class Shares:
         self.problem = ""
 
     def keys(self, name: str, is_trained: bool, averaged: bool) -> list[str]:
-        """What the engine is to have of a parameter: an average begins here where the checkpoint has none."""
+        """What the engine needs of a parameter; an average that the checkpoint lacks begins as the weights."""
         moments = [key for key in KEYS if f"{key}/{name}" in self._moments]
         return ["weight", *moments, *([EMA] if averaged else [])] if is_trained else ["weight"]
 
     def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
-        """Elements `start` to before `stop` of what `keys` gives, laid flat; any, where there is a problem."""
+        """Elements `start` to before `stop` of what `keys` gives, flattened; arbitrary if there is a problem."""
         if key in KEYS:
             stored = self._moments[f"{key}/{name}"]
         else:
@@ -194,7 +194,7 @@ class Shares:
 
 
 def with_stored_order(state: TrainState, checkpoint: Path) -> TrainState:
-    """A state of before orders were recorded has the one of the configuration stored with its run, if that is there."""
+    """Give a state from before orders were recorded that of its run's stored configuration, if that is there."""
     if state.order:
         return state
     try:

@@ -1,8 +1,8 @@
-"""Checkpoints, written while training continues. Their layout: mvlm/checkpoint/layout.py.
+"""Writes checkpoints while training continues. Their layout: mvlm/checkpoint/layout.py.
 
-Each rank copies what it alone has of the fp32 tensors, and a thread writes that beside the final place. When all
-ranks' files are written, hashed and synced, rank 0 renames the folder and only then points `latest` at it. A kill at
-any moment leaves the checkpoint before it untouched.
+Each rank copies its own part of the fp32 tensors, and a thread writes that beside the final place. When all ranks'
+files are written, hashed and synced, rank 0 renames the folder and only then points `latest` at it. A kill at any
+moment leaves the previous checkpoint untouched.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Saver:
         attempt: at the run; what earlier ones have left half written is deleted.
         group: the ranks that see this run folder; None = all.
         uploads: gets what is published; None = there is no mirror.
-        description: files by name that say what the weights mean, which every checkpoint takes along.
+        description: files by name that describe the weights, which every checkpoint includes.
         copies: get what is published, for the next node's memory; None = none are kept.
     """
 
@@ -86,7 +86,7 @@ class Saver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give up what is pending: ranks that end on an error cannot agree on it any more."""
+        """Give up what is pending: ranks that end on an error can no longer agree on it."""
         if self._pending:
             self._pending.share.join()
             if self._site.leads and not self.attempt.is_lost():
@@ -106,10 +106,10 @@ class Saver:
     def start(self, state: TrainState) -> None:
         """Copy this rank's share to the CPU and have it written in the background, after any checkpoint before it.
 
-        What lies on a disk is not copied, and written before this returns.
+        What lies on a disk is not copied, but written before this returns.
 
         Raises:
-            UserError: the checkpoint before it could not be written, or the run folder is not there any more.
+            UserError: the checkpoint before it could not be written, or the run folder is gone.
         """
         self.finish()
         self.require_own_folder(state.step)
@@ -120,7 +120,7 @@ class Saver:
         share = ShareWriter(partial, self._aside.copy(self._engine), unmade)
         self._pending = _Pending(state, folder, partial, share, since)
         self._pending.share.start()
-        while self._engine.disk and self._pending.share.is_alive():  # what is written must stay as it is
+        while self._engine.disk and self._pending.share.is_alive():  # what is being written must not change
             self._pending.share.join(timeout=1)
             self._engine.disk.let_go()
 
@@ -130,7 +130,7 @@ class Saver:
             self.publish()
 
     def require_own_folder(self, step: int) -> None:
-        """Raises: UserError: on every rank, where any one's run folder is gone or a later attempt's; `step` is told."""
+        """Raise `UserError`, with `step`, on every rank if any one's run folder is gone or a later attempt's."""
         lost, superseded = zip(*dist.gather_objects((self.attempt.is_lost(), self.attempt.superseded())), strict=True)
         if any(lost):
             raise self.attempt.lost()
@@ -138,9 +138,9 @@ class Saver:
             raise self.attempt.overtaken(step)
 
     def settle_best(self, state: TrainState) -> TrainState:
-        """Point `best` at what the state that training begins with knows as the best; all ranks must call.
+        """Point `best` at the best checkpoint by the state that training begins with; all ranks must call.
 
-        Where a run folder lacks that checkpoint, the best is looked for anew.
+        If a run folder lacks that checkpoint, the search for the best starts over.
 
         Raises:
             UserError: the folder cannot be written.
@@ -161,8 +161,8 @@ class Saver:
         """Make the pending checkpoint the run's latest, and delete those that are not to be kept.
 
         Raises:
-            UserError: on every rank, when any could not write; what was latest stays so. StorageLost, where more room
-                would not help.
+            UserError: on every rank, if any could not write; what was latest stays so. StorageLost if more room would
+                not help.
         """
         assert self._pending
         pending, self._pending = self._pending, None
@@ -200,7 +200,7 @@ def _write_ledger(run: Path, state: TrainState) -> None:
 def _publish(
     pending: _Pending, entries: list[Entry], description: Mapping[str, bytes], writer: Writer
 ) -> WriteFailure | None:
-    """Give a checkpoint that is written its name, and the name to `latest`; returns what went wrong."""
+    """Give a written checkpoint its name and point `latest` at it; returns what went wrong, if anything."""
     folder, partial = pending.folder, pending.partial
     try:
         state = json.dumps(pending.state.to_json())
@@ -210,11 +210,11 @@ def _publish(
         index = {"format": FORMAT, "written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
         write_durably(partial / INDEX, json.dumps(index, indent=1))
         for entry in pending.share.entries:
-            (partial / entry.file).stat()  # a later attempt deletes what it takes for left over
-        replaced = make_way(folder, writer)  # of a repeated step, after resuming from an older checkpoint
+            (partial / entry.file).stat()  # fails if a later attempt has deleted it as left over
+        replaced = make_way(folder, writer)  # the same step from before resuming from an older checkpoint
         os.rename(partial, folder)
         write_durably(folder.parent / LATEST, folder.name)
-        if pending.state.is_best:  # a kill before it is made good by `settle_best`
+        if pending.state.is_best:  # after a kill before this, `settle_best` makes up for it
             write_durably(folder.parent / BEST, folder.name)
         if replaced:
             shutil.rmtree(replaced, ignore_errors=True)

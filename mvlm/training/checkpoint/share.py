@@ -1,4 +1,4 @@
-"""What a rank alone has of the fp32 tensors: copied aside, and written by a thread."""
+"""A rank's own part of the fp32 tensors: copied aside, and written by a thread."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ShareWriter(Thread):
 
 
 def make_folder(partial: Path) -> OSError | None:
-    """At once and without parents: nothing is made where a run folder was, or what has come in its place."""
+    """Made without parents, so that a run folder that has been removed does not come back; returns what went wrong."""
     try:
         partial.parent.mkdir(exist_ok=True)
         partial.mkdir(exist_ok=True)
@@ -66,16 +66,16 @@ def make_folder(partial: Path) -> OSError | None:
 
 
 class Aside:
-    """Memory of the CPU that holds what this rank has of all tensors while it is written.
+    """CPU memory that holds this rank's part of all tensors while it is written.
 
-    It is kept from one checkpoint to the next: to be given fresh memory, a page at a time, takes longer than the copy.
+    It is kept from one checkpoint to the next: getting fresh memory, a page at a time, takes longer than the copy.
     """
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], Tensor] = {}
 
     def copy(self, engine: Engine) -> Content:
-        """After the copy before was written."""
+        """Copy that part; the copy before must have been written."""
         content: Content = {}
         for name, parts in engine.own_parts():
             for key, part in parts.items():

@@ -44,11 +44,11 @@ def describe_run(
 ) -> None:
     """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.
 
-    The first two are kept of every attempt, in `attempts/NNNN`. Of a run with stages stages.toml is written as well.
-    Where the run begins, also what its weights started from, to the last tensor.
+    The first two are also kept for every attempt, in `attempts/NNNN`. A run with stages has stages.toml as well, and a
+    run that begins has a list of what each tensor of its weights started from.
 
     Args:
-        resumes: one of its own checkpoints; stages of a run that lay there before are otherwise none of this one.
+        resumes: it resumes one of its own checkpoints; otherwise the stages of a run that was there before are deleted.
     """
     hosts = dist.gather_objects(socket.gethostname())
     if not group.leads:
@@ -85,7 +85,7 @@ def describe_run(
 
 
 def _ancestors() -> list[list[str]]:
-    """Command lines of the processes that started this one, the nearest first; none that may not be read."""
+    """Command lines of the processes that started this one, the nearest first; none if one may not be read."""
     with suppress(psutil.Error):
         return [process.cmdline() for process in psutil.Process().parents()]
     return []

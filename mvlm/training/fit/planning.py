@@ -1,4 +1,4 @@
-"""A run, or a stage of one, planned: all that is settled before anything is built or written."""
+"""Plans a run, or a stage of one: all that is settled before anything is built or written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Plan:
         resumed: what a run is resumed with; None = it begins.
         steps: updates in all, or until the stage ends, and of warm-up.
         learning_rate: what it is at each of them.
-        shuffle: a sentence where a run settles in which order it draws its samples.
+        shuffle: a sentence if the run settles in which order it draws its samples.
         standing: of a run with stages.
     """
 
@@ -65,11 +65,11 @@ class Plan:
 
     @property
     def begins_stage(self) -> bool:
-        """Whether it resumes from a checkpoint with which another stage ended."""
+        """Whether it resumes from the checkpoint with which another stage ended."""
         return self.standing is not None and self.standing.begins and self.resumed is not None
 
     def resolve(self, parameters: int, micro_batch: int | None = None) -> dict[str, Any]:
-        """The DeepSpeed configuration, for a model of so many parameters and, where one was found, a micro-batch."""
+        """The DeepSpeed configuration, for a model of so many parameters and, if one was found, a micro-batch."""
         train = self.config.train
         train = replace(train, micro_batch=micro_batch) if micro_batch else train
         return self._resolved(replace(self.config, train=train), self.steps, parameters)
@@ -79,10 +79,10 @@ class Plan:
         return resolve(self.content, side)
 
     def rehearse(self, evaluator: Callable[[Config], object] | None) -> None:
-        """Raise `UserError` where training would later find that it cannot begin: the models are of shapes alone.
+        """Raise `UserError` if training would later find that it cannot begin, by models with shapes alone.
 
         Args:
-            evaluator: of a stage to come, which says what could not be measured there; None = nothing is.
+            evaluator: refuses what could not be measured in a stage to come; None = nothing is measured.
         """
         is_compiled(self.config.train, self.resolve(rehearse(self.config, self.mixture, self.start, replicas.size())))
         if self.standing and self.standing.begins:
@@ -97,13 +97,13 @@ class Plan:
 
 
 def rehearse(config: Config, mixture: Mixture, start: Start, split: int) -> int:
-    """Raise `UserError` where the model of a run or a stage, of shapes alone, could not be trained.
+    """Raise `UserError` if the model of a run or a stage, built with shapes alone, could not be trained.
 
     Args:
         split: ranks of a replica, which divide its layers.
 
     Returns:
-        The model's parameters.
+        How many parameters the model has.
     """
     check_names(config.kernels)
     tokenizer = coming_tokenizer(config.data, config.model.text, start)
@@ -138,7 +138,7 @@ def make_plan(
     if resumed:
         require_installed(config.log)
     stop.limit_time(config.train.time_limit)
-    # An audit compares bits, and the ranks of a replica go by equal ones.
+    # An audit compares bits, and the ranks of a replica rely on equal ones.
     if config.train.deterministic or config.train.audit or replicas.size() > 1:
         _compute_deterministically()
     data, shuffle = settle_shuffle(config.data, dist.on_all(partial(reasons_for_blocks, config.data)))
@@ -155,7 +155,7 @@ def make_plan(
 
 
 def _compute_deterministically() -> None:
-    """Ask torch for the same bits in every run, and for an error where it cannot give them."""
+    """Ask torch for the same bits in every run, and for an error if it cannot give them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -61,14 +61,14 @@ def train(
     stop: StopRequests | None = None,
     tables: Sequence[Table] = (),
 ) -> int:
-    """Train until the last step, of the last stage where there are several, or until asked to stop.
+    """Train until the last step, of the last stage if there are several, or until asked to stop.
 
     Args:
         names: the paths of the DeepSpeed JSON and of the run TOML.
-        given: the keys that the run TOML and the overrides set, of `given_keys`: where a run is resumed, all others
-            keep the values that it has.
+        given: the keys that the run TOML and the overrides set, of `given_keys`: if a run is resumed, all others keep
+            the values that it has.
         evaluator: makes what is called every `eval.every` steps and after the last; None = nothing is.
-        stop: has listened since the process began; None = from now on.
+        stop: has been listening since the process began; None = listen from now on.
         tables: the `[[stage]]` tables of the run TOML.
 
     Returns:
@@ -76,7 +76,7 @@ def train(
 
     Raises:
         UserError: the configuration, the data or the checkpoint does not allow this run.
-        StorageLost: the run folder is not to be reached any more.
+        StorageLost: the run folder can no longer be reached.
     """
     stop = stop or StopRequests()
     while True:
@@ -85,7 +85,7 @@ def train(
         number = plan.standing.number if plan.standing else 0
         if not goes_on or not dist.as_rank_0(partial(comes_another, plan.folder, number)):
             return code
-        gc.collect()  # the engine of a stage is full of circles, and the next needs its memory
+        gc.collect()  # a stage's engine is full of reference cycles, and the next needs its memory
 
 
 def _train_stage(
@@ -105,14 +105,14 @@ def _train_stage(
 
 
 def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: ExitStack) -> Trainer:
-    """The engine, filled where a run is resumed, and the parts around it, which `stack` closes; all ranks must call."""
+    """The engine, filled if a run is resumed, and the parts around it, which `stack` closes; all ranks must call."""
     config, folder, group, mirror = plan.config, plan.folder, plan.group, plan.mirror
     engine, dataset, arithmetic, beginning = _build_engine(plan)
     start, state, attempt = _claim(plan, engine)
     resumed, own = start.checkpoint if start.resumes else None, start.resumes and start.own
     changes = dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config)) if resumed else ()
     layout, stages = _layout(plan, engine), plan.standing.stages if plan.standing else None
-    # A run that was refused before now must not look like this one.
+    # Only now, so that a run that is refused leaves no description here.
     facts = engine.ds_config, engine.model, layout, group, beginning, attempt.number, stages
     describe_run(folder, config, *facts, resumes=own)
     dist.barrier()  # the ranks that lead a checkpoint's saving read it there
@@ -207,7 +207,7 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
 
 
 def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]:
-    """Fill the engine where a run is resumed, and make this the run's attempt; the start as it turned out to be."""
+    """Fill the engine if a run is resumed, and claim the next attempt; returns the start as it turned out to be."""
     start, resumed, mixture = plan.start, plan.resumed, plan.mixture
     data = mixture.fingerprint, mixture.selection
     state = TrainState(0, 0, plan.config.run.seed, data[0], frozen=plan.config.train.freeze, selection=data[1])
@@ -219,10 +219,10 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
         start, state = restore(start)
     attempt = FencingToken(plan.folder, plan.mirror, start.resumes and start.own, plan.group)
     if resumed and start.checkpoint and start.own:
-        if not dist.as_rank_0(start.checkpoint.is_dir):  # until now the attempt before might still be alive
+        if not dist.as_rank_0(start.checkpoint.is_dir):  # an earlier attempt, alive until now, may have deleted it
             start, state = restore(start)
         assert start.checkpoint
-        make_latest(start.checkpoint)  # it is where a bad step goes back to
+        make_latest(start.checkpoint)  # what a bad step goes back to
     if plan.standing:
         state = plan.standing.enter(state, mixture)
     if resumed and resumed.alters_loss:  # the losses before are no measure of those to come
@@ -231,7 +231,7 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
 
 
 def _warnings(plan: Plan, dataset: ShardDataset[Any], micro_batch: int) -> list[str]:
-    """What a person should know of a run that begins or is resumed."""
+    """What a person should know about a run that begins or is resumed."""
     config = plan.config
     found = unused(plan.content, plan.names[0])
     steps = plan.standing.sections[-1].end if plan.standing else plan.steps[0]

@@ -1,7 +1,7 @@
-"""What becomes of the configuration when a run is resumed: each key keeps its value, changes in a sentence, or may not.
+"""What becomes of the configuration when a run is resumed: a key keeps its value, changes with a notice, or is refused.
 
 The values are those stored with the checkpoint. What the run TOML or an override sets to something else is a change;
-what they leave to its default is none, so that a default of a later version alters no run that has begun.
+what they leave at its default is not, so that no default of a later version alters a run that has begun.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mvlm.training.zero.json_file import leaves
 
 
 class OnResume(Enum):
-    """What a change of a key does; the value is why it is refused, where it is."""
+    """What a change of a key does; the value is why it is refused, if it is."""
 
     APPLIES = ""  # from the next step on
     PLACE = "place"  # says which run is meant: always as it is given now
     ORDER = "order"  # applies from the next epoch on, by mvlm/data/loading/sampler.py
     STREAM = "the order of its samples, masks and negatives follows from it"
     MODEL = "its weights are of that model"
-    BEGINNING = "it counts only where a run begins"
+    BEGINNING = "it counts only when a run begins"
     OPTIMIZER = "its moments are of that optimizer"
     FROZEN = "it has no optimizer moments of what was frozen"
 
@@ -95,13 +95,13 @@ HIDDEN_BY = {
     "train.epochs": ("train.steps", "train.pairs"),
     "optim.warmup_epochs": ("optim.warmup_steps",),
 }
-"""Keys that others, unless they have their defaults, leave without effect."""
+"""Keys that have no effect unless these others have their defaults."""
 
 ALTERS_LOSS = ("data.", "model.", "objectives.", "train.global_batch")
-"""How keys begin whose change may move the loss at once."""
+"""Prefixes of keys whose change may move the loss at once."""
 
 DERIVED = ("train_batch_size", "train_micro_batch_size", "gradient_", "optimizer.", "scheduler.", "steps_per_print")
-"""Keys of the DeepSpeed JSON that follow from the run's own configuration, or say nothing of training."""
+"""Keys of the DeepSpeed JSON that follow from the run's own configuration, or do not affect training."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Resumed:
     Attributes:
         state: of the checkpoint.
         reported: a sentence for what changed, and one for what is kept though nothing sets it any more.
-        alters_loss: whether a change may move the loss at once, so that what a spike is has to be learned anew.
+        alters_loss: whether a change may move the loss at once, so that what counts as a spike must be learned anew.
     """
 
     config: Config
@@ -126,7 +126,7 @@ def resume_config(config: Config, given: frozenset[str], start: Start) -> Resume
     Args:
         config: as the run TOML and the overrides make it.
         given: the keys that they set, of `given_keys`.
-        start: resumes.
+        start: one that resumes.
 
     Raises:
         UserError: a change cannot work, with a sentence for each; or what is stored is missing or damaged.
@@ -154,12 +154,12 @@ def merge_settings(
     mistakes: Mistakes,
     allowed: frozenset[str] = frozenset(),
 ) -> tuple[Config, Changed, Changed]:
-    """What is stored with the changes that a configuration makes to it, those changes, and what is kept all the same.
+    """The stored configuration with the changes that another makes to it, those changes, and what is kept despite it.
 
     Args:
-        given: the keys of it that count.
+        given: the keys of the other one that count.
         checkpoint: for messages.
-        allowed: keys that may change here, whatever is so elsewhere.
+        allowed: keys that may change here even if they may not elsewhere.
     """
     settings = flat(stored)
     changed, kept = {}, {}
@@ -167,7 +167,7 @@ def merge_settings(
         before, kind = settings[key], ON_RESUME[key]
         if value == before or (key == "train.freeze" and set(value) == set(before)):
             continue
-        if key == "data.shuffle" and value == AUTO:  # which was settled when the run began
+        if key == "data.shuffle" and value == AUTO:  # it was settled when the run began
             continue
         if kind is OnResume.PLACE:
             settings[key] = value
@@ -188,7 +188,7 @@ def merge_settings(
 
 
 def _require_effect(resumed: Config, changed: Changed, given: frozenset[str], mistakes: Mistakes) -> None:
-    """Find changes without effect, for keys that are kept from the run."""
+    """Find changes that have no effect because of keys that are kept from the run."""
     settings, defaults = flat(resumed), flat(Config())
     for key in HIDDEN_BY.keys() & changed.keys():
         hiding = [name for name in HIDDEN_BY[key] if settings[name] != defaults[name]]
@@ -204,7 +204,7 @@ def alter_loss(changed: Changed) -> bool:
 
 
 def _config_of(settings: dict[str, Any]) -> Config:
-    """Of values that are each possible; the inverse of `flat`."""
+    """From values that are each valid; the inverse of `flat`."""
     config = Config()
     for table in dataclasses.fields(config):
         section = getattr(config, table.name)
@@ -217,7 +217,7 @@ def deepspeed_changes(checkpoint: Path, now: dict[str, Any]) -> tuple[str, ...]:
     """A sentence for what differs from the DeepSpeed JSON stored with a checkpoint, all of which may change."""
     try:
         stored = json.loads((described_in(checkpoint) / DEEPSPEED).read_text(encoding="utf-8"))
-    except (OSError, ValueError, UserError):  # nothing hangs on it
+    except (OSError, ValueError, UserError):  # nothing depends on it
         return ()
     before, after = dict(leaves(stored)), dict(leaves(now))
     keys = [key for key in before | after if not key.startswith(DERIVED) and before.get(key) != after.get(key)]

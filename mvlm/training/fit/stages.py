@@ -1,7 +1,7 @@
-"""Which of its stages a run is in, where each begins and ends, and what its learning rate follows.
+"""Which of its stages a run is in, where each begins and ends, and which schedule its learning rate follows.
 
-A stage ends as a run does: everything is saved. The next one resumes that checkpoint with other settings, of which it
-may change more than a run that is resumed.
+A stage ends as a run does: everything is saved. The next one resumes that checkpoint with other settings, and may
+change more of them than a resumed run.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from mvlm.training.fit.settings import (
 from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps, warmup_steps
 
 AT_BORDER = frozenset(("data.weights", "data.where", "data.epoch", "model.image_size", "train.freeze"))
-"""Keys that a stage may set although a run that is resumed may not change them."""
+"""Keys that a stage may set although a resumed run may not change them."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """The updates of a stage: from `first` to `end`; and the draws of an epoch of its data."""
+    """A stage's updates, from `first` to `end`, and the draws in an epoch of its data."""
 
     name: str
     first: int
@@ -53,10 +53,10 @@ class Standing:
     Attributes:
         number: of the stage that it resumes in.
         begins: that stage has not begun yet.
-        config: of it.
+        config: of that stage.
         resumed: what a run is resumed with; None = it begins.
         sections: of all stages, those to come as they are planned.
-        before: what the state is to say of stages that have begun, where it is that of a run without stages.
+        before: the stages and streams that the state is to have, if it is that of a run without stages.
     """
 
     stages: Stages
@@ -89,7 +89,7 @@ class Standing:
         return replace(rate, first=first), (self.section.end, warmup)
 
     def enter(self, state: TrainState, mixture: Mixture) -> TrainState:
-        """The state that the attempt begins with, of that of the checkpoint, which all ranks have alike."""
+        """The state that the attempt begins with, from the checkpoint's, which is the same on all ranks."""
         if self.before is not None and not state.stages:
             state = replace(state, stages=self.before[0], streams=self.before[1])
         batch = self.config.train.global_batch
@@ -108,14 +108,14 @@ class Standing:
 def settle_stages(
     config: Config, given: frozenset[str], tables: Sequence[Table], where: str, start: Start, folder: Path
 ) -> Standing | None:
-    """Where a run stands among its stages; None of one without any. On one rank.
+    """Where a run stands among its stages; None for a run without any. Called on one rank.
 
     Args:
         config, given, tables, where: as the run TOML and the overrides make it, the keys that they set, the TOML's
             `[[stage]]` tables, and its path.
 
     Raises:
-        UserError: a stage cannot be what it is to be, or one that is over has been changed.
+        UserError: a stage cannot work as it is configured, or one that is over has been changed.
     """
     stored = stored_stages(folder, start) if start.resumes and start.own else None
     if stored is None and not tables:
@@ -146,9 +146,9 @@ def settle_stages(
     if not state.stages:
         known = _first(stages, kept, state, end)
         before, state = (known.stages, known.streams), known
-    is_over = state.step >= end and not state.unevaluated  # which is made up for with its own settings
+    is_over = state.step >= end and not state.unevaluated  # an owed evaluation is made with the stage's own settings
     number = running + (is_over and running + 1 < len(stages))
-    for coming in range(running + 1, len(stages)):  # now, and not when hours have led there
+    for coming in range(running + 1, len(stages)):  # now, and not after hours of training
         check_drawable(state, _mixture(stages.config(coming)), kept.data, draws_alike(stages))
     now = stages.config(number)
     allowed = AT_BORDER if number > running else frozenset()
@@ -161,7 +161,7 @@ def settle_stages(
 
 
 def stored_stages(folder: Path, start: Start | None = None) -> Stages | None:
-    """Those of a run folder, or of the checkpoint in it that the run is resumed from; None where it has none."""
+    """The stages of a run folder, or of the checkpoint in it that the run is resumed from; None if it has none."""
     places = [folder]
     if start and start.own and start.checkpoint:
         places.append(described_in(start.checkpoint))
@@ -170,7 +170,7 @@ def stored_stages(folder: Path, start: Start | None = None) -> Stages | None:
 
 
 def checked(stages: Stages) -> Stages:
-    """The same stages; raises `UserError` where one of them sets what no stage can change."""
+    """The same stages; raises `UserError` if one of them sets what no stage can change."""
     mistakes = Mistakes()
     for number, table in enumerate(stages.tables):
         with mistakes.gathered():
@@ -191,10 +191,10 @@ def comes_another(folder: Path, number: int) -> bool:
 
 
 def outline(stages: Stages, per_epoch: int | None = None) -> tuple[Section, ...]:
-    """Of stages that have not begun.
+    """The sections of stages that have not begun.
 
     Args:
-        per_epoch: draws of an epoch, where the shards are not to be asked.
+        per_epoch: draws in an epoch of a stage that names no data.train.
     """
     return _sections(stages, (), per_epoch)
 
@@ -228,7 +228,7 @@ def _merged(stored: Stages, tables: Sequence[Table], running: int, where: str) -
 
 
 def _end(config: Config, kept: Config, state: TrainState) -> int:
-    """The step that the running stage ends at, of its configuration now and of that stored with the checkpoint."""
+    """The step that the running stage ends at, by its configuration now and the one stored with the checkpoint."""
     keys = (*LENGTHS, "global_batch")
     if state.stages and all(getattr(config.train, key) == getattr(kept.train, key) for key in keys):
         return state.stages[-1].end  # its data may be gone by now

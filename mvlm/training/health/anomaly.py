@@ -17,19 +17,19 @@ from mvlm.runtime.log import rank_log
 CORRUPTED = "weights or moments had changed in memory since the update before"
 MISCOMPUTED = "a micro-batch came out differently on a second rank"
 LAG = 2  # steps after which numbers are read: a GPU has them by then, and the host need not wait for it
-HISTORY, ENOUGH = 64, 16  # losses that a spike is measured by: the last ones, and how many there must be
-CORRUPTIONS = 3  # roll-backs for memory's sake that an attempt makes before it ends
-SMALL = 1.0  # nats; losses below it, as of fine-tuning near its end, jump by multiples at a hard batch and fall back
+HISTORY, ENOUGH = 64, 16  # losses that a spike is measured by: the most recent ones, and how many there must be
+CORRUPTIONS = 3  # roll-backs that an attempt makes because of memory before it ends
+SMALL = 1.0  # nats; losses below it, as near the end of fine-tuning, jump by multiples at a hard batch and fall back
 
 
 @dataclass(frozen=True)
 class Anomaly:
-    """A step that must not have been."""
+    """A step that went wrong."""
 
     step: int
     position: int  # in the sample stream, where its batch begins
     reason: str
-    is_of_data: bool = True  # so that its batch is to be left out
+    is_of_data: bool = True  # its batch may be to blame, and is to be left out
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class _Reading:
 
 
 class AnomalyDetector:
-    """Readings wait `LAG` steps; then all ranks exchange and judge them alike.
+    """Readings wait `LAG` steps; then all ranks exchange them and judge them identically.
 
     Args:
         spike: a loss above `SMALL` and this many times the median of the last good ones is a spike; 0 = none is.
         recent_losses: of the steps before.
-        audits: the rank whose micro-batches this one computes once more, and its node, where it does.
+        audits: the rank whose micro-batches this one recomputes, and its node, if it does.
     """
 
     def __init__(self, spike: float, recent_losses: tuple[float, ...] = (), audits: str = "") -> None:
@@ -54,7 +54,7 @@ class AnomalyDetector:
         self.restart(recent_losses)
 
     def restart(self, recent_losses: tuple[float, ...]) -> None:
-        """Forget all steps but what these losses tell of them."""
+        """Forget all steps, except for these losses."""
         self._losses: deque[float] = deque(recent_losses, maxlen=HISTORY)
         self._readings: deque[_Reading] = deque()
 
@@ -72,12 +72,12 @@ class AnomalyDetector:
         corrupted: Tensor | None = None,
         miscomputed: Tensor | None = None,
     ) -> None:
-        """Note a step: its number, where its batch begins, this rank's loss on the device, the global gradient norm.
+        """Record a step: its number, where its batch begins, this rank's loss on the device, the global gradient norm.
 
         Args:
-            overflowed: fp16's loss scaler skipped the update, so that its gradient norm says nothing.
-            corrupted: 1.0 where this rank's weights or moments had changed in memory before the update.
-            miscomputed: 1.0 where this rank came to other bits of a micro-batch than the rank before it.
+            overflowed: fp16's loss scaler skipped the update, so that its gradient norm means nothing.
+            corrupted: 1.0 if this rank's weights or moments had changed in memory before the update.
+            miscomputed: 1.0 if this rank computed other bits for a micro-batch than the rank before it.
         """
         norm = torch.as_tensor(0.0 if grad_norm is None or overflowed else grad_norm).to(loss.device, torch.float32)
         faults = (loss.new_zeros(()) if fault is None else fault for fault in (corrupted, miscomputed))
@@ -109,7 +109,7 @@ class AnomalyDetector:
         return loss, norm, corrupted, miscomputed
 
     def count_corruption(self, anomaly: Anomaly) -> None:
-        """Raises MemoryCorrupted where memory has now been to blame too often in this attempt."""
+        """Raise MemoryCorrupted if memory has now been to blame too often in this attempt."""
         self._corruptions += 1
         if self._corruptions > CORRUPTIONS:
             raise MemoryCorrupted(
@@ -118,7 +118,7 @@ class AnomalyDetector:
             )
 
     def judge(self, loss: float, grad_norm: float, corrupted: float, miscomputed: float) -> Anomaly | None:
-        """Take the oldest reading off, given its means over ranks; what is wrong with it, if anything."""
+        """Remove the oldest reading, given its means over ranks; returns what is wrong with it, if anything."""
         reading = self._readings.popleft()
         if corrupted or miscomputed:
             fault = CORRUPTED if corrupted else MISCOMPUTED

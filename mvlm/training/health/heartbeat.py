@@ -1,4 +1,4 @@
-"""Signs of life that the ranks of a run leave in its folder, and what they tell when it hangs."""
+"""Heartbeats that the ranks of a run leave in its folder, and what they reveal when it hangs."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ NAMED = 4  # ranks that a sentence names
 
 
 def period_s(hang_minutes: float) -> float:
-    """Seconds between the heartbeats of a rank whose run takes that long without progress for a hang."""
+    """Seconds between the heartbeats of a rank, if its run is taken to hang after that long without progress."""
     return min(60 * hang_minutes / 10, LONGEST_PERIOD_S)
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What one rank tells of itself."""
+    """What one rank reports about itself."""
 
     attempt: int
     rank: int
     host: str
     pid: int
     step: int
-    doing: str  # what its main thread last said that it begins
-    marks: int  # how often it has said so; the ranks of a run all say the same
+    doing: str  # what its main thread last marked as begun
+    marks: int  # how many marks it has made; all ranks of a run make the same
     still_s: float  # seconds since then
-    stuck: bool  # longer than it may
-    exchanging: bool  # and its main thread is in a call of torch.distributed
+    stuck: bool  # for longer than allowed
+    exchanging: bool  # stuck, and its main thread is in a call of torch.distributed
     ends: bool  # the ranks at fault have been named, and this one exits
     time: float
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process has ended, where that can be known: on its own host."""
+        """Whether its process has ended, which can be known only on its own host."""
         is_here = self.host == socket.gethostname() and Path("/proc/self").exists()
         return is_here and not Path(f"/proc/{self.pid}").exists()
 
     def write(self, folder: Path) -> None:
-        """In place and in one call: it works on a full disk, and NFS shows it to others at once, unlike a renamed file.
+        """Write it in place, in one call: that works on a full disk, and NFS shows it at once, unlike a renamed file.
 
         Raises:
             OSError: it cannot be written, or the folder has gone.
@@ -58,7 +58,7 @@ class Heartbeat:
 
 
 def read(folder: Path, rank: int, attempt: int) -> Heartbeat | None:
-    """A rank's heartbeat; None when there is none of this attempt, or none to be read at this moment."""
+    """A rank's heartbeat; None if there is none of this attempt, or it cannot be read at this moment."""
     try:
         heartbeat = Heartbeat(**json.loads(_path(folder, rank).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -71,7 +71,7 @@ def _path(folder: Path, rank: int) -> Path:
 
 
 class Others:
-    """What is known of other ranks. Those that live are known by new heartbeats, not by the clocks of their hosts."""
+    """What is known of other ranks. Live ones are recognised by new heartbeats, not by the clocks of their hosts."""
 
     def __init__(self, folder: Path, attempt: int) -> None:
         self._folder = folder
@@ -80,7 +80,7 @@ class Others:
         self.last: dict[int, Heartbeat | None] = {}
 
     def look(self, rank: int) -> Heartbeat | None:
-        """Its last heartbeat. To be called once in the time of a heartbeat."""
+        """Its last heartbeat. To be called once per heartbeat period."""
         found = read(self._folder, rank, self._attempt)
         before = self.last.get(rank)
         changed = rank not in self._unchanged or (found is not None and found != before)
@@ -98,8 +98,8 @@ class Hang:
     """Who holds a run up.
 
     Args:
-        heartbeats: the last of every rank of this run folder; None where there was none.
-        quiet: ranks that give no sign of life.
+        heartbeats: the last of every rank of this run folder; None if there was none.
+        quiet: ranks that send no heartbeat.
         unseen: how many more ranks there are, on nodes with run folders of their own.
     """
 
@@ -109,10 +109,10 @@ class Hang:
 
     @property
     def at_fault(self) -> list[int]:
-        """Ranks without a sign of life, and those that are stuck behind others.
+        """Ranks without a heartbeat, and those that are stuck behind others.
 
-        Of ranks with equally few marks, those that are not in an exchange make the others wait there. All ranks
-        when none is behind; none while those that are behind may still be at work.
+        Of ranks with equally few marks, those that are not in an exchange keep the others waiting there. It is all
+        ranks if none is behind, and none while those that are behind may still be at work.
         """
         awake = self._awake()
         fewest = min((beat.marks for beat in awake), default=0)
@@ -140,7 +140,7 @@ class Hang:
             named.append(f"{len(ranks) - NAMED} more ranks likewise")
         if self.quiet and (awake := self._awake()):
             ahead = max(awake, key=lambda beat: beat.marks)
-            named.append(f"while others have been {_in(ahead)}")  # how far the quiet ones came is not known
+            named.append(f"while others have been {_in(ahead)}")  # how far the quiet ones got is not known
         return ", ".join(named)
 
     def _describe(self, rank: int) -> str:
@@ -170,7 +170,7 @@ def _in(beat: Heartbeat) -> str:
 
 
 def _process_state(beat: Heartbeat) -> str:
-    """What the kernel says of a process on this host: after the exit nobody can look."""
+    """What the kernel says about a process on this host: after the exit nobody can look."""
     if beat.host != socket.gethostname() or not Path("/proc/self").exists():
         return ""
     try:

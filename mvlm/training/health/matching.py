@@ -1,4 +1,4 @@
-"""Watches whether ITM has begun to learn: re-ranking by one that has not looks good and spoils what ITC has found."""
+"""Watches whether ITM has begun to learn: re-ranking by a head that has not looks fine and spoils ITC's results."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections import deque
 from statistics import fmean
 
-UPDATES, READINGS = 1_000, 10  # that a verdict takes, at least
+UPDATES, READINGS = 1_000, 10  # the least for a verdict
 GUESS = math.log(3) - 2 / 3 * math.log(2)
-"""The loss, in nats, of one who knows only that one example of three is a pair."""
+"""The loss, in nats, of knowing only that one example in three is a pair."""
 LEARNED = 0.97 * GUESS
 
 
 class MatchingWatch:
-    """Of the losses at log steps. Negatives that ITC takes for pairs teach ITM nothing until it knows more than ITC."""
+    """Judges the losses at log steps. Negatives that ITC takes for pairs teach ITM nothing until it knows more."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[int, float]] = deque()

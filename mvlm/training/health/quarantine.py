@@ -26,18 +26,18 @@ QUARANTINE = "quarantine.jsonl"
 Found = TypeVar("Found")
 
 FIRST_SAMPLES = 10_000
-"""A share is taken of this many samples at least: one bad image among the first hundred says little."""
+"""A share is taken of at least this many samples: one bad image among the first hundred says little."""
 
 
 class Quarantine:
-    """Images that a run could not use and replaced, alike on every rank; what an earlier attempt listed counts on.
+    """Images that a run could not use and replaced, the same on every rank; those of earlier attempts count too.
 
     Args:
         tolerance: images that may be bad, as a share of the samples drawn or, from 1 on, as a number.
-        rows: of the data, of which no more than all can be drawn.
+        rows: of the data; no more samples than that count as drawn.
 
     Attributes:
-        excess: what to raise when the steps that are done are saved, once the list is longer than the tolerance.
+        excess: the error to raise, after the steps made have been saved, if the list exceeds the tolerance.
     """
 
     def __init__(self, run: Path, tolerance: float, rows: int) -> None:
@@ -54,7 +54,7 @@ class Quarantine:
         """List what is new among all ranks' faults, once each; all ranks must call.
 
         Raises:
-            UserError: on every rank, where the list cannot be written.
+            UserError: on every rank, if the list cannot be written.
         """
         mine = [fault for fault in own if fault.reason != TAKEN_DOWN]
         met = sorted((fault for faults in dist.gather_objects(mine) for fault in faults), key=_place)
@@ -81,8 +81,8 @@ class Skipped:
     Args:
         positions: known from the checkpoint, of the batches before it.
         limit: batches that may be left out.
-        begin, batch: samples seen by that checkpoint, and the global batch from there on: where it has changed, the
-            batches that hold samples of those to come that are listed are left out in their place.
+        begin, batch: samples seen by that checkpoint, and the global batch from there on: if it has changed, the
+            coming batches that hold listed samples are left out instead.
     """
 
     def __init__(self, run: Path, positions: tuple[int, ...], limit: int, begin: int, batch: int) -> None:
@@ -96,10 +96,10 @@ class Skipped:
         return tuple(sorted(p for p in self.positions if p < position))
 
     def add(self, anomaly: Anomaly, global_batch: int, draws: Sampler, mixture: Mixture) -> None:
-        """Leave a batch out from now on, and write down its samples; all ranks must call.
+        """Leave a batch out from now on, and list its samples; all ranks must call.
 
         Raises:
-            UserError: on every rank, where the list cannot be written or has become longer than the limit.
+            UserError: on every rank, if the list cannot be written or has become longer than the limit.
         """
         self.positions.add(anomaly.position)
         drawn = np.arange(anomaly.position, anomaly.position + global_batch)
@@ -115,7 +115,7 @@ class Skipped:
 
 
 def _described(mixture: Mixture, number: int) -> dict[str, str]:
-    """The row of a number that was drawn, which may be one of a pair."""
+    """The row of a number that was drawn, which may be a pair's."""
     try:
         row, _ = mixture.numbers.visit(number)
     except UnreadableRow as error:
@@ -128,7 +128,7 @@ def _place(fault: Fault) -> tuple[int, int]:
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    """One JSON object a line, by rank 0; all ranks must call, and raise where it fails."""
+    """One JSON object a line, by rank 0; all ranks must call, and raise if it fails."""
 
     def append() -> None:
         try:
@@ -141,17 +141,17 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _identity(line: dict[str, Any]) -> tuple[int, str]:
-    """Of an image: rows of another stage's data have the same numbers."""
+    """Of an image, with its key, since rows of another stage's data have the same numbers."""
     return int(line["row"]), str(line["key"])
 
 
 def _read(path: Path, wanted: Callable[[dict[str, Any]], Found]) -> list[Found]:
-    """What is wanted of every whole line, the same on all ranks, which must all call.
+    """What is wanted of every whole line, the same on all ranks; all must call.
 
-    A last line that a kill cut off is left out: it had not been acted upon, or will be met again.
+    A last line that a kill cut off is ignored: it had not been acted upon, or will be met again.
 
     Raises:
-        UserError: on every rank, where what lies there cannot be read.
+        UserError: on every rank, if what lies there cannot be read.
     """
 
     def read() -> list[Found]:

@@ -13,12 +13,12 @@ import psutil
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LAUNCHERS = ("deepspeed", "torch.distributed.run", "torchrun")
 MARGIN_SHARE, MARGIN_SECONDS = 0.05, 60.0
-"""Of the time limit, and at most: what is left for ending beside three steps, as the ranks hear of it a step later, and
-two checkpoints."""
+"""Share of the time limit, and its maximum, that is kept for ending, besides three steps, since the ranks hear of it a
+step later, and two checkpoints."""
 
 
 class StopRequests:
-    """Listens for SIGTERM and SIGUSR1, watches over the launcher and the clock.
+    """Listens for SIGTERM and SIGUSR1, and watches the launcher and the clock.
 
     A signal to a launcher does not reach its ranks: `deepspeed` dies of it and leaves them training. So each rank
     remembers the processes that started it and counts the death of one as a request to stop.
@@ -33,7 +33,7 @@ class StopRequests:
         self.limit_time(0.0)
 
     def limit_time(self, minutes: float) -> None:
-        """Have the time end so long after this was made; 0 = at SLURM_JOB_END_TIME where SLURM set it, else never."""
+        """Limit the time, from when this was constructed; 0 = until SLURM_JOB_END_TIME if SLURM set it, else never."""
         end = float(os.environ.get("SLURM_JOB_END_TIME") or 0)
         until_end = end - time.time() + time.monotonic() - self._began if end else 0.0
         seconds = 60 * minutes or until_end
@@ -49,7 +49,7 @@ class StopRequests:
         return not all(map(_is_alive, self._launchers))
 
     def ends_by_the_first(self) -> bool:
-        """Whether one of the launchers is above this rank, which end all ranks by the first that ends."""
+        """Whether this rank has one of the launchers, which end all ranks as soon as the first ends."""
         return any(map(_is_program_of_a_launcher, self._launchers))
 
     def time_is_up(self, step_seconds: float, save_seconds: float, evaluation_seconds: float) -> bool:
@@ -57,7 +57,7 @@ class StopRequests:
 
         Args:
             step_seconds, save_seconds: the longest that a step and a checkpoint have taken.
-            evaluation_seconds: the same of an evaluation, where one is about to come.
+            evaluation_seconds: the same for an evaluation, if one is about to come.
         """
         left = self._end - time.monotonic()
         return self._limited and left < self._margin + 3 * step_seconds + 2 * save_seconds + evaluation_seconds
@@ -80,7 +80,7 @@ def _is_launcher(process: psutil.Process) -> bool:
 
 
 def _is_program_of_a_launcher(process: psutil.Process) -> bool:
-    """By what it runs, where a rank's own words, such as --deepspeed_config, may follow."""
+    """Judged by its program alone, since a rank's own arguments, such as --deepspeed_config, may follow."""
     try:
         program = next((word for word in process.cmdline()[1:] if not word.startswith("-")), "")
     except psutil.Error:

@@ -1,13 +1,13 @@
 """Ends a run that hangs, and names the rank that holds it up.
 
-The main thread of every rank marks what it begins. A thread beside it leaves a heartbeat file and, once the main
-thread has been in one thing for longer than it may, looks at the others'. The lowest rank that lives judges: it says
-one sentence when a rank sends no heartbeat or is stuck behind the others; then all exit with the code for "requeue
-me". A rank that is behind and may still be at work is waited for.
+The main thread of every rank marks what it begins. A thread beside it writes a heartbeat file and, once the main
+thread has spent longer on one thing than it may, looks at the others'. The lowest live rank judges: it says one
+sentence when a rank sends no heartbeat or is stuck behind the others; then all exit with the code for "requeue me". A
+rank that is behind but may still be at work is waited for.
 
-What can block is kept apart from what must not: a second thread ends the rank when the first is itself caught, in a
-file system that does not answer. A rank whose main thread keeps the interpreter's lock can run neither: the others
-name it, and the launcher kills it.
+What can block is kept apart from what must not: a second thread ends the rank if the first is itself stuck in a file
+system that does not answer. A rank whose main thread holds the interpreter's lock can run neither: the others name it,
+and the launcher kills it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Watchdog:
         run: gets `heartbeat/rank-00000.json` and, in a hang, `heartbeat/rank-00000.stack.txt` and `hangs.jsonl`.
         attempt: of this run; other attempts' heartbeats do not count.
         minutes: that one thing may take.
-        ranks: whose heartbeats this run folder has; None = all.
+        ranks: those whose heartbeats this run folder has; None = all.
     """
 
     def __init__(self, run: Path, attempt: int, minutes: float, ranks: tuple[int, ...] | None = None) -> None:
@@ -88,7 +88,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         for thread in self._threads:
-            thread.join(timeout=1)  # no longer: it may be caught in the file system
+            thread.join(timeout=1)  # no longer, since it may be stuck in the file system
 
     def _watch(self) -> None:
         stillness = _Stillness(self._period)
@@ -175,7 +175,7 @@ class Watchdog:
         os._exit(ExitCode.REQUEUE)
 
     def _let_go_first(self, ranks: set[int]) -> None:
-        """Wait until they end, or their main threads would fail first, of the connection that breaks with this exit."""
+        """Wait until they end: this exit breaks connections, of which their main threads would otherwise fail first."""
         deadline = time.monotonic() + QUIET_AFTER * self._period
         while ranks and time.monotonic() < deadline:
             time.sleep(self._period / 10)
@@ -208,7 +208,7 @@ class _Stillness:
 
 
 class _Inquiry:
-    """One rank's part in finding who is at fault. Only the lowest rank that lives reads everybody's heartbeat."""
+    """One rank's part in finding who is at fault. Only the lowest live rank reads everybody's heartbeat."""
 
     def __init__(self, folder: Path, attempt: int, rank: int, ranks: Sequence[int], unseen: int) -> None:
         self._others = Others(folder, attempt)
@@ -243,7 +243,7 @@ class _Inquiry:
 
 
 def _is_exchanging() -> bool:
-    """Whether the main thread is in a collective, or waits for a sum that another thread of it sees to."""
+    """Whether the main thread is in a collective, or waits for one in another thread."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame and frame.f_globals.get("__name__") not in EXCHANGES:
         frame = frame.f_back
@@ -259,8 +259,8 @@ def _way_on(run: Path) -> str:
 
 
 def _report(sentence: str) -> None:
-    """On a line of its own, beside `logging` and Python's buffers, whose locks the main thread may hold, and without
-    waiting for a reader."""
+    """Write it on a line of its own, past `logging` and Python's buffers, whose locks the main thread may hold, and
+    without waiting for a reader."""
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [STDERR], [], 0)[1]:
             os.write(STDERR, f"\nmvlm: {sentence}\n".encode())

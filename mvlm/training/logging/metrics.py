@@ -1,4 +1,4 @@
-"""What a run reports of its steps, and the numbers of a log line."""
+"""What a run reports about its steps, and the numbers of a log line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mvlm.training.stream import TrainingStream
 
 
 class Reporter:
-    """Times the steps of an attempt and reports of them: the progress of each, all numbers at log steps.
+    """Times the steps of an attempt and reports on them: the progress at each, all numbers at log steps.
 
     Args:
         run: gets the traces that are asked for.
@@ -60,7 +60,7 @@ class Reporter:
         self._waited, self._data_waited = self.waited, 0.0
 
     def leave_out(self, seconds: float) -> None:
-        """Have what took that long just now not count as training."""
+        """Do not count the last `seconds` as training."""
         self._clock += seconds
 
     def stepped(self, step: int, seconds: float) -> None:
@@ -79,8 +79,8 @@ class Reporter:
         """Log the step just made; all ranks must call, and wait for the device.
 
         Args:
-            factor: of the peak learning rates.
-            micro_batches: this rank's, of which the shapes are read.
+            factor: share of the peak learning rates.
+            micro_batches: this rank's; only their shapes are read.
         """
         engine, stream, optim = self._engine, self._stream, self._optim
         means = (dist.all_reduce(torch.stack(list(losses.values()))) / dist.world()).tolist()
@@ -96,7 +96,7 @@ class Reporter:
         else:
             metrics["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         metrics |= self._timing(state.step) | {"epoch": stream.epochs(state.samples_seen)}
-        if dist.rank() == 0:  # whose line is written: all wait for a rank that counts the operations of a new length
+        if dist.rank() == 0:  # it writes the line; all wait for any rank that counts the operations of a new length
             metrics |= self._arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
         metrics |= {"bad_images": len(stream.quarantine), "skipped": len(stream.skipped.positions)}
         self.log(metrics)
@@ -106,7 +106,7 @@ class Reporter:
         self._profiling.look()
 
     def log(self, metrics: dict[str, Any]) -> None:
-        if self._attempt.superseded():  # a machine that stood still since the ranks agreed may have been given up
+        if self._attempt.superseded():  # a machine suspended since the ranks agreed may have been given up
             return
         if not self.monitor.has_file() and not self._attempt.is_lost():  # somebody has edited or deleted it
             self.monitor.reopen()
@@ -127,7 +127,7 @@ class Reporter:
 
 
 def spread(step_s: float, data_wait_s: float, others_wait_s: float) -> dict[str, float | int]:
-    """How far the ranks are apart, and which is slow; all ranks must call, and it travels over the host.
+    """How far the ranks' times are apart, and which is slow; all ranks must call. The exchange uses host memory.
 
     Args:
         step_s, data_wait_s, others_wait_s: this rank's mean seconds a step: in all, waiting for data, and waiting
@@ -148,7 +148,7 @@ def spread(step_s: float, data_wait_s: float, others_wait_s: float) -> dict[str,
 
 
 def reported(accumulated: MetricAccumulator) -> dict[str, float | None]:
-    """The global batch's accuracies, of which one that nothing was asked for is None, and the other values.
+    """The global batch's accuracies, None for one that had no examples, and the other values.
 
     All ranks must call, and wait for the device.
     """

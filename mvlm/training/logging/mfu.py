@@ -1,4 +1,4 @@
-"""How much of what the device can compute a run uses: executed floating point operations against its peak."""
+"""How much of the device's capacity a run uses: executed floating point operations against the peak."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PEAKS = (
 
 
 def peak_flops(name: str, low_precision: bool, tf32: bool) -> float | None:
-    """Dense matrix products' operations a second of a GPU by its name; None where it is not known.
+    """Dense matrix products' operations a second of a GPU by its name; None if it is not known.
 
     Args:
         low_precision: in bf16 or fp16; otherwise in fp32, by TF32's units or not.
@@ -57,8 +57,8 @@ class Arithmetic:
     """What a run's pairs cost, and what its devices could do.
 
     Args:
-        flops: of a micro-batch, forward and backward; None where they are not counted, as in fine-tuning.
-        peak: operations a second of each rank's device; None where it is not known.
+        flops: of a micro-batch, forward and backward; None if they are not counted, as in fine-tuning.
+        peak: operations a second of each rank's device; None if it is not known.
     """
 
     flops: Callable[[Batch], float] | None
@@ -66,7 +66,7 @@ class Arithmetic:
 
     @classmethod
     def of(cls, model: Encoders, ds_config: dict[str, Any]) -> Arithmetic:
-        """To be called before DeepSpeed has the model, which may take its weights apart."""
+        """To be called before DeepSpeed has the model, since it may divide the weights."""
         peak = None
         if dist.uses_cuda():
             tf32 = torch.get_float32_matmul_precision() != "highest"
@@ -96,7 +96,7 @@ TOKENS, MASKED = 1_000_003, 1_000_033
 
 @dataclass(frozen=True)
 class _Cost:
-    """Operations of a micro-batch: of it all, and for each of its tokens and of its masked ones."""
+    """Operations of a micro-batch: fixed ones, and those for each token and each masked token."""
 
     fixed: float
     token: float
@@ -106,8 +106,8 @@ class _Cost:
 class FlopsOfBatches:
     """Operations of a micro-batch's forward and backward pass, which costs twice the forward pass.
 
-    One batch is counted for each length that texts are padded to, with so many tokens, and so many masked ones, that
-    each product tells by its size which of them it is computed for.
+    One batch is counted for each length that texts are padded to, with such numbers of tokens and of masked ones that
+    the size of each product shows which of them it is computed for.
     """
 
     def __init__(self, model: MaskVLM) -> None:

@@ -67,7 +67,7 @@ class Monitor:
             return False
 
     def reopen(self) -> None:
-        """Write to metrics.jsonl as it is now; raises as the making of a monitor does. For rank 0 alone."""
+        """Write to metrics.jsonl as it is now; raises as the constructor does. For rank 0 only."""
         metrics = Path(self._file.name)
         self._file.close()
         self._open(metrics)
@@ -106,7 +106,7 @@ class Monitor:
             self._progress.update(self._task, completed=step)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, which must hold `step`; equal floats read back equal, NaN and infinity as null.
+        """Write a line of metrics.jsonl, which must hold `step`; floats read back exactly, NaN and infinity as null.
 
         Raises:
             UserError: it cannot be written.

@@ -1,4 +1,4 @@
-"""A trace of a few steps of a running job, asked for by a file in its run folder."""
+"""Traces a few steps of a running job, on request by a file in its run folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUEST = "profile"
 """`echo "5 3" > RUN/profile`: five steps of rank 3; by default 3 steps of rank 0."""
 TRACES = "traces"
 SELDOM_S = 60.0
-"""Between two looks of a rank other than 0: a shared file system serves those of thousands."""
+"""Between two looks by a rank other than 0: a shared file system may serve thousands."""
 STEPS, MOST = 3, 50  # a trace of one step of a large model takes tens of megabytes
 
 
@@ -35,7 +35,7 @@ class Profiling:
         self.look()
 
     def look(self) -> None:
-        """Begin a trace with the next step if one is asked for. Each rank reads; the one that is meant takes it."""
+        """Begin a trace with the next step if one is asked for. Each rank reads it; the one that is named takes it."""
         if dist.rank() and time.monotonic() - self._looked < SELDOM_S:
             return
         self._looked = time.monotonic()
@@ -53,7 +53,7 @@ class Profiling:
         if dist.rank() != (0 if problem else rank):
             return
         try:
-            self._request.unlink()  # first: a request that cannot be taken away would be met for ever
+            self._request.unlink()  # first: a request that cannot be removed would be met for ever
             if problem:
                 rank_log.info(
                     f"{self._request} {problem}: write into it how many steps, 1 to {MOST}, and, after a space, "
@@ -65,7 +65,7 @@ class Profiling:
             self._give_up(error)
 
     def stepped(self, step: int) -> None:
-        """A step has been made; the last one that was asked for writes the trace."""
+        """Count a step that has been made; after the last one asked for, write the trace."""
         if not self._profile:
             return
         self._left -= 1
@@ -86,7 +86,7 @@ class Profiling:
     def _begin(self, steps: int) -> None:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self._left, self._began = steps, time.perf_counter()
-        everything = lambda step: ProfilerAction.RECORD  # noqa: E731 - a schedule, with which steps are named
+        everything = lambda step: ProfilerAction.RECORD  # noqa: E731 - steps are named only with a schedule
         self._profile = profile(activities=activities, schedule=everything, record_shapes=True)
         self._profile.start()
 

@@ -28,8 +28,8 @@ from mvlm.errors import UserError, first_line
 from mvlm.runtime.storage import write_durably
 
 TRACKERS = "trackers.json"
-"""In the run folder, by tracker the name that it knows the run by, so that the next attempt resumes the same."""
-LINES = 1000  # that may wait for a tracker before the next are left out
+"""In the run folder, by tracker the name by which it knows the run, so that the next attempt resumes the same."""
+LINES = 1000  # that may wait for a tracker before more are dropped
 PATIENCE = 30.0  # seconds that a tracker gets at the end to take what still waits
 LONGEST_PARAMETER, PARAMETERS = 500, 100  # characters of one, and how many a request: MLflow's own limits
 Say = Callable[[str], None]
@@ -55,7 +55,7 @@ def require_installed(log: Log) -> None:
 
 
 def followers(run: Path, first_step: int, log: Log, say: Say) -> list[Follower]:
-    """Those that the configuration asks for, of the run that `run.json` describes; they have begun."""
+    """Those that the configuration asks for, already started, for the run that `run.json` describes."""
     asked: list[tuple[str, Callable[[], Tracker]]] = []
     if log.tensorboard:
         asked.append(("TensorBoard", lambda: TensorBoard(run, first_step)))
@@ -99,7 +99,7 @@ class Follower:
         self._put(None)
 
     def wait(self, deadline: float, patience: float) -> None:
-        """Wait for its end until a time of `time.monotonic`, and abandon it there, after all seconds of patience."""
+        """Wait for its end until `deadline`, by `time.monotonic`, then abandon it; the complaint names `patience`."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._complain(f"{self.name} has not accepted everything within {patience:.0f} s and is abandoned")
@@ -143,7 +143,7 @@ def end_all(following: Sequence[Follower], done: bool, patience: float = PATIENC
 
 
 class TensorBoard:
-    """Writes by itself: torch's writer has a thread of its own, which prints a traceback where a disk is full."""
+    """Writes its file itself: torch's writer has a thread of its own, which prints a traceback when a disk is full."""
 
     def __init__(self, run: Path, first_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -157,7 +157,7 @@ class TensorBoard:
         self._writer = RecordWriter(open(folder / name, "ab"))  # noqa: SIM115 - closed in `close`
         self._write(file_version="brain.Event:2")
         self._restarts, self._trained = SessionLog(status=SessionLog.START), first_step
-        self._write(step=first_step + 1, session_log=self._restarts)  # what stood there goes
+        self._write(step=first_step + 1, session_log=self._restarts)  # drops what was there from this step on
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if "lr" in metrics:  # a training line
@@ -182,7 +182,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Args: project: "project" or "entity/project". Its own variables hold, such as WANDB_MODE=offline."""
+    """Args: project: "project" or "entity/project". Its own variables apply, such as WANDB_MODE=offline."""
 
     def __init__(self, run: Path, project: str) -> None:
         import wandb
@@ -201,7 +201,7 @@ class WeightsAndBiases:
             settings=wandb.Settings(console="off", quiet=True),
             config=facts.pop("config") | {"run_json": facts},
         )
-        self._run.define_metric("*", step_metric="step")  # a repeated step stands twice, as in metrics.jsonl
+        self._run.define_metric("*", step_metric="step")  # a repeated step appears twice, as in metrics.jsonl
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log({"step": step, **metrics})
@@ -214,7 +214,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """Args: uri: a tracking server, a database or a folder. MLFLOW_EXPERIMENT_NAME holds, and is "mvlm" by default."""
+    """Args: uri: a tracking server, a database or a folder. MLFLOW_EXPERIMENT_NAME applies, by default "mvlm"."""
 
     def __init__(self, run: Path, uri: str) -> None:
         if "://" not in uri or uri.startswith("file:"):
@@ -278,7 +278,7 @@ IDENTITIES = threading.Lock()
 
 
 def _identify(run: Path, tracker: str, identity: str) -> str:
-    with IDENTITIES:  # of trackers that begin at the same time
+    with IDENTITIES:  # trackers may begin at the same time
         known = {name: found for name in ("wandb", "mlflow") if (found := _identity(run, name))}
         write_durably(run / TRACKERS, json.dumps(known | {tracker: identity}))
     return identity
