@@ -32,7 +32,7 @@ class Cut(NamedTuple):
         return (element // run * self.of + self.place) * run + element % run
 
     def positions(self, start: int, stop: int, count: int) -> tuple[int, slice | Tensor]:
-        """Where its elements `start` to before `stop`, at least one, lie in the whole: the first, and all less that."""
+        """Where elements `start` to before `stop`, one or more, lie in the whole: the first, and all relative to it."""
         first, last = self.position(start, count), self.position(stop - 1, count)
         if last - first == stop - 1 - start:
             return first, slice(0, last - first + 1)

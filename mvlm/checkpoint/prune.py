@@ -93,7 +93,7 @@ def delete_unfinished(home: Path, attempt: int) -> None:
 
 
 def _delete(folder: Path, writer: Writer) -> None:
-    """Rename it first, lest a kill leave half a checkpoint under its own name."""
+    """Rename it first, so that a kill cannot leave half a checkpoint under its own name."""
     shutil.rmtree(_rename(folder, f"deleted-{writer.attempt}"))
 
 

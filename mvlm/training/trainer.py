@@ -104,7 +104,7 @@ class Trainer:
         step = before + 1
         saves = schedule.is_due(schedule.save_every, step) or schedule.is_due(schedule.keep_every, step)
         evaluates = self.validation.evaluate is not None and schedule.is_due(schedule.eval_every, step)
-        if not saves and not evaluates:  # those take long, and flags of now would be out of date
+        if not saves and not evaluates:  # both take long, and flags sent now would be out of date
             self._begun = self._begin_sync(ready=self.stream.is_here())
         self._mark("computing the update")
         factor = schedule.learning_rate(before)

@@ -214,7 +214,7 @@ def _config_of(settings: dict[str, Any]) -> Config:
 
 
 def deepspeed_changes(checkpoint: Path, now: dict[str, Any]) -> tuple[str, ...]:
-    """A sentence for what differs from the DeepSpeed JSON stored with a checkpoint, all of which may change."""
+    """A sentence for what differs from the DeepSpeed JSON stored with a checkpoint; all of it may change."""
     try:
         stored = json.loads((described_in(checkpoint) / DEEPSPEED).read_text(encoding="utf-8"))
     except (OSError, ValueError, UserError):  # nothing depends on it

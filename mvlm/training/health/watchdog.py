@@ -175,7 +175,7 @@ class Watchdog:
         os._exit(ExitCode.REQUEUE)
 
     def _let_go_first(self, ranks: set[int]) -> None:
-        """Wait until they end: this exit breaks connections, of which their main threads would otherwise fail first."""
+        """Wait until they end: otherwise their main threads would fail first, when this exit breaks connections."""
         deadline = time.monotonic() + QUIET_AFTER * self._period
         while ranks and time.monotonic() < deadline:
             time.sleep(self._period / 10)

@@ -1,4 +1,4 @@
-"""AdamW by whichever library has it fused: one pass over weights, gradients and moments. All give the same updates."""
+"""Fused AdamW by whichever library has it: one pass over weights, gradients and moments. All give the same updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Settings = dict[str, Any]
 
 
 def build_adamw(groups: list[dict[str, Any]], optim: Optim, device: torch.device, stage: int) -> torch.optim.Optimizer:
-    """AdamW for parameters on `device` that ZeRO at `stage` partitions; `kernels.optimizer` has said whose.
+    """AdamW for parameters on `device` that ZeRO at `stage` partitions; `kernels.optimizer` has chosen whose.
 
     Raises:
         UserError: the one asked for does not work at this stage.

@@ -1,4 +1,4 @@
-"""Gradients in buckets, each of which is reduced as soon as all of it, and all of the buckets before, is there."""
+"""Gradients in buckets, each reduced as soon as it and all buckets before it are complete."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch.nn import Parameter
 from mvlm.runtime import dist, replicas
 
 FIRST = ("vision", "text", "image_projection", "text_projection", "temperature", "contrastive_bias")
-"""What a forward pass uses first, in this order, wherever it is registered: backward comes to it last."""
+"""What a forward pass uses first, in this order, wherever it is registered: backward reaches it last."""
 
 
 class Buckets(ABC):
-    """Buckets of parameters in the order in which backward comes to them, reduced in their order on every rank.
+    """Buckets of parameters in the order in which backward reaches them, reduced in that order on every rank.
 
-    It is the same in every step, so that sums are rounded alike after a resumption. On a GPU all that happens on
-    a stream of its own. A parameter that no objective reads holds up its bucket, and those after it, until backward is
+    It is the same in every step, so that sums are rounded identically after resuming. On a GPU all this happens on a
+    stream of its own. A parameter that no objective reads holds up its bucket, and those after it, until backward is
     over.
 
     Args:
         engine: DeepSpeed's, which no longer reduces anything itself.
-        named: names and parameters that are trained, in one order on every rank.
+        named: names and parameters of what is trained, in one order on every rank.
         size: elements that fill a bucket.
-        early: reduce while backward goes on, and not when it is over. A rank that is alone has nothing to begin early.
+        early: reduce during backward, and not after it. A single rank has nothing to begin early.
 
     Attributes:
-        grad_norm: of the last step's gradient, where it is taken here.
+        grad_norm: of the last step's gradient, if it is computed here.
     """
 
     grad_norm: Tensor | None = None
@@ -58,7 +58,7 @@ class Buckets(ABC):
                 parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
 
     def finish(self) -> None:
-        """After each backward pass: reduce what is left where it was the last of a step, zeros for what has none."""
+        """Call after each backward pass: after the last of a step, reduce what is left, with zeros for no gradient."""
         if self._engine.is_gradient_accumulation_boundary():
             while self._next < len(self._buckets):
                 self._reduce_next()
@@ -72,7 +72,7 @@ class Buckets(ABC):
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """On a GPU, on the stream of its own, after what has been asked for so far."""
+        """On a GPU, use the stream of its own, after what has been launched so far."""
         if not self._stream:
             yield
             return
@@ -98,6 +98,6 @@ class Buckets(ABC):
 
 
 def _use(name: str) -> int:
-    """When a forward pass comes to a parameter of this name."""
+    """When a forward pass reaches a parameter of this name."""
     part = name.partition(".")[0]
     return FIRST.index(part) if part in FIRST else len(FIRST)

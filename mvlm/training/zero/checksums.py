@@ -1,7 +1,7 @@
-"""Sums of the bits of weights and moments: what memory has changed between two updates is seen.
+"""Sums of the bits of weights and moments, to detect what memory has changed between two updates.
 
-Memory without error correction, and now and then memory with it, hands back other bits than were written, and nothing
-else tells of it: the run trains on, a little worse (Dixit et al., Silent Data Corruptions at Scale, 2021).
+Memory without error correction, and now and then memory with it, returns other bits than were written, and nothing
+else reveals it: the run trains on, a little worse (Dixit et al., Silent Data Corruptions at Scale, 2021).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from mvlm.training.zero.state import ZeroState
 Source = Callable[[], Iterable[Tensor]]
 
 TOGETHER = {"cpu": 1 << 15, "cuda": 1 << 24}
-"""Elements that are laid end to end to be summed at once: what a CPU's cache holds, or what makes few calls."""
+"""Elements that are concatenated to be summed at once: what a CPU's cache holds, or what takes few calls."""
 ROW = 1024
 GOLDEN, MIXED = 0x9E3779B97F4A7C15 - 2**64, ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 class Checksums:
-    """What this rank's tensors sum up to after an update, to be compared with before the next; no device is waited for.
+    """The sums of this rank's tensors after an update, to be compared before the next; no device is waited for.
 
     Args:
-        own: give tensors that are this rank's alone.
-        copies: give those that every replica has alike.
+        own: give tensors that only this rank has.
+        copies: give those of which every replica has the same.
     """
 
     def __init__(self, own: Sequence[Source], copies: Sequence[Source]) -> None:
@@ -37,15 +37,15 @@ class Checksums:
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def forget(self) -> None:
-        """What there is will be changed on purpose."""
+        """Drop the sums: the tensors are about to be changed on purpose."""
         self._kept = None
 
     def keep(self) -> None:
-        """What there is now is right."""
+        """Take the tensors as they are now for right."""
         self._kept = self._sums()
 
     def changed(self) -> Tensor:
-        """1.0 where bits have changed since `keep`, or are others than another rank's copies have, else 0.0.
+        """1.0 if bits have changed since `keep`, or differ from another rank's copies, else 0.0.
 
         A scalar on the device. All ranks must call.
         """
@@ -68,7 +68,7 @@ def _all(sources: Sequence[Source]) -> Tensor:
 
 
 def checksums_of(model: nn.Module, state: ZeroState, ds_config: dict[str, Any]) -> Checksums:
-    """Of the weights that an engine's model computes with, frozen ones too, and the state that they are made from."""
+    """For the weights that an engine's model computes with, frozen ones too, and the state that they are made from."""
     masters = {id(tensor) for tensor in state.tensors()}  # in fp32 at stage 0 the parameters themselves
 
     def computed_with() -> Iterator[Tensor]:
@@ -85,8 +85,8 @@ def checksums_of(model: nn.Module, state: ZeroState, ds_config: dict[str, Any]) 
 def sum_bits(tensors: Iterable[Tensor]) -> Tensor:
     """An int64 scalar on the run's device that one flipped bit always changes, and more of them nearly always.
 
-    It is the sum of each row's hash, and a row the sum of `ROW` integers of 64 bits, modulo 2^64: what flips in
-    opposite ways cancels out within a row alone.
+    It is the sum of the rows' hashes, each row being the sum of `ROW` integers of 64 bits, modulo 2^64: opposite flips
+    cancel out only within a row.
     """
     device = dist.device()
     rows_R = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), *(row.to(device) for row in _rows(tensors))])
@@ -94,14 +94,14 @@ def sum_bits(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _hash(integers: Tensor) -> Tensor:
-    """Of each, one to one: splitmix64 (Steele et al., Fast Splittable Pseudorandom Number Generators, 2014)."""
+    """Of each integer, bijective: splitmix64 (Steele et al., Fast Splittable Pseudorandom Number Generators, 2014)."""
     for shift, odd in MIXED:
         integers = (integers ^ (integers >> shift)) * odd
     return integers ^ (integers >> 31)
 
 
 def _rows(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Sums of rows: of long tensors as they lie, of the rest end to end, so that hundreds take few calls."""
+    """Sums of rows: of long tensors in place, of the rest concatenated, so that hundreds take few calls."""
     waiting: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     lengths: defaultdict[tuple[torch.device, torch.dtype], int] = defaultdict(int)
     for tensor in tensors:

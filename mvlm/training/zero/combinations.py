@@ -1,4 +1,4 @@
-"""What Muon and tensor parallelism do not go with."""
+"""What Muon and tensor parallelism cannot be combined with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mvlm.training.zero.json_file import TENSOR_PARALLEL
 
 
 def refuse_with_muon(zero: dict[str, Any], json_name: str) -> None:
-    """Raise `UserError` where a section zero_optimization, filled in, has the optimiser's matrices elsewhere."""
+    """Raise `UserError` if Muon cannot be combined with a filled-in section zero_optimization."""
     for name in OFFLOADS:
         if (zero.get(name) or {}).get("device", "none") != "none":
             raise UserError(
@@ -26,7 +26,7 @@ def refuse_with_muon(zero: dict[str, Any], json_name: str) -> None:
 
 
 def refuse_with_tensor_parallel(resolved: dict[str, Any], train: Train, optim: Optim, json_name: str) -> None:
-    """Raise `UserError` with a sentence for each setting that layers which are split do not go with.
+    """Raise `UserError` with a sentence for each setting that cannot be combined with split layers.
 
     Args:
         resolved: a DeepSpeed configuration that has the section, filled in.

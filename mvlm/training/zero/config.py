@@ -1,4 +1,4 @@
-"""The user's DeepSpeed JSON made whole: what the run TOML owns is filled in, what contradicts it is refused."""
+"""The user's DeepSpeed JSON completed: what the run TOML owns is filled in, what contradicts it is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mvlm.training.zero.json_keys import check_keys, check_values
 OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
 ALWAYS = "always so"
 Owned = dict[str, tuple[Any, str]]
-"""Key of the JSON -> the value that this run has, and what makes it so."""
+"""Key of the JSON -> the value that this run has, and what determines it."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class RunSide:
     Attributes:
         names: of the JSON and the TOML, for messages.
         folder: the run's.
-        world: ranks, or replicas where several ranks split the layers of a model.
-        steps: updates in all and of warm-up; None where they are not known, and what the JSON says is then let pass.
-        parameters: of the model, which buckets are sized to.
+        world: ranks, or replicas if several ranks split the layers of a model.
+        steps: updates in all and of warm-up; None if they are not known, and the JSON may then say anything.
+        parameters: of the model, by which buckets are sized.
     """
 
     names: tuple[str, str]
@@ -42,7 +42,7 @@ class RunSide:
 
     @property
     def owned(self) -> Owned:
-        """Of the JSON's top."""
+        """Those at the JSON's top level."""
         return {
             "train_batch_size": (self.train.global_batch, "train.global_batch"),
             "train_micro_batch_size_per_gpu": (micro_batch(self.train, self.world), "train.micro_batch"),
@@ -102,7 +102,7 @@ def resolve(content: dict[str, Any], run: RunSide) -> dict[str, Any]:
 
 
 def micro_batch(train: Train, world: int) -> int:
-    """Pairs a rank a forward pass: as given, or the whole share of the rank."""
+    """Pairs per rank in a forward pass: as given, or the rank's whole share."""
     return _given(train) or train.global_batch // world
 
 
@@ -113,7 +113,7 @@ def micro_batches(train: Train, world: int) -> list[int]:
 
 
 def accumulation_steps(train: Train, world: int) -> int:
-    """Micro-batches a rank a step; where the micro-batch is still to be found, as if it were the rank's whole share.
+    """Micro-batches per rank in a step; one still to be found counts as the rank's whole share.
 
     Raises:
         UserError: ranks x micro-batch does not divide the global batch.
@@ -128,10 +128,10 @@ def accumulation_steps(train: Train, world: int) -> int:
 
 
 def usable_ranks(trains: Train | Sequence[Train], world: int, split: int = 1) -> int:
-    """The largest number of the launched ranks that divides the global batch, of all stages where there are several.
+    """The largest number of the launched ranks that divides the global batch, of all stages if there are several.
 
     Args:
-        split: ranks that see the same samples, of which only so many at a time can be used.
+        split: ranks that see the same samples, and can only be used together.
     """
     if world < split:
         raise UserError(f"{TENSOR_PARALLEL} {split} needs as many ranks: launch {split}, or a multiple of it.")
@@ -148,7 +148,7 @@ def usable_ranks(trains: Train | Sequence[Train], world: int, split: int = 1) ->
 
 
 def _given(train: Train) -> int:
-    """`train.micro_batch`, 0 where no number is given."""
+    """`train.micro_batch`, 0 if no number is given."""
     return 0 if train.micro_batch == "auto" else train.micro_batch
 
 

@@ -1,9 +1,9 @@
 """An optimiser's state on a disk: fp32 weights, moments and gradients in mapped files.
 
-DeepSpeed is told that they are on the CPU, and what it allocates for them is put into files: they are tensors of the
-CPU for all that updates, saves and restores them. Its own way to a disk mixes up the gradients of large parameters
-(found in 0.19.8). The kernel reads and writes them;
-memory holds what is being worked on, and what there is room for.
+DeepSpeed is told that they are on the CPU, and what it allocates for them is put into files: to all that updates, saves
+and restores them, they are CPU tensors. DeepSpeed's own offload to disk mixes up the gradients of large parameters
+(found in 0.19.8). The kernel reads and writes the files; memory holds what is being worked on, and what there is room
+for.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from mvlm.training.zero.start import replaced
 aten = torch.ops.aten
 COPIED = {aten.clone.default, aten._to_copy.default}
 MADE = {*COPIED, aten.zeros.default, aten.zeros_like.default, aten.empty.memory_format}
-"""What DeepSpeed and torch make the optimiser's tensors with."""
+"""The operations by which DeepSpeed and torch make the optimiser's tensors."""
 
 LEAST = 1 << 16
-"""Bytes of a tensor that is worth a file."""
+"""Bytes from which a tensor is worth a file."""
 
 SUB_GROUP = 100_000_000
 """Elements that are updated at once, with 16 bytes of each in memory; a larger parameter is by itself."""
 
 
 class DiskState:
-    """Files that hold an optimiser's state, and are gone when the process is.
+    """Files that hold an optimiser's state, and vanish with the process.
 
     Args:
         folder: on the disk.
@@ -50,7 +50,7 @@ class DiskState:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """What is made meanwhile as an optimiser's state is made lies in files.
+        """Put tensors into files if they are made meanwhile in the way that an optimiser's state is.
 
         Raises:
             UserError: they cannot be written, or there is no room for them.
@@ -66,7 +66,7 @@ class DiskState:
 
     @contextmanager
     def holding_optimizer(self) -> Iterator[None]:
-        """What DeepSpeed makes for an optimiser of stage 3 lies in files, and nothing else that it makes."""
+        """Put into files what DeepSpeed makes for an optimiser of stage 3, and nothing else that it makes."""
         from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
 
         set_up = Stage3._setup_for_real_optimizer
@@ -79,7 +79,7 @@ class DiskState:
             yield
 
     def follow(self, zero: Any) -> None:
-        """Let go of memory whenever a part of the gradients has been kept, and before and after each update.
+        """Release memory whenever a part of the gradients has been stored, and before and after each update.
 
         Args:
             zero: DeepSpeed's optimiser of stage 3.
@@ -96,12 +96,12 @@ class DiskState:
         zero.optimizer.register_step_post_hook(lambda *_: self.let_go())
 
     def let_go(self) -> None:
-        """Of the memory that the process has for the files; what was written is the kernel's to write."""
+        """Release the memory that the process has for the files; the kernel writes back what was changed."""
         for mapped in self._maps:
             mapped.madvise(mmap.MADV_DONTNEED)
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Of zeros, on a disk that has the room: where it had not, a write to memory would end the process."""
+        """A tensor of zeros, whose room on the disk is reserved: without room, a write would kill the process."""
         count = math.prod(shape)
         with tempfile.TemporaryFile(dir=self._folder) as file:
             os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
@@ -111,13 +111,13 @@ class DiskState:
 
 
 def disk_state_of(ds_config: dict[str, Any]) -> DiskState | None:
-    """Where a configuration has the optimiser on NVMe."""
+    """The files of a configuration that has the optimiser on NVMe; None for any other."""
     section = ds_config["zero_optimization"].get("offload_optimizer") or {}
     return DiskState(Path(section["nvme_path"])) if section.get("device") == "nvme" else None
 
 
 def without_disk(ds_config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration by which DeepSpeed takes what is put into files for what is on the CPU."""
+    """The configuration that tells DeepSpeed that what is put into files is on the CPU."""
     zero = ds_config["zero_optimization"]
     if disk_state_of(ds_config) is None:
         return ds_config

@@ -1,4 +1,4 @@
-"""A model of shapes alone is given its weights under ZeRO stage 3, of which each rank keeps its share alone."""
+"""Gives a model with shapes alone its weights under ZeRO stage 3, of which each rank keeps only its share."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mvlm.training.zero.start import import_deepspeed, replaced
 
 
 def can_divide(model: Encoders, ds_config: dict[str, Any]) -> bool:
-    """Whether a model can be given its weights in shares: not where these lie elsewhere than in the ranks' shares.
+    """Whether a model can be given its weights in shares: not if they lie elsewhere than in the ranks' shares.
 
-    Of what is not trained fp32 weights are kept beside those in 16 bits, which are taken of a whole model.
+    Nor if frozen weights are rounded to 16 bits: their fp32 originals are kept too, and are taken from a whole model.
     """
     zero = ds_config["zero_optimization"]
     elsewhere = (
@@ -33,30 +33,30 @@ def can_divide(model: Encoders, ds_config: dict[str, Any]) -> bool:
 
 
 def precision(ds_config: dict[str, Any]) -> torch.dtype:
-    """That the model computes in."""
+    """What the model computes in."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(low_precision(ds_config), torch.float32)
 
 
 def divide(model: Encoders, weights: InitialWeights, ds_config: dict[str, Any]) -> None:
-    """Give a model its weights, each rank its share of every parameter, of which one is whole at a time.
+    """Give a model its weights, each rank its share of every parameter; only one parameter is whole at a time.
 
     All ranks must call.
     """
     deepspeed = import_deepspeed()
     dtype = precision(ds_config)
-    # it would send every rank the first one's parameters, all of which are empty yet
+    # it would send every rank the first one's parameters, all of which are still empty
     with replaced(deepspeed.comm, "broadcast", lambda *_, **__: None):
         deepspeed.zero.Init(module=_OneByOne(weights, dtype), config_dict_or_path=ds_config, dtype=dtype)
-    for module in model.modules():  # which DeepSpeed does with the parameters
+    for module in model.modules():  # DeepSpeed moves only the parameters
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(dist.device())
 
 
 @contextmanager
 def kept_divided() -> Iterator[None]:
-    """DeepSpeed's optimiser of stage 3 gathers no parameter as it is made.
+    """Keep DeepSpeed's optimiser of stage 3 from gathering parameters while it is constructed.
 
-    It would gather each once, to have its gradients reduced by a hook, which needs nothing of what the parameter holds.
+    It would gather each once to add the hook that reduces its gradients, which does not need the parameter's values.
     """
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
@@ -77,7 +77,7 @@ def kept_divided() -> Iterator[None]:
 
 
 class _OneByOne(nn.Module):
-    """For DeepSpeed a module, whose parameters are made when it comes to divide them."""
+    """To DeepSpeed a module, whose parameters are made only when it is about to divide them."""
 
     def __init__(self, weights: InitialWeights, dtype: torch.dtype) -> None:
         super().__init__()

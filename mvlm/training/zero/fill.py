@@ -20,7 +20,7 @@ OFFLOADS = ("offload_optimizer", "offload_param")
 
 
 def fill_precision(resolved: dict[str, Any], json_name: str) -> bool:
-    """fp16 only where asked for; bf16 "auto" is on where every rank's GPU or CPU gains by it. Whether either is."""
+    """fp16 is on only if asked for, bf16 "auto" if every rank's GPU or CPU gains by it; returns whether either is."""
     fp16, bf16 = (resolved.get(name) or {} for name in ("fp16", "bf16"))
     if fp16.get("enabled") == AUTO:
         fp16["enabled"] = False
@@ -46,13 +46,13 @@ def fill_precision(resolved: dict[str, Any], json_name: str) -> bool:
     for section in (fp16, bf16, autocast, resolved.get("data_types") or {}):
         for key in [key for key, value in section.items() if value == AUTO]:
             del section[key]
-    if bf16.get("enabled"):  # each step is judged by its norm; a test of each gradient would be most of its calls
+    if bf16.get("enabled"):  # each step is judged by its norm; testing each gradient would be most of its calls
         bf16.setdefault("check_grad_overflow", False)
     return bool(fp16.get("enabled") or bf16.get("enabled"))
 
 
 def low_precision(resolved: dict[str, Any]) -> str:
-    """Which of bf16 and fp16 a filled-in configuration enables; "" where neither."""
+    """Which of bf16 and fp16 a filled-in configuration enables; "" for neither."""
     return next((name for name in ("bf16", "fp16") if (resolved.get(name) or {}).get("enabled")), "")
 
 
@@ -64,7 +64,7 @@ def _has_bf16() -> bool:
 
 
 def fill_zero(resolved: dict[str, Any], parameters: int, json_name: str) -> dict[str, Any]:
-    """Buckets of a tenth of the model, at most 5e7 elements, so that reduction overlaps backward."""
+    """Fill in buckets of a tenth of the model, at most 5e7 elements, so that reduction overlaps backward."""
     zero: dict[str, Any] = resolved.setdefault("zero_optimization", {})
     stage = zero.setdefault("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
@@ -85,7 +85,7 @@ def fill_zero(resolved: dict[str, Any], parameters: int, json_name: str) -> dict
 
 
 def _ranks_per_node() -> int:
-    """Where there are several nodes with as many ranks each; else 1, which leaves hpZ off."""
+    """If there are several nodes with equally many ranks; else 1, which leaves hpZ off."""
     hosts = dist.gather_objects(socket.gethostname())
     counts = {hosts.count(host) for host in hosts}
     return counts.pop() if len(set(hosts)) > 1 and len(counts) == 1 else 1

@@ -16,12 +16,12 @@ from mvlm.training.zero.shares import is_saved_here
 class Frozen:
     """Parameters that are not trained: whole fp32 weights like those of `ZeroState`, and nothing else.
 
-    Where the model computes in 16 bits, the weights as they were given wait on the CPU for the next checkpoint.
+    If the model computes in 16 bits, the weights as they were given are kept on the CPU for the next checkpoint.
 
     Args:
         parameters: before DeepSpeed takes the model.
-        low_precision: it is going to round them.
-        sharded: it is going to split them among the ranks (stage 3).
+        low_precision: DeepSpeed is going to round them.
+        sharded: DeepSpeed is going to split them among the ranks (stage 3).
     """
 
     def __init__(self, parameters: list[Parameter], low_precision: bool, sharded: bool) -> None:

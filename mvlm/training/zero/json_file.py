@@ -41,10 +41,10 @@ REFUSED = {
     "zero_optimization.zenflow": "checkpoints could not be taken of it; use offload_optimizer alone",
     "zero_optimization.offload_optimizer.super_offload": "checkpoints could not be taken of it; delete it",
 }
-"""What would make of the training something else than the TOML says, and what to do instead."""
+"""What would make the training differ from what the TOML says, and what to do instead."""
 
 HARMLESS = {"sequence_parallel_size": 1, "zero_optimization.mics_shard_size": -1}
-"""Values of theirs, beside false, 0 and "auto", that ask for nothing; of the keys of tensor_parallel it is 1."""
+"""Their values, besides false, 0 and "auto", that ask for nothing; for the keys of tensor_parallel it is 1."""
 
 UNUSED = {
     "activation_checkpointing": "train.recompute in the TOML saves that memory",
@@ -73,10 +73,10 @@ INNER_SECTIONS = (
 
 
 def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
-    """Its content, of a file or of a shipped one by its name.
+    """The content of a file, or of a shipped one by its name.
 
     Raises:
-        UserError: there is none, or it holds no JSON object.
+        UserError: there is none, or it does not hold a JSON object.
     """
     try:
         content = json.loads(find_file(path, "ds_configs").read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
 
 
 def refuse_sections(content: dict[str, Any], json_name: str) -> None:
-    """Raise `UserError` for what is no configuration, or cannot work here whatever its values and the TOML's."""
+    """Raise `UserError` for what is not a configuration, or cannot work here whatever its values and the TOML's."""
     check_shape(content, json_name)
     mistakes = Mistakes()
     for name, remedy in REFUSED.items():
@@ -104,13 +104,13 @@ def refuse_sections(content: dict[str, Any], json_name: str) -> None:
 
 
 def tensor_ranks(content: dict[str, Any]) -> int:
-    """How many ranks split the layers of transformer blocks among them; 1 = none."""
+    """How many ranks split the layers of transformer blocks among themselves; 1 = they are not split."""
     ranks = look_up(content, TENSOR_PARALLEL)
     return ranks if isinstance(ranks, int) and ranks > 1 else 1
 
 
 def check_shape(content: dict[str, Any], json_name: str) -> None:
-    """Raise `UserError` where a value stands in place of a section."""
+    """Raise `UserError` if a value takes the place of a section."""
     mistakes = Mistakes()
     for section in (*SECTIONS, *INNER_SECTIONS):
         if not isinstance(found := look_up(content, section) or {}, dict):
@@ -130,7 +130,7 @@ def unused(content: dict[str, Any], json_name: str) -> list[str]:
 
 
 def without_effect(content: dict[str, Any]) -> dict[str, Any]:
-    """What is left for DeepSpeed, which refuses some sections even where they are turned off."""
+    """The content less what has no effect, since DeepSpeed refuses some sections even if they are turned off."""
     zero = content.get("zero_optimization")
     gone = {"tensor_parallel", *UNUSED, *REFUSED}
     kept = {name: value for name, value in content.items() if name not in gone}
@@ -142,7 +142,7 @@ def without_effect(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def look_up(content: dict[str, Any], name: str) -> Any:
-    """What stands at a dotted name; None where nothing does."""
+    """What is at a dotted name; None if nothing is."""
     value: Any = content
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -150,7 +150,7 @@ def look_up(content: dict[str, Any], name: str) -> Any:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no section, by its dotted name."""
+    """Every value that is not a section, by its dotted name."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(item, f"{name}.{key}".lstrip("."))

@@ -1,4 +1,4 @@
-"""Keys of a JSON that DeepSpeed does not know, with the nearest that it does, and values that it would not take."""
+"""Keys of a JSON that DeepSpeed does not know, with the nearest that it does, and values that it would refuse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOP = (
     *("memory_breakdown", "steps_per_print", "vocabulary_size", "wall_clock_breakdown"),
     *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
 )
-"""That are no sections."""
+"""Keys that are not sections."""
 
 PLAIN = {
     "aio": ("block_size", "intra_op_parallelism", "overlap_events", "queue_depth", "single_submit", "use_gds"),
@@ -30,7 +30,7 @@ PLAIN = {
     "timers": ("throughput",),
     "torch_autocast": ("enabled", "dtype", "lower_precision_safe_modules"),
 }
-"""Sections that DeepSpeed reads key by key; of all others it has models that say their keys."""
+"""Sections that DeepSpeed reads key by key; for all others it has models that declare their keys."""
 
 
 def check_keys(content: dict[str, Any], json_name: str) -> None:
@@ -47,7 +47,7 @@ def check_keys(content: dict[str, Any], json_name: str) -> None:
 
 
 def check_values(resolved: dict[str, Any], json_name: str) -> None:
-    """Raise `UserError` where DeepSpeed would not take a configuration, of which only the layout is not looked at."""
+    """Raise `UserError` if DeepSpeed would refuse a configuration, whose batch layout is not looked at."""
     tell_deepspeed()
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
@@ -107,7 +107,7 @@ def _unknown_in(section: str, value: dict[str, Any], known: Any) -> Iterator[tup
 
 
 def _model_in(annotation: Any) -> Any:
-    """The model that a field holds, where it holds one or None."""
+    """The model that a field may hold; None if it holds none."""
     held = [annotation, *getattr(annotation, "__args__", ())]
     return next((one for one in held if hasattr(one, "model_fields")), None)
 

@@ -1,4 +1,4 @@
-"""fp16's loss scale, which DeepSpeed halves where gradients overflow."""
+"""fp16's loss scale, which DeepSpeed halves when gradients overflow."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class LossScale:
 
     @property
     def is_smallest(self) -> bool:
-        """Whether it is dynamic and can be halved no more."""
+        """Whether it is dynamic and can be halved no further."""
         return bool(self._scaler.dynamic and self._scaler.cur_scale == self._scaler.min_scale)
 
     def state(self) -> dict[str, float] | None:
-        """What is to be remembered of it; None where it is fixed."""
+        """What is to be remembered of it; None if it is fixed."""
         return {name: float(getattr(self._scaler, name)) for name in REMEMBERED} if self._scaler.dynamic else None
 
     def set_state(self, state: dict[str, float]) -> None:
-        """Go on from what `state` gave; nothing happens where it is fixed."""
+        """Continue from what `state` gave; does nothing if it is fixed."""
         if self._scaler.dynamic:
             for name in REMEMBERED:
                 setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))

@@ -14,7 +14,7 @@ FP32 = 4
 OFFLOADED = 4 * FP32
 """Bytes of a parameter whose update is offloaded: the weight, AdamW's two moments and the gradient."""
 GATHERED = REUSED = 1_000_000_000
-"""Elements where the JSON does not say: its stage3_max_live_parameters and stage3_max_reuse_distance."""
+"""Elements if the JSON does not say: its stage3_max_live_parameters and stage3_max_reuse_distance."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Zero:
         all_reduces: stages 1 and 2 all-reduce a bucket, of which each rank keeps its share; else each share is reduced
             to its rank.
         reduce_bucket, prefetch_bucket, gathered: elements.
-        reuse: elements used in between that stage 3 keeps gathered weights for until they are used again.
-        secondary: ranks that hold all weights once more among them (hpZ); 1 = none.
-        on_disk: of "offload_optimizer" and "offload_param", those whose place is a disk.
-        lays_shares: stage 1's gradients are laid into shares as they come (mvlm/training/zero/share_reduction.py).
+        reuse: elements that may be used in between while stage 3 keeps gathered weights until their next use.
+        secondary: ranks that hold another copy of all weights among them (hpZ); 1 = none.
+        on_disk: of "offload_optimizer" and "offload_param", those that are offloaded to a disk.
+        lays_shares: stage 1's gradients are put into shares as they come (mvlm/training/zero/share_reduction.py).
     """
 
     stage: int
@@ -76,16 +76,16 @@ class States:
     """Bytes on a rank's device, and what it offloads.
 
     Attributes:
-        weights: that the step computes with, those that stage 3 gathers included.
-        gathered: of `weights`, those, which are let go before the optimiser's step.
-        gradients: at the end of a backward pass, but for `share`.
+        weights: what the step computes with, including those that stage 3 gathers.
+        gathered: those of `weights` that stage 3 gathers, released before the optimiser's step.
+        gradients: at the end of a backward pass, except `share`.
         held: of `gradients`, from one micro-batch of a step to the next, or all the time.
-        share: of gradients, which they are reduced into, there whole from the first bucket of a backward pass on.
+        share: what gradients are reduced into, allocated from the first bucket of a backward pass on.
         averaged: gradients once they are reduced and the optimiser's step begins.
         optimizer: fp32 weights, both of AdamW's moments, of which Muon's matrices have one, and the weights' average.
-        buckets: that gradients are reduced in, during a backward pass.
-        update: of the optimiser's step alone: the fp32 gradient of what it updates at once, for Muon with what its
-            iteration has; and the bucket that stage 3 keeps.
+        buckets: what gradients are reduced in, during a backward pass.
+        update: in the optimiser's step alone: the fp32 gradient of what it updates at once or what Muon's iteration
+            has, whichever is more; and the bucket that stage 3 keeps.
         host: in the memory of the rank's node.
         disk: in files of the rank's node.
     """
@@ -110,11 +110,11 @@ Shapes = Sequence[Sequence[tuple[int, int]]]
 def states(
     parameters: int, zero: Zero, ranks: int, accumulation: int, matrices: Shapes = (), ema: bool = False
 ) -> States:
-    """Of a model of so many parameters on each of `ranks`.
+    """Those of a model of so many parameters on each of `ranks`.
 
     Args:
         accumulation: micro-batches a step.
-        ema: an average of the weights is kept beside the moments.
+        ema: an average of the weights is kept besides the moments.
     """
     whole, share, several = float(parameters * zero.element), parameters / ranks, accumulation > 1
     weights, gathered = _weights(parameters, zero, ranks)
@@ -144,7 +144,7 @@ def states(
 
 
 def _weights(parameters: int, zero: Zero, ranks: int) -> tuple[float, float]:
-    """Those that the step computes with, and of them those that are gathered."""
+    """What the step computes with, and how much of that is gathered."""
     whole = float(parameters * zero.element)
     if zero.stage < 3:
         return whole, 0.0
@@ -156,14 +156,14 @@ def _weights(parameters: int, zero: Zero, ranks: int) -> tuple[float, float]:
 
 
 def _buckets(parameters: int, zero: Zero, ranks: int, several: bool) -> tuple[float, float]:
-    """Those of a backward pass, and of them what is kept for good."""
+    """Those of a backward pass, and how much of them is kept for good."""
     bucket = float(min(zero.reduce_bucket, parameters) * zero.element)
     if ranks == 1 and (zero.stage == 0 or (zero.stage == 1 and zero.lays_shares)):
         return 0.0, 0.0
     if zero.stage == 0:
         return bucket, 0.0
     if zero.stage == 1 and zero.lays_shares:
-        return bucket * (1 if several else 2), 0.0  # laid flat, and parameters' gradients where they are not held
+        return bucket * (1 if several else 2), 0.0  # flattened, and the parameters' gradients if they are not held
     if not zero.contiguous:
         return 0.0, 0.0
     return bucket * (2 if zero.overlap else 1), bucket if zero.stage == 3 else 0.0
@@ -196,10 +196,10 @@ def elements(matrices: Shapes) -> int:
 
 
 def iteration(group: Sequence[tuple[int, int]], ranks: int) -> float:
-    """Bytes that Muon has at once, beside its momentum, while it updates a group's matrices.
+    """Bytes that Muon has at once, besides its momentum, while it updates a group's matrices.
 
-    Of the largest matrix what it was, is and will be and the three square ones between; and, where matrices are split,
-    the own pieces and their gradients, and those that are put together, twice.
+    For the largest matrix its previous, present and next values and the three square ones in between; and, if matrices
+    are split, the rank's own pieces and their gradients, and twice the matrices that are assembled.
 
     Args:
         ranks: that the matrices are split among; 0 = they are whole.

@@ -31,11 +31,11 @@ AT_ONCE = 1 << 24
 
 
 class MatrixPiece(NamedTuple):
-    """This rank's piece of a matrix, maybe of no element, in a tensor that the optimiser steps.
+    """This rank's piece of a matrix, possibly empty, in a tensor that the optimiser steps.
 
     Attributes:
-        start: of the piece in the owner laid flat.
-        offset: of the piece in the matrix laid flat.
+        start: of the piece in the flattened owner.
+        offset: of the piece in the flattened matrix.
     """
 
     owner: Tensor
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
         self._sum: Callable[[Tensor], Tensor] | None = None
 
     def bind(self, pieces: Iterable[MatrixPiece], is_split: bool) -> None:
-        """Where the matrices lie, in one order on all ranks; until then only AdamW's parameters are stepped.
+        """Say where the matrices lie, in one order on all ranks; until then only AdamW's parameters are stepped.
 
         Args:
             is_split: among ranks.
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
         self._sum = dist.all_reduce if is_split else None
 
     def has_one_moment(self, owner: Tensor) -> bool:
-        """Whether a tensor that is stepped is of matrices, which have no second moment."""
+        """Whether a tensor that is stepped holds matrices, which have no second moment."""
         return id(owner) in self._pieces
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ class Muon(torch.optim.Optimizer):
                 weights.mul_(1 - lr * weight_decay).add_(mine, alpha=-lr)
 
     def _whole(self, flat: Tensor, pieces: list[MatrixPiece]) -> list[Tensor]:
-        """The matrices of which this rank has these pieces; all ranks must call where they are split."""
+        """The matrices of which this rank has these pieces; all ranks must call if they are split."""
         if self._sum is None:
             return [flat[piece.start : piece.start + piece.length].view(piece.shape) for piece in pieces]
         sizes = [math.prod(piece.shape) for piece in pieces]
@@ -142,11 +142,11 @@ def orthogonalize(matrix_MN: Tensor) -> Tensor:
 
 
 def scale(shape: tuple[int, int]) -> float:
-    """That brings an orthogonal matrix's root mean square to about that of AdamW's updates, 0.2."""
+    """The factor that brings an orthogonal matrix's root mean square to about that of AdamW's updates, 0.2."""
     return 0.2 * math.sqrt(max(shape))
 
 
 def operations(shape: tuple[int, int]) -> int:
-    """Of the products of `orthogonalize`, on whichever side is the smaller."""
+    """Floating point operations of `orthogonalize`'s products, on whichever side is the smaller."""
     small, large = sorted(shape)
     return STEPS * (2 * 2 * small * small * large + 2 * small**3)

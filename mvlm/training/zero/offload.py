@@ -1,4 +1,4 @@
-"""The optimiser on the device or, where a DeepSpeed configuration offloads it, on the CPU; what that has compiled."""
+"""The optimiser on the device or, if a DeepSpeed configuration offloads it, on the CPU; what that has to compile."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mvlm.training.zero.muon import Muon
 def build_optimizer(
     model: Encoders, optim: Optim, ds_config: dict[str, Any], device: torch.device
 ) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
-    """The optimiser on the device or, of AdamW whose state is offloaded, on the CPU, and the DeepSpeed configuration to
-    go with it.
+    """The optimiser on the device or, if it is AdamW with its state offloaded, on the CPU, and the DeepSpeed
+    configuration to go with it.
 
     Raises:
         UserError: parameters are offloaded to a disk that cannot be written or that DeepSpeed cannot reach.
@@ -58,8 +58,8 @@ def build_optimizer(
 
 
 def _why_not_built(builder: Any) -> str | None:
-    """Compile one of DeepSpeed's extensions, or load it where that has been done; None when every rank can."""
-    # The ninja of this environment, be it activated or not: another version of it would compile all anew.
+    """Compile one of DeepSpeed's extensions, or load it if that has been done; returns why a rank cannot, if so."""
+    # The ninja of this environment, activated or not: another version of it would recompile everything.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if environment()["local_rank"] == 0:
         wait_for_compilations({builder().name, "pin_memory"})  # which async_io loads first

@@ -1,6 +1,6 @@
-"""Stage 0's gradients reduced during backward, where DeepSpeed by itself begins when backward is over.
+"""Reduces stage 0's gradients during backward, while DeepSpeed itself would begin only after it.
 
-And forgotten without the walks through all modules that DeepSpeed makes to find them.
+And frees them without the walks through all modules by which DeepSpeed finds them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mvlm.training.zero.buckets import Buckets
 class Reduction(Buckets):
     """Has DeepSpeed reduce a bucket of gradients.
 
-    A rank that is alone has nobody to reduce them with; DeepSpeed by itself would copy them all for that.
+    A single rank has nothing to reduce; DeepSpeed itself would copy all gradients even so.
 
     Args:
         engine: DeepSpeed's, at stage 0.

@@ -1,6 +1,6 @@
-"""Stage 1's gradients put together in a few calls, where DeepSpeed by itself copies each twice and takes its norm.
+"""Assembles stage 1's gradients in a few calls, where DeepSpeed itself copies each twice and takes its norm.
 
-What comes of it is the same in every bit, but that sums over more than two ranks may be rounded in another order.
+The result is the same in every bit, except that sums over more than two ranks may be rounded in another order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mvlm.training.zero.reduction import Reduction
 from mvlm.training.zero.shares import ParamSlice
 
 NORMED = 2**24
-"""Elements that a norm is taken of at once, of which there may be a copy in fp64: 134 MB."""
+"""Elements whose norm is taken at once, of which there may be a copy in fp64: 134 MB."""
 
 PLAIN: dict[str, Any] = {
     "communication_data_type": None,
@@ -32,12 +32,12 @@ PLAIN: dict[str, Any] = {
     "zero_optimization.round_robin_gradients": False,
     "zero_optimization.use_multi_rank_bucket_allreduce": True,
 }
-"""Keys of a DeepSpeed JSON that say how gradients are reduced or laid out, with the values that ask for what is done
-here."""
+"""Keys of a DeepSpeed JSON that say how gradients are reduced or laid out, with the values that ask for what is done by
+this module."""
 
 
 def reduces_shares(resolved: dict[str, Any]) -> bool:
-    """Whether gradients are reduced here: under stage 1 on the device, where the JSON asks for no other way."""
+    """Whether gradients are reduced here: under stage 1 on the device, if the JSON asks for no other way."""
     zero = resolved["zero_optimization"]
     if zero["stage"] != 1 or (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
         return False
@@ -52,7 +52,7 @@ def clips_shares(resolved: dict[str, Any]) -> bool:
 
 
 def without_own(resolved: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with which DeepSpeed leaves to this module what is done here."""
+    """The configuration with which DeepSpeed leaves to this module what it does."""
     if not reduces_shares(resolved):
         return {key: value for key, value in resolved.items() if key != "tensor_parallel"}  # layers are split by now
     own: dict[str, Any] = {"overlap_comm": False, "contiguous_gradients": False}
@@ -63,7 +63,7 @@ def without_own(resolved: dict[str, Any]) -> dict[str, Any]:
 
 
 class OwnRange(NamedTuple):
-    """Elements of a bucket laid flat that lie together in this rank's share of a parameter group too."""
+    """Elements of a flattened bucket that are contiguous in this rank's share of a parameter group too."""
 
     group: int
     begins: int
@@ -72,10 +72,10 @@ class OwnRange(NamedTuple):
 
 
 class Share(list[Tensor]):
-    """This rank's gradients of a parameter group, as DeepSpeed asks for them: in pieces, and laid flat.
+    """This rank's gradients of a parameter group, as DeepSpeed asks for them: in pieces, and flattened.
 
     Args:
-        parameters: of the group that have a piece here; DeepSpeed takes no norm of more pieces than that.
+        parameters: how many of the group have a piece here; DeepSpeed takes no norm of more pieces than that.
     """
 
     def __init__(self, flat: Tensor, parameters: int) -> None:
@@ -87,7 +87,7 @@ class Share(list[Tensor]):
 def reduction_of(
     engine: Any, named: Iterable[tuple[str, Parameter]], resolved: dict[str, Any], slices: Iterable[ParamSlice]
 ) -> Buckets | None:
-    """What reduces the gradients of DeepSpeed's engine; None where that does so by itself."""
+    """What reduces the gradients of DeepSpeed's engine; None if that does so itself."""
     zero = resolved["zero_optimization"]
     if zero["stage"] == 0:
         return Reduction(engine, named, int(zero["reduce_bucket_size"]))
@@ -95,18 +95,18 @@ def reduction_of(
 
 
 class ShareReduction(Buckets):
-    """Lays a bucket of gradients flat, sums it over ranks, and keeps what belongs to this rank's share.
+    """Flattens a bucket of gradients, sums it over ranks, and keeps what belongs to this rank's share.
 
-    Of a rank that is alone a bucket is a parameter group, which laid flat is its share.
+    For a single rank a bucket is a parameter group, which when flattened is its share.
 
     Args:
-        engine: DeepSpeed's, at stage 1, of `without_own`'s configuration.
+        engine: DeepSpeed's, at stage 1, with `without_own`'s configuration.
         resolved: the configuration before that.
         slices: where this rank's pieces of the parameters lie in the shares.
 
     Attributes:
-        grad_norm: of the whole gradient before it was clipped, infinite where it is not finite; None where DeepSpeed
-            takes it.
+        grad_norm: of the whole gradient before it was clipped, infinite if it is not finite; None if DeepSpeed takes
+            it.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ShareReduction(Buckets):
         super().__init__(engine, named, int(zero["reduce_bucket_size"]), bool(zero.get("overlap_comm")))
         self._clips, self._limit = clips_shares(resolved), float(resolved["gradient_clipping"])
         self._zero = engine.optimizer
-        # By itself it lays every parameter anew to where it lies already.
+        # It would copy every parameter to where it is already.
         self._zero._update_model_bit16_weights = lambda group: None
         groups = self._zero.bit16_groups
         places = {id(p): (number, place) for number, group in enumerate(groups) for place, p in enumerate(group)}
@@ -135,7 +135,7 @@ class ShareReduction(Buckets):
         self._shares: list[Tensor] = []
 
     def finish(self) -> None:
-        """As `Buckets` does; and hand over to DeepSpeed what has come of the last pass of a step."""
+        """As `Buckets` does; then hand the result of a step's last pass over to DeepSpeed."""
         super().finish()
         if self._shares:
             shares, self._shares = self._shares, []
@@ -166,7 +166,7 @@ class ShareReduction(Buckets):
 
     @torch.no_grad()
     def _clipped(self, shares: list[Tensor]) -> list[Tensor]:
-        """In fp32, as the optimiser has them, and clipped by the norm, which nothing waits for.
+        """The shares in fp32, as the optimiser takes them, and clipped by the norm, which nothing waits for.
 
         A norm is rounded to fp32 group by group, as DeepSpeed rounds it.
         """
@@ -187,7 +187,7 @@ class ShareReduction(Buckets):
 def _segments(
     bucket: list[Parameter], own: dict[int, ParamSlice], places: dict[int, tuple[int, int]]
 ) -> list[OwnRange]:
-    """Of a bucket laid flat, what belongs to this rank."""
+    """What of a flattened bucket belongs to this rank."""
     segments: list[OwnRange] = []
     first = 0
     for parameter in bucket:

@@ -14,14 +14,14 @@ from mvlm.checkpoint.cut import cut_of, whole_shape
 from mvlm.runtime import dist, replicas
 
 Read = Callable[[str, int, int], Tensor]
-"""By what a tensor is ("weight", "ema" or a moment) and where its elements laid flat begin and end -> these."""
+"""What a tensor is ("weight", "ema" or a moment), and where its flattened elements begin and end -> these elements."""
 
 
 class ParamSlice(NamedTuple):
-    """Where a piece of a parameter lies in what the optimiser steps: elements of that tensor laid flat.
+    """Where a piece of a parameter lies in what the optimiser steps: elements of that tensor, flattened.
 
     Attributes:
-        offset: where it begins in the parameter laid flat.
+        offset: where it begins in the flattened parameter.
     """
 
     parameter: Parameter
@@ -32,7 +32,7 @@ class ParamSlice(NamedTuple):
 
 
 def own_read(parameter: Parameter, read: Read) -> Read:
-    """What reads elements of the part of a parameter that this rank has, by what reads elements of the whole."""
+    """Given a reader of the whole parameter's elements, a reader of those of the part that this rank has."""
     cut, count = cut_of(parameter), math.prod(whole_shape(parameter))
     if cut.of == 1:
         return read
@@ -49,13 +49,13 @@ def own_read(parameter: Parameter, read: Read) -> Read:
 def is_saved_here(parameter: Parameter, number: int) -> bool:
     """Whether this rank, of those of its replica, saves what it has of the model's parameter of that number.
 
-    Of what is split each has a part of its own; the others, which all have alike, are dealt to them.
+    Of a split parameter each has a part of its own; the others, of which all have the same, are dealt out to them.
     """
     return cut_of(parameter).of > 1 or number % replicas.size() == replicas.place()
 
 
 def gathered(keys: Sequence[str], read: Read, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Whole tensors of a shape, of which each replica reads its share; all ranks must call."""
+    """Whole tensors of a shape, each replica having read its share of them; all ranks must call."""
     count, ranks, rank = math.prod(shape), replicas.world(), replicas.rank()
     size = -(-count // ranks)
     start, stop = (min(count, size * number) for number in (rank, rank + 1))

@@ -20,7 +20,7 @@ from mvlm.training.zero.state import ZeroState
 def state_of(
     optimizer: Any, stage: int, trained: list[Parameter], ema: bool, matrices: frozenset[int] = frozenset()
 ) -> ZeroState:
-    """That of an engine; for the arguments see `ZeroState`.
+    """The state of an engine; for the other arguments see `ZeroState`.
 
     Args:
         trained: all parameters that the optimiser updates, in the model's order.
@@ -56,7 +56,7 @@ class ZeroStage0State(ZeroState):
             self._base.state[master][key].copy_(whole[key])
 
     def finish(self) -> None:
-        """It does so already."""
+        """Nothing is left to do: `fill` sets the parameters too."""
 
     def slices(self, parameters: Iterable[Parameter]) -> Iterator[ParamSlice]:
         for parameter in parameters:
@@ -69,7 +69,7 @@ class ZeroStage0State(ZeroState):
     def parts(
         self, parameters: Iterable[Parameter], moments: bool
     ) -> Iterator[tuple[Parameter, dict[str, TensorPart]]]:
-        """Whole ones, dealt to the replicas, as each has all."""
+        """Whole tensors, dealt out to the replicas, as each has all."""
         yield from super().parts(list(parameters)[replicas.rank() :: replicas.world()], moments)
 
     def _owners(self) -> list[Tensor]:
@@ -80,7 +80,7 @@ class ZeroStage12State(ZeroState):
     """Stages 1 and 2: each rank has its part of every parameter group's parameters laid end to end."""
 
     def read(self, parameter: Parameter) -> dict[str, Tensor]:
-        """Summed as bits, of which each element has one rank's: a sum of numbers would make 0 of -0."""
+        """Summed as bits, only one rank's for each element: a sum of numbers would turn -0 into 0."""
         keys = ["weight", EMA] if self.ema else ["weight"]
         bits_KN = torch.zeros(len(keys), parameter.numel(), dtype=torch.int32, device=parameter.device)
         for _, owner, start, length, offset in self.slices([parameter]):
@@ -99,7 +99,7 @@ class ZeroStage12State(ZeroState):
             safe_set_full_optimizer_state(parameter, whole[key], key)
 
     def fill(self, parameter: Any, keys: Sequence[str], read: Read) -> None:
-        """The masters alone; from these `finish` makes what the model computes with."""
+        """Fill only the masters; from these `finish` makes what the model computes with."""
         if (mapping := parameter._hp_mapping) is None:
             return
         owner, start = self._owners()[mapping.param_group_index], mapping.hp_fragment_address.start
@@ -154,7 +154,7 @@ class ZeroStage3State(ZeroState):
         return {key: tensor.reshape(parameter.ds_shape) for key, tensor in whole.items()}
 
     def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
-        """DeepSpeed's own setter fails where a parameter does not divide by the ranks."""
+        """Not by DeepSpeed's own setter, which fails if the ranks do not divide a parameter."""
         from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter], modifier_rank=0):
@@ -173,7 +173,7 @@ class ZeroStage3State(ZeroState):
         group, offset, size, start = self._position(parameter)
         stop = min(start + size, parameter.ds_numel)
         master = self._owners()[group]
-        parameter.partition()  # what is gathered is no more what is there
+        parameter.partition()  # what was gathered is out of date
         for key in keys:
             part = read(key, min(start, stop), stop)
             part = torch.nn.functional.pad(part, (0, size - len(part)))
@@ -191,7 +191,7 @@ class ZeroStage3State(ZeroState):
         owners = self._owners()
         for parameter in parameters:
             group, offset, size, start = self._position(parameter)
-            length = min(size, parameter.ds_numel - start)  # the last ranks' parts are filled up
+            length = min(size, parameter.ds_numel - start)  # the last ranks' parts are padded
             if length > 0:
                 yield ParamSlice(parameter, owners[group], offset, length, start)
 

@@ -1,4 +1,4 @@
-"""How DeepSpeed is imported: without what it would compile or load and nobody uses."""
+"""Imports DeepSpeed without what it would compile or load and nobody uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mvlm.runtime import dist
 
 @contextmanager
 def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
-    """Something of DeepSpeed's is another meanwhile."""
+    """Replace an attribute of something of DeepSpeed's meanwhile."""
     before = getattr(owner, name)
     setattr(owner, name, other)
     try:
@@ -25,7 +25,7 @@ def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
 @contextmanager
 def without_inductor() -> Iterator[None]:
     """DeepSpeed imports an optimiser that is not used here, whose decorators would load torch's whole compiler: a
-    second and 46 MB of every rank."""
+    second and 46 MB on every rank."""
     before = os.environ.get("TORCHDYNAMO_DISABLE", "")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
@@ -35,14 +35,15 @@ def without_inductor() -> Iterator[None]:
 
 
 def tell_deepspeed() -> None:
-    """What it asks the environment when any of it is imported: the accelerator, which it else looks for aloud."""
+    """Set what importing any of it reads from the environment, such as the accelerator, which it else searches for
+    noisily."""
     if not dist.uses_cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 
 def load_deepspeed() -> Any:
-    """DeepSpeed, which is not asked for anything yet."""
+    """DeepSpeed, imported and nothing more."""
     tell_deepspeed()
     # torch 2.13 has new names for collectives that DeepSpeed calls by the old ones
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -52,10 +53,10 @@ def load_deepspeed() -> Any:
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed with the ranks of this run, told to compile nothing for a CPU: gloo and torch's AdamW serve there."""
+    """DeepSpeed with the ranks of this run, told to compile nothing for a CPU: gloo and torch's AdamW suffice there."""
     deepspeed = load_deepspeed()
     if not dist.uses_cuda():
-        # asked for, DeepSpeed tries a compiler on all of its operations, of which it looks for this one
+        # to fill this in, DeepSpeed would try a compiler on all of its operations, and then look up only this one
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed(
         dist_backend="nccl" if dist.uses_cuda() else "gloo", auto_mpi_discovery=False, verbose=False
@@ -64,7 +65,7 @@ def import_deepspeed() -> Any:
 
 
 def why_not_computed(low_precision: str) -> str:
-    """A clause for what this machine cannot compute, of "bf16" or "fp16"; "" where it can."""
+    """A clause if this machine cannot compute in "bf16" or "fp16"; "" if it can."""
     tell_deepspeed()
     from deepspeed.accelerator import get_accelerator
 

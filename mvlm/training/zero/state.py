@@ -1,7 +1,7 @@
 """AdamW's fp32 master weights and moments, as whole tensors or each rank's share, wherever DeepSpeed keeps them.
 
-The EMA of the weights lies in the optimiser's state under EMA, beside the moments: DeepSpeed
-splits it among the ranks and finds it as it does those.
+The EMA of the weights lies in the optimiser's state under EMA, beside the moments: DeepSpeed splits it among the ranks
+and finds it as it does those.
 
 Every method is called by all ranks, with the same parameter at the same time.
 """
@@ -28,7 +28,7 @@ class ZeroState(ABC):
     """The optimiser state of one engine.
 
     Args:
-        optimizer: DeepSpeed's optimiser around ours, or ours where DeepSpeed puts none around it.
+        optimizer: DeepSpeed's optimiser around ours, or ours if DeepSpeed puts none around it.
         ema: keep an EMA of each weight from `prepare` on.
         matrices: ids of the parameters that Muon updates, which have one moment.
 
@@ -44,15 +44,15 @@ class ZeroState(ABC):
 
     @abstractmethod
     def read(self, parameter: Parameter) -> dict[str, Tensor]:
-        """The whole "weight" and its EMA; views where this rank has them whole. Of what is split by layers, its part is
-        the whole here and in what follows."""
+        """The whole "weight" and its EMA; views if this rank has them whole. If a parameter is split by layers, this
+        rank's part is the whole, here and in the other methods."""
 
     @abstractmethod
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
         """Set the whole "weight", EMA and moments, as far as given, and the copy that the model computes with."""
 
     def fill(self, parameter: Parameter, keys: Sequence[str], read: Read) -> None:
-        """Do as `write`, of tensors that each rank reads its share of; `finish` must follow."""
+        """As `write`, but each rank reads its share of the tensors; `finish` must follow."""
         self.write(parameter, gathered(keys, read, tuple(parameter.shape)))
 
     @abstractmethod
@@ -68,7 +68,7 @@ class ZeroState(ABC):
     ) -> Iterator[tuple[Parameter, dict[str, TensorPart]]]:
         """What this rank has of each one's "weight", EMA and, if wanted and there, moments; nothing is exchanged.
 
-        Every element is one rank's. They are views.
+        Every element belongs to one rank. They are views.
         """
         for number, (parameter, owner, start, length, offset) in enumerate(self.slices(parameters)):
             if not is_saved_here(parameter, number):
@@ -94,10 +94,10 @@ class ZeroState(ABC):
 
     @abstractmethod
     def matrix_piece(self, parameter: Any) -> MatrixPiece:
-        """This rank's piece of a matrix, of which every rank has one, if only of no element."""
+        """This rank's piece of a matrix; every rank has one, even if it is empty."""
 
     def bind_matrices(self, parameters: Iterable[Any]) -> None:
-        """Tell Muon where its matrices are, where that is the optimiser; all of the model's parameters in order."""
+        """Tell Muon, if that is the optimiser, where its matrices are; takes all of the model's parameters in order."""
         if isinstance(self._base, Muon):
             matrices = [parameter for parameter in parameters if id(parameter) in self._matrices]
             pieces = [self.matrix_piece(parameter) for parameter in matrices]
@@ -110,9 +110,9 @@ class ZeroState(ABC):
         torch._foreach_lerp_([self._base.state[owner][EMA] for owner in owners], owners, 1 - decay)
 
     def prepare(self, updates: int) -> None:
-        """Zero moments, made where there are none yet, and the number of updates that they are said to come from.
+        """Zero the moments, creating them if there are none yet, and set the number of updates that they come from.
 
-        The EMA begins as the weights that are there.
+        The EMA begins as the present weights.
         """
         for owner in self._owners():
             state = self._base.state[owner]
@@ -138,14 +138,14 @@ class ZeroState(ABC):
                 group["step"] = updates
 
     def forget_moments(self) -> None:
-        """And the EMA, so that `prepare` makes new ones."""
+        """Forget the EMA as well, so that `prepare` makes new ones."""
         for owner in self._owners():
             self._base.state[owner].clear()
 
     def _count_to(self, updates: int) -> None:
-        """DeepSpeed's AdamW for CPUs multiplies up beta ** updates in C++: do as many multiplications as it has done.
+        """DeepSpeed's AdamW for CPUs computes beta ** updates in C++ by repeated multiplication: repeat as many.
 
-        It would take the power instead, which differs in the last bits.
+        Given the count, it would take the power instead, which differs in the last bits.
         """
         adam: Any = self._base
         weight, gradient, first, second = torch.zeros(4, 1)
