@@ -68,7 +68,7 @@ def assemble_newest(
     on_each(run, True, partial(_lay_ready, held, unfinished))
     _exchange(transfers, unfinished)
     if reason := on_each(run, True, partial(_check, group.share(entries), unfinished)):
-        log.warning(f"{folder.name} did not come whole from the other nodes ({reason}): the mirror is read.")
+        log.warning(f"{folder.name} did not arrive whole from the other nodes ({reason}): the mirror is read.")
         return None
     on_each(run, group.leads, partial(finish, folder, unfinished, entries, index))
     moved = sum(transfer.entry.bytes for transfer in transfers)

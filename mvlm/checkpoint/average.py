@@ -50,7 +50,7 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     if len(checkpoints) < 2:
         raise UserError("A mean needs two checkpoints or more: name several.")
     if out.exists():
-        raise UserError(f"{out} is there already: give --out a new folder.")
+        raise UserError(f"{out} exists already: give --out a new folder.")
     first = checkpoints[0]
     for checkpoint in checkpoints:
         if reason := find_damaged_file(checkpoint, hashes=True):

@@ -63,7 +63,7 @@ def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup, memory: Path | N
         log.warning(f"{mirror.url}/{remote.path()} is damaged ({reason}): the run resumes from an older checkpoint.")
     if history:
         raise UserError(
-            f"{mirror.url}/{history[-1].path()} is damaged ({reason}), and no older one is there: set another mirror."
+            f"{mirror.url}/{history[-1].path()} is damaged ({reason}), and there is no older one: set another mirror."
         )
     return False
 

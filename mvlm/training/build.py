@@ -170,7 +170,7 @@ def _check_text(model: Model, data: Data, tokenizer: PreTrainedTokenizerBase, st
         if data.tokenizer == TRAINED and model.text_weights != "random":
             raise UserError(
                 f"data.tokenizer = {TRAINED!r} trains new tokens, which the weights of the text encoder "
-                f"({model.text_weights}) do not know: set it to their tokenizer, '' where that is model.text's own."
+                f"({model.text_weights}) do not know: set it to their tokenizer, '' if that is model.text's own."
             )
     check_text_encoder(text_settings(model, tokenizer), name, data.text_length)
     if start.checkpoint is None:

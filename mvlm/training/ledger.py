@@ -101,7 +101,7 @@ def count_seen(run: str | Path, places: Sequence[str] = ()) -> list[list[tuple[t
     checkpoint = find_checkpoint(run)
     state = read_state(checkpoint)
     if not state.stages:
-        raise UserError(f"{run} is a run without stages: how often it has seen its rows is its epochs.")
+        raise UserError(f"{run} is a run without stages: it has seen its rows as often as it has had epochs.")
     settings = _settings(checkpoint, state)
     last, task = settings[-1]
     here = (*places, *filter(_is_here, last.train))

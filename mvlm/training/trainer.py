@@ -202,8 +202,8 @@ class Trainer:
         self.saver.finish()  # the one before, which is whole whatever is found now
         if not self.engine.is_intact():
             raise MemoryCorrupted(
-                f"Weights or moments have changed in memory since the update of step {self.state.step}: nothing of "
-                "them is saved, and the same command resumes from the last checkpoint."
+                f"Weights or moments have changed in memory since the update of step {self.state.step}: they are "
+                "not saved, and the same command resumes from the last checkpoint."
             )
         self.state = dataclasses.replace(
             self.state,

@@ -53,7 +53,7 @@ def test_a_soup_is_the_mean_and_is_measured(
     assert not (tmp_path / "b").exists()
     said = capfd.readouterr().err
     assert "--json writes what is measured on --data: give --data too" in said
-    assert "A mean needs two checkpoints" in said and f"{out} is there already: give --out a new folder" in said
+    assert "A mean needs two checkpoints" in said and f"{out} exists already: give --out a new folder" in said
 
 
 def test_other_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

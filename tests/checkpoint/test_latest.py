@@ -93,7 +93,7 @@ def test_a_latest_that_names_a_whole_step_is_obeyed(run: Path, ending: str, caps
 
 def test_a_run_that_is_to_resume_another_of_its_own_checkpoints_is_told_how_to_go_back(run: Path) -> None:
     older = Checkpoint(resume=str(run / "checkpoints/step_00000002"))
-    with pytest.raises(UserError, match=r"names step_00000002 of .* stands at step_00000006: .* into \S+/latest"):
+    with pytest.raises(UserError, match=r"names step_00000002 of .* latest is step_00000006: .* into \S+/latest"):
         starting_point(run, older)
     assert starting_point(run, Checkpoint(resume=str(run))).checkpoint == run / "checkpoints/step_00000006"
     (run / "checkpoints/latest").write_text("step_00000002")

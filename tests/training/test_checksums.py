@@ -165,7 +165,7 @@ def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypat
 
     monkeypatch.setattr(ShareWriter, "run", write_late)
     flip_after(6, "exp_avg", monkeypatch)
-    with pytest.raises(MemoryCorrupted, match="since the update of step 6: nothing of them is saved") as error:
+    with pytest.raises(MemoryCorrupted, match="since the update of step 6: they are not saved") as error:
         train_here(tmp_path / "run", *ON)
     assert error.value.exit_code == ExitCode.REQUEUE
     assert find_checkpoint(tmp_path / "run").name == "step_00000003"

@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert len(said) == 2 and "step_00000004.attempt-1 is damaged" in said[0] and file.name in said[0]
     for file in (tmp_path / "mirror/checkpoints/step_00000002.attempt-1").glob("weights*"):
         file.unlink()
-    with pytest.raises(UserError, match=r"step_00000002.attempt-1 is damaged .*no older one is there"):
+    with pytest.raises(UserError, match=r"step_00000002.attempt-1 is damaged .*there is no older one"):
         fetch_newest(store, tmp_path / "another", FolderGroup.of_all())
 
 

@@ -84,7 +84,7 @@ def test_the_best_stays_beside_the_newest_comes_back_from_a_mirror_and_is_missed
     (run / "checkpoints/step_00000004").rename(tmp_path / "away")
     capfd.readouterr()
     assert train_here(run, *words, "train.steps=14", evaluate=Scores({14: 0.1})) == 0
-    assert "The best checkpoint, step_00000004, is not there any more" in capfd.readouterr().err
+    assert "The best checkpoint, step_00000004, is gone" in capfd.readouterr().err
     assert step_of(find_checkpoint(run / "best")) == 14
 
     branch = [*words, f"checkpoint.resume={run}", "checkpoint.mirror=", "train.steps=15"]

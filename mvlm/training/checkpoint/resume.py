@@ -83,7 +83,7 @@ def _refuse_another_of(run: Path, resume: str) -> None:
     stands = candidates(run).first
     if named.resolve().parent == stands.resolve().parent and named.name != stands.name:
         raise UserError(
-            f"checkpoint.resume names {named.name} of {run} itself, which stands at {stands.name}: leave it out and "
+            f"checkpoint.resume names {named.name} of {run} itself, whose latest is {stands.name}: leave it out and "
             f"write {named.name} into {stands.parent / LATEST}, or set another run.dir."
         )
 

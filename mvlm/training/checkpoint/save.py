@@ -154,7 +154,7 @@ class Saver:
             except OSError as error:
                 raise cannot_write(str(self._home / BEST), error, SO) from None
         if state.best and not has_all:
-            rank_log.warning(f"The best checkpoint, {name}, is not there any more: the best from here on is kept.")
+            rank_log.warning(f"The best checkpoint, {name}, is gone: the best from here on is kept.")
         return state if has_all else replace(state, best=None)
 
     def publish(self) -> None:

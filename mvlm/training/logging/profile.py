@@ -49,7 +49,7 @@ class Profiling:
             steps, rank = (int(word) for word in [*words, *map(str, (STEPS, 0)[len(words) :])])
             problem = "" if 1 <= steps <= MOST and 0 <= rank < dist.world() else "is out of range"
         except ValueError:
-            steps, rank, problem = 0, 0, "says something else"
+            steps, rank, problem = 0, 0, "cannot be understood"
         if dist.rank() != (0 if problem else rank):
             return
         try:

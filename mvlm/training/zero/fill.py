@@ -124,7 +124,7 @@ def _fill_one_offload(name: str, zero: dict[str, Any], folder: str, low_precisio
     if device == "nvme" and name == "offload_optimizer":
         if section.get("pin_memory"):
             raise UserError(
-                f"{json_name} sets zero_optimization.{name}.pin_memory, but what is on NVMe is in no memory to pin: "
+                f"{json_name} sets zero_optimization.{name}.pin_memory, but there is no memory to pin on NVMe: "
                 "delete the key."
             )
         zero.setdefault("sub_group_size", SUB_GROUP)
