@@ -58,14 +58,14 @@ def assemble_newest(
     if not dist.as_rank_0(lambda: _is_current(mirror, found, newest, index)):
         return None
     unfinished = folder.with_name(name + UNFINISHED)
-    held = _held(group.share(entries), [folder, unfinished, memory / folder.name])
+    held = _find_undamaged(group.share(entries), [folder, unfinished, memory / folder.name])
     told = dist.gather_objects((group.ranks, sorted(held)))
-    transfers, lacking = planned(entries, told)
+    transfers, lacking = plan_transfers(entries, told)
     if lacking:
         log.warning(f"No node has all of {folder.name}'s {lacking[0]} any more: the mirror is read.")
         return None
     on_each(run, group.leads, partial(make_ready, folder, unfinished))
-    on_each(run, True, partial(_lay_ready, held, unfinished))
+    on_each(run, True, partial(_copy_found, held, unfinished))
     _exchange(transfers, unfinished)
     if reason := on_each(run, True, partial(_check, group.share(entries), unfinished)):
         log.warning(f"{folder.name} did not arrive whole from the other nodes ({reason}): the mirror is read.")
@@ -79,7 +79,7 @@ def assemble_newest(
     return found
 
 
-def planned(
+def plan_transfers(
     entries: Sequence[Entry], told: Sequence[tuple[tuple[int, ...], list[str]]]
 ) -> tuple[list[Transfer], list[str]]:
     """Who sends which file to whom, in an order that all ranks keep, and the files that nobody holds.
@@ -129,7 +129,7 @@ def _is_current(mirror: Mirror, found: MirrorPath, newest: MirrorPath | None, in
     return newest is None or found > newest or (found == newest and mirror.read(newest.path(INDEX)) == index)
 
 
-def _held(entries: Sequence[Entry], folders: Sequence[Path]) -> dict[str, Path]:
+def _find_undamaged(entries: Sequence[Entry], folders: Sequence[Path]) -> dict[str, Path]:
     """The undamaged files, each with the folder in which it was found."""
     found: dict[str, Path] = {}
     for entry in entries:
@@ -143,7 +143,7 @@ def _held(entries: Sequence[Entry], folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _lay_ready(held: dict[str, Path], unfinished: Path) -> None:
+def _copy_found(held: dict[str, Path], unfinished: Path) -> None:
     """Copy the files that this rank has found into the unfinished folder."""
     for file, place in held.items():
         (unfinished / file).parent.mkdir(exist_ok=True)

@@ -65,7 +65,8 @@ class FencingToken:
     def _claim(self, resumes: bool) -> tuple[Writer, str]:
         self._folder.mkdir(parents=True, exist_ok=True)
         own = secrets.token_hex(8)
-        chain = (resumes and self._chain_before()) or own
+        before = self._chain_before() if resumes else None
+        chain = before or own
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "world": dist.world(), "at": time.time()}
         text = json.dumps(facts | {"id": own, "chain": chain})
         number = 1 + max(self._numbers_here(), default=0)

@@ -127,7 +127,7 @@ def _fetch_files(mirror: Mirror, remote: MirrorPath, entries: list[Entry], unfin
 
 
 def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: FolderGroup) -> None:
-    def described() -> None:
+    def fetch_description() -> None:
         if (run / CHECKPOINTS / step_name(remote.step) / CONFIG).exists():
             return  # only a checkpoint of version 0.1 lacks these
         for name in (CONFIG, *mirror.sizes(TOKENIZER), *mirror.sizes(TEXT_ENCODER)):
@@ -136,15 +136,15 @@ def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: Fol
                 mirror.download(name, run / name)
                 sync((run / name).parent)
 
-    def recorded() -> None:
+    def fetch_records() -> None:
         for name in (METRICS, SKIPPED):  # only ever appended to, so the longer one has more
             known = (run / name).stat().st_size if (run / name).exists() else 0
             content = mirror.read(name) or b""
             if len(content) > known:
                 write_durably(run / name, content.decode(errors="replace"))
 
-    on_each(run, group.leads, described)
-    on_each(run, dist.rank() == 0, recorded)
+    on_each(run, group.leads, fetch_description)
+    on_each(run, dist.rank() == 0, fetch_records)
 
 
 def begin_without(mirror: Mirror, run: Path, group: FolderGroup) -> None:

@@ -42,7 +42,8 @@ class Selector:
             return best
         if self.metric not in metrics:
             raise UserError(f"eval.select is {self.metric!r}, which is not among {', '.join(metrics)}: name one.")
-        value, known = metrics[self.metric], best if best and best.metric == self.metric else None
+        value = metrics[self.metric]
+        known = best if best and best.metric == self.metric else None
         if math.isnan(value):
             return replace(known, since=known.since + 1) if known else None
         if known is None or (value < known.value if self.lower else value > known.value):

@@ -40,7 +40,7 @@ from mvlm.training.zero.memory import States, Zero, states
 
 MARGIN = 0.06
 """Share of a GPU's memory left for NCCL's buffers and fragmentation."""
-OF_A_HOST = 0.8
+HOST_SHARE = 0.8
 """Share of the memory available on a node that its ranks may take; loaders, files and other people need some too."""
 
 
@@ -200,7 +200,7 @@ def _runs_out(attempt: Callable[[int], None], pairs: int) -> bool:
 def _on_cpu(trial: Trial, allowed: Sequence[int]) -> int:
     """The largest for which, judging by the two smallest, there is memory for every rank of a node at once."""
     hosts = dist.gather_objects(socket.gethostname())
-    room = OF_A_HOST * available_memory() / hosts.count(socket.gethostname())
+    room = HOST_SHARE * available_memory() / hosts.count(socket.gethostname())
     smallest, next_one = allowed[0], allowed[min(1, len(allowed) - 1)]
     with _placed(trial.model, torch.device("cpu"), trial.precision):
         used, more = _measured(trial, smallest), _measured(trial, next_one)

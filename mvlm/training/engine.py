@@ -280,7 +280,9 @@ class Engine:
         self._swap_ema()
 
     def _swap_ema(self) -> None:
-        for parameter in self._trained if self.has_ema else ():
+        if not self.has_ema:
+            return
+        for parameter in self._trained:
             whole = {key: tensor.clone() for key, tensor in self._state.read(parameter).items()}
             self._state.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
 

@@ -73,7 +73,9 @@ class GradientParts:
         found: dict[str, list[Tensor]] = {}
         for group in optimizer.param_groups:
             for owner in group["params"]:
-                for part, start, end in self._pieces.get(id(owner), ()) if owner.grad is not None else ():
+                if owner.grad is None:
+                    continue
+                for part, start, end in self._pieces.get(id(owner), ()):
                     found.setdefault(part, []).append(owner.grad.reshape(-1)[start:end])
         for part, slices in found.items():
             self._sums.setdefault(part, []).append(torch.nn.utils.get_total_norm(slices).float().square())

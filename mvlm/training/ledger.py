@@ -46,12 +46,11 @@ def ledger(state: TrainState) -> list[dict[str, Any]]:
     """A line for each stage that has begun, with what it has drawn from each data set, or from several in one order."""
     lines, streams = [], remembered(state) if state.stages else ()
     for number, stage in enumerate(state.stages):
-        last = number + 1 == len(state.stages)
-        step, samples = (
-            (state.step, state.samples_seen)
-            if last
-            else (state.stages[number + 1].step, state.stages[number + 1].samples)
-        )
+        if number + 1 == len(state.stages):
+            step, samples = state.step, state.samples_seen
+        else:
+            following = state.stages[number + 1]
+            step, samples = following.step, following.samples
         ends = stage.ends or positions_of(state)
         skipped = [at for at in state.skipped if stage.samples <= at < samples]
         lines.append(

@@ -126,7 +126,7 @@ class TrainingStream:
         """The errors of the ranks that have lost their data, and the code that all end with; all ranks must call."""
         if self.quarantine.excess:  # every rank will report it in full
             return "too many images cannot be used", ExitCode.MISTAKE
-        own = self.lost and (first_line(self.lost), self.lost.exit_code)
+        own = (first_line(self.lost), self.lost.exit_code) if self.lost else None
         found = [(rank, *lost) for rank, lost in enumerate(dist.gather_objects(own)) if lost]
         words = [f"rank {rank}: {lost}" for rank, lost, _ in found]
         more = f"; and {len(words) - REPORTED} more" if len(words) > REPORTED else ""

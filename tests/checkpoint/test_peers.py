@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mvlm.checkpoint import peers
-from mvlm.checkpoint.assemble import Transfer, planned
+from mvlm.checkpoint.assemble import Transfer, plan_transfers
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import fetch_newest
 from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
@@ -155,7 +155,7 @@ def test_ranks_send_around_a_ring_of_nodes() -> None:
 def test_each_file_goes_from_a_node_that_has_it_to_each_that_lacks_it() -> None:
     entries = [Entry(name, 1, "") for name in ("a", "b", "c")]
     told = [((0, 1), ["a"]), ((0, 1), ["b"]), ((2,), ["a"]), ((3,), [])]
-    transfers, lacking = planned(entries, told)
+    transfers, lacking = plan_transfers(entries, told)
     assert lacking == ["c"]
     assert transfers == [Transfer(entries[0], 0, 3), Transfer(entries[1], 1, 2), Transfer(entries[1], 1, 3)]
 

@@ -41,7 +41,7 @@ def test_it_is_bounded_by_memory_and_kept(
     assert one < two < 2 * one + 1000  # what grows with the pairs, beside gradients
     parameters = described(whole)["parameters"]
     enough_for_eight = one + parameters * 12 + 10 * (two - one)  # and not for sixteen: five slopes more
-    monkeypatch.setattr(auto_batch, "available_memory", lambda: enough_for_eight / auto_batch.OF_A_HOST)
+    monkeypatch.setattr(auto_batch, "available_memory", lambda: enough_for_eight / auto_batch.HOST_SHARE)
     run = tmp_path / "run"
     assert train_here(run, AUTO, "train.steps=2") == 0
     assert (described(run)["micro_batch"], described(run)["accumulation"]) == (8, 2)

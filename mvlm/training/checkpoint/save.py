@@ -150,7 +150,10 @@ class Saver:
         has_all = all(dist.gather_objects(is_here))
         if self._site.leads:
             try:
-                write_durably(self._home / BEST, name) if has_all else (self._home / BEST).unlink(missing_ok=True)
+                if has_all:
+                    write_durably(self._home / BEST, name)
+                else:
+                    (self._home / BEST).unlink(missing_ok=True)
             except OSError as error:
                 raise cannot_write(str(self._home / BEST), error, SO) from None
         if state.best and not has_all:

@@ -70,8 +70,9 @@ def describe_run(
         for folder in (run, kept):
             write_durably(folder / CONFIG, dump_config(config))
             write_durably(folder / DEEPSPEED, json.dumps(ds_config, indent=1))
-        for name in () if resumes else (STAGES, LEDGER):
-            (run / name).unlink(missing_ok=True)
+        if not resumes:
+            for name in (STAGES, LEDGER):
+                (run / name).unlink(missing_ok=True)
         if stages:
             known = with_appended(stages, run / STAGES).dump()
             if not (run / STAGES).exists() or (run / STAGES).read_text(encoding="utf-8") != known:

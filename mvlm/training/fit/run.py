@@ -35,7 +35,7 @@ from mvlm.training.engine import Engine
 from mvlm.training.fit.describe import STARTED, describe_run
 from mvlm.training.fit.planning import Plan, make_plan
 from mvlm.training.fit.settings import deepspeed_changes
-from mvlm.training.fit.stages import comes_another
+from mvlm.training.fit.stages import has_next_stage
 from mvlm.training.health.anomaly import AnomalyDetector
 from mvlm.training.health.signals import StopRequests
 from mvlm.training.health.watchdog import Watchdog
@@ -83,7 +83,7 @@ def train(
         plan = make_plan(config, names, given, stop, tables)
         code, goes_on = _train_stage(plan, evaluator, stop)
         number = plan.standing.number if plan.standing else 0
-        if not goes_on or not dist.as_rank_0(partial(comes_another, plan.folder, number)):
+        if not goes_on or not dist.as_rank_0(partial(has_next_stage, plan.folder, number)):
             return code
         gc.collect()  # a stage's engine is full of reference cycles, and the next needs its memory
 

@@ -138,7 +138,7 @@ def resume_config(config: Config, given: frozenset[str], start: Start) -> Resume
     _require_effect(resumed, changed, given, mistakes)
     mistakes.settle()
     return Resumed(
-        resumed, read_state(start.checkpoint), (*changes(changed), *kept_settings(kept)), alter_loss(changed)
+        resumed, read_state(start.checkpoint), (*changes(changed), *kept_settings(kept)), alters_loss(changed)
     )
 
 
@@ -199,7 +199,7 @@ def _require_effect(resumed: Config, changed: Changed, given: frozenset[str], mi
             )
 
 
-def alter_loss(changed: Changed) -> bool:
+def alters_loss(changed: Changed) -> bool:
     return any(key.startswith(ALTERS_LOSS) for key in changed)
 
 

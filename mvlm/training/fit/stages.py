@@ -25,7 +25,7 @@ from mvlm.training.fit.settings import (
     ON_RESUME,
     OnResume,
     Resumed,
-    alter_loss,
+    alters_loss,
     changes,
     kept_settings,
     merge_settings,
@@ -147,7 +147,7 @@ def settle_stages(
         known = _first(stages, kept, state, end)
         before, state = (known.stages, known.streams), known
     is_over = state.step >= end and not state.unevaluated  # an owed evaluation is made with the stage's own settings
-    number = running + (is_over and running + 1 < len(stages))
+    number = running + 1 if is_over and running + 1 < len(stages) else running
     for coming in range(running + 1, len(stages)):  # now, and not after hours of training
         check_drawable(state, _mixture(stages.config(coming)), kept.data, draws_alike(stages))
     now = stages.config(number)
@@ -156,7 +156,7 @@ def settle_stages(
     mistakes.settle()
     ended = (*state.stages[:-1], replace(state.stages[-1], end=end))
     reported = (*changes(changed | moved), *kept_settings(left))
-    resumed = Resumed(settled, state, reported, alter_loss(changed | moved))
+    resumed = Resumed(settled, state, reported, alters_loss(changed | moved))
     return Standing(stages, number, number > running, settled, resumed, _sections(stages, ended), before)
 
 
@@ -184,7 +184,7 @@ def checked(stages: Stages) -> Stages:
     return stages
 
 
-def comes_another(folder: Path, number: int) -> bool:
+def has_next_stage(folder: Path, number: int) -> bool:
     """Whether a run folder knows of a stage after this one."""
     stages = stored_stages(folder)
     return stages is not None and number + 1 < len(stages)

@@ -171,10 +171,10 @@ class Watchdog:
             file.write(json.dumps(record) + "\n")
         _report(sentence)
         self._write(replace(heartbeat, ends=True))
-        self._let_go_first(set(self._ranks) - hang.quiet - {self._rank})
+        self._wait_until_ended(set(self._ranks) - hang.quiet - {self._rank})
         os._exit(ExitCode.REQUEUE)
 
-    def _let_go_first(self, ranks: set[int]) -> None:
+    def _wait_until_ended(self, ranks: set[int]) -> None:
         """Wait until they end: otherwise their main threads would fail first, when this exit breaks connections."""
         deadline = time.monotonic() + QUIET_AFTER * self._period
         while ranks and time.monotonic() < deadline:

@@ -46,7 +46,7 @@ class Profiling:
         if self._profile:
             return
         try:
-            steps, rank = (int(word) for word in [*words, *map(str, (STEPS, 0)[len(words) :])])
+            steps, rank = (*map(int, words), *(STEPS, 0)[len(words) :])
             problem = "" if 1 <= steps <= MOST and 0 <= rank < dist.world() else "is out of range"
         except ValueError:
             steps, rank, problem = 0, 0, "cannot be understood"

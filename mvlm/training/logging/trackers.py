@@ -188,7 +188,7 @@ class WeightsAndBiases:
         import wandb
 
         entity, _, name = project.rpartition("/")
-        identity = _identity(run, "wandb") or _identify(run, "wandb", secrets.token_hex(4))
+        identity = _identity(run, "wandb") or _remember(run, "wandb", secrets.token_hex(4))
         facts = json.loads((run / RUN_JSON).read_text(encoding="utf-8"))
         self._wandb = wandb
         self._run = wandb.init(
@@ -234,7 +234,7 @@ class MLflow:
             experiment = self._client.get_experiment_by_name(name)
             number = experiment.experiment_id if experiment else self._client.create_experiment(name)
             identity = self._client.create_run(number, run_name=run.resolve().name).info.run_id
-            _identify(run, "mlflow", identity)
+            _remember(run, "mlflow", identity)
             tables = json.loads((run / RUN_JSON).read_text(encoding="utf-8"))["config"]
             settings = [
                 Param(f"{table}.{key}", str(value)[:LONGEST_PARAMETER])
@@ -277,7 +277,7 @@ def _identity(run: Path, tracker: str) -> str | None:
 IDENTITIES = threading.Lock()
 
 
-def _identify(run: Path, tracker: str, identity: str) -> str:
+def _remember(run: Path, tracker: str, identity: str) -> str:
     with IDENTITIES:  # trackers may begin at the same time
         known = {name: found for name in ("wandb", "mlflow") if (found := _identity(run, name))}
         write_durably(run / TRACKERS, json.dumps(known | {tracker: identity}))

@@ -53,9 +53,10 @@ class Buckets(ABC):
             room -= parameter.numel()
         self._missing = list(map(len, self._buckets))
         self._next = 0
-        for number, bucket in enumerate(self._buckets if early and not self._is_alone else ()):
-            for parameter in bucket:
-                parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
+        if early and not self._is_alone:
+            for number, bucket in enumerate(self._buckets):
+                for parameter in bucket:
+                    parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
 
     def finish(self) -> None:
         """Call after each backward pass: after the last of a step, reduce what is left, with zeros for no gradient."""

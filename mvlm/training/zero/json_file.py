@@ -113,7 +113,8 @@ def check_shape(content: dict[str, Any], json_name: str) -> None:
     """Raise `UserError` if a value takes the place of a section."""
     mistakes = Mistakes()
     for section in (*SECTIONS, *INNER_SECTIONS):
-        if not isinstance(found := look_up(content, section) or {}, dict):
+        found = look_up(content, section) or {}
+        if not isinstance(found, dict):
             mistakes.add(f"{json_name}: {section} is {found!r}: give a JSON object, or delete it.")
     mistakes.settle()
     ranks = look_up(content, TENSOR_PARALLEL)

@@ -27,7 +27,9 @@ def state_of(
     """
     if stage == 0:
         return ZeroStage0State(optimizer, trained, ema, matrices)
-    return (ZeroStage3State if stage == 3 else ZeroStage12State)(optimizer, ema, matrices)
+    if stage == 3:
+        return ZeroStage3State(optimizer, ema, matrices)
+    return ZeroStage12State(optimizer, ema, matrices)
 
 
 class ZeroStage0State(ZeroState):

@@ -131,9 +131,8 @@ class ZeroState(ABC):
                 state["step"] = updates
         if hasattr(self._base, "ds_opt_adam"):
             self._count_to(updates)
-        elif not isinstance(
-            self._base, (torch.optim.AdamW, Muon)
-        ):  # apex counts by group, DeepSpeed's fused one by either
+        elif not isinstance(self._base, (torch.optim.AdamW, Muon)):
+            # apex counts by group, DeepSpeed's fused one by either
             for group in self._base.param_groups:
                 group["step"] = updates
 
