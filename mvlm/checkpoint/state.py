@@ -71,7 +71,7 @@ class DataStream:
         parts: the fingerprint of each.
         where: the condition that each one's rows meet.
         fingerprint: of their mixture.
-        pairs: an epoch draws a row once with each of its captions, not once.
+        pairs: an epoch draws each row with each of its captions, and not just once.
         per_epoch: draws in an epoch.
         position: draws made when the running stage began.
         order: from that position on; empty = it has not been drawn from.

@@ -249,7 +249,7 @@ def stream_tensors(
     """Write a safetensors file, hashed on the way and synced, with one tensor in memory at a time.
 
     The format is that of https://github.com/huggingface/safetensors: the header's length in eight bytes, the header
-    as JSON padded with spaces, the tensors' bytes one after another. After its library, the file would have to be
+    as JSON padded with spaces, the tensors' bytes one after another. A file written by its library would have to be
     read again for the hash.
 
     Args:

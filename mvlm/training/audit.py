@@ -51,7 +51,7 @@ class Recording:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def recorded(self, given: GlobalBatch) -> GlobalBatch:
-        """The global batch, with what is used of it being recorded."""
+        """The global batch, wrapped so that what is used of it is recorded."""
 
         def contrast(own: Encoded, *scale: Any) -> Callable[[], ItcGradients]:
             _note_sent(self.sums, own, *scale)

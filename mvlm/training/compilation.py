@@ -1,4 +1,4 @@
-"""Compiles transformer blocks by torch: whether, for which shapes, and what happens if that fails."""
+"""Compiles transformer blocks with torch: whether, for which shapes, and what happens if that fails."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ KEPT_BELOW = 524_288
 """Pairs of a global batch from which a rank no longer holds all features at once, 1 GB at a width of 256: the softmax,
 which needs them twice, then has them sent twice."""
 KEPT_SHARE = 512
-"""Pairs per rank below which that limit is higher, at most fourfold: compared with a step, the cost of sending features
-twice grows with the ranks, to an eighth on 4,096 (`mvlm plan`)."""
+"""Pairs per rank up to which all features are held even so, of at most four times that many pairs: against a step, the
+cost of sending them twice grows with the ranks, to an eighth on 4,096 (`mvlm plan`)."""
 BLOCK = 65_536
 """Pairs whose features a rank then holds at a time, 135 MB: with fewer, latencies add up (`mvlm plan`)."""
 
@@ -28,8 +28,8 @@ Contrasting = Callable[[Encoded, Tensor, "Tensor | None"], Callable[[], ItcGradi
 
 
 def ranks_at_once(global_batch: int, ranks: int, exchange: str) -> int:
-    """Whose features a rank holds at a time: of a ring one other's; else all, or those of the pairs of a block, and at
-    least one rank's."""
+    """How many ranks' features a rank holds at a time: one other's in a ring; else all, or those of a block of pairs,
+    and at least one rank's."""
     if exchange == "ring":
         return 1
     kept_below = min(4 * KEPT_BELOW, max(KEPT_BELOW, KEPT_SHARE * ranks))

@@ -82,5 +82,5 @@ def layer_of(model: Encoders) -> dict[str, tuple[int, int]]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many a model has, even one that is split by layers or divided by ZeRO stage 3."""
+    """How many parameters a model has, even one that is split by layers or divided by ZeRO stage 3."""
     return sum(math.prod(whole_shape(parameter)) for parameter in model.parameters())

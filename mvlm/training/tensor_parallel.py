@@ -196,7 +196,7 @@ class _SummedGeluLinear(GeluLinear):
 
 
 def clip_grad_norm(parameters: list[Parameter], limit: float) -> Tensor:
-    """As torch's, returning the norm before clipping, but that of split gradients is over all their ranks."""
+    """As torch's, which returns the norm before clipping, but over all ranks of the gradients that are split."""
     if replicas.size() == 1:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
     split = [p.grad for p in parameters if p.grad is not None and cut_of(p).of > 1]

@@ -79,7 +79,7 @@ class Plan:
         return resolve(self.content, side)
 
     def rehearse(self, evaluator: Callable[[Config], object] | None) -> None:
-        """Raise `UserError` if training would later find that it cannot begin, by models with shapes alone.
+        """Raise `UserError` if training would later find that it cannot begin, using models with shapes alone.
 
         Args:
             evaluator: refuses what could not be measured in a stage to come; None = nothing is measured.

@@ -13,7 +13,7 @@ LEARNED = 0.97 * GUESS
 
 
 class MatchingWatch:
-    """Judges the losses at log steps. Negatives that ITC takes for pairs teach ITM nothing until it knows more."""
+    """Judges the losses at log steps. Negatives that ITC takes for pairs teach ITM nothing until it surpasses ITC."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[int, float]] = deque()

@@ -96,7 +96,7 @@ class Reporter:
         else:
             metrics["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         metrics |= self._timing(state.step) | {"epoch": stream.epochs(state.samples_seen)}
-        if dist.rank() == 0:  # it writes the line; all wait for any rank that counts the operations of a new length
+        if dist.rank() == 0:  # only it writes the line, and counting the operations of a new length holds up all ranks
             metrics |= self._arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
         metrics |= {"bad_images": len(stream.quarantine), "skipped": len(stream.skipped.positions)}
         self.log(metrics)

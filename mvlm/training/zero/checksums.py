@@ -41,7 +41,7 @@ class Checksums:
         self._kept = None
 
     def keep(self) -> None:
-        """Take the tensors as they are now for right."""
+        """Record that the tensors are right as they are now."""
         self._kept = self._sums()
 
     def changed(self) -> Tensor:

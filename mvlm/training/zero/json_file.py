@@ -12,7 +12,7 @@ from mvlm.errors import Mistakes, UserError
 
 AUTO = "auto"
 TENSOR_PARALLEL = "tensor_parallel.autotp_size"
-"""Ranks that split the layers of transformer blocks among them."""
+"""Ranks that split the layers of transformer blocks among themselves."""
 BY_AUTOTP_SIZE = f"give {TENSOR_PARALLEL} instead"
 REFUSED = {
     "amp": "NVIDIA apex no longer has amp; use the bf16 section",

@@ -49,7 +49,7 @@ class Zero:
 
     @classmethod
     def of(cls, resolved: dict[str, Any]) -> Zero:
-        """From what `ds_config.resolve` gives."""
+        """From what `zero.config.resolve` gives."""
         zero = resolved["zero_optimization"]
         stage = zero["stage"]
         places = {name: (zero.get(name) or {}).get("device", "none") for name in OFFLOADS}

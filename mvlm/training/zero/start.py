@@ -13,7 +13,7 @@ from mvlm.runtime import dist
 
 @contextmanager
 def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
-    """Replace an attribute of something of DeepSpeed's meanwhile."""
+    """Replace an attribute of one of DeepSpeed's objects meanwhile."""
     before = getattr(owner, name)
     setattr(owner, name, other)
     try:
