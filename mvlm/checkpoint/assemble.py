@@ -19,7 +19,7 @@ from typing import NamedTuple
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, LATEST, STEP, UNREADABLE, Entry, step_of
 from mvlm.checkpoint.mirror import Mirror, MirrorPath, read_entries
-from mvlm.checkpoint.peers import opened, receive_file, send_file
+from mvlm.checkpoint.peers import open_to_read, receive_file, send_file
 from mvlm.checkpoint.placing import UNFINISHED, finish, make_ready, on_each
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
@@ -157,7 +157,7 @@ def _exchange(transfers: Sequence[Transfer], unfinished: Path) -> None:
     for entry, sender, receiver in transfers:
         path = unfinished / entry.file
         if dist.rank() == sender:
-            with opened(path) or nullcontext() as file:
+            with open_to_read(path) or nullcontext() as file:
                 send_file(file, entry.bytes, receiver)
         elif dist.rank() == receiver:
             path.parent.mkdir(exist_ok=True)

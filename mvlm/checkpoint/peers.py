@@ -80,7 +80,7 @@ class PeerCopies:
         Args:
             written: the files that each rank has written.
         """
-        files = [(entry.bytes, opened(checkpoint / entry.file)) for entry in written[dist.rank()]]
+        files = [(entry.bytes, open_to_read(checkpoint / entry.file)) for entry in written[dist.rank()]]
         coming = [(rank, written[rank]) for rank in self._senders]
         self._threads = [
             _started(lambda: _send(files, self._receiver)),
@@ -175,7 +175,7 @@ def _read_into(file: BinaryIO | None, chunk: Tensor) -> None:
         left = left[count:]
 
 
-def opened(path: Path) -> BinaryIO | None:
+def open_to_read(path: Path) -> BinaryIO | None:
     """A file open for reading, even if it is deleted meanwhile; None if it cannot be opened."""
     try:
         return open(path, "rb", buffering=0)  # type: ignore[return-value]

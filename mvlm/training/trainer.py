@@ -73,7 +73,7 @@ class Trainer:
             if not self.validation.lost:
                 self._save()
             self._first = self.state  # what its first steps may go back to
-        while not self.is_over and not self.validation.ends(self.state):
+        while not self.is_over and not self.validation.must_end(self.state):
             began = time.perf_counter()
             flags, anomaly = self._sync()
             if self.saver.pending and flags.written == dist.world():
@@ -126,7 +126,7 @@ class Trainer:
             return
         if evaluates:
             self._evaluate()
-        if saves or self.state.is_best or self.validation.ends(self.state):
+        if saves or self.state.is_best or self.validation.must_end(self.state):
             self._save()  # after the evaluation, whose outcome is part of the state
         self.reporter.leave_out(time.perf_counter() - aside)  # neither counts as training
 

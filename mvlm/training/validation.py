@@ -59,7 +59,7 @@ class Validation:
         coming = (schedule.is_due(schedule.eval_every, step + ahead) for ahead in (1, 2))
         return self.seconds if any(coming) else 0.0
 
-    def ends(self, state: TrainState) -> bool:
+    def must_end(self, state: TrainState) -> bool:
         """Whether no step may follow, for lack of improvement or of the data to evaluate on."""
         return bool(self.lost or self.why_over(state))
 

@@ -65,7 +65,7 @@ def given_start(run: Path, config: Checkpoint) -> Start | None:
     """By all rules but the first; None if that one applies."""
     if has_checkpoints(run):
         if config.resume:
-            _refuse_another_of(run, config.resume)
+            _require_latest(run, config.resume)
         return None
     if config.resume:
         return Start(find_checkpoint(config.resume, "checkpoint.resume"), resumes=True, own=False)
@@ -74,7 +74,7 @@ def given_start(run: Path, config: Checkpoint) -> Start | None:
     return Start(find_checkpoint(config.init, "checkpoint.init"), resumes=False, own=False)
 
 
-def _refuse_another_of(run: Path, resume: str) -> None:
+def _require_latest(run: Path, resume: str) -> None:
     """Raise `UserError` if `checkpoint.resume` names one of the run's own checkpoints that is not its latest."""
     try:
         named = find_checkpoint(resume)

@@ -97,7 +97,7 @@ def _train_stage(
     with ExitStack() as stack:
         trainer = build(plan, evaluate, stop, stack)
         try:
-            return trainer.run(), trainer.is_over and not trainer.validation.ends(trainer.state)
+            return trainer.run(), trainer.is_over and not trainer.validation.must_end(trainer.state)
         except OSError as error:
             if error.errno in OUT_OF_SIGHT:
                 raise cannot_write(f"The run folder {plan.folder}", error, so="") from None

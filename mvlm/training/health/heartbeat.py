@@ -130,17 +130,17 @@ class Hang:
         ranks = self.at_fault
         if self.unseen and not self.quiet and all(beat.exchanging for beat in self._awake()):
             own = self._awake()[0]
-            return f"the ranks of {own.host} wait for one of the {self.unseen} on other nodes, {_in(own)}"
+            return f"the ranks of {own.host} wait for one of the {self.unseen} on other nodes, {_doing(own)}"
         if len(ranks) == len(self.heartbeats) > 1 and not self.quiet:
             beat = self.heartbeats[ranks[0]]
             assert beat is not None  # it is not quiet
-            return f"all {len(ranks)} ranks have been {_in(beat)} and none is behind, so the fault lies between them"
+            return f"all {len(ranks)} ranks have been {_doing(beat)} and none is behind, so the fault lies between them"
         named = [self._describe(rank) for rank in ranks[:NAMED]]
         if len(ranks) > NAMED:
             named.append(f"{len(ranks) - NAMED} more ranks likewise")
         if self.quiet and (awake := self._awake()):
             ahead = max(awake, key=lambda beat: beat.marks)
-            named.append(f"while others have been {_in(ahead)}")  # how far the quiet ones got is not known
+            named.append(f"while others have been {_doing(ahead)}")  # how far the quiet ones got is not known
         return ", ".join(named)
 
     def _describe(self, rank: int) -> str:
@@ -149,7 +149,7 @@ class Hang:
             return f"rank {rank} has never sent a heartbeat"
         where = f"rank {rank} on {beat.host}"
         if rank not in self.quiet:
-            return f"{where} has been {_in(beat)}"
+            return f"{where} has been {_doing(beat)}"
         return (
             f"{where} sends no heartbeat{_process_state(beat)} since it was in "
             f'"{beat.doing}" at step {beat.step}, {duration(time.time() - beat.time)} ago'
@@ -165,7 +165,7 @@ class Hang:
         }
 
 
-def _in(beat: Heartbeat) -> str:
+def _doing(beat: Heartbeat) -> str:
     return f'in "{beat.doing}" at step {beat.step} for {duration(beat.still_s)}'
 
 

@@ -165,7 +165,7 @@ class Watchdog:
 
     def _end(self, hang: Hang, heartbeat: Heartbeat) -> NoReturn:
         """Speak for all ranks, and exit."""
-        sentence = f"The run hangs: {hang.sentence()}; stacks are in {self._folder}; {_way_on(self._run)}."
+        sentence = f"The run hangs: {hang.sentence()}; stacks are in {self._folder}; {_how_to_resume(self._run)}."
         record = {"attempt": self._attempt, "time": time.time(), "sentence": sentence} | hang.record()
         with contextlib.suppress(OSError), open(self._run / HANGS, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -250,7 +250,7 @@ def _is_exchanging() -> bool:
     return frame is not None
 
 
-def _way_on(run: Path) -> str:
+def _how_to_resume(run: Path) -> str:
     try:
         newest = candidates(run).first.name
     except UserError:
