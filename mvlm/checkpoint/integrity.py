@@ -34,13 +34,26 @@ def _find_damage_in_share(checkpoint: Path, hashes: bool) -> str | None:
     if not checkpoint.is_dir():
         return "it is missing"
     try:
-        read_state(checkpoint)
+        _parse_state(checkpoint)
     except UNREADABLE as error:
         return damage(checkpoint, error)
     return find_damaged_file(checkpoint, hashes, slice(dist.rank(), None, dist.world()))
 
 
 def read_state(checkpoint: Path) -> TrainState:
+    """Where a run stood at a checkpoint.
+
+    Raises:
+        UserError: state.json is missing or damaged; StorageLost if it cannot be reached.
+    """
+    try:
+        return _parse_state(checkpoint)
+    except UNREADABLE as error:
+        reason = damage(checkpoint, error)
+        raise UserError(f"{checkpoint / STATE} is damaged ({reason}): use another checkpoint.") from None
+
+
+def _parse_state(checkpoint: Path) -> TrainState:
     """Raises one of UNREADABLE if state.json is damaged."""
     return TrainState.from_json(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
 
@@ -70,12 +83,12 @@ def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
             f"{checkpoint} holds no optimizer moments, so the run cannot resume exactly: "
             "start a new run with checkpoint.init to take only its weights."
         )
-    return read_state(checkpoint)
+    return _parse_state(checkpoint)
 
 
 def can_resume(checkpoint: Path) -> bool:
     """Whether an undamaged checkpoint has the moments that its optimiser needs."""
-    return read_state(checkpoint).updates == 0 or has_moments(checkpoint)
+    return _parse_state(checkpoint).updates == 0 or has_moments(checkpoint)
 
 
 def refusal(checkpoint: Path, reason: str) -> UserError:

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from mvlm.__main__ import main
 from mvlm.checkpoint.layout import EMA, MOMENTS, WEIGHTS, find_checkpoint
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import load_config
 from mvlm.config.parameters import FORMAT, RENAMED, present_name
 from mvlm.errors import UserError
+from mvlm.training.checkpoint.resume import Start
+from mvlm.training.fit.settings import resume_config
 from tests.training.conftest import KEPT
 
 OLD = find_checkpoint(KEPT / "zero2")
@@ -43,6 +46,16 @@ def test_a_format_to_come_is_refused(tmp_path: Path) -> None:
     (copy / "index.json").write_text(json.dumps(index | {"format": FORMAT + 1}))
     with pytest.raises(UserError, match=f"has the format {FORMAT + 1}.*update mvlm"), open_tensors(copy, WEIGHTS):
         pass
+
+
+def test_a_damaged_state_is_named_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(KEPT / "zero0", tmp_path / "run"))
+    checkpoint = find_checkpoint(run)
+    (checkpoint / "state.json").write_text('{"step": 3')
+    with pytest.raises(UserError, match=r"state\.json is damaged \(JSONDecodeError: .*use another checkpoint"):
+        resume_config(load_config(KEPT / "run.toml"), frozenset(), Start(checkpoint, resumes=True, own=False))
+    assert main(["stage", "show", str(run)]) == 1
+    assert f"{checkpoint / 'state.json'} is damaged" in capsys.readouterr().err
 
 
 def test_a_part_to_freeze_may_have_its_earlier_name() -> None:
