@@ -117,7 +117,7 @@ def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint that `best` names; None if a run has none."""
     pointer = run / CHECKPOINTS / BEST
     try:
-        folder = pointer.with_name(_read_name(pointer))
+        folder = pointer.with_name(read_name(pointer))
     except (OSError, ValueError):
         return None
     return folder if (folder / INDEX).is_file() else None
@@ -253,9 +253,9 @@ def damage(checkpoint: Path, error: Exception) -> str:
 def _read_latest(latest: Path) -> tuple[Path | None, str]:
     """The step folder that `latest` names, or None and what is wrong with it."""
     try:
-        name = _read_name(latest)
+        name = read_name(latest)
         while not latest.with_name(name).is_dir():
-            again = _read_name(latest)
+            again = read_name(latest)
             if again == name:
                 return None, f"{latest} names {latest.with_name(name)}, which is not there"
             name = again  # a live attempt has saved another, and deleted the one that was named
@@ -268,7 +268,7 @@ def _read_latest(latest: Path) -> tuple[Path | None, str]:
     return latest.with_name(name), ""
 
 
-def _read_name(latest: Path) -> str:
+def read_name(latest: Path) -> str:
     """Raises: ValueError: what is wrong with `latest`."""
     if latest.is_symlink():
         raise ValueError("is a symbolic link")

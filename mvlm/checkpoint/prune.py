@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from mvlm.checkpoint.layout import LATEST, STEP, Writer, best_checkpoint, read_writer, step_folders, step_of
+from mvlm.checkpoint.layout import LATEST, STEP, Writer, best_checkpoint, read_name, read_writer, step_folders, step_of
 from mvlm.config.schema import Checkpoint
 from mvlm.runtime.log import rank_log
 
@@ -78,8 +78,8 @@ def make_way(folder: Path, writer: Writer) -> Path | None:
 def put_back(home: Path) -> None:
     """Undo `make_way` if a kill came before the checkpoint that was saved again, the latest, had taken its place."""
     with contextlib.suppress(OSError, ValueError):  # then the run goes back to an older one
-        name = (home / LATEST).read_text(encoding="utf-8").strip()
-        if STEP.fullmatch(name) and not os.path.lexists(home / name):
+        name = read_name(home / LATEST)
+        if not os.path.lexists(home / name):
             for replaced in home.glob(f"{name}.deleted-*"):
                 os.rename(replaced, home / name)
 
