@@ -14,7 +14,7 @@ from mvlm import __version__
 from mvlm.errors import OUT_OF_SIGHT, ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
-from mvlm.runtime.output import CLOSED, let_go, nobody_reads
+from mvlm.runtime.output import CLOSED, drop_unwritable, reader_is_gone
 from mvlm.runtime.storage import NO_ROOM
 
 from . import commands, commands_looking, commands_making, commands_reshaping
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:
         code = ExitCode.MISTAKE
-        if nobody_reads(error):
+        if reader_is_gone(error):
             log.error(CLOSED)
         elif error.errno in NO_ROOM:
             log.error(f"{error}: free some room and run the same command again.")
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             log.error(f"{error}: run the same command again where that disk can be reached.")
         else:
             log.error(f"{error}: check that file and its disk.")
-        let_go(sys.stdout)
+        drop_unwritable(sys.stdout)
         return code
     except KeyboardInterrupt as stop:
         log.error("Interrupted: the same command again resumes; nothing half-written looks complete.")

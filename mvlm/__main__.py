@@ -19,7 +19,7 @@ from mvlm.runtime.cpu import keep_freed_memory
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import end_when_told, environment, leave
 from mvlm.runtime.log import rank_log
-from mvlm.runtime.output import CLOSED, let_go, nobody_reads
+from mvlm.runtime.output import CLOSED, drop_unwritable, reader_is_gone
 from mvlm.runtime.storage import NO_ROOM
 
 COMMANDS = {
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:
-        if nobody_reads(error):
+        if reader_is_gone(error):
             return _report_mistake(UserError(CLOSED))
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             what = str(error.filename or "The output")
@@ -139,8 +139,8 @@ def run() -> NoReturn:
     if not INFERRING.isdisjoint(typed):
         keep_freed_memory()  # otherwise a third of the time of `mvlm index` goes to the kernel, zeroing pages
     code = main()
-    let_go(sys.stdout)
-    let_go(sys.stderr)
+    drop_unwritable(sys.stdout)
+    drop_unwritable(sys.stderr)
     if environment()["world"] > 1:
         leave(code)
     sys.exit(code)

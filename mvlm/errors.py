@@ -127,24 +127,24 @@ def no_shards(place: object) -> UserError:
     return UserError(f"No shards at {place}: {why}; make a folder of shards with `mvlm-data shard`.")
 
 
-def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserError:
+def cannot_write(what: str, error: OSError, remedy: str, where: str = "") -> UserError:
     """The error for a run in progress that cannot write.
 
     Args:
         what: the file or folder, with which the sentence begins.
-        so: what to do, unless the storage itself is lost.
+        remedy: what to do, unless the storage itself is lost.
         where: who met the error, if it was not this rank.
     """
     reason = f"{where}{error}"
     if error.errno in OUT_OF_SIGHT:
         host = "" if where else f" from {socket.gethostname()}"
         return StorageLost(f"{what} cannot be reached{host} ({reason}): start the same command again where it can be.")
-    return UserError(f"{what} could not be written ({reason}): {so}.")
+    return UserError(f"{what} could not be written ({reason}): {remedy}.")
 
 
-def cannot_read(what: object, error: OSError | ValueError, so: str) -> UserError:
-    """The error for shards that cannot be read; `so` says what to do, unless their storage itself is lost."""
+def cannot_read(what: object, error: OSError | ValueError, remedy: str) -> UserError:
+    """The error for shards that cannot be read; `remedy` says what to do, unless their storage itself is lost."""
     if isinstance(error, OSError) and error.errno in OUT_OF_SIGHT:
         host = socket.gethostname()
         return DataLost(f"{what} cannot be reached from {host} ({error}): start the same command again where it can.")
-    return UserError(f"{what} cannot be read ({error}): {so}.")
+    return UserError(f"{what} cannot be read ({error}): {remedy}.")

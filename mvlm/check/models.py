@@ -26,8 +26,8 @@ from mvlm.training.build import (
     TRAINED,
     build_dataset,
     build_empty,
-    coming_classes,
-    coming_tokenizer,
+    expected_classes,
+    expected_tokenizer,
     tokenizer_source,
 )
 from mvlm.training.checkpoint.resume import Start
@@ -82,7 +82,7 @@ def _compare(report: Report, checkpoint: Path, model: Encoders) -> None:
 
 
 def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokenizerBase:
-    tokenizer = coming_tokenizer(config.data, config.model.text, start)
+    tokenizer = expected_tokenizer(config.data, config.model.text, start)
     source = tokenizer_source(config.data, config.model.text, start)
     if source == TRAINED:
         report.right("tokenizer", f"One of up to {config.data.vocabulary:,} tokens will be trained on data.train.")
@@ -95,7 +95,7 @@ def _classes(config: Config, start: Start, mixture: Mixture | None, deep: bool) 
     """How many classes the run's task chooses among; answers not counted yet are counted with `deep` alone."""
     if config.task.name == "vqa" and deep and mixture and not start.resumes:
         return len(find_answers(config.task, mixture))
-    return coming_classes(config.task, start)
+    return expected_classes(config.task, start)
 
 
 def _check_weights(report: Report, config: Model) -> None:

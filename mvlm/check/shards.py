@@ -11,7 +11,7 @@ from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.load import require_training_data
 from mvlm.config.schema import Config
 from mvlm.data.loading.neighbours import neighbours
-from mvlm.data.loading.sampler import make_sampler, order_of, reasons_for_blocks, settle_shuffle
+from mvlm.data.loading.sampler import make_sampler, order_of, reason_for_blocks, settle_shuffle
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import open_shard
 from mvlm.data.shards.corpus import check_task
@@ -48,7 +48,7 @@ def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mix
 
 def check_shuffle(report: Report, config: Config, mixture: Mixture) -> Config:
     """The configuration of a new run, with `data.shuffle` settled for this machine."""
-    data, sentence = settle_shuffle(config.data, [reasons_for_blocks(config.data)])
+    data, sentence = settle_shuffle(config.data, [reason_for_blocks(config.data)])
     if sentence:
         report.right("data", sentence)
     report_neighbours(report, mixture, config, [order_of(data)])

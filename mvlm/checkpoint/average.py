@@ -30,7 +30,7 @@ PARTS = "averaged.json"
 """A file that only soups have: the checkpoints that were averaged."""
 STARTS = ("vision_weights", "text_weights", "cross_init_std", "temperature", "classifier_init", "text")
 """Keys of [model] that say what a run began with, or what the text encoder's folder describes."""
-SO = "free some room, or give --out another place"
+REMEDY = "free some room, or give --out another place"
 
 
 def average(checkpoints: Sequence[Path], out: Path) -> None:
@@ -63,7 +63,7 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
         os.rename(partial, out)
         sync(out.parent)
     except OSError as error:
-        raise cannot_write(str(out), error, SO) from None
+        raise cannot_write(str(out), error, REMEDY) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # there only after a failure
 

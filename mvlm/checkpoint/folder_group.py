@@ -81,16 +81,16 @@ def _find_among_several(run: Path, mirrored: bool, seen: set[int]) -> FolderGrou
 
 
 def _leave_token(run: Path, tokens: Path) -> None:
-    where, so = f"rank {dist.rank()} on {socket.gethostname()}: ", "set run.dir to a folder you can write to"
+    where, remedy = f"rank {dist.rank()} on {socket.gethostname()}: ", "set run.dir to a folder you can write to"
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The run folder {run} cannot be made ({where}{error}): {so}.") from None
+        raise UserError(f"The run folder {run} cannot be made ({where}{error}): {remedy}.") from None
     try:
         tokens.mkdir(exist_ok=True)
         (tokens / f"{dist.rank():05d}").touch()
     except OSError as error:
-        raise cannot_write(f"The run folder {run}", error, so, where) from None
+        raise cannot_write(f"The run folder {run}", error, remedy, where) from None
 
 
 def _look(tokens: Path) -> set[int]:

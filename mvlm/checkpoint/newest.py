@@ -87,8 +87,8 @@ def _settle(found: Search) -> None:
         kept = [set_damaged_aside(folder).name for folder in damaged if folder.is_dir()]
         sync(used.parent)
     except OSError as error:
-        so = f"free some room, or set checkpoint.resume={used} and another run.dir"
-        raise cannot_write(f"{' and '.join(why)}, and {used.parent}", error, so) from None
+        remedy = f"free some room, or set checkpoint.resume={used} and another run.dir"
+        raise cannot_write(f"{' and '.join(why)}, and {used.parent}", error, remedy) from None
     kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
     newest = ", the newest whole checkpoint" if found.problem else ""
     log.warning(f"{' and '.join(why)}: the run resumes from {used.name}{newest}{kept_as}.")

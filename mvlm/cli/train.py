@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mvlm.errors import ExitCode, first_line
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment, is_held, is_released
-from mvlm.runtime.output import outlived
+from mvlm.runtime.output import output_errors_ignored
 
 if TYPE_CHECKING:
     from mvlm.config.schema import Config
@@ -58,7 +58,7 @@ def _with_keys(format_help: Callable[[], str]) -> str:
     return "\n".join([format_help(), "keys and their defaults, which `mvlm config KEY` explains:", *lines, ""])
 
 
-@outlived()  # a log on a full disk, or a terminal that is gone, is no reason to end a run
+@output_errors_ignored()  # a log on a full disk, or a terminal that is gone, is no reason to end a run
 def run(args: argparse.Namespace) -> int:
     from mvlm.training.health.signals import StopRequests
 
@@ -205,7 +205,7 @@ def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
         file=sys.stderr,
         flush=True,
     )
-    deadline = time.monotonic() + (CAUSE_FIRST_SECONDS if stop.ends_by_the_first() else 0)
+    deadline = time.monotonic() + (CAUSE_FIRST_SECONDS if stop.launcher_ends_all_ranks() else 0)
     while time.monotonic() < deadline and not stop.signalled:
         time.sleep(0.1)
     os._exit(ExitCode.REQUEUE)  # tearing down a group that has lost a rank may hang

@@ -154,7 +154,7 @@ class EvaluationJob:
             best = self._best()
             if best and best.step == turn.step:
                 write_durably(self.run / CHECKPOINTS / BEST, step_name(best.step))
-            self._let_go(best)
+            self._release_others(best)
         except OSError as error:
             raise cannot_write(str(self.run / EVALUATIONS), error, REMEDY) from None
         shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
@@ -171,7 +171,7 @@ class EvaluationJob:
                 best = self._selector.judge(best, step, metrics)
         return best
 
-    def _let_go(self, best: BestEvaluation | None) -> None:
+    def _release_others(self, best: BestEvaluation | None) -> None:
         """Delete what is held except the best, which the run may be about to delete, as it was not the best before."""
         for folder in (self.run / EVALUATING).glob("step_*"):
             if best is None or folder.name != step_name(best.step):

@@ -13,7 +13,7 @@ STDOUT = 1
 CLOSED = "Standard output was closed before everything was written."
 
 
-def nobody_reads(error: Exception) -> bool:
+def reader_is_gone(error: Exception) -> bool:
     """Whether an error means that nobody reads standard output; what is still to be printed is then dropped."""
     output = select.poll()
     output.register(STDOUT, 0)
@@ -24,19 +24,19 @@ def nobody_reads(error: Exception) -> bool:
 
 
 @contextmanager
-def outlived() -> Iterator[None]:
+def output_errors_ignored() -> Iterator[None]:
     """Keep output in the block from raising errors, whatever becomes of the terminal, pipe or disk that it goes to."""
     streams = sys.stdout, sys.stderr
-    out, err = (cast(TextIO, _Heedless(stream)) for stream in streams)
+    out, err = (cast(TextIO, _ErrorsIgnored(stream)) for stream in streams)
     try:
         with redirect_stdout(out), redirect_stderr(err):
             yield
     finally:
         for stream in streams:
-            let_go(stream)
+            drop_unwritable(stream)
 
 
-def let_go(stream: TextIO) -> None:
+def drop_unwritable(stream: TextIO) -> None:
     """Drop buffered output that cannot be written, on which the interpreter would exit with a code of its own."""
     try:
         stream.flush()
@@ -45,7 +45,7 @@ def let_go(stream: TextIO) -> None:
         stream.flush()
 
 
-class _Heedless:
+class _ErrorsIgnored:
     """A stream that ignores errors."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -94,7 +94,7 @@ class Attempts:
         if self._made <= len(PAUSES_S):
             self._wait(_jittered(PAUSES_S[self._made - 1]))
             return True
-        if not may_pass(error):
+        if not is_transient(error):
             return False
         if self._outages.patience and not self._outages.reasons:
             rank_log.warning(
@@ -111,7 +111,7 @@ class Attempts:
     def failure(self, error: Exception) -> UserError:
         """What to raise once no attempt is left; DataLost if a later start may find the store back."""
         failed = f"{self._name} cannot be read, after {self._made} attempts ({describe(error)})"
-        if not may_pass(error):
+        if not is_transient(error):
             return UserError(f"{failed}: see that it is there as it was uploaded.")
         waited = f" in {self._outages.patience:g} minutes, data.patience" if self._outages.patience else ""
         return DataLost(f"{failed}{waited}: start the same command again when its store is back.")
@@ -122,7 +122,7 @@ class Attempts:
             time.sleep(min(left, LOOK_S))
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether an error of a store, or of the way to it, may be gone a while later."""
     if isinstance(error, FINAL) or "Credential" in type(error).__name__:
         return False
@@ -242,13 +242,13 @@ class Storage:
                     files, root = self._connect()
                     return action(files, f"{root}/{name}".rstrip("/"))
                 except Exception as error:  # each kind of store has its own
-                    if not (may_pass(error) and attempts.again(error)):
+                    if not (is_transient(error) and attempts.again(error)):
                         raise self._failure(f"{where} cannot be {done}", attempts, error) from None
 
     def _failure(self, what: str, attempts: Attempts, error: Exception) -> UserError:
-        if may_pass(error) and self._outages.patience:
+        if is_transient(error) and self._outages.patience:
             return attempts.failure(error)
-        kind = DataLost if may_pass(error) else UserError
+        kind = DataLost if is_transient(error) else UserError
         is_full = isinstance(error, OSError) and error.errno in NO_ROOM  # a disk, not a store
         return kind(f"{what} ({describe(error)}): {'free some room there' if is_full else self._remedy}.")
 

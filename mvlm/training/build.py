@@ -44,7 +44,7 @@ def tokenizer_source(data: Data, text: str, start: Start) -> str:
     return data.tokenizer or text
 
 
-def coming_tokenizer(data: Data, text: str, start: Start) -> PreTrainedTokenizerBase:
+def expected_tokenizer(data: Data, text: str, start: Start) -> PreTrainedTokenizerBase:
     """The run's tokenizer; if it is trained when the run begins, one of as many tokens stands in for it.
 
     Raises:
@@ -65,7 +65,7 @@ def coming_tokenizer(data: Data, text: str, start: Start) -> PreTrainedTokenizer
     return tokenizer
 
 
-def coming_classes(task: Task, start: Start) -> int:
+def expected_classes(task: Task, start: Start) -> int:
     """How many classes the run's task chooses among; 1 stands for answers that are still to be counted."""
     if task.name != "vqa":
         return len(class_names(task.name, Path()))

@@ -258,7 +258,7 @@ class Engine:
         if parameter.requires_grad:
             self._state.fill(parameter, keys, read)
             if self.disk:
-                self.disk.let_go()
+                self.disk.release()
         else:
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             self._frozen.write(parameter, gathered(keys, read, shape))

@@ -13,7 +13,7 @@ from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import DataLost, UserError
 from mvlm.runtime import storage
-from mvlm.runtime.storage import may_pass
+from mvlm.runtime.storage import is_transient
 
 pytest.importorskip("aiohttp")
 
@@ -92,9 +92,11 @@ class NoCredentialsError(Exception):
 
 
 def test_what_may_pass():
-    assert all(map(may_pass, (ConnectionError(), TimeoutError(), OSError(5, "input/output"), Answer(503), Answer(429))))
+    assert all(
+        map(is_transient, (ConnectionError(), TimeoutError(), OSError(5, "input/output"), Answer(503), Answer(429)))
+    )
     final = (FileNotFoundError(), PermissionError(), OSError(28, "no space"), Answer(403), NoCredentialsError())
-    assert not any(map(may_pass, (*final, ImportError("s3fs"), UserError("another hash"))))
+    assert not any(map(is_transient, (*final, ImportError("s3fs"), UserError("another hash"))))
 
 
 def test_a_disk_that_is_out_of_sight_is_no_damaged_shard(tmp_path):

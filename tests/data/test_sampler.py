@@ -15,7 +15,7 @@ from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Data
 from mvlm.data.loading import neighbours as near_rows
 from mvlm.data.loading.neighbours import neighbours
-from mvlm.data.loading.sampler import make_sampler, order_of, reasons_for_blocks, resumed, settle_shuffle
+from mvlm.data.loading.sampler import make_sampler, order_of, reason_for_blocks, resumed, settle_shuffle
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import with_stored_order
@@ -98,7 +98,7 @@ def test_a_run_of_before_there_was_a_global_shuffle_keeps_its_blocks():
 
 def test_auto_is_settled_once_by_the_slowest_rank(mixture):
     here = Data(train=("/dev/shm",))
-    assert settle_shuffle(here, [reasons_for_blocks(here)] * 2) == (
+    assert settle_shuffle(here, [reason_for_blocks(here)] * 2) == (
         replace(here, shuffle="global"),
         "The order of the samples is a global shuffle (data.shuffle).",
     )
@@ -109,13 +109,13 @@ def test_auto_is_settled_once_by_the_slowest_rank(mixture):
         "be remote (data.shuffle)."
     )
     afar = Data(train=("/dev/shm", "s3://bucket/shards"))
-    assert "s3://bucket/shards is an object store" in settle_shuffle(afar, [reasons_for_blocks(afar)])[1]
+    assert "s3://bucket/shards is an object store" in settle_shuffle(afar, [reason_for_blocks(afar)])[1]
     whole = Data(train=("/dev/shm",), shuffle_shards=3)
-    settled, _ = settle_shuffle(whole, [reasons_for_blocks(whole)])
+    settled, _ = settle_shuffle(whole, [reason_for_blocks(whole)])
     assert settled.shuffle == "blocks" and order_of(settled) == OrderSpec("shards", {"window": 3})
     for chosen in ("global", "blocks"):
         data = replace(afar, shuffle=chosen)
-        assert reasons_for_blocks(data) == "" and settle_shuffle(data, ["slow"]) == (data, "")
+        assert reason_for_blocks(data) == "" and settle_shuffle(data, ["slow"]) == (data, "")
 
 
 @pytest.mark.parametrize("pairs", [False, True])

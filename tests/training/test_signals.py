@@ -59,7 +59,7 @@ import os, subprocess, sys
 if sys.argv[1:]:
     subprocess.run([sys.executable, "-c", sys.argv[1]], env=os.environ | {"RANK": "0"})
 """
-ASKED = "from mvlm.training.health.signals import StopRequests; print(StopRequests().ends_by_the_first())"
+ASKED = "from mvlm.training.health.signals import StopRequests; print(StopRequests().launcher_ends_all_ranks())"
 
 
 @pytest.mark.parametrize(("name", "ends"), [("torchrun", True), ("deepspeed", True), ("rank.py", False)])

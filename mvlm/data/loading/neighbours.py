@@ -10,7 +10,7 @@ import numpy as np
 
 from mvlm.checkpoint.state import GLOBAL, OrderSpec
 from mvlm.config.schema import Data, Train
-from mvlm.data.loading.sampler import Sampler, make_sampler, order_of, reasons_for_blocks, settle_shuffle
+from mvlm.data.loading.sampler import Sampler, make_sampler, order_of, reason_for_blocks, settle_shuffle
 from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.data.shards.schema import read_manifest
 
@@ -57,7 +57,7 @@ def neighbours(mixture: Mixture, seed: int, order: OrderSpec, batch: int) -> Nei
 def default_neighbours(folder: Path) -> Neighbours:
     """For a single folder, in the default order and global batch of a run."""
     data = Data(train=(str(folder),))
-    data, _ = settle_shuffle(data, [reasons_for_blocks(data)])
+    data, _ = settle_shuffle(data, [reason_for_blocks(data)])
     mixture = training_mixture(data, read_manifest(folder).task)
     return neighbours(mixture, 0, order_of(data), Train().global_batch)
 

@@ -71,7 +71,7 @@ class ScatteredSampler:
 AUTO = "auto"
 
 
-def reasons_for_blocks(data: Data) -> str:
+def reason_for_blocks(data: Data) -> str:
     """Why "auto" means blocks of rows on this node; "" if it means a global shuffle."""
     if data.shuffle != AUTO:
         return ""
@@ -84,7 +84,7 @@ def settle_shuffle(data: Data, reasons: Sequence[str]) -> tuple[Data, str]:
     """The configuration with what "auto" means, settled once when a run begins, and a sentence that says so.
 
     Args:
-        reasons: from `reasons_for_blocks`, on each rank.
+        reasons: from `reason_for_blocks`, on each rank.
     """
     if data.shuffle != AUTO:
         return data, ""

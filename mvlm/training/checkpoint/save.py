@@ -34,7 +34,7 @@ from mvlm.training.checkpoint.share import Aside, ShareWriter, WriteFailure, mak
 from mvlm.training.engine import Engine
 from mvlm.training.ledger import write_ledger
 
-SO = "free some room and start again"
+REMEDY = "free some room and start again"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Saver:
         self._pending.share.start()
         while self._engine.disk and self._pending.share.is_alive():  # what is being written must not change
             self._pending.share.join(timeout=1)
-            self._engine.disk.let_go()
+            self._engine.disk.release()
 
     def finish(self) -> None:
         """Wait for the pending checkpoint and publish it, if there is one."""
@@ -155,7 +155,7 @@ class Saver:
                 else:
                     (self._home / BEST).unlink(missing_ok=True)
             except OSError as error:
-                raise cannot_write(str(self._home / BEST), error, SO) from None
+                raise cannot_write(str(self._home / BEST), error, REMEDY) from None
         if state.best and not has_all:
             rank_log.warning(f"The best checkpoint, {name}, is gone: the best from here on is kept.")
         return state if has_all else replace(state, best=None)
@@ -183,7 +183,7 @@ class Saver:
         failure = next(filter(None, dist.gather_objects(failure)), None)
         if failure:
             self.require_own_folder(pending.state.step)  # it may have gone just now
-            raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
+            raise cannot_write(f"The checkpoint {pending.folder}", failure.error, REMEDY, f"rank {failure.rank}: ")
         if self._site.leads:
             _write_ledger(self.run, pending.state)
             prune(self.run, pending.folder, self._config, self.attempt.writer, self.uploads.held)
@@ -197,7 +197,7 @@ def _write_ledger(run: Path, state: TrainState) -> None:
     try:
         write_ledger(run, state)
     except OSError as error:
-        raise cannot_write(str(run / LEDGER), error, SO) from None
+        raise cannot_write(str(run / LEDGER), error, REMEDY) from None
 
 
 def _publish(

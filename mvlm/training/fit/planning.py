@@ -17,10 +17,10 @@ from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.peers import memory_of
 from mvlm.config.schema import Config
 from mvlm.config.stages import Table, with_shuffle
-from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
+from mvlm.data.loading.sampler import reason_for_blocks, settle_shuffle
 from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.runtime import dist, replicas
-from mvlm.training.build import build_dataset, build_empty, coming_classes, coming_tokenizer
+from mvlm.training.build import build_dataset, build_empty, expected_classes, expected_tokenizer
 from mvlm.training.checkpoint.resume import Start, starting_point
 from mvlm.training.compilation import is_compiled
 from mvlm.training.fit.settings import Resumed, resume_config
@@ -106,8 +106,8 @@ def rehearse(config: Config, mixture: Mixture, start: Start, split: int) -> int:
         How many parameters the model has.
     """
     check_names(config.kernels)
-    tokenizer = coming_tokenizer(config.data, config.model.text, start)
-    blueprint, classes = config.blueprint, coming_classes(config.task, start)
+    tokenizer = expected_tokenizer(config.data, config.model.text, start)
+    blueprint, classes = config.blueprint, expected_classes(config.task, start)
     model, _ = build_empty(blueprint, config.data, tokenizer, start, classes)
     build_dataset(blueprint, config.data, mixture, tokenizer, model)
     freeze(model, config.train.freeze)
@@ -141,7 +141,7 @@ def make_plan(
     # An audit compares bits, and the ranks of a replica rely on equal ones.
     if config.train.deterministic or config.train.audit or replicas.size() > 1:
         _compute_deterministically()
-    data, shuffle = settle_shuffle(config.data, dist.on_all(partial(reasons_for_blocks, config.data)))
+    data, shuffle = settle_shuffle(config.data, dist.on_all(partial(reason_for_blocks, config.data)))
     config = replace(config, data=data)
     mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
     if standing:

@@ -100,7 +100,7 @@ def _train_stage(
             return trainer.run(), trainer.is_over and not trainer.validation.must_end(trainer.state)
         except OSError as error:
             if error.errno in OUT_OF_SIGHT:
-                raise cannot_write(f"The run folder {plan.folder}", error, so="") from None
+                raise cannot_write(f"The run folder {plan.folder}", error, remedy="") from None
             raise
 
 

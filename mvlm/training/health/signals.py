@@ -48,7 +48,7 @@ class StopRequests:
         """Whether a process that launched this rank has died."""
         return not all(map(_is_alive, self._launchers))
 
-    def ends_by_the_first(self) -> bool:
+    def launcher_ends_all_ranks(self) -> bool:
         """Whether this rank has one of the launchers, which end all ranks as soon as the first ends."""
         return any(map(_is_program_of_a_launcher, self._launchers))
 

@@ -11,7 +11,14 @@ from mvlm.config.schema import Optim, Train
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.zero import fill as ds_fill
 from mvlm.training.zero.combinations import refuse_with_muon, refuse_with_tensor_parallel
-from mvlm.training.zero.json_file import AUTO, TENSOR_PARALLEL, check_shape, leaves, refuse_sections, without_effect
+from mvlm.training.zero.json_file import (
+    AUTO,
+    TENSOR_PARALLEL,
+    check_shape,
+    drop_ignored,
+    leaves,
+    refuse_sections,
+)
 from mvlm.training.zero.json_keys import check_keys, check_values
 
 OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
@@ -69,7 +76,7 @@ def resolve(content: dict[str, Any], run: RunSide) -> dict[str, Any]:
         check_keys(content, json_name)
     for sentence in _contradictions(content, run):
         mistakes.add(sentence)
-    copied = without_effect(json.loads(json.dumps(content)))
+    copied = drop_ignored(json.loads(json.dumps(content)))
     resolved: dict[str, Any] = {key: value for key, value in copied.items() if value is not None}
     if old := resolved.pop("bfloat16", None):  # its former name
         resolved.setdefault("bf16", old)

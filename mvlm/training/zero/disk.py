@@ -88,14 +88,14 @@ class DiskState:
 
         def partition_grads(*parts: Any) -> Any:
             kept = keep(*parts)
-            self.let_go()
+            self.release()
             return kept
 
         zero.partition_grads = partition_grads
-        zero.optimizer.register_step_pre_hook(lambda *_: self.let_go())
-        zero.optimizer.register_step_post_hook(lambda *_: self.let_go())
+        zero.optimizer.register_step_pre_hook(lambda *_: self.release())
+        zero.optimizer.register_step_post_hook(lambda *_: self.release())
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Release the memory that the process has for the files; the kernel writes back what was changed."""
         for mapped in self._maps:
             mapped.madvise(mmap.MADV_DONTNEED)

@@ -130,7 +130,7 @@ def unused(content: dict[str, Any], json_name: str) -> list[str]:
     return [f"{json_name}: {name} is not used: {reasons[name]}." for name in asked]
 
 
-def without_effect(content: dict[str, Any]) -> dict[str, Any]:
+def drop_ignored(content: dict[str, Any]) -> dict[str, Any]:
     """The content less what has no effect, since DeepSpeed refuses some sections even if they are turned off."""
     zero = content.get("zero_optimization")
     gone = {"tensor_parallel", *UNUSED, *REFUSED}
