@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ from PIL import Image
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.errors import UserError
+from mvlm.data.shards.corpus import UnreadableRow
+from mvlm.errors import DataLost, HeldOutLost, MemoryCorrupted, StorageLost, UserError
+from mvlm.runtime.rendezvous import RanksApart
 from mvlm.training.logging import trackers
 from tests import ranks
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
@@ -35,6 +38,21 @@ def sentence(error: str) -> str:
     assert ":" in last or ";" in last
     assert last.endswith((".", "?")), last
     return last
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(kind("A sentence.") for kind in (UserError, StorageLost, MemoryCorrupted, DataLost, RanksApart)),
+        HeldOutLost.of(DataLost("A sentence.")),
+        UnreadableRow("shards row 3", "k3", "its image has changed"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_mistake_arrives_at_other_ranks_as_it_is(error: UserError) -> None:
+    arrived = copy.copy(error)  # made of the same parts as an exception that is unpickled
+    assert type(arrived) is type(error)
+    assert (str(arrived), arrived.exit_code) == (str(error), error.exit_code)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,21 @@ def weight_of(checkpoint: Path) -> float:
         return files["first"].tensor()[0, 0].item()
 
 
+def killed_at_each_moment(before: Path, action: Callable[[Path], object]) -> Iterator[Path]:
+    """Copies of a run folder in which `action` was killed, a moment later in each; in the last, it came to its end."""
+    killed, moment = True, 0
+    while killed:
+        moment += 1
+        run = before.with_name(f"moment-{moment}")
+        shutil.copytree(before, run)
+        killed = killed_at(moment, run, partial(action, run))
+        yield run
+
+
+def save_step_4(run: Path) -> None:
+    steps_saved(run, Checkpoint(keep=1), 4)
+
+
 @pytest.mark.parametrize(
     ("before", "latest"), [((1, 2), 2), ((2, 4), 2), ((2, 4), 4)], ids=["next step", "gone back", "same step again"]
 )
@@ -252,50 +268,39 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(
     """A checkpoint of step 4 is saved, where one may lie already."""
     steps_saved(tmp_path / "before", Checkpoint(keep=2), *before)
     make_latest(tmp_path / f"before/checkpoints/step_0000000{latest}")
-    moment, found = 0, []
-    alive = False
-    while not alive:
-        moment += 1
-        run = tmp_path / f"moment-{moment}"
-        shutil.copytree(tmp_path / "before", run)
-        alive = not killed_at(moment, run, lambda run=run: steps_saved(run, Checkpoint(keep=1), 4))
+    found = []
+    for run in killed_at_each_moment(tmp_path / "before", save_step_4):
         checkpoint = find_checkpoint(run)
         assert find_damage(checkpoint) is None
         found.append(int(weight_of(checkpoint)))
         assert checkpoint.name == f"step_0000000{found[-1]}"
         assert steps_saved(run, Checkpoint(keep=1), 6) == ["06", "latest"]
-    assert moment > 15
+    assert len(found) > 15
     assert found[0] == latest and found[-1] == 4
     assert set(found) == {2, 4}
 
 
 def test_a_kill_at_any_moment_of_saving_the_only_checkpoint_again_leaves_it_or_the_new_one(tmp_path: Path) -> None:
     steps_saved(tmp_path / "before", Checkpoint(keep=1), 4)
-    moment, alive = 0, False
-    while not alive:
-        moment += 1
-        run = tmp_path / f"moment-{moment}"
-        shutil.copytree(tmp_path / "before", run)
-        alive = not killed_at(moment, run, lambda run=run: steps_saved(run, Checkpoint(keep=1), 4))
+    moments = 0
+    for run in killed_at_each_moment(tmp_path / "before", save_step_4):
+        moments += 1
         checkpoint = newest_whole(run)
         assert checkpoint.name == "step_00000004" and find_damage(checkpoint) is None
         assert steps_saved(run, Checkpoint(keep=1), 6) == ["06", "latest"]
-    assert moment > 15
+    assert moments > 15
 
 
 def test_a_kill_at_any_moment_of_falling_back_is_made_good(tmp_path: Path) -> None:
     steps_saved(tmp_path / "before", Checkpoint(keep=3), 2, 4, 6)
     for step in (4, 6):
         (tmp_path / f"before/checkpoints/step_0000000{step}/weights-00000-of-00001.safetensors").write_bytes(b"")
-    moment, alive = 0, False
-    while not alive:
-        moment += 1
-        run = tmp_path / f"moment-{moment}"
-        shutil.copytree(tmp_path / "before", run)
-        alive = not killed_at(moment, run, lambda run=run: newest_whole(run))
+    moments = 0
+    for run in killed_at_each_moment(tmp_path / "before", newest_whole):
+        moments += 1
         assert newest_whole(run).name == "step_00000002"
         assert find_checkpoint(run).name == "step_00000002"
-    assert moment > 10
+    assert moments > 10
     assert names(run) == ["02", "04.damaged", "06.damaged", "latest"]
 
 
