@@ -13,6 +13,7 @@ from pathlib import Path
 from mvlm import __version__
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
+from mvlm.runtime.examples import describe_subcommands
 from mvlm.runtime.log import logger
 
 from . import local, shard
@@ -42,7 +43,10 @@ EXAMPLES = """examples:
   mvlm-cluster submit cluster/examples/ray/job.toml --on ray data.train=/shared/shards/train
   mvlm-cluster submit cluster/shards.toml --on slurm shard.tasks=128
   mvlm-cluster submit cluster/pipelines/emoji.toml --on local train.settings.train.steps=100
+  mvlm-cluster check cluster/pipelines/emoji.toml --on local
+  mvlm-cluster plan cluster/pipelines/emoji.toml
   mvlm-cluster rerun cluster/pipelines/emoji.toml train
+  mvlm-cluster completion bash
 
 Overrides that begin with `job.` change the job, all others the run. With --on local, submit stays in the foreground and
 exits like the run: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again to resume. On a
@@ -65,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=text, usage=f"%(prog)s JOB.toml --on {{{','.join(backends)}}} [key=value ...]"
         )
-        command.add_argument("job", metavar="JOB.toml")
+        command.add_argument("job", metavar="JOB.toml", help="a job file or a pipeline file")
         command.add_argument("--on", choices=backends, required=True, help="the back-end")
         command.set_defaults(run=run, takes_overrides=True)
     for run, text in (
@@ -74,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         (_cancel, "make the ranks save and exit; no restart"),
     ):
         command = commands.add_parser(run.__name__.removeprefix("_"), help=text)
-        command.add_argument("job", metavar="JOB.toml|DIR", help="the job file, or the folder of its logs")
+        command.add_argument("job", metavar="JOB.toml|DIR", help="the job or pipeline file, or the folder of its logs")
         command.set_defaults(run=run, takes_overrides=False)
         if run is _status:
             command.add_argument("--json", action="store_true", help="print JSON instead of lines")
@@ -93,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("completion", help="print a shell completion script for mvlm-cluster")
     command.add_argument("shell", choices=SHELLS)
     command.set_defaults(run=_completion, takes_overrides=False)
+    describe_subcommands(commands, EXAMPLES)
     return top
 
 

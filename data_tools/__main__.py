@@ -13,6 +13,7 @@ from typing import NoReturn
 from mvlm import __version__
 from mvlm.errors import OUT_OF_SIGHT, ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
+from mvlm.runtime.examples import describe_subcommands
 from mvlm.runtime.log import logger
 from mvlm.runtime.output import CLOSED, drop_unwritable, reader_is_gone
 from mvlm.runtime.storage import NO_ROOM
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   mvlm-data shard urls laion/*.parquet --longest-side 512 --out shards/laion
   mvlm-data synth --task caption --count 8400 --seed 0 --split train=0.95,eval=0.05 --out shards/shapes
   mvlm-data shard webdataset "s3://bucket/laion/*.tar" --part 7/64 --out s3://bucket/shards
+  mvlm-data count webdataset cc3m/*.tar
   mvlm-data verify shards/cc3m
   mvlm-data row-index shards/cc3m
   mvlm-data stats shards/cc3m --plots cc3m.png
@@ -38,6 +40,8 @@ EXAMPLES = """examples:
   mvlm-data split shards/both --split train=0.99,eval=0.01 --out shards/divided
   mvlm-data synth --task vqa --count 8000 --holdout-pairs 4 --split train=0.9,eval=0.1 --out shards/questions
   mvlm-data tokenizer shards/emoji/train --vocab 4096 --out tokenizer.json
+  mvlm-data miniature published
+  mvlm-data completion bash
 
 See `mvlm-data COMMAND --help` for each.
 """
@@ -55,6 +59,7 @@ def parser(described: bool = True) -> argparse.ArgumentParser:
     completion = subs.add_parser("completion", help="print a shell completion script for mvlm-data")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=complete)
+    describe_subcommands(subs, EXAMPLES)
     return top
 
 

@@ -42,7 +42,7 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser], descri
     counted.set_defaults(run=count_source)
 
     train = subs.add_parser("tokenizer", help="train a byte-level BPE on the texts of corpora for any task")
-    train.add_argument("shards", nargs="+", metavar="SHARDS")
+    train.add_argument("shards", nargs="+", metavar="SHARDS", help="folders or URLs of shards")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
     train.add_argument("--vocab", type=positive, default=8192, help="maximum number of tokens (default: 8192)")
     train.set_defaults(run=tokenizer)

@@ -22,7 +22,7 @@ SHOWN = 5
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checked = subparsers.add_parser("verify", help="read and decode everything; exit 1 on damage")
-    checked.add_argument("shards", nargs="+", metavar="SHARDS")
+    checked.add_argument("shards", nargs="+", metavar="SHARDS", help="folders or URLs of shards")
     checked.add_argument(
         "--images", type=_number_or_all, default=None, metavar="N|all", help="images to decode (default: all)"
     )
@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Write an index beside each shard that has none, or a damaged one. It locates rows and holds "
         "the checksums of their texts. Shards and fingerprint do not change, so runs are not affected.",
     )
-    indexed.add_argument("shards", metavar="SHARDS")
+    indexed.add_argument("shards", metavar="SHARDS", help="a folder of shards, with its splits")
     indexed.set_defaults(run=row_index)
 
     gone = subparsers.add_parser(
@@ -53,14 +53,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     gone.set_defaults(run=takedown)
 
     counted = subparsers.add_parser("stats", help="counts and distributions")
-    counted.add_argument("shards", nargs="+", metavar="SHARDS")
+    counted.add_argument("shards", nargs="+", metavar="SHARDS", help="folders or URLs of shards")
     counted.add_argument("--json", action="store_true", help="print JSON instead of a table")
     counted.add_argument("--where", default="", metavar="CONDITION", help="of the rows that meet it, as in data.where")
     counted.add_argument("--plots", type=_plots_file, metavar="FILE", help="write histograms to this .png or .html")
     counted.set_defaults(run=stats)
 
     shown = subparsers.add_parser("preview", help="show some rows as one HTML file")
-    shown.add_argument("shards", nargs="+", metavar="SHARDS")
+    shown.add_argument("shards", nargs="+", metavar="SHARDS", help="folders or URLs of shards")
     shown.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .html to write")
     shown.add_argument("--count", type=positive, default=100, help="rows of each split (default: 100)")
     shown.set_defaults(run=preview)

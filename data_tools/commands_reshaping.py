@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     merged = subparsers.add_parser("merge", help="merge several corpora into one")
-    merged.add_argument("shards", nargs="+", metavar="SHARDS")
+    merged.add_argument("shards", nargs="+", metavar="SHARDS", help="folders or URLs of shards")
     merged.add_argument("--prefix-keys", action="store_true", help="prefix keys with the name of their corpus's folder")
     merged.set_defaults(run=merge_corpora)
 
     divided = subparsers.add_parser("split", help="split a corpus by a hash of a column")
-    divided.add_argument("shards", metavar="SHARDS")
+    divided.add_argument("shards", metavar="SHARDS", help="a folder or URL of shards")
     divided.add_argument("--split", required=True, help="shares by name, for example train=0.9,eval=0.1")
     divided.add_argument(
         "--split-by",

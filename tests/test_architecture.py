@@ -156,6 +156,7 @@ CLUSTER_MAY = {
     "mvlm.config.toml",
     "mvlm.errors",
     "mvlm.runtime.completion",
+    "mvlm.runtime.examples",
     "mvlm.runtime.launch",
     "mvlm.runtime.log",
     "mvlm.runtime.storage",

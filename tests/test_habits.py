@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -108,6 +109,24 @@ def test_each_command_says_its_version(command: Callable[[list[str]], int], caps
     with pytest.raises(SystemExit) as ended:
         command(["--version"])
     assert ended.value.code == 0 and capsys.readouterr().out.split()[1] == __version__
+
+
+@pytest.mark.parametrize(("program", "command"), [("mvlm", main), ("mvlm-data", data_tools), ("mvlm-cluster", cluster)])
+def test_the_help_of_every_subcommand_says_what_it_does_and_shows_examples(
+    program: str, command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            command([*words, "--help"])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    names = re.findall(r"^    ([a-z][a-z-]*)(?:$| )", shown(), re.MULTILINE)
+    assert len(names) >= 10
+    for name in names:
+        out = shown(name)
+        assert re.match(r"usage: [^\n]+(\n +\S[^\n]*)*\n\n[A-Z]", out), name
+        assert re.search(rf"^examples:\n(  .*\n)*  .*\b{program} {name}\b", out, re.MULTILINE), name
 
 
 def test_help_of_train_lists_all_keys(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,9 @@
 """Show a trained model on a web page: search a corpus, mask patches or words and see them filled in.
 
+examples:
+  mvlm serve runs/tiny
+  mvlm serve runs/tiny --index corpus.index --port 8080
+
 Ctrl-C stops it.
 """
 
