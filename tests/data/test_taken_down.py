@@ -125,7 +125,13 @@ def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
     def listing(rows):
         return json.dumps({"format": "mvlm-takedown", "version": 1, "shards": {first: rows}})
 
-    for content, reason in (("{", "JSON"), (listing([7]), "has no row 7"), (listing([-1, 5]), "has no row -1")):
+    for content, reason in (
+        ("{", "JSON"),
+        (listing([7]), "has no row 7"),
+        (listing([-1, 5]), "has no row -1"),
+        (listing([1.5]), "a row is 1.5"),
+        (listing(["1"]), "a row is '1'"),
+    ):
         (folder / "takedown.json").write_text(content)
         with pytest.raises(UserError, match=rf"takedown\.json is not a valid list.*{reason}"):
             Mixture([folder])
