@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvlm.config.load import config_from_dict, dump_config, load_config
+from mvlm.config.load import OTHER_NAMES, config_from_dict, dump_config, flat, load_config
 from mvlm.config.places import expanded
 from mvlm.config.schema import Config
 from mvlm.config.shipped import find_file
@@ -330,6 +330,17 @@ def test_an_override_of_another_form_is_refused(tmp_path: Path, override: str) -
 def test_a_mistake_in_an_override_is_named(tmp_path: Path) -> None:
     assert "did you mean train.steps" in refusal(tmp_path, "", "train.stepz=3")
     assert "train.steps is 'ten'" in refusal(tmp_path, "", "train.steps=ten")
+
+
+def test_for_a_key_in_the_wrong_table_the_right_table_is_named(tmp_path: Path) -> None:
+    assert "unknown key train.lr; did you mean optim.lr?" in refusal(tmp_path, "", "train.lr=1e-4")
+    assert "unknown key lr; did you mean optim.lr?" in refusal(tmp_path, "lr = 1e-4")
+
+
+def test_for_another_trainers_name_of_a_key_ours_is_named(tmp_path: Path) -> None:
+    assert set(OTHER_NAMES.values()) <= flat(Config()).keys()
+    said = refusal(tmp_path, "", "train.batch_size=8")
+    assert "unknown key train.batch_size; did you mean train.global_batch?" in said
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,8 @@ def test_a_key_is_explained_and_one_that_is_not_there_is_guessed(capsys: pytest.
     assert len(capsys.readouterr().out.splitlines()) == len(run_keys()) > 100
     assert main(["config", "freeze"]) == 1
     assert "No key freeze: did you mean train.freeze?" in capsys.readouterr().err
+    assert main(["config", "output_dir"]) == 1
+    assert "No key output_dir: did you mean run.dir?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [main, data_tools, cluster])

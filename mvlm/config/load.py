@@ -19,6 +19,26 @@ from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.config.validate import check_ranges
 from mvlm.errors import Mistakes, UserError
 
+OTHER_NAMES = {
+    "batch_size": "train.global_batch",
+    "eval_steps": "eval.every",
+    "gradient_accumulation_steps": "train.micro_batch",
+    "gradient_checkpointing": "train.recompute",
+    "learning_rate": "optim.lr",
+    "logging_steps": "log.every",
+    "max_steps": "train.steps",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "num_workers": "data.workers",
+    "output_dir": "run.dir",
+    "per_device_train_batch_size": "train.micro_batch",
+    "report_to": "log.wandb",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "torch_compile": "train.compile",
+}
+"""Keys by what other trainers call them, as in transformers' `TrainingArguments`."""
+
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a run TOML, a file or a shipped one's name, and apply `table.key=value` overrides, values in TOML syntax or
@@ -141,7 +161,7 @@ def config_from_dict(tables: dict[str, Any], where: str) -> Config:
 
 
 def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
-    config = build(Config, tables, where, "", mistakes)
+    config = build(Config, tables, where, "", mistakes, OTHER_NAMES | _full_names())
     data = dataclasses.replace(config.data, train=expanded(config.data.train), eval=expanded(config.data.eval))
     config = dataclasses.replace(config, data=data, model=written_out(config.model))
     check_ranges(config, where, mistakes)
@@ -153,6 +173,11 @@ def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
         foreign["extra"] = {}
     train = dataclasses.replace(config.train, freeze=tuple(map(present_name, config.train.freeze)))
     return dataclasses.replace(config, train=train, objectives=dataclasses.replace(config.objectives, **foreign))
+
+
+def _full_names() -> dict[str, str]:
+    """Each key's `table.key`; of a key that two tables have, the first."""
+    return {name.partition(".")[2]: name for name in reversed(flat(Config()))}
 
 
 def require_training_data(config: Config, where: str) -> None:

@@ -9,9 +9,10 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os import PathLike, fspath
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from mvlm.errors import Mistakes, UserError
@@ -85,11 +86,13 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     tables[keys[-1]] = value
 
 
-def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -> Any:
+def build(
+    cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes, meant: Mapping[str, str] = MappingProxyType({})
+) -> Any:
     """The dataclass `cls` from a table; `where` names the file and `prefix` the table, for messages.
 
     An unknown key, or a value of the wrong type, is added to `mistakes`; the default takes its place, or None if there
-    is none.
+    is none. `meant` has the full name of a key by what an unknown one may be called.
     """
     if not isinstance(values, dict):
         mistakes.add(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
@@ -99,11 +102,13 @@ def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -
     built: dict[str, Any] = {f.name: None for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     for name, value in values.items():
         if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(sorted(hints))}."
+            close = [f"{prefix}{each}" for each in difflib.get_close_matches(name, hints, n=1, cutoff=0.5)]
+            likely = [meant[name]] if name in meant else close
+            hint = f"did you mean {likely[0]}?" if likely else f"known are {', '.join(sorted(hints))}."
             mistakes.add(f"{where}: unknown key {prefix}{name}; {hint}")
         elif dataclasses.is_dataclass(hints[name]):
-            built[name] = build(typing.cast(type, hints[name]), value, where, f"{prefix}{name}.", mistakes)
+            table = typing.cast(type, hints[name])
+            built[name] = build(table, value, where, f"{prefix}{name}.", mistakes, meant)
         else:
             with mistakes.gathered():
                 built[name] = _convert(hints[name], value, f"{where}: {prefix}{name}")
