@@ -18,7 +18,7 @@ docs: .venv/installed-dev
 	$(BIN)/python docs/hooks/reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Of the quick tests: those that start no launcher, cluster or compiler.
+# Coverage is of the quick tests, those that start no launcher, cluster or compiler.
 QUICK := tests/test_*.py tests/check tests/data tests/data_tools tests/evaluate tests/model tests/estimate tests/runtime \
     tests/predict tests/report tests/watch
 coverage: .venv/installed-dev

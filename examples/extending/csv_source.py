@@ -12,7 +12,7 @@ from mvlm.errors import UserError
 
 
 class CsvSource:
-    """CSV files with a line of names, of which `image` and `caption` are read; images lie beside the file."""
+    """CSV files whose header names `image` and `caption`, the columns that are read; images lie beside the file."""
 
     def __init__(self, paths: list[Path]) -> None:
         for path in paths:

@@ -1,7 +1,7 @@
-"""What a corpus of icons holds: python examples/icons/about.py shards/icons/pairs FOLDER
+"""Statistics and credits of a corpus of icons: python examples/icons/about.py shards/icons/pairs FOLDER
 
-Prints its numbers, and writes FOLDER/icons_statistics.png and FOLDER/icons_attribution.md, every set with its author
-and licence, which is to go with any picture or weights made of it.
+Prints its numbers, and writes FOLDER/icons_statistics.png and FOLDER/icons_attribution.md, which lists every set with
+its author and licence and must accompany any picture or weights made from it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 COLUMNS = ["set", "title", "author", "licence", "licence_url", "styles", "concept", "designer", "split"]
-MOST = 20  # rows of a chart
+MOST = 20  # bars of a chart
 Counts = list[tuple[str, int]]
 
 
@@ -29,7 +29,7 @@ def read(folder: Path) -> pa.Table:
 
 
 def numbers(table: pa.Table) -> dict[str, int]:
-    """Rows, all and of each split; different sets, authors, designers, concepts; concepts of ten designers or more."""
+    """Rows, in all and per split; different sets, authors, designers, concepts; concepts of ten designers or more."""
     hands: dict[str, set[str]] = defaultdict(set)
     for concept, designer in zip(table["concept"].to_pylist(), table["designer"].to_pylist(), strict=True):
         hands[concept].add(designer)
@@ -58,7 +58,7 @@ def attribution(table: pa.Table) -> str:
 
 
 def draw(table: pa.Table, out: Path) -> None:
-    """Bars: the largest designers, styles, licences, and the words of most names."""
+    """Bar charts of the commonest designers, styles, licences and words of names."""
     words = Counter(word for concept in table["concept"].to_pylist() for word in concept.split())
     styles = Counter(value or "none" for value in table["styles"].to_pylist())
     shown = {

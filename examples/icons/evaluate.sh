@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Evaluate a model of icons: examples/icons/evaluate.sh [RUN] [ROWS]. It prints tables, and leaves them as JSON, with
-# pictures of reconstructions, in RUN/evaluation. It takes the first ROWS of each split, or all if ROWS is left out.
+# Evaluate a model of icons: examples/icons/evaluate.sh [RUN] [ROWS]. It prints tables, and writes them as JSON, with
+# pictures of reconstructions, to RUN/evaluation. It takes the first ROWS of each split, or all if ROWS is left out.
 #
 # Retrieval among icons of held-out concepts, held-out designers, and both; foils by opposites and by styles; masked words
 # and patches, with the right other modality, with none, and with a wrong one.
@@ -11,7 +11,7 @@ run=${run:-runs/icons} rows=${2:-0}
 shards=${shards:-shards/icons} out=$run/evaluation
 mkdir -p "$out"
 
-evaluate() { # NAME TASK SHARDS OPTIONS...: what exists is not measured again
+evaluate() { # NAME TASK SHARDS OPTIONS...: skips what has been measured
   local file=$out/$1.json task=$2 data=$3
   shift 3
   [ ! -e "$file" ] || { echo "$file is there already: delete it to measure again."; return; }

@@ -1,6 +1,6 @@
-"""The page of `mvlm serve` over icons, as a picture: python examples/icons/screenshot.py ADDRESS OUT.png [WORDS]
+"""A screenshot of `mvlm serve` over icons: python examples/icons/screenshot.py ADDRESS OUT.png [WORDS]
 
-An arrow is drawn with the mouse, or WORDS are searched for, in Debian's chromium (`chromium-driver`, and selenium).
+It draws an arrow with the mouse, or searches for WORDS, in Debian's chromium (needs `chromium-driver` and selenium).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 ARROW = (((-80, 0), (80, 0)), ((-80, 0), (-20, -60)), ((-80, 0), (-20, 60)))
-"""Strokes on the board, from its middle: an arrow to the left."""
+"""Strokes on the board, relative to its centre: an arrow to the left."""
 WIDTH, HEIGHT, SCALE = 1120, 760, 1.5
 
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def shot(browser: webdriver.Chrome, address: str, words: str | None) -> bytes:
-    """PNG of the page's upper part, once all drawings are there."""
+    """PNG of the page's upper part, once all images are drawn."""
     metrics = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": SCALE, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(address)
@@ -53,7 +53,7 @@ def shot(browser: webdriver.Chrome, address: str, words: str | None) -> bytes:
         for (x, y), (to_x, to_y) in ARROW:
             chain = ActionChains(browser).move_to_element_with_offset(board, x, y).click_and_hold()
             chain.move_by_offset(to_x - x, to_y - y).release().perform()
-    time.sleep(2)  # the page asks a moment after the last stroke
+    time.sleep(2)  # the page searches a moment after the last stroke
     drawn = "[...document.querySelectorAll('#found img')].every((image) => image.matches('.drawn'))"
     told = "document.getElementById('search-status').textContent.includes('best first')"
     patient.until(lambda _: browser.execute_script(f"return {told} && {drawn}"))

@@ -1,4 +1,4 @@
-"""Icons to look at, evenly from a whole corpus: python examples/icons/sheet.py shards/icons/pairs sheet.png"""
+"""A sheet of icons taken evenly from a whole corpus: python examples/icons/sheet.py shards/icons/pairs sheet.png"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Train an open_clip model on shards, tars or Arrow files through mvlm's loader, by open_clip's own training loop.
+"""Train an open_clip model on shards, tars or Arrow files through mvlm's loader, with open_clip's own training loop.
 
     python open_clip_training.py "tars/*.tar" --epochs 2
 
-Needs `pip install open_clip_torch`. The order is a shuffle of all pairs, the same on any number of ranks; what is saved
-beside the model resumes in the middle of an epoch.
+Needs `pip install open_clip_torch`. The order is a shuffle of all pairs, the same on any number of ranks; the state
+saved with the model resumes in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SMALL = {
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-"""Of a model that a CPU trains in a minute; give `open_clip.create_model` a name for a real one."""
+"""A model that a CPU trains in a minute; for a real one, give `open_clip.create_model` its name."""
 
 LOOP = SimpleNamespace(
     accum_freq=1,
@@ -46,7 +46,7 @@ LOOP = SimpleNamespace(
 
 
 def main(words: list[str] | None = None) -> list[float]:
-    """Train; returns the loss of some pairs before, and after each epoch."""
+    """Train; returns the loss of one batch before training and after each epoch."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("data")
     arguments.add_argument("--epochs", type=int, default=2)

@@ -1,8 +1,8 @@
-"""Train a transformers CLIP on shards, tars or Arrow files through mvlm's loader, by transformers' Trainer.
+"""Train a transformers CLIP on shards, tars or Arrow files through mvlm's loader, with transformers' Trainer.
 
     python transformers_trainer.py "tars/*.tar" --epochs 2
 
-Needs `pip install accelerate`. The loader's place is saved in each checkpoint, and a run goes on from there exactly.
+Needs `pip install accelerate`. The loader's position is saved in each checkpoint, from which a run resumes exactly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LoaderTrainer(Trainer):
 
 
 class SavedPlace(TrainerCallback):
-    """Keeps the loader's place beside each checkpoint."""
+    """Saves the loader's position in each checkpoint."""
 
     def __init__(self, loader: CaptionLoader) -> None:
         self.loader = loader
@@ -57,7 +57,7 @@ def main(words: list[str] | None = None) -> list[float]:
     arguments.add_argument("--epochs", type=int, default=2)
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--out", default="clip")
-    arguments.add_argument("--resume", help="a checkpoint to go on from")
+    arguments.add_argument("--resume", help="a checkpoint to resume from")
     asked = arguments.parse_args(words)
 
     tokenizer = train_tokenizer((caption for row in mvlm.open(asked.data) for caption in row.captions), 2000)
@@ -80,7 +80,7 @@ def main(words: list[str] | None = None) -> list[float]:
             learning_rate=1e-3,
             logging_steps=1,
             save_steps=loader.num_batches // 2 or 1,
-            ignore_data_skip=True,  # the loader knows its place
+            ignore_data_skip=True,  # the loader resumes at its own position
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
         )

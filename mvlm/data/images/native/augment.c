@@ -8,7 +8,7 @@
 
 enum { GREY = 128, TILE = 32, BITS = 16 };
 
-/* A plane with its outermost pixels repeated around it, and perhaps turned about its diagonal. */
+/* Copy a plane, transposed if `turned`, and repeat its outermost pixels around it. */
 static void with_border(const uint8_t *plane, int size, int turned, uint8_t *padded) {
     size_t n = (size_t)size, stride = n + 2;
     uint8_t *inner = padded + stride + 1;

@@ -107,7 +107,7 @@ static int is_upright(const struct jpeg_decompress_struct *jpeg) {
         else if (said != UNSAID)
             xmp = said;
     }
-    /* EXIF goes before XMP; EXIF in several parts would have to be joined. */
+    /* EXIF takes precedence over XMP; EXIF in several parts would have to be joined. */
     return segments < 2 && (exif == UNSAID ? xmp : exif) != TURNED;
 }
 

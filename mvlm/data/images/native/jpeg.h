@@ -13,7 +13,7 @@ enum outcome {
 };
 
 enum {
-    PIXEL_LIMIT = 89478485, /* as in mvlm/data/images/encoded.py, which also bounds the scans before we are asked */
+    PIXEL_LIMIT = 89478485, /* as in mvlm/data/images/encoded.py, which also bounds the scans before calling this */
     SIZE_LIMIT = 8192, /* of a result, in pixels per side */
     MESSAGE_LENGTH = 256,
 };
@@ -24,7 +24,7 @@ struct header {
 };
 
 struct view {
-    int left, top, right, bottom; /* pixels of the image that are kept */
+    int left, top, right, bottom; /* the part of the image that is kept, in pixels */
     int shrink;                   /* 1, 2, 4 or 8: divides the size at which it is decoded, before resizing */
     int flip;
     int size; /* of the result, in pixels per side */

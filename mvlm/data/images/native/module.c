@@ -1,4 +1,4 @@
-/* mvlm.data.images._native: see mvlm/data/images/decode.py, its only caller. */
+/* mvlm.data.images._native: see mvlm/data/images/decode.py and augment.py, its only callers. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -98,7 +98,7 @@ static PyMethodDef functions[] = {
     {"header", header, METH_VARARGS,
      "header(data) -> (width, height, whether `view` shows the image as it should look)"},
     {"view", view, METH_VARARGS,
-     "view(data, (left, top, right, bottom), shrink, flip, size, out) -> whether it took it: decode a part to uint8 "
+     "view(data, (left, top, right, bottom), shrink, flip, size, out) -> whether it decoded the part to uint8 "
      "[3, size, size] in `out`"},
     {"warp", warp_image, METH_VARARGS, "warp(image, size, matrix, out): uint8 [3, size, size] seen through a matrix"},
     {"sharpen", sharpen_image, METH_VARARGS, "sharpen(image, size, factor, out): below 1, `factor` makes it smoother"},

@@ -1,4 +1,4 @@
-/* The compiler makes a variant of a function for each of these processors, and the dynamic loader picks one. */
+/* The compiler makes a variant of a function for each of the processors below, and the dynamic loader picks one. */
 #ifndef MVLM_PROCESSORS_H
 #define MVLM_PROCESSORS_H
 

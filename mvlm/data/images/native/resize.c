@@ -123,7 +123,7 @@ static inline void widen(sixteen levels, int16_t *restrict values) {
     for (int i = 0; i < 16; i++) values[i] = (int16_t)(levels[i] << UNIT_BITS);
 }
 
-/* The high half of twice the product, rounded: the compiler knows it as one instruction. */
+/* The high half of twice the product, rounded, which the compiler turns into one instruction. */
 static inline int16_t scaled(int16_t value, int16_t weight) {
     return (int16_t)((((value * weight) >> 14) + 1) >> 1);
 }
@@ -138,7 +138,7 @@ static inline void add_scaled(int16_t sum[restrict 16], const int16_t *value, in
 static inline __attribute__((always_inline)) void weigh(const int16_t *restrict value, size_t step,
                                                         const int16_t *restrict weight, int count,
                                                         int16_t sum[restrict LANES]) {
-    /* In three variables, which the compiler keeps in registers; in one array it would not. */
+    /* Three variables, which the compiler keeps in registers: one array it would not. */
     int16_t a[16] = {0}, b[16] = {0}, c[16] = {0};
     for (int k = 0; k < count; k++, value += step) {
         add_scaled(a, value, weight[k]);

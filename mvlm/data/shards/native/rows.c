@@ -9,7 +9,7 @@
 
 enum { TEXT = 't', IMAGE = 'I', TEXTS = 'l', BIT = 'b', INT32 = 'i', UINT32 = 'u', INT64 = 'q', MOST_COLUMNS = 32 };
 
-/* Size of an element in the first buffer read of a column. */
+/* Bits of an element in the first buffer that is read of a column. */
 static const uint64_t BITS[256] = {
     [TEXT] = 32, [IMAGE] = 32, [TEXTS] = 32, [BIT] = 1, [INT32] = 32, [UINT32] = 32, [INT64] = 64,
 };
@@ -21,8 +21,8 @@ struct span {
 /* A column's part of a row: the bytes of a text or an image, the offsets of a list, the value of anything else. */
 struct part {
     struct span bytes, offsets;
-    uint64_t base; /* of a list, where the bytes of all the batch's texts begin, to which offsets are relative */
-    int64_t value; /* of a list, how many bytes its texts may take from `base` on */
+    uint64_t base; /* of a list, where the bytes of the batch's texts begin: offsets are relative to it */
+    int64_t value; /* of a list, how many bytes there are from `base` on */
 };
 
 struct shard {
@@ -67,7 +67,7 @@ static uint32_t crc32_of_number(uint32_t crc, int64_t number) {
 /* How many numbers a column has in `buffers`: two, an offset and a length, for each of its buffers. */
 static int places(char kind) { return kind == TEXTS ? 6 : kind == TEXT || kind == IMAGE ? 4 : 2; }
 
-/* Copy `bytes` bytes from `first` on; 0 if the shard does not reach that far. */
+/* Copy `bytes` bytes from `first` on; returns 0 if the shard does not reach that far. */
 static int copied(const struct shard *shard, uint64_t first, void *out, uint64_t bytes) {
     uint64_t size = (uint64_t)shard->data.len;
     if (first > size || bytes > size - first) return 0;
@@ -75,7 +75,7 @@ static int copied(const struct shard *shard, uint64_t first, void *out, uint64_t
     return 1;
 }
 
-/* Where the element `at` of a buffer of int32 offsets begins and ends; 0 if that is not within `length`. */
+/* Find element `at` in a buffer of int32 offsets; returns 0 if it does not lie within `length`. */
 static int between(const struct shard *shard, uint64_t offsets, uint64_t at, uint64_t length, struct span *out) {
     int32_t ends[2];
     if (!copied(shard, offsets + 4 * at, ends, sizeof ends) || ends[0] < 0 || ends[0] > ends[1] ||
@@ -85,7 +85,7 @@ static int between(const struct shard *shard, uint64_t offsets, uint64_t at, uin
     return 1;
 }
 
-/* Whether bytes at an offset in a column lie in the shard; changes the offset to that in the shard. */
+/* Make an offset in a column one in the shard; returns 0 if the bytes do not lie in the shard. */
 static int within(const struct shard *shard, uint64_t base, struct span *bytes) {
     uint64_t size = (uint64_t)shard->data.len, end = bytes->first + bytes->length;
     bytes->first += base;
@@ -127,7 +127,7 @@ static const char *find(const struct shard *shard, uint64_t number, struct part 
     const uint64_t *starts = shard->starts.buf, *buffers = shard->buffers.buf;
     uint64_t low = 0, high = (uint64_t)shard->starts.len / 8, stride = 0;
     if (!high || number >= starts[high - 1]) return "the shard has no such row";
-    uint64_t last = starts[high - 1], guess = number / (last / (high - 1) + 1); /* most batches have equally many */
+    uint64_t last = starts[high - 1], guess = number / (last / (high - 1) + 1); /* most batches have the same number of rows */
     if (starts[guess] <= number) low = guess;
     if (number < starts[low + 1]) high = low + 2;
     for (high--; high - low > 1;) {
@@ -139,7 +139,7 @@ static const char *find(const struct shard *shard, uint64_t number, struct part 
     if ((low + 1) * stride * 8 > (uint64_t)shard->buffers.len) return "its index is of other columns";
     uint64_t at = number - starts[low];
     buffers += low * stride;
-    /* Nothing of a random row is in the processor's caches: prefetch all columns at once, not one after another. */
+    /* No part of a random row is in the processor's caches: prefetch all columns at once, not one after another. */
     for (int column = 0, place = 0; column < shard->columns; place += places(shard->kinds[column++]))
         __builtin_prefetch((const char *)shard->data.buf + buffers[place] + BITS[(unsigned char)shard->kinds[column]] * at / 8);
     for (int column = 0; column < shard->columns; column++) {
@@ -226,7 +226,7 @@ static PyObject *values(const struct shard *shard, PyObject *data, const struct 
     return row;
 }
 
-/* Both functions: `read_row`, given `crc32s` or None to check nothing, wants the values, and `row_crc32` the CRC-32. */
+/* Does the work of `read_row`, which wants the values and passes `crc32s` or None to check nothing, and `row_crc32`. */
 static PyObject *looked_up(PyObject *arguments, int wants_values) {
     PyObject *data, *crc32s = Py_None, *result = NULL;
     struct shard shard;
@@ -265,8 +265,8 @@ static PyObject *read_row(PyObject *module, PyObject *arguments) { return looked
 static PyObject *row_crc32(PyObject *module, PyObject *arguments) { return looked_up(arguments, 0); }
 
 static PyMethodDef functions[] = {
-    {"read_row", read_row, METH_VARARGS, "read_row(data, starts, buffers, kinds, number, crc32s) -> its values"},
-    {"row_crc32", row_crc32, METH_VARARGS, "row_crc32(data, starts, buffers, kinds, number) -> as it is now"},
+    {"read_row", read_row, METH_VARARGS, "read_row(data, starts, buffers, kinds, number, crc32s) -> the row's values"},
+    {"row_crc32", row_crc32, METH_VARARGS, "row_crc32(data, starts, buffers, kinds, number) -> the CRC-32 of the row as it is now"},
     {NULL, NULL, 0, NULL},
 };
 
