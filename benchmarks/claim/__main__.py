@@ -1,4 +1,4 @@
-"""The paper's claim put to the test: `run` trains and measures the grid's cells, `table` draws what is there."""
+"""The paper's claim put to the test: `run` trains and measures the grid's cells, `table` draws what there is."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME[=SHARDS]",
         help=f"{', '.join(BUNDLED)}, or NAME=SHARDS, or NAME=ARCHIVE,ARCHIVE of captioned pictures",
     )
-    run.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells whose names begin so: scenes/all/10")
+    run.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells whose names begin like scenes/all/10")
     run.add_argument(
         "--tune",
         choices=("retrieval", "vqa"),
@@ -49,31 +49,31 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--size", choices=("small", "gpu", "paper"), default="small", help="of the models (small)")
     run.add_argument("--jobs", choices=("local", "slurm", "ray"), default="local", help="where training runs")
-    run.add_argument("--job", default="", metavar="JOB.toml", help="of `python -m cluster`, for slurm and ray")
-    run.add_argument("--folder", type=Path, default=ROOT / "runs/claim", help="of corpora and training runs")
-    run.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="where a line is added for each cell")
+    run.add_argument("--job", default="", metavar="JOB.toml", help="job file of `python -m cluster`, for slurm and ray")
+    run.add_argument("--folder", type=Path, default=ROOT / "runs/claim", help="for corpora and training runs")
+    run.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="where to add a line for each cell")
     run.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="overrides of every cell",
+        help="overrides for every cell",
     )
-    run.add_argument("--dry-run", action="store_true", help="say what would be run")
+    run.add_argument("--dry-run", action="store_true", help="print what would be run")
     run.set_defaults(command="run")
     table = commands.add_parser("table", help="draw the table and the plots")
     table.add_argument("--results", type=Path, default=CELLS, metavar="FILE")
     table.add_argument("--folder", type=Path, default=ROOT / "runs/claim", help="of training runs, for reconstructions")
     table.set_defaults(command="table")
-    hours = commands.add_parser("hours", help="GPU-hours of the paper's own runs, counted on its model")
+    hours = commands.add_parser("hours", help="GPU-hours of the paper's own runs, from its model's operations")
     hours.add_argument("--tflops", type=float, default=312, help="a card's peak in bf16 (default: an A100's 312)")
-    hours.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of it that is reached (default: 0.4)")
+    hours.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of the peak that is reached (0.4)")
     hours.set_defaults(command="hours")
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 done, 1 a user's mistake, 75 stopped with everything saved, 130 interrupted."""
+    """Run one command; returns 0 if done, 1 for a user's mistake, 75 if stopped and saved, 130 if interrupted."""
     args = parser().parse_args(argv)
     from mvlm.errors import UserError
 

@@ -34,7 +34,7 @@ from mvlm.training.health.signals import StopRequests
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
 Record = dict[str, Any]
-TUNED_FOR = 3  # fine-tuning takes a third of pretraining's updates, also after pretraining at equal compute
+TUNED_FOR = 3  # fine-tuning takes a third of pretraining's updates at equal steps, even after equal compute
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Size:
 
     Attributes:
         scenes, pictures: TOMLs of the synthetic world and of all other corpora.
-        deepspeed: a DeepSpeed JSON; without a GPU it is ON_CPU.
+        deepspeed: a DeepSpeed JSON; without a GPU, ON_CPU is used instead.
     """
 
     name: str
@@ -56,23 +56,23 @@ class Size:
 
 
 _FOLDER = "benchmarks/claim/sizes"
-ON_CPU = f"{_FOLDER}/cpu.json"  # stage 0: what ZeRO-1 does for one rank is an eighth of a small model's step
+ON_CPU = f"{_FOLDER}/cpu.json"  # stage 0: on one rank, ZeRO-1's own work is an eighth of a small model's step
 SIZES = {
     "small": Size("small", f"{_FOLDER}/small_scenes.toml", f"{_FOLDER}/small_pictures.toml", ON_CPU),
     "gpu": Size("gpu", f"{_FOLDER}/gpu_scenes.toml", f"{_FOLDER}/gpu_pictures.toml", "ds_configs/zero1.json"),
     "paper": Size("paper", "mvlm/configs/base.toml", "mvlm/configs/base.toml", "ds_configs/zero1.json"),
 }
-"""`paper` is the paper's own model and recipe, which wants `--set train.steps=N`."""
+"""`paper` is the paper's own model and recipe, which needs `--set train.steps=N`."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A cell as it is going to be run.
+    """How a cell will be run.
 
     Attributes:
         overrides: of the size's TOML, without the folders.
         base: the cell that is fine-tuned; None = this one is pretrained.
-        settings: a hash of what was asked for, TOML, overrides and data: a cell run with others is another one.
+        settings: a hash of TOML, overrides and data: a cell run with others is a different one.
     """
 
     cell: Cell
@@ -103,7 +103,7 @@ class Plan:
 
 
 def plan(cell: Cell, size: Size, corpus: Corpus, folder: Path, extra: tuple[str, ...] = ()) -> Plan:
-    """Args: extra: further overrides, of every cell."""
+    """Args: extra: further overrides, for every cell."""
     overrides = [f"run.seed={cell.seed}", *extra, *(TUNES[cell.tune] if cell.tune else OBJECTIVES[cell.objective])]
     toml = str(ROOT / size.toml(cell.corpus))
     base = plan(replace(cell, tune=""), size, corpus, folder, extra) if cell.tune else None
@@ -114,7 +114,7 @@ def plan(cell: Cell, size: Size, corpus: Corpus, folder: Path, extra: tuple[str,
         overrides.append(f"train.steps={steps}")
     config = load_config(toml, overrides)
     if not config.train.steps:
-        raise UserError(f"{toml} counts epochs, of which less data gives fewer updates: add --set train.steps=N.")
+        raise UserError(f"{toml} counts epochs, so that less data would mean fewer updates: add --set train.steps=N.")
     task = config.task.corpus
     parts = (*corpus.train(cell.share, cell.tune), corpus.eval(cell.tune))
     fingerprints = [Mixture([part], task=task).fingerprint for part in parts]
@@ -126,7 +126,7 @@ def plan(cell: Cell, size: Size, corpus: Corpus, folder: Path, extra: tuple[str,
 
 
 def run_name(cell: Cell, settings: str) -> str:
-    """Of the training run's folder."""
+    """The name of the training run's folder."""
     return f"{cell.name.replace('/', '-')}-{settings}"
 
 
@@ -137,7 +137,7 @@ def _equal_compute(toml: str, train: tuple[str, ...], extra: tuple[str, ...], ob
 
 @contextmanager
 def claimed(run: Path) -> Iterator[bool]:
-    """Whether the cell of a run folder is this process's: no other one that shares it runs it meanwhile."""
+    """Lock the cell of a run folder; False if another process has it."""
     run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_name(f"{run.name}.lock").open("w") as file:
         try:
@@ -154,7 +154,7 @@ def trained(planned: Plan) -> bool:
 
 
 def reached(run: Path) -> int:
-    """The step of a run's newest checkpoint; 0 where it has none."""
+    """The step of a run's newest checkpoint; 0 if it has none."""
     try:
         checkpoint = find_checkpoint(run)
     except UserError:
@@ -163,7 +163,7 @@ def reached(run: Path) -> int:
 
 
 def train_cell(planned: Plan, stop: StopRequests) -> int:
-    """Train in this process, from wherever the run was stopped; the exit code of `mvlm train`."""
+    """Train in this process, resuming if the run was stopped; returns the exit code of `mvlm train`."""
     if trained(planned):
         return 0
     if planned.base and (code := train_cell(planned.base, stop)):
@@ -177,7 +177,7 @@ def train_cell(planned: Plan, stop: StopRequests) -> int:
 
 
 def drop_moments(run: Path) -> None:
-    """Of a run that is over, what only a resumed one reads."""
+    """Delete the optimizer's moments of a finished run: only resuming would read them."""
     for moments in find_checkpoint(run).glob(f"{MOMENTS}-*"):
         moments.unlink()
 
@@ -212,7 +212,7 @@ def measure_cell(planned: Plan) -> Record:
 
 
 def training_seconds(run: Path) -> float:
-    """What a run's updates took, in all its attempts and wherever they ran; without starts, saves and measuring."""
+    """The time of a run's updates over all its attempts, wherever they ran; without starts, saves and evaluations."""
     lines = [line for line in JsonLinesTail(run / METRICS).new() if "pairs_per_s" in line]
     batch = load_config(run / "config.toml").train.global_batch
     last_steps = [0, *(line["step"] for line in lines)]
@@ -221,7 +221,7 @@ def training_seconds(run: Path) -> float:
 
 
 def code_version() -> str:
-    """The commit, and "-dirty" where anything but results and pages was changed since; "unknown" outside of git."""
+    """The commit, with "-dirty" if anything but results and pages has changed since; "unknown" outside a checkout."""
     try:
         commit = _git("describe", "--always", "--exclude=*")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/*/results/*", ":!*.md")
@@ -235,14 +235,14 @@ def _git(*words: str) -> str:
 
 
 def read_records(file: Path) -> list[Record]:
-    """All that were measured, in the order they were."""
+    """All records, in the order in which they were measured."""
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def add_record(file: Path, record: Record) -> None:
-    """In one write, so that processes that share the file do not mix their lines."""
+    """Append it in one write, so that processes that share the file do not mix their lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, separators=(",", ":")) + "\n"
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -253,6 +253,6 @@ def add_record(file: Path, record: Record) -> None:
 
 
 def is_done(planned: Plan, records: list[Record]) -> bool:
-    """Whether this very cell, of this size and with these settings, has been measured."""
+    """Whether this cell has been measured at this size and with these settings."""
     wanted = (planned.cell.kind, planned.cell.seed, planned.size.name, planned.settings)
     return any((r["cell"], r["seed"], r["size"], r["settings"]) == wanted for r in records)

@@ -1,4 +1,4 @@
-"""The corpora: shards cut into nested parts, so that a tenth of the pairs lies in a quarter, and that in a half."""
+"""The corpora: shards cut into parts that make nested shares: the half has the quarter, and that the tenth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EMOJI_ARCHIVE = "examples/emoji.tar"
 _OF_TRAINING = {"p10": 0.10, "p25": 0.15, "p50": 0.25, "p100": 0.50}
 
 HELD_OUT, HELD_OUT_SCENES = 0.15, 0.25
-"""To be tested on; of scenes more, since both of a pair of foils must be held out."""
+"""Shares to test on: more of scenes, since both of a pair of foils must be held out."""
 MOST_HELD_OUT = 5000  # rows of a large corpus
 ALONE = ("--workers", "1")
 
@@ -37,9 +37,9 @@ ALONE = ("--workers", "1")
 class Corpus:
     """Args:
     folder: of the parts.
-    foils: shards of swapped-attribute foils; None where the corpus has none.
-    questions: folder of the same parts with questions; None where the corpus has none.
-    words: to hide; none = tokens drawn as in training.
+    foils: shards of swapped-attribute foils; None if the corpus has none.
+    questions: folder of the same parts with questions; None if the corpus has none.
+    words: to hide; if empty, tokens are drawn as in training.
     """
 
     name: str
@@ -63,7 +63,7 @@ def prepare(name: str, source: str, folder: Path) -> Corpus:
     """The corpus `name`, made in `folder` unless it is there.
 
     Args:
-        source: "" for a bundled one; else shards, or archives and folders of pictures with captions (comma between).
+        source: "" for a bundled one; else shards, or archives and folders of captioned pictures, separated by commas.
 
     Raises:
         UserError: there is no such corpus, or it cannot be made.
@@ -83,18 +83,18 @@ def prepare(name: str, source: str, folder: Path) -> Corpus:
         return Corpus(name, out, foils, questions, world.WORDS)
     sources = [str(Path(path).resolve()) for path in source.split(",")] if source else [str(ROOT / EMOJI_ARCHIVE)]
     if not out.exists():
-        _cut(name, sources, out)  # in one move, so that a kill before the next line leaves it whole, its source unknown
+        _cut(name, sources, out)  # in one move: a kill before the next line leaves it complete, only its source unknown
         (out / MADE_OF).write_text("\n".join(sources), encoding="utf-8")
     elif source and (made_of := _read_if_there(out / MADE_OF)) not in (sources, []):
         raise UserError(
-            f"--corpus {name} is of {','.join(made_of)} in {folder}: give what is of {source} another name, "
+            f"--corpus {name} in {folder} was made from {','.join(made_of)}: choose another name for {source}, "
             f"or delete {out}."
         )
     return Corpus(name, out)
 
 
 def _check_name(name: str, source: str) -> None:
-    """It is a folder's name and the first part of its cells'."""
+    """Checks a name, which is a folder's and the first part of its cells' names."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise UserError(f"--corpus {name}: a name has letters, digits, _ and - only, such as my_pictures=SHARDS.")
     if source and name in (*BUNDLED, FOILS, QUESTIONS):
@@ -115,7 +115,7 @@ def _cut(name: str, paths: list[str], out: Path) -> None:
         _call(name, "shard", "folder", *paths, *parts, "--out", str(out), *ALONE)
         return
     if len(paths) > 1:
-        raise UserError(f"--corpus {name}: of shards give one folder; `data_tools merge` joins several.")
+        raise UserError(f"--corpus {name}: give one folder of shards; `data_tools merge` joins several.")
     held_out = min(HELD_OUT, MOST_HELD_OUT / read_manifest(paths[0]).rows)
     _call(name, "split", paths[0], "--split", _split(held_out), "--split-by", "crc32", "--out", str(out))
 

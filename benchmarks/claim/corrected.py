@@ -1,7 +1,7 @@
-"""What the kept cells say when all their comparisons count: python -m benchmarks.claim.corrected
+"""The kept cells' comparisons, corrected for their number: python -m benchmarks.claim.corrected
 
 Prints the comparisons that survive Holm's correction over all of them, how many were at a ceiling or floor, and how
-many cells come of code that was not committed or were run more than once.
+many cells come from uncommitted code or were run more than once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Question:
 
 
 def questions(records: Sequence[Record]) -> list[Question]:
-    """Of the size `small`, in the page's order, with Holm's p."""
+    """The comparisons of the size `small`, in the page's order, with Holm's p."""
     measured = Measured.of(records, "small")
     asked = list(_questions(measured))
     corrected = holm([each.found.p for each in asked])
@@ -62,9 +62,9 @@ def main() -> None:
     rows = ([each.title, *comparison_row(each.found), f"{each.corrected_p:.3f}"] for each in kept)
     print(markdown([COMPARISON[0], *COMPARISON[2:], "Holm's p"], rows))
     dirty = sum(not record["code"].isalnum() for record in records)
-    print(f"\n{dirty} of {len(records)} cells come of code that was not committed.")
+    print(f"\n{dirty} of {len(records)} cells come from code that was not committed.")
     cells = {(record["cell"], record["seed"], record["size"]) for record in records}
-    print(f"{len(records) - len(cells)} were run again, which would show how far a cell moves by itself.")
+    print(f"{len(records) - len(cells)} were run again, which would show how much a cell varies by itself.")
 
 
 if __name__ == "__main__":

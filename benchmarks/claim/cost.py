@@ -1,4 +1,4 @@
-"""Operations of a cell's step, and the updates that cost as much as all four losses' do."""
+"""Operations of a cell's step, and the number of updates that cost as much as those with all four losses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mvlm.training.validation import Evaluate
 
 
 def flops_a_pair(toml: str, overrides: Sequence[str]) -> float:
-    """Of forward and backward pass, of a pair of the first batch.
+    """FLOPs of the forward and backward pass per pair of the first batch.
 
     Args:
         overrides: of `toml`, with data.train.
@@ -51,19 +51,19 @@ def equal_compute(toml: str, overrides: list[str], objective: str, reference: st
 
 
 STRETCH, STRETCHES = 10, 3
-"""Steps in each of the stretches that are measured, after as many that also pay for captions of new lengths."""
+"""Steps in each measured stretch, and stretches; one more comes before, which also pays for captions of new lengths."""
 
 
 def seconds_a_step(
     toml: Path, deepspeed: Path, words: Sequence[str], run: Path, stop: StopRequests | None = None
 ) -> list[float]:
-    """Seconds of a step in each stretch, between two calls of what would evaluate: the processor's or, on a GPU, the
-    clock's.
+    """Seconds per step in each stretch, between two calls of a stand-in for evaluation: of CPU time or, on a GPU, of
+    wall-clock time.
 
     Args:
         words: overrides of `toml`.
         run: a folder that is emptied first.
-        stop: of this process, where it goes on to listen.
+        stop: this process's, if it goes on listening afterwards.
     """
     times: list[float] = []
 
@@ -82,12 +82,12 @@ def seconds_a_step(
     steps = STRETCH * (1 + STRETCHES)
     words = [*words, f"run.dir={run}", f"train.steps={steps}", f"eval.every={STRETCH}", "eval.select="]
     if code := train(load_config(toml, words), (str(deepspeed), str(toml)), given_keys(toml, words), clock, stop):
-        raise SystemExit(code)  # it was asked to stop: the same command measures again
+        raise SystemExit(code)  # asked to stop: the same command measures again
     return [(end - begin) / STRETCH for begin, end in pairwise(times)]
 
 
 LENGTHS = (4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 21, 23, 24)
-"""Tokens of captions, 14 in the mean, special ones included."""
+"""Tokens of captions, 14 on average, special ones included."""
 PAPER = {"ablation": 61e6, "4 M": 257e6}
 """Pairs seen: 2.04 M for 30 epochs, 5.15 M for 50 (docs/method.md)."""
 

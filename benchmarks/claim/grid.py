@@ -1,4 +1,4 @@
-"""What is compared: cells of corpus, objective, share of the pairs, budget and seed, and the order they are run in."""
+"""The grid: cells of corpus, objective, share of the pairs, budget and seed, the order they run in, and comparisons."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ PAPERS_OWN = {
     "independent": ("objectives.reconstruct_from=self",),
     "masked_inputs": ("objectives.image=0", "objectives.text=0", "objectives.alignment_inputs=masked"),
 }
-"""What the abstract speaks of, and no table of the paper has."""
+"""Claims of the paper's abstract that none of its tables shows."""
 RATIOS = {
     **{f"image_{ratio}": (f"objectives.image_mask_ratio={ratio / 100}",) for ratio in (25, 50, 70)},
     **{f"text_{ratio}": (f"objectives.text_mask_ratio={ratio / 100}",) for ratio in (15, 50)},
 }
 
-SAME = ("scenes", "image_70")  # hides three of four blocks, as the default does
+SAME = ("scenes", "image_70")  # the same as the default: both hide three of four blocks
 
 OBJECTIVES: dict[str, tuple[str, ...]] = {**ABLATION, **ALBEF_LIKE, **MASKING, **RATIOS, **PAPERS_OWN}
-"""By name, what is set beside a size's TOML."""
+"""By name, overrides of a size's TOML."""
 
 SHARES = (100, 50, 25, 10)
-"""Of the training pairs, in per cent; each lies in the one before it."""
+"""Of the training pairs, in per cent; each contains the next."""
 
 STEPS, COMPUTE = "steps", "compute"
-"""What a cell has as much of as all four losses on the same corpus: updates, or operations."""
+"""What a cell spends as much of as all four losses on the same corpus do: updates, or operations."""
 
 
 TUNES = {
@@ -50,7 +50,7 @@ TUNES = {
 }
 """What a pretrained cell may be fine-tuned for, on its pairs or the questions about them; as overrides."""
 TUNED = (*ABLATION, ALBEF)
-"""The objectives whose cells with all pairs are fine-tuned where it is asked for."""
+"""The objectives whose cells with all pairs are fine-tuned if asked for."""
 FEW = 10
 """The share of the pairs whose cells, all four, ITC + ITM and ALBEF-like, are fine-tuned too, on those same pairs."""
 
@@ -94,7 +94,7 @@ def night(corpora: Iterable[str], seeds: Sequence[int], tunes: Sequence[str] = (
     """Everything: the core's cells first in each round, then the ablation, limited data, equal compute and masking.
 
     Args:
-        tunes: what cells are fine-tuned for besides; questions there are about scenes alone.
+        tunes: what cells are fine-tuned for besides; only scenes have questions.
     """
     corpora = list(corpora)
     kinds = core(corpora, [0])
@@ -111,12 +111,12 @@ def night(corpora: Iterable[str], seeds: Sequence[int], tunes: Sequence[str] = (
 
 
 def in_rounds(kinds: Sequence[Cell], seeds: Sequence[int]) -> list[Cell]:
-    """Each of the cells with every seed, round by round, so that what is compared has always been run equally often."""
+    """Each cell with every seed, seed by seed, so that cells to be compared have always been run equally often."""
     return [replace(cell, seed=seed) for seed in seeds for cell in kinds]
 
 
 def matching(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
-    """Those whose name begins with one of the patterns' parts: `scenes/all/10` takes its seeds, `scenes` everything."""
+    """Cells whose name begins with a pattern, part by part: `scenes/all/10` takes its seeds, `scenes` everything."""
     if not patterns:
         return list(cells)
     wanted = [pattern.strip("/").split("/") for pattern in patterns]
@@ -133,7 +133,7 @@ class Contrast:
 
 
 def contrasts(corpus: str) -> list[Contrast]:
-    """Every comparison that is drawn, the core's first."""
+    """Every comparison in the table, the core's first."""
     found = [
         Contrast(
             f"all four − (ITC + ITM), {share} % of the pairs",

@@ -19,14 +19,14 @@ TOO_EARLY = "left until their pretraining has ended"
 
 
 def submit(plans: Iterator[Plan], args: argparse.Namespace) -> int:
-    """Submit the training of each cell that is neither trained nor on its way; with --dry-run print what would be.
+    """Submit the training of each cell that is neither trained nor under way; with --dry-run, print the jobs instead.
 
     Raises:
         UserError: no job file is given.
-        UserError: the job cannot be run so, or the cluster does not answer.
+        UserError: the job's settings are wrong, or the cluster does not answer.
     """
     if not args.job:
-        raise UserError(f"--jobs {args.jobs} needs --job JOB.toml, of `python -m cluster`, such as cluster/slurm.toml.")
+        raise UserError(f"--jobs {args.jobs} needs --job JOB.toml for `python -m cluster`, such as cluster/slurm.toml.")
     backend, own = BACKENDS[args.jobs], [word for word in args.set if word.startswith("job.")]
     done = "would be submitted" if args.dry_run else "submitted"
     records, fates = read_records(args.results), Counter[str]()
@@ -45,7 +45,7 @@ def submit(plans: Iterator[Plan], args: argparse.Namespace) -> int:
 
 
 def is_under_way(planned: Plan) -> bool:
-    """Whether a job of the cell, or of what it fine-tunes, waits or runs on a cluster.
+    """Whether a job of the cell, or of the cell it fine-tunes, waits or runs on a cluster.
 
     Raises:
         UserError: that cluster does not answer.
@@ -59,7 +59,7 @@ def is_under_way(planned: Plan) -> bool:
 
 
 def _obstacle(planned: Plan) -> str:
-    """Why a cell is not submitted now; "" for none."""
+    """Why a cell is not submitted now; "" if nothing stands in the way."""
     if planned.base and not trained(planned.base):
         return TOO_EARLY
     return UNDER_WAY if is_under_way(planned) else ""

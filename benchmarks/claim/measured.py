@@ -1,4 +1,4 @@
-"""The cells of the grid that have been measured, and how two of them compare."""
+"""The measured cells of the grid, and how two of them compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.claim.paired import Comparison, compare
 from benchmarks.claim.scores import unpack
 
 Seeds = dict[int, dict[str, Any]]
-"""Of one kind of cell: the record of each seed."""
+"""The record of each seed, for one kind of cell."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Measured:
         return [record["numbers"][number] for _, record in sorted(seeds.items()) if number in record["numbers"]]
 
     def compare(self, contrast: Contrast, measure: str) -> Comparison | None:
-        """Over the seeds that both cells have; None where there are fewer than two, or no such measure."""
+        """Over the seeds that both cells have; None if there are fewer than two, or no such measure."""
         of_treatment, of_control = (self.cells.get(c.kind, {}) for c in (contrast.treatment, contrast.control))
         pairs = [
             (unpack(of_treatment[seed]["rows"][measure]), unpack(of_control[seed]["rows"][measure]))

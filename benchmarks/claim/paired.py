@@ -1,7 +1,7 @@
-"""Two treatments compared over the same seeds and the same test rows: how much better, and how sure that is.
+"""Two treatments compared over the same seeds and the same test rows: how much better one is, and how surely.
 
-A difference d[s, r] has a part of the seed, a part of the row and a rest. A claim about the method must hold for other
-seeds *and* other rows, so both vary: the variance of the mean difference is
+A difference d[s, r] has an effect of the seed, an effect of the row and a rest. A claim about the method must hold for
+other seeds *and* other rows, so both vary: the variance of the mean difference is
 
     (variance of the seeds' means) / S + (variance of the rows' means) / R - (variance of the rest) / (S R)
 
@@ -20,18 +20,18 @@ import numpy as np
 
 LEVEL = 0.95
 FLIPS = 1 << 14
-"""Sign patterns looked at: all of them up to 14 seeds, a fixed draw of as many beyond."""
+"""Sign patterns tried: all of them up to 14 seeds, beyond that a fixed draw of this many."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Attributes:
     difference: of the means, treatment - control.
-    low, high: the interval that holds LEVEL, over seeds and rows.
-    p: two-sided, of the same distribution.
-    flips_p: two-sided, of exchanging the two treatments' names in each seed; no less than 2 / 2**seeds.
+    low, high: the confidence interval at LEVEL, over seeds and rows.
+    p: two-sided, from the same distribution.
+    flips_p: two-sided, from exchanging the two treatments' names in each seed; no less than 2 / 2**seeds.
     wins: seeds in which the treatment is better; a tie counts half.
-    spread: of the seeds' differences, standard deviation; `difference / spread` is the effect size d.
+    spread: standard deviation of the seeds' differences; `difference / spread` is the effect size d.
     """
 
     difference: float
@@ -46,12 +46,12 @@ class Comparison:
 
     @property
     def effect(self) -> float:
-        """Cohen's d of paired differences; NaN where all seeds differ alike."""
+        """Cohen's d of paired differences; NaN if all seeds have the same difference."""
         return self.difference / self.spread if self.spread else math.nan
 
 
 def compare(treatment_SR: np.ndarray, control_SR: np.ndarray) -> Comparison:
-    """Args: scores of S >= 2 seeds and R >= 1 test rows, higher is better; R = 1 asks about the seeds alone."""
+    """Args: scores of S >= 2 seeds and R >= 1 test rows, higher is better; R = 1 tests over the seeds alone."""
     difference_SR = treatment_SR - control_SR
     seeds, rows = difference_SR.shape
     mean, of_seed_S = float(difference_SR.mean()), difference_SR.mean(1)
@@ -77,7 +77,7 @@ def crossed_variance(difference_SR: np.ndarray) -> tuple[float, float]:
     by_rest = (rest_SR**2).sum() / freedom_of_rest / (seeds * rows)
     parts = ((by_seed, seeds - 1), (by_row, rows - 1), (by_rest, freedom_of_rest))
     variance = by_seed + by_row - by_rest
-    if variance <= max(by_seed, by_row):  # each is less than the truth in the mean: no estimate may fall below them
+    if variance <= max(by_seed, by_row):  # on average each underestimates the truth: take no less than the larger one
         variance, parts = max((by_seed, parts[:1]), (by_row, parts[1:2]))
     if not variance:
         return 0.0, seeds - 1.0
@@ -85,9 +85,9 @@ def crossed_variance(difference_SR: np.ndarray) -> tuple[float, float]:
 
 
 def sign_flips(of_seed_S: np.ndarray) -> float:
-    """How often as large a mean comes of exchanging the two treatments' names in each seed, in shares.
+    """The share of exchanges of the two treatments' names within seeds that give as large a mean.
 
-    Exact where the seeds are few (Fisher's randomisation test): the observed names are among those counted.
+    Exact if the seeds are few (Fisher's randomisation test); the observed names are among those counted.
     """
     seeds = len(of_seed_S)
     if 2**seeds <= FLIPS:
@@ -100,9 +100,9 @@ def sign_flips(of_seed_S: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """The p of each of several comparisons, corrected so that one in twenty families has one that is called a
-    difference by chance: the least times their number, the next times one less, none below the one before (Holm,
-    Scandinavian Journal of Statistics 6, 1979)."""
+    """Each comparison's p, corrected so that at most one family in twenty calls a chance result a difference: the least
+    is multiplied by their number, the next by one less, and none falls below the one before (Holm, Scandinavian Journal
+    of Statistics 6, 1979)."""
     corrected, reached = [0.0] * len(p), 0.0
     for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         reached = max(reached, min(1.0, (len(p) - rank) * p[place]))
@@ -111,10 +111,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def student_cumulative(t: float, freedom: float) -> float:
-    """P(T <= t) of Student's distribution, for any freedom of 1 or more. (Where scipy, which has it, is installed,
-    transformers imports that: 0.4 s of every process that the tests start.)
+    """P(T <= t) of Student's distribution, for any freedom of 1 or more. (scipy has it, but if scipy is installed,
+    transformers imports it: 0.4 s in every process that the tests start.)
 
-    With t = sqrt(freedom) tan(angle) its density is that of cos(angle) ** (freedom - 1): smooth, on a finite range.
+    With t = sqrt(freedom) tan(angle), the density is proportional to cos(angle) ** (freedom - 1): smooth, on a finite
+    range.
     """
     angle_G, mass_G = _student_mass(freedom)
     return float(np.interp(math.atan(t / math.sqrt(freedom)), angle_G, mass_G))
@@ -127,7 +128,7 @@ def student_quantile(p: float, freedom: float) -> float:
 
 
 def _student_mass(freedom: float) -> tuple[np.ndarray, np.ndarray]:
-    """Angles and the probability of smaller ones, by trapezia as narrow as the density asks for."""
+    """Angles and the probability of smaller ones, by the trapezium rule with steps as narrow as the density needs."""
     reach = min(math.pi / 2, 12 / math.sqrt(freedom))  # beyond it lies less than 1e-30
     angle_G = np.linspace(-reach, reach, 20_001)
     density_G = np.clip(np.cos(angle_G), 0, None) ** (freedom - 1)

@@ -1,4 +1,4 @@
-"""The plots: limited data, the ablation with intervals, and pictures restored by each run that is still there."""
+"""The plots: limited data, the ablation with intervals, and pictures reconstructed by each run that still exists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRETRAINED = ("foils", "recall")
 
 
 def limited_data(measured: Measured, file: Path) -> None:
-    """Against the share of the training pairs; bars hold LEVEL of the seeds' mean."""
+    """Scores against the share of the training pairs; bars are intervals at LEVEL of the seeds' mean."""
     panels = [
         (corpus, name)
         for corpus in measured.corpora
@@ -54,11 +54,11 @@ def ablation(measured: Measured, file: Path) -> None:
 
 
 SHOWN = 6
-"""Test pairs whose pictures are restored."""
+"""Test pairs whose pictures are reconstructed."""
 
 
 def reconstructions(measured: Measured, folder: Path, file: Path) -> None:
-    """The first test images of each corpus, restored by each objective whose run of the first seed is still there."""
+    """The first test images of each corpus, reconstructed by each objective of which a run still exists."""
     rows = []
     for corpus in measured.corpora:
         data = folder / "corpora" / corpus / EVAL
@@ -80,7 +80,7 @@ def reconstructions(measured: Measured, folder: Path, file: Path) -> None:
 
 
 def _kept_run(measured: Measured, folder: Path, cell: Cell) -> Path | None:
-    """The folder of the first seed's run that is still there and was trained to restore pixels."""
+    """The run folder of the first seed whose run still exists and was trained to reconstruct pixels."""
     for seed, record in sorted(measured.cells.get(cell.kind, {}).items()):
         run = folder / measured.size / run_name(replace(cell, seed=seed), record["settings"])
         if "pixels_right" in record["numbers"] and (run / CHECKPOINTS / LATEST).exists():
@@ -89,7 +89,7 @@ def _kept_run(measured: Measured, folder: Path, cell: Cell) -> Path | None:
 
 
 def _restored(run: Path, data: Path) -> np.ndarray:
-    """uint8 [H, W, 3]: for each of SHOWN pairs, the image, the hidden one, and restored with and without text."""
+    """uint8 [H, W, 3]: for each of SHOWN pairs, the image, masked, and reconstructed with and without text."""
     from mvlm.data.samples.evaluation import EvalDataset
     from mvlm.data.shards.mixture import Mixture
     from mvlm.evaluate.examples import examples
@@ -106,7 +106,7 @@ def _restored(run: Path, data: Path) -> np.ndarray:
 
 
 def _cell(corpus: str, objective: str, share: int, budget: str, name: str) -> Cell:
-    """The one in which `name` is measured."""
+    """The cell in which `name` is measured."""
     return Cell(corpus, objective, share, budget, "" if name in PRETRAINED else "vqa")
 
 
@@ -154,9 +154,9 @@ def _bars(axes: Axes, measured: Measured, corpus: str, name: str) -> None:
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
-    """In per cent, with the reach of Student's interval of the mean over seeds; 0 below three seeds.
+    """Mean in per cent, and half the width of Student's interval of it over seeds; 0 below three seeds.
 
-    That of two reaches thirteen standard errors, and leaves of the picture nothing else.
+    With two seeds it is thirteen standard errors, which would dwarf everything else in the plot.
     """
     count = len(values)
     if count < 3:

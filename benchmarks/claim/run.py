@@ -33,16 +33,16 @@ from mvlm.training.health.signals import StopRequests
 
 
 def run(args: argparse.Namespace) -> int:
-    """What `run` was asked for; the exit code.
+    """Do what `run` was asked for; returns the exit code.
 
     Raises:
-        UserError: an argument, the data or a configuration will not do.
-        JobError: a job will not do, or its cluster does not answer.
+        UserError: an argument, the data or a configuration is wrong.
+        JobError: a job is wrong, or its cluster does not answer.
     """
     sources = {name: source for name, _, source in (word.partition("=") for word in args.corpus)}
     cells = matching(core(sources, args.seeds) if args.core else night(sources, args.seeds, args.tune), args.only)
     if not cells:
-        raise UserError(f"--only {' '.join(args.only)} is the beginning of no cell's name: see --dry-run without it.")
+        raise UserError(f"No cell's name begins with --only {' '.join(args.only)}: --dry-run without it lists them.")
     size = SIZES[args.size]
     if args.dry_run and args.jobs == "local":
         print("\n".join(cell.name for cell in cells))
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare_all(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:
-    """One process at a time: another that was started with it waits and finds the corpora made."""
+    """Prepare the corpora in one process at a time: others started with it wait and find them made."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "corpora.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -65,15 +65,15 @@ def prepare_all(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:
 
 
 def run_here(plans: Iterable[Plan], results: Path, count: int) -> int:
-    """Train and measure in this process whatever `results` does not hold yet; the exit code."""
+    """Train and measure in this process whatever `results` does not hold yet; returns the exit code."""
     stop = StopRequests()  # before there are ranks: the shell that started this may end
     with one_rank():
         return _one_after_another(plans, results, stop, count)
 
 
 def told(campaign: Callable[[], tuple[int, str]], page: Path | None) -> int:
-    """Run a campaign, which gives its exit code and its tables, print these and write them into a page; the exit code,
-    1 after a user's mistake and 130 after an interrupt."""
+    """Run a campaign, print the tables it returns and write them into a page. Returns the campaign's exit code, 1 after
+    a user's mistake, or 130 after an interrupt."""
     try:
         code, text = campaign()
         print(text)
@@ -101,13 +101,13 @@ def _one_after_another(plans: Iterable[Plan], results: Path, stop: StopRequests,
                 return ExitCode.REQUEUE
             whole = {"training_cpu_s": round(time.process_time() - began, 1)} if begins else {}
             add_record(results, measure_cell(planned) | whole)
-            gc.collect()  # an engine is a knot of cycles: the next cell's would come beside it
+            gc.collect()  # an engine is full of reference cycles: the next cell's would be built beside it
     return 0
 
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """A process group of this process alone, for all cells: DeepSpeed cannot be given a second one."""
+    """A process group of this process alone, for all cells: DeepSpeed does not accept a second one."""
     if threads := share_cores(1):
         import torch
 

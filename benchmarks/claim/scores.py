@@ -1,4 +1,4 @@
-"""What a trained run is measured by, and the score of each test row, so that runs can be compared row by row."""
+"""Measurements of a trained run, with the score of each test row, so that runs can be compared row by row."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from mvlm.pretrained.runs import Loaded
 WORD = re.compile(r"\w+")
 
 LEVELS = 255
-"""A row's score, from 0 to 1, is kept in so many steps."""
+"""Steps in which a row's score, from 0 to 1, is kept."""
 
 Measured = tuple[dict[str, float], dict[str, np.ndarray]]
 """Numbers by name, and scores from 0 to 1 by name and test row."""
 
 
 def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Measured:
-    """Everything that this run's losses let it be asked."""
+    """Every measure that this run's losses allow."""
     objectives, settings = loaded.blueprint.objectives, loaded.eval
     reading = reading_of(loaded)
     held_out = EvalDataset(Mixture([corpus.eval()]), *reading, settings.limit)
@@ -53,7 +53,7 @@ def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Me
 
 
 def measure_answers(loaded: Loaded[TaskModel], corpus: Corpus, device: torch.device) -> Measured:
-    """Of a run fine-tuned for questions: whether each is answered right."""
+    """Whether each question is answered right, by a run fine-tuned for questions."""
     mixture = Mixture([corpus.eval("vqa")], task="vqa")
     dataset = LabelledEvalDataset(mixture, "vqa", *reading_of(loaded), loaded.eval.limit)
     classes = class_names("vqa", loaded.tokenizer_folder)
@@ -63,8 +63,9 @@ def measure_answers(loaded: Loaded[TaskModel], corpus: Corpus, device: torch.dev
 
 
 def retrieval(model: MaskVLM, dataset: EvalDataset, search: SearchSettings, device: torch.device) -> Measured:
-    """`recall`, the mean of R@1, R@5 and R@10 both ways, and `r1`, by ITC and, `_reranked`, by ITM; the final of both
-    for each image: the mean of its own and of its captions'."""
+    """`recall`, the mean of R@1, R@5 and R@10 in both directions, and `r1`, by ITC and, `_reranked`, by ITM.
+
+    Rows are images, scored by the final order: the mean of the image's own score and its captions' mean."""
     found = retrieve(model, dataset, search, device)
     result = summary(found, dataset)
     numbers, rows = {}, {}
@@ -82,10 +83,10 @@ def retrieval(model: MaskVLM, dataset: EvalDataset, search: SearchSettings, devi
 
 
 def foils(model: MaskVLM, dataset: FoilDataset, search: SearchSettings, device: torch.device) -> Measured:
-    """Whether the true sentence scores above its foil (equal scores count half), by ITC and ITM; rows are of ITM's
-    verdict where there is one. `foils_words` is by restoring the words exchanged, of a model that was trained to.
+    """Whether the true sentence scores above its foil (a tie counts half), by ITC and ITM; rows have ITM's verdict if
+    there is one. `foils_words` is by reconstructing the exchanged words, if the model was trained to.
 
-    Rows come in twos that share their sentences: their mean is one test row."""
+    Rows come in pairs that share their sentences: the mean of a pair is one test row."""
     with shares.inference(model):
         image_NE = image_features(model, dataset, search.batch, device)
         text_N2E = text_features(model, dataset, search.batch, device).unflatten(0, (len(dataset), 2))
@@ -106,7 +107,7 @@ def foils(model: MaskVLM, dataset: FoilDataset, search: SearchSettings, device: 
 def _swapped_words(model: MaskVLM, dataset: FoilDataset, batch: int, device: torch.device) -> np.ndarray:
     """[N, 2] log-likelihood, given the image, of the words in which a row's two sentences differ, all hidden at once.
 
-    Hidden one at a time they would be told by the words still there: of the image's colours, the one not yet named.
+    Hidden one at a time, the words still there would give them away: of the image's colours, the one not yet named.
     """
     sums = np.zeros(len(dataset.captions))
     for first in range(0, len(sums), batch):
@@ -126,7 +127,7 @@ def _swapped_words(model: MaskVLM, dataset: FoilDataset, batch: int, device: tor
 
 
 def _differing(dataset: FoilDataset, index: int) -> list[int]:
-    """The tokens of a sentence that stand in words which the other one of its row has otherwise at that place."""
+    """The tokens in words of a sentence that differ from the row's other sentence at the same place."""
     sentence, other = dataset.captions[index], dataset.captions[index ^ 1]
     words, others = list(WORD.finditer(sentence)), WORD.findall(other)
     differing = [word for word, its in zip(words, others, strict=True) if word.group() != its]
@@ -140,7 +141,7 @@ def _differing(dataset: FoilDataset, index: int) -> list[int]:
 def restoring(
     model: MaskVLM, dataset: EvalDataset, words: tuple[str, ...], batch: int, device: torch.device
 ) -> Measured:
-    """Hidden words and pixels with the right other modality, none and a wrong one, of the losses that were trained."""
+    """Hidden words and pixels with the right other modality, none and a wrong one, for the losses that were trained."""
     result = evaluate_reconstruction(model, dataset, batch, device, words)
     numbers = {}
     if model.objectives.text:

@@ -19,21 +19,21 @@ PAGE = ROOT / "docs/claim.md"
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 
 MEASURES = {"foils": "foils", "recall": "mean recall", "answers": "questions"}
-"""What treatments are compared by, row by row, and its name in the table."""
+"""The measures by which treatments are compared row by row, and their names in the table."""
 
 
 def draw(results: Path, folder: Path) -> int:
-    """Everything that can be drawn from `results`, beside it and into the page; the exit code.
+    """Draw everything that `results` allows, beside it and into the page; returns the exit code.
 
     Args:
-        folder: of training runs, whose checkpoints restore pictures where they are still there.
+        folder: of training runs, whose checkpoints reconstruct pictures if they still exist.
 
     Raises:
         UserError: nothing has been measured, or the page has lost its markers.
     """
     records = read_records(results)
     if not records:
-        raise UserError(f"{results} holds no cell: `python -m benchmarks.claim run --core` first.")
+        raise UserError(f"{results} has no cell: run `python -m benchmarks.claim run --core` first.")
     texts = []
     for size in dict.fromkeys(record["size"] for record in records):
         measured = Measured.of(records, size)
@@ -49,7 +49,7 @@ def draw(results: Path, folder: Path) -> int:
 
 
 def tables(measured: Measured) -> str:
-    """Markdown: for each corpus, every cell's numbers and every comparison that there are seeds for."""
+    """Markdown: for each corpus, every cell's numbers and every comparison with enough seeds."""
     parts = []
     for corpus in measured.corpora:
         parts.append(f"### {corpus}, size `{measured.size}`\n\n{_numbers(measured, corpus)}")

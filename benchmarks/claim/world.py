@@ -1,7 +1,7 @@
-"""A small synthetic world in which bags of words are not enough: nine things, two or three to a grid of four cells.
+"""A small synthetic world in which bags of words are not enough: nine things, two or three on a grid of four cells.
 
-The world of `data_tools synth` has so many scenes that a batch hardly ever holds two of the same things: nothing in ITC
-and ITM then asks what is where. Here a batch of 64 is full of scenes with the same things in other places, and with the
+The world of `data_tools synth` has so many scenes that a batch hardly ever has two with the same things: ITC and ITM
+need not know what is where. Here a batch of 64 is full of scenes with the same things in other places, and with the
 same colours on other shapes.
 """
 
@@ -18,7 +18,7 @@ THINGS = frozenset((colour, shape) for colour in list(COLOURS)[:3] for shape in 
 WORDS = tuple(dict.fromkeys([*(colour for colour, _ in sorted(THINGS)), *(shape for _, shape in sorted(THINGS))]))
 OBJECTS = (2, 3)
 ATTRIBUTES = ("colour", "shape")
-ANSWERS = 10  # as many as VQA v2 has of each question
+ANSWERS = 10  # as many as VQA v2 has for each question
 
 
 def scenes() -> list[Scene]:
@@ -28,7 +28,7 @@ def scenes() -> list[Scene]:
 
 
 def captioned() -> Iterator[Record]:
-    """Every scene with the one caption that says all."""
+    """Every scene with the one caption that describes all of it."""
     for scene in scenes():
         yield Record(
             key=scene_key(scene),
@@ -40,10 +40,10 @@ def captioned() -> Iterator[Record]:
 
 
 def foils(held_out: Container[str]) -> Iterator[Record]:
-    """A scene, its caption, and that of its twin, in twos: each is the other's foil.
+    """A scene, its caption and its twin's, then the twin likewise: each is the other's foil.
 
     Args:
-        held_out: keys of scenes; both scenes are among them, so that training has seen neither of the two captions.
+        held_out: keys of scenes; both scenes must be among them, so that training has seen neither caption.
     """
     for scene in scenes():
         for other, attribute in _twins(scene):
@@ -68,7 +68,7 @@ def questions() -> Iterator[Record]:
 
 
 def _askable(scene: Scene) -> Iterator[tuple[str, str, str]]:
-    """Questions with one answer, that answer, and the kind."""
+    """Questions with only one answer, that answer, and the kind of question."""
     things = [thing for thing in scene if thing]
     for cell, thing in zip(CELLS, scene, strict=True):
         if thing:
@@ -82,7 +82,7 @@ def _askable(scene: Scene) -> Iterator[tuple[str, str, str]]:
 
 
 def _twins(scene: Scene) -> Iterator[tuple[Scene, str]]:
-    """Every scene with the colours, or the shapes, of two things exchanged that differ in both."""
+    """Every scene in which two things that differ in both colour and shape exchange one of them, and which."""
     for i, j in combinations(range(len(scene)), 2):
         if (a := scene[i]) and (b := scene[j]) and a[0] != b[0] and a[1] != b[1]:
             swapped = (((b[0], a[1]), (a[0], b[1])), ((a[0], b[1]), (b[0], a[1])))

@@ -1,13 +1,13 @@
-"""The campaign of docs/claim2.md: five arms on icons, matched by measured time, and the same on a synthetic world.
+"""The campaign of docs/claim2.md: five arms on icons, matched by measured time, and again on a synthetic world.
 
 python -m benchmarks.claim2 run --size small       # about 18 hours of one thread
 python -m benchmarks.claim2 run --size gpu         # planned for 25 minutes of one H100
-python -m benchmarks.claim2 plan --size gpu        # the arithmetic of that
-python -m benchmarks.claim2 run --size rehearse    # three minutes; shows that it runs to its end
+python -m benchmarks.claim2 plan --size gpu        # the arithmetic behind that
+python -m benchmarks.claim2 run --size rehearse    # three minutes; shows that it runs to the end
 python -m benchmarks.claim2 table --size small
 
-The same command resumes; started twice, it shares the cells. It refuses code that is not committed, and keeps a line
-for each cell in results/SIZE/COMMIT/cells.jsonl.
+The same command resumes; started twice, the two share the cells. It refuses to run code that is not committed, and
+keeps a line for each cell in results/SIZE/COMMIT/cells.jsonl.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=("run", "plan", "table"))
     parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--shards", type=Path, default=Path("shards/icons"), help="of examples/icons/make.sh")
-    parser.add_argument("--folder", type=Path, default=Path("runs/claim2"), help="of training runs")
+    parser.add_argument("--shards", type=Path, default=Path("shards/icons"), help="made by examples/icons/make.sh")
+    parser.add_argument("--folder", type=Path, default=Path("runs/claim2"), help="for training runs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     from mvlm.errors import ExitCode, UserError
@@ -74,14 +74,14 @@ def _table(args: argparse.Namespace) -> int:
 
     folders = sorted(_results(args).glob("*/"))
     if not folders:
-        raise UserError(f"{_results(args)} holds no cells: `python -m benchmarks.claim2 run --size {args.size}` first.")
+        raise UserError(f"{_results(args)} has no cells: run `python -m benchmarks.claim2 run --size {args.size}`.")
     for folder in folders:
         print(f"Code of {folder.name}\n\n{summary(Campaign(SIZES[args.size], args.shards, args.folder, folder))}")
     return 0
 
 
 def _results(args: argparse.Namespace) -> Path:
-    """Of a rehearsal nothing is kept beside the evidence."""
+    """A rehearsal's results are not kept with the evidence."""
     from benchmarks.claim2.campaign import RESULTS
 
     folder: Path = args.folder / "results" if args.size == "rehearse" else RESULTS

@@ -1,4 +1,4 @@
-"""How long the campaign takes on one GPU, before it runs: its updates, counted, and mvlm plan's arithmetic of one."""
+"""How long the campaign will take on one GPU: the number of its updates, and `mvlm plan`'s estimate of one."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mvlm.training.zero.json_file import read_deepspeed_json
 
 CARD, MFU = "h100", 0.45  # mvlm plan's own share of the peak
 PAIRS = 194_884
-"""Icons to train on; the time of an update does not depend on them."""
+"""Icons to train on; the time of an update does not depend on it."""
 SITTING_S = 25 * 60
 AROUND_S = 15.0
-"""Of a cell, to start and to measure it: an assumption."""
+"""An assumption: what starting and measuring a cell takes."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Of the whole campaign, as if every arm's cell were the joint arm's, whose time all arms have.
+    """For the whole campaign, counting every arm's cells as the joint arm's, since all arms get its time.
 
     Attributes:
         cells: training runs.
-        updates: of all of them.
-        products_s: what these take the card alone, at MFU.
+        updates: of all cells together.
+        products_s: what their matrix products take the card, at MFU.
         processes: that share the card.
     """
 
@@ -41,17 +41,17 @@ class Budget:
 
     @property
     def left_s(self) -> float:
-        """Of a sitting, for updates: every process starts and measures its share of the cells."""
+        """What is left of a sitting for updates, after each process has started and measured its share of the cells."""
         return SITTING_S - AROUND_S * self.cells / self.processes
 
     @property
     def update_s(self) -> float:
-        """What an update may take the card, for all to end within a sitting."""
+        """What an update may take the card if all are to end within a sitting."""
         return self.left_s / self.updates
 
     @property
     def mfu(self) -> float:
-        """The share of the peak that products must reach for that."""
+        """The share of the peak that the products must reach for that."""
         return MFU * self.products_s / self.left_s
 
 

@@ -1,4 +1,4 @@
-"""Running it all: costs, learning rates, the grid, and the synthetic world, each cell kept as it is measured."""
+"""Running the campaign: costs, learning rates, the grid and the synthetic world; each cell is kept once measured."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from mvlm.training.health.signals import StopRequests
 
 ROOT, RESULTS = claim.ROOT, Path(__file__).parent / "results"
 COSTS, CELLS = "costs.json", "cells.jsonl"
-ROUNDS = 5  # in which the arms take turns, since what else a machine does slows down what shares its cores
+ROUNDS = 5  # in each of which every arm is timed, since other load on the machine comes and goes
 TUNE = "vqa"
-WAIT_S = 2.0  # between looks at cells that other processes are at
+WAIT_S = 2.0  # between looks at cells that other processes are running
 
 CODE = ("benchmarks", "mvlm", "data_tools", "ds_configs", "docs/claim2.md", ":!benchmarks/*/results/*")
-"""What a cell depends on, its plan among them."""
+"""What a cell depends on, including the plan."""
 
 
 class Stopped(Exception):
@@ -48,10 +48,10 @@ class Stopped(Exception):
 
 
 def code_commit(results: Path) -> str:
-    """The commit that results are kept under: one that has some already, if the code is still its own.
+    """The commit to keep results under: one that has results already, if the code has not changed since.
 
     Raises:
-        UserError: the code is not what was committed.
+        UserError: there are uncommitted changes.
     """
     if changed := _git("status", "--porcelain", "--", *CODE).splitlines():
         raise UserError(f"{changed[0][3:]} is not as it was committed: commit first, since every cell names its code.")
@@ -65,7 +65,7 @@ def code_commit(results: Path) -> str:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"This is run from a checkout, and git says: {done.stderr.strip()}.")
+        raise UserError(f"git failed, so run this from a checkout: {done.stderr.strip()}.")
     return done.stdout.rstrip()
 
 
@@ -73,7 +73,7 @@ def _git(*words: str) -> str:
 class Campaign:
     """Args:
     shards: as examples/icons/make.sh writes them.
-    home: of training runs.
+    home: folder for training runs.
     results: the folder that gets a line for each cell.
     """
 
@@ -92,19 +92,19 @@ class Campaign:
         return self.results / CELLS
 
     def records(self) -> dict[str, Any]:
-        """By a cell's name, its record; of a cell that two processes finished, the first."""
+        """Records by cell name; if two processes finished a cell, the first one."""
         found: dict[str, Any] = {}
         for record in claim.read_records(self.cells):
             found.setdefault(record["cell"], record)
         return found
 
     def costs(self) -> dict[str, dict[str, float]]:
-        """By arm, `seconds` and `gflop` of a pair, and `steps`, those that take the time of the joint arm's."""
+        """By arm: `seconds` and `gflop` per pair, and `steps`, as many as fit into the joint arm's time."""
         found: dict[str, dict[str, float]] = json.loads((self.results / COSTS).read_text(encoding="utf-8"))
         return found
 
     def measure_costs(self, stop: StopRequests) -> None:
-        """Once; another process that wants them waits."""
+        """Measure once; other processes wait for the result."""
         for folder in (self.results, self.home):
             folder.mkdir(parents=True, exist_ok=True)
         with (self.home / "costs.lock").open("w") as lock:
@@ -131,7 +131,7 @@ class Campaign:
         }
 
     def rates(self) -> dict[str, float]:
-        """The multiple of the size's learning rate that was found best, of each arm whose selection is complete."""
+        """The best multiple of the size's learning rate, for each arm whose selection is complete."""
         records, chosen = self.records(), {}
         for arm in ARMS:
             mine = [cell for cell in rate_cells() if cell.arm == arm]
@@ -140,7 +140,7 @@ class Campaign:
         return chosen
 
     def run_of(self, cell: IconCell) -> Run:
-        """A cell that selects a rate is half as long."""
+        """How a cell is run; one that selects a rate is half as long."""
         folder, words = self.folder_of(cell), self.size.settings
         if cell.arm == CONTRAST:
             config = load_config(ROOT / self.size.toml, [*words, *self.size.contrast])
@@ -157,7 +157,7 @@ class Campaign:
 
 @dataclass(frozen=True)
 class Task:
-    """A cell by name, the folder of its run, and what trains and measures it."""
+    """A cell's name, the folder of its run, and the function that trains and measures it."""
 
     name: str
     folder: Path
@@ -165,14 +165,14 @@ class Task:
 
 
 def run(campaign: Campaign) -> int:
-    """Whatever is not there yet, in this process; others may share it. The exit code."""
+    """Run whatever cells are missing, in this process; others may share the work. Returns the exit code."""
     stop = StopRequests()  # before there are ranks: the shell that started this may end
     with one_rank():
         campaign.measure_costs(stop)
         try:
             for cells in in_turn(campaign.size):
                 _work_through(campaign, [_icon_task(campaign, cell) for cell in cells], stop)
-            for tune in ("", TUNE):  # what is fine-tuned has been pretrained before, perhaps by another process
+            for tune in ("", TUNE):  # by then what is fine-tuned has been pretrained, perhaps by another process
                 _work_through(campaign, _scene_tasks(campaign, tune), stop)
         except Stopped:
             return ExitCode.REQUEUE
@@ -180,7 +180,7 @@ def run(campaign: Campaign) -> int:
 
 
 def _work_through(campaign: Campaign, tasks: Sequence[Task], stop: StopRequests) -> None:
-    """All of them, in order; those that others are at are waited for, since what follows depends on all."""
+    """Do all tasks in order and wait for those that other processes are at, since what follows depends on all."""
     while True:
         worked, known = False, campaign.records()
         if not (left := [task for task in tasks if task.name not in known]):
@@ -192,7 +192,7 @@ def _work_through(campaign: Campaign, tasks: Sequence[Task], stop: StopRequests)
                 print(f"== {task.name}, {len(tasks)} in this part", flush=True)
                 claim.add_record(campaign.cells, task.work(stop))
                 worked = True
-                gc.collect()  # an engine is a knot of cycles: the next cell's would come beside it
+                gc.collect()  # an engine is full of reference cycles: the next cell's would be built beside it
         if stop.signalled:
             raise Stopped
         if not worked:
@@ -211,7 +211,7 @@ def _icon_task(campaign: Campaign, cell: IconCell) -> Task:
 
 
 def _train_beginning(campaign: Campaign, cell: IconCell, stop: StopRequests) -> None:
-    """Anew what a cell begins with, where its run is gone: another machine may have the records alone."""
+    """Train again the run that a cell begins with if it is gone: another machine may have only the records."""
     (start,) = begun_from([cell])
     planned = campaign.run_of(start)
     while reached(planned.folder) < planned.steps:
@@ -229,7 +229,8 @@ def _finished(code: int) -> None:
 
 
 def _scene_tasks(campaign: Campaign, tune: str) -> list[Task]:
-    """A tenth of the scenes, time as matched on icons: foils, recall and grounding or, fine-tuned, questions."""
+    """Cells on a tenth of the scenes, with the times matched on icons: for foils, recall and grounding, or questions if
+    fine-tuned."""
     size, costs = campaign.size, campaign.costs()
     corpus = prepare_all({SCENES: ""}, campaign.home)[SCENES]
     scenes = claim.SIZES[size.scenes]

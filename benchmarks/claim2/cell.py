@@ -32,12 +32,12 @@ from mvlm.training.health.signals import StopRequests
 
 WARM_UP = 0.05  # of the updates
 SEARCHED = ("concepts", "designers")
-"""The samples whose recall is the primary measure; that of `both` is told beside it."""
+"""The samples whose recall is the primary measure; that of `both` is reported beside it."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A cell as it is going to be run.
+    """How a cell will be run.
 
     Attributes:
         rate: its peak learning rate.
@@ -75,12 +75,12 @@ class Run:
             f"eval.limit={self.size.foils}",
             f"eval.every={max(1, self.steps // CURVE)}",
             "eval.rerank=0",
-            "eval.share=1000",  # never put off: every arm is looked at as often
+            "eval.share=1000",  # never postponed: every arm is evaluated equally often
         ]
 
 
 def settings(size: Size, icons: Icons, arm: str, share: int) -> list[str]:
-    """What an arm's model and data are, whatever the seed, rate and length."""
+    """Overrides that make an arm's model and data, whatever the seed, rate and length."""
     data = [f"data.train={json.dumps(icons.train(share))}", f"data.tokenizer={icons.tokenizer(share)}"]
     encoder = [f"model.vision_weights={icons.dictionary(share)}"] if size.dictionary else []
     objectives = (*size.contrast, *CONTRAST_ALONE) if arm == CONTRAST else ARMS[arm]
@@ -92,7 +92,7 @@ def deepspeed(size: Size) -> Path:
 
 
 def train_cell(run: Run, stop: StopRequests) -> int:
-    """Train in this process, from wherever the run was stopped; the exit code of `mvlm train`."""
+    """Train in this process, resuming if the run was stopped; returns the exit code of `mvlm train`."""
     if reached(run.folder) == run.steps:
         return 0
     config, given = load_config(run.toml, run.words), given_keys(run.toml, run.words)
@@ -103,7 +103,7 @@ def train_cell(run: Run, stop: StopRequests) -> int:
 
 
 def measure_cell(run: Run) -> Record:
-    """The record of a trained cell: what chose its rate, its curve, its numbers, and a score for each unit."""
+    """The record of a trained cell: the score that chooses rates, its curve, its numbers, and each unit's score."""
     began, curve = time.process_time(), learning_curve(run.folder)
     numbers: dict[str, float] = {}
     units_: dict[str, np.ndarray] = {}
@@ -133,7 +133,7 @@ def chosen_by(evaluated: dict[str, Any]) -> float:
 
 
 def learning_curve(folder: Path) -> list[dict[str, Any]]:
-    """Of each evaluation on the validation rows, its step, ITM's verdict on foils (ITC's where ITM is not trained), and
+    """For each evaluation on the validation rows: its step, foils right by ITM (by ITC if ITM is not trained), and
     ITC's mean recall."""
     by_step = {
         line["step"]: {
@@ -148,7 +148,7 @@ def learning_curve(folder: Path) -> list[dict[str, Any]]:
 
 
 def measured(run: Run, loaded: Loaded[Any], device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """All numbers, and of the primary measures the mean score of each unit."""
+    """All numbers, and each unit's mean score on the primary measures."""
     config = load_config(run.toml, run.size.settings)
     search = SearchSettings(config.eval.batch, config.eval.rerank, config.eval.memory_gb, equal_captions=True)
     reading = load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length, config.model.image_size

@@ -25,7 +25,7 @@ PARTS = tuple(f"p{share}" for share in SHARES)
 @dataclass(frozen=True)
 class Icons:
     """Args:
-    home: of the parts, samples, tokenizers and dictionaries.
+    home: folder of the parts, samples, tokenizers and dictionaries.
     foils, validation_foils: shards of foils.
     """
 
@@ -48,10 +48,10 @@ class Icons:
 
 
 def prepare(shards: Path, home: Path, size: Size, data: Data, image_size: int) -> Icons:
-    """The parts in `home`, made unless they are there; another process that wants them waits.
+    """The parts in `home`, made unless they are there; other processes wait for them.
 
     Args:
-        data, image_size: of the size's TOML.
+        data, image_size: from the size's TOML.
 
     Raises:
         UserError: `shards` is not what examples/icons/make.sh writes.
@@ -81,8 +81,8 @@ def prepare(shards: Path, home: Path, size: Size, data: Data, image_size: int) -
 
 
 def units(folder: str, rows: int) -> np.ndarray:
-    """int64 [rows]: of the first rows, the number of the group of concepts that each is of. Icons of one concept, by
-    whatever hand, are not independent: a group is one unit of the analysis."""
+    """int64 [rows]: for each of the first rows, the number of its group of concepts. Icons of one concept, whoever drew
+    them, are not independent: a group is one unit of the analysis."""
     groups: list[str] = []
     location = Mixture([folder], task=read_manifest(folder).task).corpora[0].location
     for number in range(len(location.manifest.shards)):
@@ -91,15 +91,15 @@ def units(folder: str, rows: int) -> np.ndarray:
 
 
 def by_unit(score_N: np.ndarray, unit_N: np.ndarray) -> np.ndarray:
-    """The mean score of each unit, in the order of their numbers."""
+    """The mean score of each unit, in the order of the units' numbers."""
     unit_N = np.unique(unit_N, return_inverse=True)[1]
     mean_U: np.ndarray = np.bincount(unit_N, score_N) / np.bincount(unit_N)
     return mean_U
 
 
 def _sampled(folder: Path, out: Path, rows: int) -> Path:
-    """About so many rows of a corpus, by a hash of their pictures: the first ones are all of the first sets, and by
-    that of their keys, which cuts the parts, those of a small sample would all fall into one."""
+    """About so many rows of a corpus, by a hash of their pictures. The first rows would all be from the first sets; and
+    since a hash of keys cuts the parts, a sample taken by it would all fall into one part."""
     share = rows / read_manifest(folder).rows
     _split(folder, out, {"sample": share, "rest": 1 - share} if share < 1 else {"sample": 1.0}, "crc32")
     return out / "sample"

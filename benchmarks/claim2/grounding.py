@@ -22,8 +22,8 @@ def grounding(model: MaskVLM, dataset: FoilDataset, batch: int, device: torch.de
         dataset: scenes, each with its caption and that of the scene in which two colours or two shapes are exchanged.
 
     Returns:
-        `grounded`: with the caption, at the cell where it and the picture have the colour. Of foils that exchange
-        colours, with the false caption: `grounded_picture`, at the cell where the picture has the colour, and
+        `grounded`: with the caption, at the cell where caption and picture have the colour. With the false caption of
+        foils that exchange colours: `grounded_picture`, at a cell where the picture has the colour, and
         `grounded_sentence`, at the one that the sentence gives it. Chance is one in four.
     """
     hits: dict[str, list[bool]] = {"grounded": [], "grounded_picture": [], "grounded_sentence": []}
@@ -40,8 +40,8 @@ def grounding(model: MaskVLM, dataset: FoilDataset, batch: int, device: torch.de
 
 
 def colours(caption: str) -> Iterator[tuple[str, int, int]]:
-    """Each colour word of a caption such as "red circle top left, blue star top right": it, where it begins, and the
-    number of the cell that its thing stands in."""
+    """For each colour word of a caption such as "red circle top left, blue star top right": the word, where it begins,
+    and the number of the cell that its thing is in."""
     at = 0
     for part in caption.split(", "):
         colour, _, place = part.split(" ", 2)
@@ -57,7 +57,7 @@ def _note(hits: dict[str, list[bool]], dataset: FoilDataset, row: int, sentence:
     for (colour, _, cell), cell_looked_at in zip(said, looked, strict=True):
         if sentence == 2 * row:
             hits["grounded"].append(cell_looked_at == cell)
-        elif cell not in shown.get(colour, [cell]):  # the picture has the colour, in other cells alone
+        elif cell not in shown.get(colour, [cell]):  # the picture has the colour, but only in other cells
             hits["grounded_picture"].append(cell_looked_at in shown[colour])
             hits["grounded_sentence"].append(cell_looked_at == cell)
 

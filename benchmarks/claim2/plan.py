@@ -17,42 +17,42 @@ ARMS: dict[str, tuple[str, ...]] = {
     "albef": ALBEF_LIKE["albef"],
     JOINT: (),
 }
-"""By name, what is set beside a size's TOML."""
+"""By name, overrides of a size's TOML."""
 
 SHARES = (4, 20, 100)
-"""Of the training pairs, in per cent; each lies in the next."""
+"""Of the training pairs, in per cent; each is contained in the next."""
 
 PRIMARY_SHARE = 20
 PRIMARY_CONTRASTS = ((JOINT, INDEPENDENT), (JOINT, BASELINE))
 PRIMARY_MEASURES = ("foils", "recall")
 
 CONTRAST = "contrast"
-"""Of the cells, one for each share and seed, with whose weights the cells of all arms begin."""
+"""The arm of the cells, one for each share and seed, whose weights the cells of all other arms begin with."""
 CONTRAST_ALONE = ("objectives.image=0", "objectives.text=0", "objectives.itm=0")
 
 RATES = (1 / 3, 1.0, 3.0)
 """Learning rates to select among, as multiples of the size's own."""
 RATE_SEED = 1000
-"""Of the cells that select a rate; none of the grid's."""
+"""The seed of the cells that select a rate; no cell of the grid has it."""
 
 CURVE = 6
-"""Evaluations on the validation rows in the course of a cell."""
+"""Evaluations on the validation rows during a cell."""
 
 
 @dataclass(frozen=True)
 class Size:
     """Attributes:
-    toml: of the model; its `train.steps` are those of the joint arm.
-    contrast: the steps, batch and rate of the contrast that comes before.
+    toml: of the model; its `train.steps` are the joint arm's.
+    contrast: steps, batch and rate of the contrastive training that comes first.
     scenes: a size of benchmarks.claim, for the synthetic world.
-    deepspeed: a DeepSpeed JSON; without a GPU it is that of benchmarks.claim.
+    deepspeed: a DeepSpeed JSON; without a GPU, that of benchmarks.claim is used instead.
     seeds, primary_seeds: of a cell of the grid, and of the two primary contrasts' cells.
     pairs: to train on at most; 0 = all.
-    rows: of each of the held-out samples that are searched.
+    rows: of each held-out sample that is searched.
     foils: rows of foils used; 0 = all.
     processes: that share the cells.
-    dictionary: the image encoder is made of a share's own patches.
-    settings, scene_settings: beside the TOMLs'.
+    dictionary: whether the image encoder is built from a share's own patches.
+    settings, scene_settings: overrides of the two TOMLs.
     """
 
     name: str
@@ -117,7 +117,7 @@ SIZES = {
         scene_settings=("train.steps=4", "train.global_batch=16", "optim.warmup_steps=1", "eval.limit=16"),
     ),
 }
-"""`rehearse` shows that the whole campaign runs to its end; what it finds means nothing and is not kept."""
+"""`rehearse` shows that the whole campaign runs to its end; its scores mean nothing and are not kept."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class IconCell:
     """One training run on icons.
 
     Args:
-        arm: or CONTRAST.
+        arm: one of ARMS, or CONTRAST.
         rate: multiple of the size's learning rate that a selection tries; 0 = the selected one.
     """
 
@@ -145,7 +145,7 @@ def rate_cells() -> list[IconCell]:
 
 
 def in_turn(size: Size) -> list[list[IconCell]]:
-    """All cells on icons, in parts of which each needs those before; what the primary contrasts need comes first."""
+    """All cells on icons, in parts that each need those before; what the primary contrasts need comes first."""
     primary = {arm for contrast in PRIMARY_CONTRASTS for arm in contrast}
     count = size.primary_seeds * len(primary)
     cells, rates = grid(size), rate_cells()
@@ -161,12 +161,12 @@ def in_turn(size: Size) -> list[list[IconCell]]:
 
 
 def begun_from(cells: Iterable[IconCell]) -> list[IconCell]:
-    """Each of those that these begin with, once."""
+    """The cells that these begin with, each once."""
     return list(dict.fromkeys(IconCell(CONTRAST, cell.share, cell.seed) for cell in cells))
 
 
 def grid(size: Size) -> list[IconCell]:
-    """What the primary contrasts need, then the rest round by round of the seeds."""
+    """What the primary contrasts need, then the rest, seed by seed."""
     primary = [arm for arm in ARMS if any(arm in contrast for contrast in PRIMARY_CONTRASTS)]
     cells = [IconCell(arm, PRIMARY_SHARE, seed) for seed, arm in product(range(size.primary_seeds), primary)]
     cells += [IconCell(arm, share, seed) for seed, share, arm in product(range(size.seeds), SHARES, ARMS)]

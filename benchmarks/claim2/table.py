@@ -1,4 +1,4 @@
-"""What the cells say: the two primary contrasts with Holm's correction, and everything else with intervals alone."""
+"""What the cells say: the two primary contrasts with Holm's correction, and everything else with only intervals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from benchmarks.claim2.plan import (
 )
 
 LEVEL = 0.05
-FEWEST = 3  # seeds, for an interval around a curve: that of two leaves the picture
+FEWEST = 3  # seeds, for an interval around a curve: with two it would be off the plot
 TITLES = {"foils": "foils", "recall": "mean recall"}
 NUMBERS = {
     "foils": "foils",
@@ -68,7 +68,7 @@ def by_seed(records: Records, arm: str, share: int) -> dict[int, dict[str, Any]]
 
 
 def primary(records: Records, size: Size) -> str:
-    """The answer: two contrasts, two measures, corrected by Holm over the four. Nothing is said before all is there."""
+    """The answer: two contrasts on two measures, corrected by Holm over the four. None is shown until all are there."""
     if waiting(records, size):
         return waiting(records, size)
     found: list[tuple[str, str, Comparison]] = []
@@ -84,7 +84,7 @@ def primary(records: Records, size: Size) -> str:
 
 
 def waiting(records: Records, size: Size) -> str:
-    """What the primary contrasts still wait for, in a sentence; nothing once all their cells are there."""
+    """A sentence on what the primary contrasts still wait for; "" once all their cells are there."""
     arms = dict.fromkeys(arm for contrast in PRIMARY_CONTRASTS for arm in contrast)
     done = {arm: len(by_seed(records, arm, PRIMARY_SHARE)) for arm in arms}
     if min(done.values()) >= size.primary_seeds:
@@ -107,7 +107,7 @@ def compared(treatment: dict[int, Any], control: dict[int, Any], measure: str) -
 
 
 def contrasts(records: Records) -> str:
-    """The joint arm against each other one, at each share: descriptive, no p is read as a test."""
+    """The joint arm against each other arm, at each share: descriptive, without tests."""
     rows = []
     for share in SHARES:
         for arm in ARMS:
@@ -156,8 +156,9 @@ def _costs(campaign: Campaign, records: Records) -> str:
 
 
 def curve(cells: Records, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of cells that differ in their seed, at each evaluation: the share of the training time, the mean score on the
-    validation rows in per cent, and how far the interval of 95 % over seeds reaches; 0 of fewer than three."""
+    """Of cells that differ only in their seed, at each evaluation: the share of the training time, the mean score on
+    the validation rows in per cent, and half the width of the 95 % interval over seeds, 0 if they are fewer than
+    three."""
     evaluated = [cell["curve"][:CURVE] for cell in cells]
     points = min(map(len, evaluated), default=0)
     score_SP = np.array([[100 * at[measure] for at in each[:points]] for each in evaluated]).reshape(len(cells), points)
@@ -168,8 +169,8 @@ def curve(cells: Records, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def draw_curves(records: Records, out: Path) -> None:
-    """Both measures on the validation rows over the share of the training time, a line for each arm and share that has
-    cells, with its interval."""
+    """Both measures on the validation rows over the share of the training time: a line with its interval for each arm
+    and share that has cells."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,9 @@
 """What one step really sends: python benchmarks/comm/issued.py --ranks 2 4 8
 
-Runs a small model through the real engine, DeepSpeed included, on so many gloo ranks of this machine, with
-torch.distributed's collectives hooked: how often each is called in a step and with how many bytes, and how much of
-backward is still to come when gradients are reduced. Under every ZeRO stage, and with some of DeepSpeed's switches.
-Keeps the figures in results/gloo.json.
+Runs a small model through the real engine, DeepSpeed included, on that many gloo ranks of this machine, with
+torch.distributed's collectives hooked. Records in results/gloo.json how often each is called in a step and with how
+many bytes, and what share of the gradients is there at each of their reductions, under every ZeRO stage and with some
+of DeepSpeed's switches.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ CASES: dict[str, dict[str, Any]] = {
     "stage 3": {"stage": 3, "stage3_param_persistence_threshold": 0},
 }
 SMALL = 1_000
-"""Elements up to which a reduction is of norms and counts."""
+"""Up to this many elements, a reduction is one of norms and counts."""
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor")
-WHOLE = {  # collective -> which of its arguments holds the bytes that all ranks' results are made of
+WHOLE = {  # collective -> position of the argument that covers all ranks' results
     "all_reduce": 0,
     "reduce": 0,
     "broadcast": 0,
@@ -50,10 +50,10 @@ WHOLE = {  # collective -> which of its arguments holds the bytes that all ranks
 
 
 class Issued:
-    """Counts calls and bytes by collective while `counting`; made before anything takes hold of torch's functions.
+    """Counts calls and bytes by collective while `counting`; create it before anything imports torch's functions.
 
     Attributes:
-        when: of each reduction of gradients, the share of the gradients that are there when it is called.
+        when: for each reduction of gradients, the share of the gradients that are there when it is called.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Issued:
         setattr(torch_dist, name, counted)
 
     def watch(self, model: torch.nn.Module) -> None:
-        """Begin to count anew, and to count this model's gradients as backward makes them."""
+        """Reset all counts, and count this model's gradients as backward makes them."""
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.when: list[float] = []
@@ -86,7 +86,7 @@ class Issued:
             if self._counts:
                 self._there += sizes[id(parameter)]
 
-        sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}  # which stage 3 takes away
+        sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}  # stage 3 empties parameters
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(arrived)
 
@@ -98,7 +98,7 @@ class Issued:
 
 
 def one_rank(rank: int, world: int, port: int, cases: list[str], folder: str) -> None:
-    """Of each case a rank's second step; rank 0 writes what it issued."""
+    """Run two steps of each case; rank 0 writes what it issued in the second."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
     torch.set_num_threads(1)
     issued = Issued()
@@ -146,7 +146,7 @@ def _step(case: str, issued: Issued, world: int, folder: str) -> dict[str, Any]:
 
 
 def issued_by(cases: list[str], world: int) -> list[dict[str, Any]]:
-    """What rank 0 of so many issues in a step, case by case."""
+    """What rank 0 of `world` ranks issues in a step, for each case."""
     from tests.conftest import free_port
 
     with tempfile.TemporaryDirectory() as folder:

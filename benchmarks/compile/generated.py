@@ -2,11 +2,11 @@
 
     python benchmarks/compile/generated.py --parts vision        # a ViT's blocks; step: all of them
 
-A step's forward pass runs on tensors without values; what autograd has traced on the CPU is put on a GPU that is not
-there, inductor is told that it is an H100 and writes the code of every block's graphs, forward and backward, which
-nothing runs. The Triton kernels in that code are then compiled for sm_90, as inductor would first try them. A part is
-kept as results/generated-PART.json, and one that is there is left out, so that the command can be stopped and given
-again; the table is written into README.md.
+A step's forward pass runs on tensors without values. What autograd traces on the CPU is moved to a pretended H100, for
+which inductor writes the code of every block's graphs, forward and backward; nothing runs it. The Triton kernels in
+that code are then compiled for sm_90, in the configuration that inductor would try first. A part is kept as
+results/generated-PART.json and skipped if that exists, so that the command can be interrupted and repeated; the table
+is written into README.md.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ TARGET = GPUTarget("cuda", 90, 32)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
-    """The kernels that torch takes for these shapes on an H100, which it would ask the device about."""
+    """Call the kernel that torch, by asking the device, would choose for these shapes on an H100."""
     if attn_mask is None:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
     shape = *query.shape[:3], key.shape[2]
@@ -86,14 +86,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None =
 
 
 def fitted(into: Tensor, source: Tensor, *_: Any) -> Tensor:
-    """Stands for `copy_`, which asks for a CUDA context even where neither tensor has values; checks the shapes."""
+    """Replaces `copy_`, which wants a CUDA context even if neither tensor has values; checks the shapes."""
     source.expand(into.shape)
     return into
 
 
 @contextmanager
 def an_h100() -> Iterator[None]:
-    """Within, inductor and Triton take it that there is one."""
+    """Within, inductor and Triton believe that there is one."""
     with ExitStack() as stack:
 
         def put(owner: Any, name: str, value: Any) -> None:
@@ -113,14 +113,14 @@ def an_h100() -> Iterator[None]:
         put(triton.runtime.driver, "_active", SimpleNamespace(get_current_target=lambda: TARGET))
         put(triton_helpers, "set_driver_to_gpu", lambda: None)
         put(Tensor, "copy_", fitted)
-        put(compile_fx, "get_input_idxs_to_check", lambda *_: [])  # addresses, which there are none of
+        put(compile_fx, "get_input_idxs_to_check", lambda *_: [])  # it would check addresses, and there are none
         stack.enter_context(torch._inductor.config.patch(fx_graph_cache=False, compile_threads=1))
         yield
 
 
 @contextmanager
 def choices_of_a_gpu() -> Iterator[None]:
-    """Within, a CPU's tensors are computed by what a run takes for a GPU's."""
+    """Within, tensors on the CPU are computed by the implementations that a run chooses on a GPU."""
     varlen = replace(PACKED_ATTENTION.implementations[0], probe=here, accepts=anything)
     with (
         mock.patch.object(PACKED_ATTENTION, "implementations", (varlen,)),
@@ -134,7 +134,7 @@ def choices_of_a_gpu() -> Iterator[None]:
 
 
 def moved(value: Any, device: str = "cuda:0") -> Any:
-    """A tensor without values, or a device, put elsewhere."""
+    """A tensor without values, or a device, moved to `device`; anything else as it is."""
     if isinstance(value, torch.device):
         return torch.device(device)
     if not isinstance(value, FakeTensor):
@@ -144,7 +144,7 @@ def moved(value: Any, device: str = "cuda:0") -> Any:
 
 
 def on_the_gpu(graph: torch.fx.GraphModule, inputs: Any, **settings: Any) -> Any:
-    """Inductor's code for a graph that was traced on the CPU: autograd, which traces it, would look for the GPU."""
+    """Inductor's code for a graph that was traced on the CPU, since autograd would look for the GPU while tracing."""
     for node in graph.graph.nodes:
         node.args, node.kwargs = (map_aggregate(part, moved) for part in (node.args, node.kwargs))
         if "val" in node.meta:
@@ -154,7 +154,7 @@ def on_the_gpu(graph: torch.fx.GraphModule, inputs: Any, **settings: Any) -> Any
 
 
 def written(graph: GraphLowering, source: str, sources: list[str]) -> ModuleType:
-    """Stands for the module of a graph's code; called, it gives results of the right shapes."""
+    """A stand-in for the module of a graph's code: its `call` returns results of the right shapes."""
     sources.append(source)
     results = graph.orig_gm.graph.output_node().args[0]
     values = [node.meta["val"] if isinstance(node, torch.fx.Node) else node for node in results]
@@ -170,12 +170,12 @@ def written(graph: GraphLowering, source: str, sources: list[str]) -> ModuleType
 
 
 def failed(_: Any, error: Exception) -> None:
-    """A run would go on uncompiled."""
+    """Raise the error; a run would go on uncompiled."""
     raise error
 
 
 def code_of(part: str, size: Size) -> list[str]:
-    """The code of the graphs of each kind and size of block, forward and backward, in a whole step or in an encoder."""
+    """The code of the graphs of each kind and size of block, forward and backward, in a whole step or an encoder."""
     sources: list[str] = []
     with torch.device("meta"):
         model = build(size)
@@ -195,14 +195,14 @@ def code_of(part: str, size: Size) -> list[str]:
         with choices_of_a_gpu():
             given = apply(batch, mode.from_tensor)
             if part == "step":
-                model(given)  # by which the code of both passes is made
+                model(given)  # this generates the code of both passes
             else:
                 model.vision.views(given, Views(True, True))
     return sources
 
 
 def without_values(model: nn.Module) -> None:
-    """Its tensors on the CPU, in bf16; what is shared stays shared."""
+    """Replace the model's tensors by ones on the CPU, in bf16; what is shared stays shared."""
     made: dict[Tensor, Tensor] = {}
 
     def put(x: Tensor) -> Tensor:
@@ -223,12 +223,12 @@ KERNEL = re.compile(
 
 
 def kernels(sources: list[str]) -> dict[str, str]:
-    """Names of the Triton kernels by their code, each once."""
+    """Names of the Triton kernels by their code, each kernel once."""
     return {code: name for source in sources for name, code in KERNEL.findall(source)}
 
 
 def compiled(code: str, folder: Path) -> dict[str, int]:
-    """What a kernel takes as inductor would first try it on an H100."""
+    """The registers, spilled bytes and warps of a kernel, in the configuration that inductor would try first."""
     file = folder / "generated_kernel.py"
     file.write_text(code, encoding="utf-8")
     specification = importlib.util.spec_from_file_location(file.stem, file)
@@ -252,7 +252,7 @@ def compiled(code: str, folder: Path) -> dict[str, int]:
 
 
 def found_in(sources: list[str]) -> dict[str, Any]:
-    """What is in the code of the work that eager steps do more than once."""
+    """Counts of graphs and kernels in the code, and of work that eager steps do more than once."""
     named = kernels(sources)
     return {
         "graphs": len(sources),
@@ -269,7 +269,7 @@ def found_in(sources: list[str]) -> dict[str, Any]:
 
 
 def table() -> str:
-    """A row for each part that is kept."""
+    """Markdown: a row for each part that has results."""
     heads = ("of size *full*", "torch, Triton", "graphs", "products", "Triton kernels", "most registers", "spilling")
     rows = ["| " + " | ".join((*heads, "with a GELU", "`cat` called", "`cat` in a kernel")) + " |", "|---" * 10 + "|"]
     for file in sorted(RESULTS.glob("generated-*.json")):
@@ -291,7 +291,7 @@ def table() -> str:
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    words.add_argument("--code", type=Path, help="keep the code in this folder, to be read")
+    words.add_argument("--code", type=Path, help="keep the code in this folder, to read it")
     arguments = words.parse_args()
     for part in arguments.parts:
         file = RESULTS / f"generated-{part}.json"

@@ -1,8 +1,8 @@
 """How often the host gives the device work in a step, eager and captured: python benchmarks/compile/launches.py
 
-Counted on a CPU, where CUDA graphs are imitated (recorded.py), of a model as deep as the full one and narrow: how wide
-it is changes no count. Negatives count as the one kernel that draws them on a GPU; blocks are not compiled.
-results/launches.json is kept, and its table written into README.md.
+Counted on a CPU, where CUDA graphs are imitated (recorded.py), for a model as deep as the full one but narrow: width
+changes no count. Negatives count as the one kernel that draws them on a GPU; blocks are not compiled. Writes
+results/launches.json, and its table into README.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STAGES = {"fp32, stage 0": (0, False), "bf16, ZeRO-1": (1, True)}
 
 @contextmanager
 def negatives_as_one_call() -> Iterator[None]:
-    """Within, drawing negatives counts as the Triton kernel that a GPU draws them by, and its result."""
+    """Within, drawing negatives counts as one call, as the Triton kernel would that draws them on a GPU."""
     plain = NEGATIVES.implementations[-1]
 
     def draw(own_BE: Tensor, *rest: Any) -> Tensor:
@@ -68,7 +68,7 @@ def model_of(captured: bool, size: Size = DEEP) -> MaskVLM:
 
 
 def engine_of(stage: int, bf16: bool, captured: bool, size: Size = DEEP) -> Engine:
-    """Of one rank, as a run makes it."""
+    """The engine of a single rank, as a run makes it."""
     config, model = size.config, model_of(captured, size)
     train = replace(config.train, global_batch=size.pairs)
     side = RunSide(("json", "toml"), "", train, config.optim, 1, (1000, 10), count_parameters(model))
@@ -77,7 +77,7 @@ def engine_of(stage: int, bf16: bool, captured: bool, size: Size = DEEP) -> Engi
 
 
 def passes(captured: bool) -> Calls:
-    """The calls of a forward and a backward pass, after a first of each."""
+    """The calls of the second forward and backward pass."""
     model = model_of(captured)
     batch = make_batch(DEEP, model.grid, rounding=COARSE)
     for _ in range(2):
@@ -88,7 +88,7 @@ def passes(captured: bool) -> Calls:
 
 
 def step(stage: int, bf16: bool, captured: bool) -> Calls:
-    """Likewise of the engine's whole step, DeepSpeed and the optimiser included."""
+    """The calls of the engine's second step, DeepSpeed and the optimiser included."""
     engine = engine_of(stage, bf16, captured)
     batch = make_batch(DEEP, engine.model.grid, rounding=COARSE)
     for number in range(2):

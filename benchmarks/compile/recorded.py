@@ -1,7 +1,7 @@
-"""CUDA graphs imitated on a CPU: what torch captures is recorded, operation by operation, and made again on replay.
+"""CUDA graphs imitated on a CPU: what torch captures is recorded, operation by operation, and repeated on replay.
 
-As on a GPU a replay runs no Python, reads its arguments where they lay when it was captured, and leaves its results
-where they were then; and nothing that is captured may hand a value to the host.
+As on a GPU, a replay runs no Python of the model's, reads its arguments where they lay at capture and leaves its
+results where they lay then; and nothing that is captured may return a value to the host.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class RecordedGraph(TorchDispatchMode):
-    """Stands for `torch.cuda.CUDAGraph`.
+    """Replaces `torch.cuda.CUDAGraph`.
 
     Attributes:
-        made: all of them.
-        replays: of this one.
+        made: all graphs so far.
+        replays: how often this one was replayed.
     """
 
     made: ClassVar[list[RecordedGraph]] = []
@@ -43,7 +43,7 @@ class RecordedGraph(TorchDispatchMode):
     @torch.no_grad()
     def replay(self) -> None:
         self.replays += 1
-        with _disable_current_modes():  # which would count what is replayed
+        with _disable_current_modes():  # they would count what is replayed
             for func, args, kwargs, known in self.calls:
                 given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
                 for old, new in zip(known, tree_leaves(func(*args, **kwargs)), strict=True):
@@ -52,12 +52,12 @@ class RecordedGraph(TorchDispatchMode):
 
 
 class Calls(TorchDispatchMode):
-    """Counts what is called within, but what is replayed.
+    """Counts the operations called within, except replayed ones.
 
     Attributes:
-        launching: by name, of what a GPU is given work by.
-        others: views and the like.
-        replays: of graphs.
+        launching: names of those that would give a GPU work.
+        others: names of views and the like.
+        replays: how many graphs were replayed.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ def graph(recorded: RecordedGraph, **_: Any) -> Iterator[None]:
 
 @contextmanager
 def recording() -> Iterator[list[RecordedGraph]]:
-    """All graphs that torch captures within, on the CPU."""
+    """Record on the CPU all graphs that torch captures within; yields them."""
     stand_ins = {
         "CUDAGraph": RecordedGraph,
         "graph": graph,

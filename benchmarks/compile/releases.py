@@ -1,12 +1,13 @@
 """Compiled blocks under other releases of torch: python benchmarks/compile/releases.py FOLDER [RELEASE ...]
 
     python benchmarks/compile/releases.py /tmp/releases 2.10.0 2.15.0
-    python benchmarks/compile/releases.py /tmp/releases --table        # of what is kept, into README.md
+    python benchmarks/compile/releases.py /tmp/releases --table        # only the table of results, into README.md
 
-For each release FOLDER gets an environment with that torch and what belongs to it (some 7 GB on the disk with CUDA's
-libraries), and all else from the environment that this command runs in. There the tests run that count graphs and
-compilations, and compare compiled and captured steps with eager ones; the outcome is kept as results/RELEASE.json and
-the environment deleted. A release that has a result is left out, so that the command can be stopped and given again.
+For each release, FOLDER gets an environment with that torch and its dependencies (some 7 GB on disk, with CUDA's
+libraries); everything else comes from the environment that this command runs in. The tests that count graphs and
+compilations and compare compiled and captured steps with eager ones run there; the outcome is kept as
+results/RELEASE.json and the environment deleted. A release that has a result is skipped, so that the command can be
+interrupted and repeated.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def make(folder: Path, release: str) -> Path:
     venv.create(folder, clear=True, symlinks=True, with_pip=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--progress-bar", "off", "--no-cache-dir", "--no-compile"]
     subprocess.run([*pip, f"torch=={release}"], check=True)
-    # Its release of the same day has a number of its own: 0.25 goes with torch 2.10.
+    # torchvision is numbered differently: 0.25 goes with torch 2.10.
     vision = f"torchvision==0.{int(release.split('.')[1]) + 15}.*"
     if subprocess.run([*pip, "--no-deps", vision]).returncode:
         subprocess.run([*pip, "--no-deps", "torchvision"], check=True)
@@ -55,7 +56,7 @@ def make(folder: Path, release: str) -> Path:
 
 
 def outcome(python: Path, folder: Path) -> dict[str, Any]:
-    """Versions, and what each test came to."""
+    """The versions of packages, and the result of each test."""
     ask = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {PACKAGES}}}))"
     versions = json.loads(subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout)
     report = folder / "report.xml"
@@ -72,7 +73,7 @@ def outcome(python: Path, folder: Path) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the code that was tested; with + where files differ from it."""
+    """The commit of the tested code, with + if files differ from it."""
     described = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--dirty=+"]
     return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -98,7 +99,7 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("folder", type=Path)
     words.add_argument("releases", nargs="*", default=RELEASES)
-    words.add_argument("--table", action="store_true", help="run nothing")
+    words.add_argument("--table", action="store_true", help="only write the table")
     arguments = words.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for release in [] if arguments.table else arguments.releases:

@@ -183,7 +183,7 @@ def test_names_that_a_corpus_cannot_have(tmp_path: Path, name: str, source: str,
 def test_a_name_stands_for_one_corpus(tmp_path: Path, scenes: Path) -> None:
     first = prepare("mine", str(scenes / "train"), tmp_path)
     assert prepare("mine", str(scenes / "train"), tmp_path) == first
-    with pytest.raises(UserError, match=r"give what is of .* another name"):
+    with pytest.raises(UserError, match=r"choose another name for .*, or delete"):
         prepare("mine", str(scenes / "eval"), tmp_path)
 
 

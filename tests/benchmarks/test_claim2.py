@@ -303,7 +303,7 @@ def test_code_that_is_not_committed_is_refused_and_results_do_not_change_it(
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", str(tmp_path), *me, *words], check=True, capture_output=True)
 
-    with pytest.raises(UserError, match="git says"):
+    with pytest.raises(UserError, match="run this from a checkout"):
         campaign.code_commit(results)
     git("init", "-q")
     git("add", ".")
