@@ -1,12 +1,12 @@
-"""What a global shuffle, blocks and whole shards ask of a disk whose pages are not in memory, and how fast each is.
+"""How fast a global shuffle, blocks and whole shards are read from a disk whose pages are not in memory, and its load.
 
     python benchmarks/data/cold.py FOLDER
 
-Images of 49 kB in shards of 16 MB in FOLDER, on the disk in question. Each order reads the same number of rows and all
-bytes of their images, one after the other, as a loader's thread does, after the pages of the corpus have been dropped
-(POSIX_FADV_DONTNEED: other processes keep theirs). A slower disk is made of this one by the block layer's own limit on
-reads a second (blkio.throttle.read_iops_device of a cgroup of version 1, root only): 100 are those of a disk that
-turns, 1,000 of a small rented volume. Reads are counted by the same cgroup.
+Images of 49 kB in shards of 16 MB in FOLDER, on the disk to be measured. Each order reads the same number of rows and
+all bytes of their images, one after the other, as a loader's thread does, after the pages of the corpus have been
+dropped (POSIX_FADV_DONTNEED: other processes keep theirs). A slower disk is simulated by the block layer's own limit on
+reads per second (blkio.throttle.read_iops_device of a version 1 cgroup, root only): 100, like a rotating disk, and
+1,000, like a small rented volume. The same cgroup counts the reads.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from mvlm.runtime.disk import seconds_a_read  # noqa: E402
 RESULT = Path(__file__).parent / "results" / "cold.json"
 CONTROL = Path("/sys/fs/cgroup/blkio")
 LIMITS = (0, 1000, 100)
-"""Reads a second; 0 = as many as the disk gives."""
+"""Reads per second; 0 = as many as the disk allows."""
 
-UNLIMITED = 10_000_000  # reads are counted where there is a limit only
+UNLIMITED = 10_000_000  # reads are only counted if there is a limit
 ROWS, SHARD_BYTES, DISTINCT = 20_000, 16_000_000, 100
 READ = {0: 2000, 1000: 1000, 100: 300}
-"""Rows, for each limit."""
+"""Rows to read under each limit."""
 
 ORDERS = {
     "global": Data(shuffle="global"),
@@ -77,7 +77,7 @@ def main() -> None:
             found[f"{order}, {limit or 'all'} reads/s"] = medians
             print(order, limit, rounds, flush=True)
             result = {"measured": found, "rounds": arguments.rounds, "machine": machine()}
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")  # of a run that is stopped, what it has found
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")  # if interrupted, it keeps what it has found
 
 
 def write(place: Path) -> None:
@@ -97,7 +97,7 @@ def in_a_process(folder: Path, order: str, limit: int, start: int) -> dict[str, 
 
 
 def measured(place: Path, order: str, limit: int, start: int) -> dict[str, float]:
-    """Of rows from somewhere in an epoch on, seconds by the clock."""
+    """Read rows from a place in an epoch that `start` chooses; times are wall-clock."""
     mixture = Mixture([place])
     first = mixture.per_epoch // 10 * (1 + 3 * start)
     rows = make_sampler(mixture, 0, [order_of(ORDERS[order])])(np.arange(first, first + READ[limit]))[0].tolist()
@@ -130,13 +130,13 @@ def measured(place: Path, order: str, limit: int, start: int) -> dict[str, float
 def drop(place: Path) -> None:
     for path in place.iterdir():
         file = os.open(path, os.O_RDONLY)
-        os.fsync(file)  # what is not on the disk yet cannot be dropped
+        os.fsync(file)  # pages that are not on the disk yet cannot be dropped
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
 
 
 def reads(group: Path) -> tuple[int, int]:
-    """Reads, and bytes read, of the processes in a group so far."""
+    """Reads, and bytes read, by the processes of a group so far."""
 
     def total(name: str) -> int:
         lines = (line.split() for line in (group / name).read_text().splitlines())

@@ -1,10 +1,10 @@
-"""How well copies of pictures are told from pictures that only resemble them: `--dedup perceptual` and `--exclude`.
+"""How well `--dedup perceptual` and `--exclude` tell copies of pictures from pictures that only resemble them.
 
     python benchmarks/data/copies.py emoji.tar clipart.tar
 
-Of each corpus: what would be dropped as a near duplicate, and how much of that is visibly different; of each kind of
-copy, how many are found; and how many pictures of one corpus are taken for some of the other. What is in the results is
-not measured again: the same command resumes where it was stopped.
+For each corpus: what would be dropped as near duplicates, and how much of that is visibly different; how many copies of
+each kind are found; and how many pictures of one corpus are mistaken for some of another. What is in the results is not
+measured again: the same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from data_tools.perceptual_hash_file import PerceptualHashFile
 RESULTS = Path(__file__).parent / "results/copies.json"
 SAMPLE = 500
 HASH_ALONE = 4
-"""Bits of a hash alone by which pictures were dropped before they were compared."""
+"""Bits by which hashes may differ for pictures to be dropped by the hash alone, as was once done."""
 
 CELLS, LEVELS, VISIBLE = 40, 32, 0.02
-"""Two pictures are visibly different where, of 40 x 40 cells, more than 2 % differ by more than 32 grey levels."""
+"""Two pictures are visibly different if, of 40 x 40 cells, more than 2 % differ by more than 32 grey levels."""
 
 Resampling = Image.Resampling
 
@@ -78,7 +78,7 @@ KINDS: dict[str, Callable[[Image.Image, random.Random], bytes]] = {
 
 
 def differ(one: bytes, other: bytes) -> bool:
-    """Whether two whole pictures are visibly different; this shares nothing with what is measured."""
+    """Whether two whole pictures are visibly different, judged independently of what is measured."""
     size = (4 * CELLS, 4 * CELLS)
     a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize(size), np.float32) for data in (one, other))
     cells = np.abs(a - b).max(2).reshape(CELLS, 4, CELLS, 4).mean((1, 3))
@@ -86,7 +86,8 @@ def differ(one: bytes, other: bytes) -> bool:
 
 
 def joined(looks: Sequence[bytes], known: int = 0, among: bool = True) -> PicturePairs:
-    """Pairs of numbers that may show the same; of the first `known`, and where not `among`, only with one of these."""
+    """Pairs of pictures, by number, that may be the same: none of two `known` ones and, unless `among`, of two
+    others."""
     seen = np.frombuffer(b"".join(look[: SEEN.itemsize] for look in looks), SEEN)
     join = NearJoin(Path(tempfile.gettempdir()), 1 << 30, len(CUTS))
     join.add(np.arange(len(looks), dtype=np.uint64), seen["hashes"], seen["corners"].sum(1, dtype=np.int64) // 32)
@@ -94,7 +95,7 @@ def joined(looks: Sequence[bytes], known: int = 0, among: bool = True) -> Pictur
 
 
 def dedup(images: dict[str, bytes], looks: dict[str, bytes]) -> dict[str, object]:
-    """What is dropped of a corpus, and by the hash alone."""
+    """What is dropped from a corpus, and what would be by the hash alone."""
     kept, names, hashes = PerceptualHashFile(Path(tempfile.gettempdir())), list(looks), np.empty(0, np.uint64)
     near, numbers = joined(list(looks.values())), {}
     alone, pairs, kept_alone = [], [], []
@@ -117,7 +118,7 @@ def dedup(images: dict[str, bytes], looks: dict[str, bytes]) -> dict[str, object
 
 
 def twins(known: dict[str, bytes], asked: Sequence[bytes]) -> list[str]:
-    """For each picture asked about, the name of the known one that shows the same, or ""."""
+    """For each picture asked about, the name of the known picture that it is a copy of, or ""."""
     pictures = PerceptualHashFile(Path(tempfile.gettempdir()))
     for name, look in known.items():
         pictures.add(look, name)
@@ -154,7 +155,7 @@ def without(asked: dict[str, bytes], known: dict[str, bytes]) -> dict[str, objec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tars", type=Path, nargs="+", metavar="TAR", help="of a source folder")
+    parser.add_argument("tars", type=Path, nargs="+", metavar="TAR", help="tar of a source folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}

@@ -1,4 +1,4 @@
-"""A corpus of photograph-like JPEGs, made from a seed: 500 x 375 pixels, quality 90, about 49 kB."""
+"""A corpus of photograph-like JPEGs, generated from seeds: 500 x 375 pixels, quality 90, about 49 kB."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 SIZE = (500, 375)
-DETAIL = ((6, 80), (24, 40), (96, 22))  # columns of a grid of random colours, and how far these spread
-GRAIN = 2.2  # grey levels of noise a pixel, which set the bytes of the JPEG
+DETAIL = ((6, 80), (24, 40), (96, 22))  # columns of a grid of random colours, and their standard deviation
+GRAIN = 2.2  # grey levels of noise per pixel, which determine the size of the JPEG
 
 
 def photo(seed: int, size: tuple[int, int] = SIZE, quality: int = 90) -> bytes:
@@ -29,7 +29,7 @@ def photo(seed: int, size: tuple[int, int] = SIZE, quality: int = 90) -> bytes:
 
 
 def write_folder(folder: Path, images: list[bytes], count: int) -> None:
-    """A source folder of `count` records, whose images are `images` over and over, each a file of its own."""
+    """Write a source folder of `count` records, whose images are `images` over and over, each in its own file."""
     (folder / "images").mkdir(parents=True)
     with (folder / "captions.jsonl").open("w") as lines:
         for number in range(count):
@@ -39,5 +39,5 @@ def write_folder(folder: Path, images: list[bytes], count: int) -> None:
 
 
 def captions(number: int) -> list[str]:
-    """Three, as long as COCO's."""
+    """Three captions, as long as COCO's."""
     return [f"photograph {number} of nothing at all, caption {n}, of a usual length" for n in range(3)]

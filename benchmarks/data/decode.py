@@ -4,7 +4,7 @@
     taskset -c 0 python benchmarks/data/decode.py PHOTOGRAPHS
 
 Decoding, random resized crop to 224 x 224, and flip, into batches of 64. Images per CPU second of one process with one
-thread, medians of interleaved rounds in one run. What does not import is left out, with a line that says so.
+thread, medians of interleaved rounds in one run. Libraries that cannot be imported are left out, with a line saying so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-# Threads of a matrix library that wait for work would count as CPU time of whatever runs meanwhile.
+# A matrix library's threads that spin while waiting would count as CPU time of whatever runs meanwhile.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
@@ -58,10 +58,10 @@ Round = Callable[[list[list[bytes]]], object]
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("photographs", type=Path, help="what photographs.py has written")
+    words.add_argument("photographs", type=Path, help="the folder that photographs.py has written")
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument(
-        "--count", type=int, default=256, help="images a round (default: 256), a fourth as many large ones"
+        "--count", type=int, default=256, help="images per round (default: 256); a quarter as many large ones"
     )
     words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
     arguments = words.parse_args()
@@ -98,7 +98,7 @@ def measure(images: list[bytes], scale: tuple[float, float], rounds: int) -> dic
 
 
 def available(scale: tuple[float, float], batches: list[list[bytes]]) -> dict[str, Round]:
-    """What runs here, warmed up."""
+    """The stacks that work here, warmed up."""
     makers: dict[str, Callable[[], Round]] = {
         NATIVE: lambda: each(ours(NativeJpeg.open, scale)),
         "native, with RandAugment": lambda: each(ours(NativeJpeg.open, scale, (2, 7))),
@@ -147,7 +147,7 @@ def ours(
 
 
 def limit(scale: tuple[float, float] | None) -> Stack:
-    """Decoding alone, by the library that the extension is built with; the whole, or what the crop needs."""
+    """Decoding alone, by the library that the extension is built with: the whole image, or what the crop needs."""
     library = limits()
     rng = np.random.default_rng(0)
 
@@ -175,7 +175,7 @@ def limits() -> ctypes.CDLL:
 
 
 def differences(images: list[bytes], scale: tuple[float, float]) -> dict[str, list[float]]:
-    """Of the same crops, from what Pillow makes of the whole image."""
+    """How far the same crops are from those that Pillow makes of the whole image: mean and 99th percentile."""
     found: dict[str, list[np.ndarray]] = {}
     rng = np.random.default_rng(1)
     for image in images:

@@ -1,4 +1,4 @@
-"""What others make an image of, each as it is usually put together: decode, random resized crop, flip."""
+"""The same by other libraries, each as it is usually put together: decode, random resized crop, flip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Stack = Callable[[list[bytes]], object]
 
 
 def torchvision(scale: tuple[float, float], as_float: bool) -> Stack:
-    """As most training scripts have it: `as_float`, with the normalised floats that they hand to the model."""
+    """As in most training scripts; `as_float`, with the normalised floats that they pass to the model."""
     from torchvision import transforms as v1
 
     last = [v1.ToTensor(), v1.Normalize(MEAN, STD)] if as_float else [v1.PILToTensor()]
@@ -61,7 +61,7 @@ def opencv(scale: tuple[float, float]) -> Stack:
 
 
 def opencv_view(image: bytes, box: Box) -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3], by the nearest that OpenCV has to an antialiased filter."""
+    """uint8 [SIZE, SIZE, 3], by the closest that OpenCV has to an antialiased filter."""
     import cv2
     import simplejpeg
 
@@ -93,7 +93,7 @@ def dali(scale: tuple[float, float], batch: int) -> Stack:
 
 
 def ffcv(scale: tuple[float, float], batches: list[list[bytes]]) -> Callable[[list[list[bytes]]], object]:
-    """Whole epochs, from a file of its own, as `write_ffcv` makes it."""
+    """Whole epochs, from a file in its own format, as `write_ffcv` makes it."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor

@@ -1,10 +1,10 @@
-"""Images downloaded per CPU second, from a table of links to shards, beside img2dataset; with faults of every kind.
+"""Images downloaded per CPU second, from a table of links, many of them faulty, to shards; compared with img2dataset.
 
     python benchmarks/data/download.py --img2dataset VENV/bin/img2dataset
 
-A server in a process of its own, whose time is counted apart, answers 20,000 links on 50 addresses of loopback from a
-few hundred distinct JPEGs; about one link in ten has a fault. Each case is a process whose CPU time, children included,
-the kernel counts. Finished cases are kept, so that the same command goes on where it was stopped.
+A server in its own process, whose time is counted separately, answers 20,000 links on 50 loopback addresses with a few
+hundred distinct JPEGs; about one link in ten has a fault. Each case is a process whose CPU time, children included, the
+kernel counts. Finished cases are kept, so that the same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ source = UrlSource(
 found = Counter(getattr(item, "reason", "") for item in source)
 Path(sys.argv[2]).write_text(json.dumps(found))
 """
-"""As `ours` reads its source, without a look at the images."""
+"""Reads the source as `ours` does, without looking at the images."""
 
 CASES = ("ours, as they come", ALONE, "img2dataset, as they come", "ours, shrunk", "img2dataset, shrunk")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--img2dataset", type=Path, required=True, help="the command, in an environment of its own")
+    parser.add_argument("--img2dataset", type=Path, required=True, help="the command, in its own environment")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--distinct", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
@@ -98,7 +98,7 @@ def faults(count: int) -> dict[str, int]:
 
 
 def links(count: int, port: int) -> list[str]:
-    """The faults are spread evenly over the table, each at hosts of its own share."""
+    """The table's links: faults are spread evenly over it, each kind over many hosts."""
     kinds = ["ok"] * count
     place = 0
     for fault, number in faults(count).items():
@@ -111,7 +111,7 @@ def links(count: int, port: int) -> list[str]:
 
 
 def measure(case: str, work: Path, count: int, img2dataset: Path) -> dict[str, Any]:
-    """Run one case against a server that has seen no request yet."""
+    """Run one case against a new server."""
     script = ROOT / "tests/data_tools/image_server.py"
     server = subprocess.Popen([sys.executable, script, work / "images"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
@@ -176,7 +176,7 @@ def theirs(command: Path, table: Path, out: Path, shrunk: bool) -> list[str]:
 
 
 def outcome(case: str, out: Path) -> tuple[int, dict[str, int]]:
-    """The images, and what became of the other links."""
+    """The number of images, and of the other links by what became of them."""
     if case == ALONE:
         found = json.loads((out / "outcome.json").read_text())
         return found.pop(""), found
@@ -189,7 +189,7 @@ def our_outcome(out: Path) -> tuple[int, dict[str, int]]:
 
 
 def their_outcome(out: Path) -> tuple[int, dict[str, int]]:
-    """By the table of each shard; they count an image by its status alone."""
+    """From the table of each shard; img2dataset counts an image by its status alone."""
     found: Counter[str] = Counter()
     for table in sorted((out / "tars").glob("*.parquet")):
         for row in pq.read_table(table, columns=["status", "error_message"]).to_pylist():

@@ -1,12 +1,12 @@
-"""How the searches for equal values and for hashes a few bits apart grow with their number, and whether they find what
-comparing each with each finds.
+"""How the cost of searching for equal values, or for hashes a few bits apart, grows with their number, and whether the
+search finds what comparing all pairs finds.
 
     python benchmarks/data/duplicates.py equal
     python benchmarks/data/duplicates.py near --memory-gb 1
 
-Random values, one in fifty a copy of an earlier one, in chunks as the marks of parts give them: of 16 bytes, or of six
-hashes of 64 bits as a picture has, the copies of these up to 7 bits apart. CPU seconds of one process and its highest
-memory, each size in a process of its own, within the memory of `--memory-gb`.
+Random values, one in fifty a copy of an earlier one, in chunks as the marks of parts come: of 16 bytes, or, as a
+picture has, of six 64-bit hashes, whose copies are up to 7 bits off. CPU seconds of one process and its peak memory,
+each size in its own process, within the memory of `--memory-gb`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def pairs(folder: Path, values: np.ndarray, memory: int) -> list[tuple[int, int]
 
 
 def hashes(size: int) -> np.ndarray:
-    """Those of a picture differ in about 8 bits, as those of a photograph do."""
+    """Six hashes for each picture, which differ in about 8 bits, as a photograph's do."""
     draw = np.random.default_rng(0)
     first = draw.integers(0, 1 << 64, size, np.uint64)
     copies = draw.integers(1, size, size // COPIES)
@@ -123,7 +123,7 @@ def hashes(size: int) -> np.ndarray:
 
 
 def flipped(draw: np.random.Generator, values: np.ndarray, most: int) -> np.ndarray:
-    """Of each, up to so many bits."""
+    """The values with up to `most` bits of each flipped."""
     for _ in range(most):
         bits = np.uint64(1) << draw.integers(0, 64, len(values), np.uint64)
         values = values ^ np.where(draw.random(len(values)) < 0.9, bits, np.uint64(0))

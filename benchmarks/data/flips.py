@@ -1,11 +1,11 @@
-"""Whether an epoch notices every bit that has flipped in its rows, and trains on none of them.
+"""Whether an epoch notices every flipped bit in its rows, and trains on no damaged row.
 
     python benchmarks/data/flips.py
 
-Bits are flipped at random places of a corpus's shards, and pyarrow alone says in which rows each of them lies: reading
-is not asked what it ought to find. Then the pages of the shards are dropped from the system's cache, and whole epochs
-are loaded as in training, of images and of pairs: all damaged rows must be told, and every sample that is handed out
-must be the one that the undamaged corpus gives there, or stand in the place of a damaged one and be of a sound row.
+Bits are flipped at random places in a corpus's shards, and pyarrow, not our reader, says which rows each is part of.
+Then the shards' pages are dropped from the system's cache, and whole epochs are loaded as in training, of images and of
+pairs: every damaged row must be reported, and every sample must be the one that the undamaged corpus has at its
+position, or replace a damaged row and come from a sound one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SHARD_BYTES = 16_000_000
 SIDE, BATCH = 64, 50
 
 Range = tuple[int, int, tuple[int, ...]]
-"""First byte and the one after the last in a shard, and the rows of the corpus that these bytes are part of."""
+"""The first byte in a shard, the one after the last, and the rows of the corpus that these bytes are part of."""
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
     arguments = words.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:  # on a disk: what lies in memory cannot be dropped
+    with tempfile.TemporaryDirectory() as scratch:  # on a disk: a RAM disk's pages cannot be dropped
         whole = Path(scratch) / "whole"
         images = [photo(number) for number in range(100)]
         records = ((f"{n:06d}", images[n % 100], captions(n)) for n in range(arguments.count))
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def campaign(whole: Path, flips: int, seed: int) -> dict[str, Any]:
-    """Flip bits in a copy of a corpus beside it, and load epochs of both."""
+    """Flip bits in a copy of a corpus, made beside it, and load epochs of both."""
     damaged = Path(shutil.copytree(whole, whole.with_name("damaged")))
     flipped = flip(damaged, flips, np.random.default_rng(seed))
     in_rows = [rows for rows in flipped if rows]
@@ -81,7 +81,7 @@ def campaign(whole: Path, flips: int, seed: int) -> dict[str, Any]:
 
 
 def flip(folder: Path, count: int, random: np.random.Generator) -> list[tuple[int, ...]]:
-    """Flip a bit in so many different bytes of a corpus's shards; return the rows that each byte is part of."""
+    """Flip a bit in `count` different bytes of a corpus's shards; return the rows that each byte is part of."""
     paths = sorted(folder.glob("*.arrow"))
     ends = np.cumsum([path.stat().st_size for path in paths])
     places = np.sort(random.choice(int(ends[-1]), count, replace=False))
@@ -101,7 +101,7 @@ def flip(folder: Path, count: int, random: np.random.Generator) -> list[tuple[in
 
 
 def ranges_of(path: Path, first_row: int) -> Iterator[Range]:
-    """Where the rows of a shard lie, by pyarrow."""
+    """Where the rows of a shard lie, according to pyarrow."""
     whole = pa.py_buffer(path.read_bytes())
     reader = pa.ipc.open_file(pa.BufferReader(whole))
     for number in range(reader.num_record_batches):
@@ -113,7 +113,7 @@ def ranges_of(path: Path, first_row: int) -> Iterator[Range]:
 
 
 def _ranges(column: pa.Array, rows: list[tuple[int, ...]], whole: pa.Buffer) -> Iterator[Range]:
-    """Of an array whose values belong to those rows: its offsets, of which neighbours share one, and its bytes."""
+    """The ranges of an array whose values belong to `rows`: its offsets, each shared by two values, and its bytes."""
     buffers = column.buffers()
     if pa.types.is_primitive(column.type):
         at, width = buffers[1].address - whole.address, column.type.bit_width // 8
@@ -132,7 +132,7 @@ def _ranges(column: pa.Array, rows: list[tuple[int, ...]], whole: pa.Buffer) -> 
 
 
 def load(whole: Path, damaged: Path, epoch: str, bad: set[int]) -> tuple[set[int], int, int]:
-    """The rows that an epoch of the damaged corpus tells of, its samples that are not right, and all of them."""
+    """The rows that an epoch of the damaged corpus reports, and the number of its wrong samples and of all samples."""
     streams = [opened(folder, epoch) for folder in (whole, damaged)]
     size = streams[0].dataset.mixture.per_epoch // BATCH * BATCH
     wrong = 0
@@ -161,7 +161,7 @@ def opened(folder: Path, epoch: str, start: int = 0) -> Loader:
 
 
 def drop_pages(folder: Path) -> None:
-    """Have the system forget what it holds of the files, so that they are read from the disk."""
+    """Drop the files from the system's cache, so that they are read from the disk."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -169,7 +169,7 @@ def drop_pages(folder: Path) -> None:
 
 
 def bytes_from_disk() -> int:
-    """That this process has read."""
+    """The bytes that this process has read from disks so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["read_bytes"])
 

@@ -1,6 +1,6 @@
-"""The formats that are compared: each writes a corpus, and reads it in its order and row by row.
+"""The formats that are compared: each writes a corpus, and reads it in order and row by row.
 
-What a library is not installed for is left out by who asks; what a format does not have is None.
+Callers skip a format whose library is not installed; a way of reading that a format does not have is None.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCH = 64
 class Format(NamedTuple):
     write: Callable[[Iterable[Record], Path], None]
     in_order: Callable[[Path], Iterator[Any]] | None  # images, bytes or the like
-    by_row: Callable[[Path], tuple[int, Callable[[int], Any]]] | None  # rows, and what gives an image of one
+    by_row: Callable[[Path], tuple[int, Callable[[int], Any]]] | None  # the number of rows, and a row -> its image
 
 
 def write_mvlm(records: Iterable[Record], out: Path, shard: int = SHARD) -> None:
@@ -153,7 +153,7 @@ def hf_in_order(out: Path) -> Iterator[Any]:
 
 
 def write_ffcv(records: Iterable[Record], out: Path) -> None:
-    """FFCV takes pixels, and encodes them anew."""
+    """FFCV takes pixels, and encodes them again."""
     import numpy as np
     from ffcv.fields import RGBImageField
     from ffcv.writer import DatasetWriter

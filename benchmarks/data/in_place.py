@@ -1,9 +1,9 @@
-"""Loading from a tar and from parquet in which the images stay, against shards that hold the same images.
+"""Loading images that stay in a tar or in parquet, compared with shards that hold the same images.
 
     python -m benchmarks.data.in_place examples/emoji.tar
 
-CPU seconds of an epoch of `CaptionLoader`, decoded and augmented to 224 pixels in this process, and of reading each
-image's checked bytes alone; the three take turns, round by round, in one process. Writes results/in_place.json.
+CPU seconds of an epoch of `CaptionLoader`, decoded and augmented to 224 pixels in this process, and of only reading
+each image's checked bytes; the three take turns, round by round, in one process. Writes results/in_place.json.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def as_webdataset(rows: list[mvlm.api.shards.CaptionedImage], out: Path) -> None
 
 
 def as_parquet(rows: list[mvlm.api.shards.CaptionedImage], out: Path) -> None:
-    """As the hub has it: compressed by snappy, a hundred images to a row group."""
+    """As on Hugging Face's hub: compressed with snappy, a hundred images to a row group."""
     images = [{"bytes": row.encoded, "path": None} for row in rows]
     table = pa.table({"image": images, "caption": [row.captions[0] for row in rows]})
     pq.write_table(table, out, compression="snappy", row_group_size=100)
@@ -57,7 +57,7 @@ def bytes_alone(folder: Path) -> int:
 
 
 def seconds(measured: Callable[[Path], int], folder: Path) -> float:
-    """CPU seconds an image."""
+    """CPU seconds per image."""
     began = time.process_time()
     images = measured(folder)
     return (time.process_time() - began) / images

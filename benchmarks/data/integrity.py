@@ -1,10 +1,10 @@
-"""What checking every row as it is read costs, beside decoding its image.
+"""What checking every row as it is read costs, compared with decoding its image.
 
     python benchmarks/data/integrity.py
 
-CPU seconds a row of one process with one thread, medians of interleaved rounds in one run, rows at random from a RAM
-disk with warm pages. The image's checksum is counted with its bytes cold in the processor's caches, as training reads
-them, and decoding with them warm, so that the share is rather too high. Opening is until a first row has been read.
+CPU seconds per row of one process with one thread, medians of interleaved rounds in one run, rows at random from a RAM
+disk with warm pages. The image's checksum is measured with its bytes cold in the processor's caches, as training reads
+them, and decoding with them warm, so that the share is overestimated. Opening includes reading the first row.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measured(scratch: Path, images: list[bytes], count: int, rounds: int) -> dict[str, float]:
-    """CPU seconds of each thing, a row or a shard."""
+    """CPU seconds of each job, per row or shard."""
     writer = CorpusWriter(scratch / "s", 64_000_000)
     for number in range(count):
         image = images[number % len(images)]

@@ -1,16 +1,16 @@
-"""Kill sharding runs, single tasks of them or shares of their parts at random moments, and compare what they end in
-with an undisturbed run.
+"""Kill sharding runs, single tasks of them or shares of their parts at random moments, and compare the results with an
+undisturbed run's.
 
     python benchmarks/data/kill_campaign.py --engine local --kills 60
     python benchmarks/data/kill_campaign.py --engine local --kills 50 --of part --count 120
     python benchmarks/data/kill_campaign.py --engine local --kills 50 --of task
     python benchmarks/data/kill_campaign.py --engine ray --kills 50 --of task
 
-A run that was killed is started again until it ends; one whose task was killed has to end by itself. A share, which is
-what one task of an array makes (`--part I/N`), is killed after a random part of its CPU time and made again alone; then
-all are joined. Tasks on Ray die in one that the campaign has started, for all of its runs. Every trial
-appends one JSON line to the results file, so that the campaign can itself be stopped and started again: it ends when
-the file holds that many kills of that engine and kind.
+A killed run is started again until it ends; one of which a task was killed has to end by itself. A share, which is what
+one task of an array makes (`--part I/N`), is killed after a random part of its CPU time and only that share is made
+again; then all are joined. Tasks on Ray are killed in a Ray that the campaign has started for all of its runs. Every
+trial appends one JSON line to the results file, so that a stopped campaign resumes: it ends when the file has as many
+kills of that engine and kind as asked for.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ from data_tools.engines.ray import connected  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "part_kills.jsonl"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 WINDOW = {"local": (0.3, 1.05), "ray": (0.65, 1.05)}
-"""When a kill may fall, as shares of the time a whole run takes; before that it is starting up."""
+"""When a run may be killed, as shares of the time that a whole run takes; before that it is starting up."""
 
 WORKERS = 2
 MOST_DEAD, APART = RETRIES, 2 * HELD * WORKERS
-"""Tasks killed until so many more parts are finished: one death more over the same part ends a run, and a part that was
-under way when a task died is then finished."""
+"""At most so many tasks are killed before so many more parts are finished: one death more over the same part would end
+a run, and by then every part that was under way when a task died is finished."""
 
 SHARES = 3
 LATEST = 0.6
-"""When a share is killed at the latest, unless it has ended, as a share of the CPU time that a whole run takes."""
+"""When a share is killed at the latest, unless it has ended: this fraction of the CPU time that a whole run takes."""
 
 MOST_KILLS = 6
-"""Of one trial; then the run is left to end."""
+"""In one trial; then the run is left to end."""
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--engine", choices=("local", "ray"), default="local")
-    words.add_argument("--of", choices=("run", "task", "part"), default="run", help="what is killed (default: run)")
-    words.add_argument("--kills", type=int, default=60, help="to have in the results file (default: 60)")
+    words.add_argument("--of", choices=("run", "task", "part"), default="run", help="what to kill (default: run)")
+    words.add_argument("--kills", type=int, default=60, help="until the results file has so many (default: 60)")
     words.add_argument("--count", type=int, default=6000, help="records (default: 6000)")
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--results", type=Path, default=RESULTS)
@@ -106,9 +106,9 @@ def main() -> int:
 
 @contextlib.contextmanager
 def running_ray() -> Iterator[str]:
-    """A Ray whose processes are below this one; its address.
+    """A Ray whose processes descend from this one; yields its address.
 
-    A worker that is started anew on a busy machine gets ten minutes: after the usual one Ray gives its task up.
+    On a busy machine a restarted worker gets ten minutes: after the usual one minute Ray would give up its task.
     """
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
     with connected(None, WORKERS):
@@ -123,7 +123,7 @@ def command(folder: Path, engine: str, workers: int, address: str) -> list[str]:
 
 
 def spoil(source: Path) -> None:
-    """Make the images differ, but for some that stay equal, and break some."""
+    """Make most images differ, leave some equal, break some and delete some."""
     for number, path in enumerate(sorted((source / "images").iterdir())):
         if number % 17 == 3:
             path.write_bytes(b"<html>404</html>")
@@ -134,7 +134,7 @@ def spoil(source: Path) -> None:
 
 
 def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: random.Random) -> dict[str, object]:
-    """Kill the run up to `MOST_KILLS` times, each after a random part of the time that a whole run takes."""
+    """Kill the run up to `MOST_KILLS` times, each after a random fraction of the time that a whole run takes."""
     kills: list[float] = []
     parts: list[int] = []
     for _ in range(MOST_KILLS):
@@ -177,7 +177,7 @@ def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.R
 
 
 def dead_shares(argv: list[str], out: Path, cpu_s: float, draw: random.Random) -> dict[str, object]:
-    """Kill each share once, in a random order, and make it again alone; then join them."""
+    """Kill each share once, in a random order, and make only that share again; then join them."""
     state = out.with_name(f".{out.name}.partial") / ".state"
     shares = draw.sample(range(1, SHARES + 1), SHARES)
     killed: list[int] = []
@@ -200,7 +200,7 @@ def cpu_time_alone(words: list[str]) -> float:
 
 
 def alone(words: list[str], cpu_s: float | None = None) -> bool:
-    """Run a command in a process that has imported everything, and kill it after so much CPU time; whether it ended."""
+    """Run a command in a process that has imported everything, and kill it after `cpu_s`; returns whether it ended."""
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -215,12 +215,12 @@ def alone(words: list[str], cpu_s: float | None = None) -> bool:
 
 
 def cpu_time(pid: int) -> float:
-    """Seconds, from the scheduler's nanoseconds."""
+    """CPU seconds of a process, from the scheduler's nanoseconds."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def working(pid: int) -> list[int]:
-    """The processes below this one that make parts: those of the pool, or Ray's that are at a task."""
+    """The descendants of this process that make parts: those of the pool, or Ray's that are running a task."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):
@@ -238,7 +238,7 @@ def working(pid: int) -> list[int]:
 
 
 def killed(argv: list[str], out: Path, wait: float) -> bool:
-    """Start the run and kill it with all it started; False if it ended before."""
+    """Start the run and kill it after `wait` with all its processes; False if it ended before."""
     process = subprocess.Popen([*argv, str(out)], cwd=ROOT, start_new_session=True, **QUIET)  # type: ignore[call-overload]
     try:
         process.wait(wait)
@@ -250,7 +250,7 @@ def killed(argv: list[str], out: Path, wait: float) -> bool:
 
 
 def digest(folder: Path) -> str:
-    """Of all files and their names; what is left beside them counts too."""
+    """Over all files and their names, leftovers included."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():

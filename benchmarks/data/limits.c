@@ -1,5 +1,5 @@
-/* What decoding alone costs: the whole of a JPEG, or the part from (left, top) to (right, bottom), and nothing made of
- * it. Returns 0, or 1 where libjpeg fails. */
+/* Only decodes, to measure the cost of that: the part of a JPEG from (left, top) to (right, bottom), which may be all of
+ * it. Returns 0, or 1 if libjpeg fails. */
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-"""The loaders that ours is compared with, each as its documentation puts it together: shuffled, batches without end."""
+"""The loaders that ours is compared with, each as in its documentation: shuffled, endless batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE, WORKERS, SCALE = 224, 2, (0.08, 1.0)
 BUFFER = 1000  # samples of a shuffle buffer
 
 Collate = Callable[[Sequence[Any]], Any]
-"""Encoded images -> what a batch is made of."""
+"""Samples or encoded images -> the contents of a batch."""
 
 
 class Peer(NamedTuple):
@@ -24,7 +24,7 @@ class Peer(NamedTuple):
 
 
 def same_decoding(images: Sequence[Any]) -> Any:
-    """What a sample of ours does to its image."""
+    """What our loader does to each image."""
     import numpy as np
     import torch
 
@@ -38,7 +38,7 @@ def same_decoding(images: Sequence[Any]) -> Any:
 
 
 def pillow(images: Sequence[Any]) -> Any:
-    """As most training scripts do it, normalised there."""
+    """As most training scripts do it, including normalisation."""
     import io
 
     import torch
@@ -57,7 +57,7 @@ def pillow(images: Sequence[Any]) -> Any:
 
 
 def same_work() -> Collate:
-    """Also the words and what is hidden, a batch at a time, as transformers' collator does it."""
+    """Also tokenise and mask, a batch at a time, as transformers' collator does it."""
     import torch
 
     tokenizer = make_tokenizer()
@@ -126,7 +126,7 @@ def hf_datasets(out: Path, collate: Collate) -> Iterator[Any]:
 
 
 def ffcv(out: Path) -> Iterator[Any]:
-    """With its own decoding, by threads."""
+    """With its own decoding, in threads."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
@@ -137,7 +137,7 @@ def ffcv(out: Path) -> Iterator[Any]:
 
 
 def dali(out: Path) -> Iterator[Any]:
-    """With its own decoding, by threads, of webdataset's shards."""
+    """With its own decoding, in threads, from webdataset's shards."""
     from nvidia.dali import fn, pipeline_def, types
 
     tars = sorted(map(str, out.glob("*.tar")))

@@ -1,12 +1,12 @@
-"""How fast images come out of a loader as batches, how soon the first one does, and what a loader process weighs.
+"""How fast a loader delivers images in batches, how soon the first batch comes, and how much memory a process takes.
 
     python benchmarks/data/loader.py
 
 Decoding, random resized crop to 224 x 224 and flip, without RandAugment, two workers; every loader but the one with
-Pillow has the same decoder, and does the same work. Peers (load_peers.py) that are not installed are left out. Images
-per CPU second of all threads and processes, on a RAM disk. Each loader has a process of its own that waits while the
-others have their turns, a few batches each, round after round. A ratio is the median of the rounds' ratios, so that
-other work on the machine, which comes and goes, falls out of it.
+Pillow has the same decoder and does the same work. Peers (load_peers.py) that are not installed are left out. Images
+per CPU second of all threads and processes, on a RAM disk. Each loader has its own process, which waits while the
+others take their turns, a few batches each, round after round. A ratio is the median of the rounds' ratios, so that
+other work on the machine, which comes and goes, cancels out.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def main() -> None:
 
 
 class Served:
-    """A loader in a process of its own, which has delivered its first batch.
+    """A loader in its own process, which has delivered its first batch.
 
     Attributes:
-        found: what was measured of it beside its speed.
-        speeds: images per CPU second, of each turn.
+        found: what was measured besides speed.
+        speeds: images per CPU second in each turn.
     """
 
     def __init__(self, name: str, corpora: str, batches: int):
@@ -103,7 +103,7 @@ class Served:
         self._process.wait()
 
     def _answer(self) -> Any:
-        while not (line := self._process.stdout.readline()).startswith(ANSWER):  # peers print things, too
+        while not (line := self._process.stdout.readline()).startswith(ANSWER):  # peers print things too
             if not line:
                 raise RuntimeError("a loader's process has ended: what it printed is above")
         return json.loads(line.removeprefix(ANSWER))
@@ -131,7 +131,7 @@ def summary(loaders: dict[str, Served]) -> dict[str, Any]:
 
 
 def serve(name: str, corpora: Path, batches: int) -> None:
-    """Say what a loader's start has taken, and then its speed over so many batches for each line that comes in."""
+    """Print what starting a loader took, and then, for each line read from stdin, its speed over so many batches."""
     import torch
 
     torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def serve(name: str, corpora: Path, batches: int) -> None:
 
 
 def ours(folder: Path, mode: Any, found: dict[str, float]) -> Iterator[Any]:
-    """Our loader, which has its processes; what its start has taken goes into `found`."""
+    """Our loader, with its processes up; what starting it took goes into `found`."""
     from mvlm.config.schema import Data, Objectives
     from mvlm.data.loading.loader import Loader
     from mvlm.data.loading.sampler import make_sampler, order_of
@@ -163,7 +163,7 @@ def ours(folder: Path, mode: Any, found: dict[str, float]) -> Iterator[Any]:
     options = {"global_batch": BATCH, "micro_batch": BATCH, "workers": WORKERS, "worker_mode": mode}
 
     def opened(share: float) -> tuple[Any, float]:
-        """A loader from that share of an epoch on, and how long its first batch has taken from nothing."""
+        """A loader from that share of an epoch on, and how long it took from scratch to the first batch."""
         began = time.perf_counter()
         dataset = PairDataset(Mixture([folder]), tokenizer, data, Objectives(), 224, 0, (14, 14))
         draws = make_sampler(dataset.mixture, 0, [order_of(data)])
@@ -182,15 +182,15 @@ def ours(folder: Path, mode: Any, found: dict[str, float]) -> Iterator[Any]:
 
 
 def are_up(loader: Any) -> bool:
-    """Whether a loader's processes do its work: until they have started, which peers' do sooner, threads do it."""
+    """Whether a loader's processes do its work: until they have started, threads do it."""
     started = loader._processes._all
     return len(started) == WORKERS and all(one.is_up.is_set() for one in started)
 
 
 def alone(folder: Path) -> Iterator[None]:
-    """Batches without end, in memory that is used again, of images that are there; nothing else is done for them.
+    """Endless batches, written into the same memory, from images that are already there; nothing else is done.
 
-    By as many threads as the loaders have workers: where two of them share a core, each is slower than one by itself.
+    It uses as many threads as the loaders have workers: if two share a core, each is slower than one by itself.
     """
     import numpy as np
 
@@ -214,7 +214,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def rate(stream: Iterable[Any], batches: int) -> float:
     following: Iterator[Any] = iter(stream)
-    for _ in range(4):  # what was prepared ahead of the clock
+    for _ in range(4):  # batches that were prepared before the clock started
         next(following)
     began = cpu_seconds()
     for _ in range(batches):
@@ -223,7 +223,7 @@ def rate(stream: Iterable[Any], batches: int) -> float:
 
 
 def cpu_seconds() -> float:
-    """Of this process, its children, and those that have ended: some loaders begin each epoch with new ones."""
+    """Of this process and its children, including ended ones: some loaders begin each epoch with new ones."""
     ticks = 0
     for pid in ("self", *children()):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -236,7 +236,7 @@ def children() -> set[str]:
 
 
 def private_mb(pid: str) -> float:
-    """Beside buffers and mapped shards, whose pages count as private while only one process has touched them."""
+    """Excluding buffers and mapped shards, whose pages count as private while only one process has touched them."""
     total, counts = 0, True
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         name, *values = line.split()

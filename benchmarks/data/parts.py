@@ -1,10 +1,10 @@
-"""What sharding in parts costs: a task beside decoding alone, two tasks beside one, and all that they share.
+"""What sharding in parts costs: a task compared with decoding alone, two tasks with one, and all shared work.
 
     python benchmarks/data/parts.py
 
 CPU seconds, so that other work on the machine matters little; ratios of the same round, medians over rounds. A task's
-are those of its process while it makes parts, the first of which it makes twice and counts once; what is shared are
-those of the process that plans, hands out and joins, by how much they grow from two parts to all.
+time is that of its process while it makes parts; it makes the first one twice and counts it once. Shared time is that
+of the process that plans, hands out and joins: its growth from two parts to all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from data_tools.task import PartJob, run_part  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "parts.json"
 warm: list[Part] = []
-"""What this process has made beforehand."""
+"""The part that this process has made to warm up."""
 
 COLOURS = {"decode alone, RGB": "RGB", "decode alone, brightness": "GRAY"}
 GOALS = {"task / decode alone, RGB": 0.9, "one task / two": 0.9, "shared, % of a task": 1}
@@ -111,7 +111,7 @@ def decoding(photos: list[bytes], count: int, colours: str) -> float:
 
 
 def timed(job: PartJob, part: Part) -> float:
-    """CPU seconds of making a part, in a process that has made one."""
+    """CPU seconds of making a part, in a process that has warmed up."""
     if not warm:
         run_part(job, part)
         warm.append(part)

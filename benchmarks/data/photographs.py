@@ -1,10 +1,10 @@
-"""JPEGs cut from a folder of real photographs, such as Debian's packages of desktop backgrounds hold.
+"""JPEGs cut from a folder of real photographs, such as those in Debian's packages of desktop backgrounds.
 
     python benchmarks/data/photographs.py FOLDER OUT
 
-Writes OUT/web, images of about 500 x 375 pixels as web corpora hold them, and OUT/camera, of 2 to 12 megapixels. Each
-is a random part of a photograph scaled down, so that it keeps a camera's detail, with a sensor's noise; a photograph
-that is too small for a large image is scaled up. As in scraped corpora, 8 % are 4:4:4, 2 % progressive and 1 % grey.
+Writes OUT/web, images of about 500 x 375 pixels as in web corpora, and OUT/camera, of 2 to 12 megapixels. Each is a
+random part of a photograph, scaled down so that it keeps a camera's detail, with a sensor's noise; a photograph that is
+too small for a large image is scaled up. As in scraped corpora, 8 % are 4:4:4, 2 % progressive and 1 % grey.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def cut(random: np.random.Generator, photograph: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A random part, scaled to `size` by at most 1 / 4, with noise."""
+    """A random part, scaled to `size` from at most four times that, with noise."""
     zoom = min(random.uniform(1, 4), photograph.width / size[0], photograph.height / size[1])
     width, height = int(size[0] * zoom), int(size[1] * zoom)
     left, top = random.integers(photograph.width - width + 1), random.integers(photograph.height - height + 1)

@@ -1,10 +1,10 @@
-"""How fast encoded images are read back, in the order they lie in and at random, against other formats' libraries.
+"""How fast encoded images are read back, in order and at random, compared with other formats' libraries.
 
     python benchmarks/data/read.py
 
-Images per CPU second of one process, a format a process, medians of interleaved rounds in one run on a RAM disk with
-warm pages. "Handed over" is until the caller has the bytes, which a mapped file has not touched by then and a read one
-has copied; elsewhere a byte of every 512 is looked at, which costs all of them the same cache misses.
+Images per CPU second of one process per format, medians of interleaved rounds in one run on a RAM disk with warm pages.
+"Handed over" ends when the caller has the bytes, which by then a mapped file has not touched and a read one has copied;
+the other figures include looking at one byte in every 512, which costs every format the same cache misses.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def written(scratch: Path, count: int, distinct: int, names: Iterable[str]) -> dict[str, Path]:
-    """The corpus in each of these formats whose library is here."""
+    """The corpus in each of these formats whose library is installed."""
     images = [photo(seed) for seed in range(distinct)]
     folders = {}
     for name in names:
@@ -96,9 +96,9 @@ def measured(name: str, folder: Path) -> dict[str, float]:
     if form.by_row:
         rows, image = form.by_row(folder)
         order = np.random.default_rng(1).permutation(rows).tolist()
-        for row in order[::50]:  # shards are opened, which is another figure
+        for row in order[::50]:  # opens the shards, which is measured elsewhere
             image(row)
-        repeats = 10 if name == "mvlm" else 1  # else over before the clock has ticked often
+        repeats = 10 if name == "mvlm" else 1  # or it would be over after a few ticks of the clock
         for key, look in (("random", True), (HANDED_OVER, False)):
             found[key] = rate((image(row) for _ in range(repeats) for row in order), look)
     return found

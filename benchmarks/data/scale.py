@@ -1,10 +1,10 @@
-"""What opening, drawing, reading and resuming cost as a corpus grows, and the memory of a rank.
+"""What opening, drawing, reading and resuming cost as a corpus grows, and how much memory a rank takes.
 
     python benchmarks/data/scale.py
 
-Shards of 10,000 rows with three captions and an empty image, on a RAM disk: 500 shards that are files of their own, and
-beyond that more names of the same files. Each size in a process of its own, several times in turn; CPU seconds,
-medians. What the sizes measured say of larger ones is a straight line through the last two of them.
+Shards of 10,000 rows with three captions and an empty image, on a RAM disk: 500 shards are separate files, and any more
+are further names of the same files. Each size in its own process, several times in turn; CPU seconds, medians. Larger
+sizes are extrapolated by a straight line through the two largest that are measured.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def main() -> None:
 
 
 def summary(rounds: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
-    """Of the rounds so far, so that a run that is stopped has not been for nothing."""
+    """The result of the rounds so far, so that an interrupted run was not for nothing."""
     found = {rows: {key: statistics.median(one[key] for one in of) for key in of[0]} for rows, of in rounds.items()}
     return {"measured": found, "extrapolated": extrapolated(found), "rounds": min(map(len, rounds.values()))}
 
 
 def corpus(scratch: Path, count: int) -> Path:
-    """A corpus of so many shards; a larger one begins with the files of the one before."""
+    """A corpus of so many shards, which are names of the same `FILES` files in every corpus."""
     folder, first = scratch / f"{count}", scratch / "first"
     if not first.exists():
         writer = CorpusWriter(first, 10**12)
@@ -109,7 +109,7 @@ def in_a_process(folder: Path) -> dict[str, float]:
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """Each in CPU seconds, rows a CPU second or megabytes, in the order in which a run meets them."""
+    """Figures in CPU seconds, rows per CPU second or megabytes, in the order in which a run meets them."""
     clean = memory()
     found: dict[str, float] = {"manifest, MB": (folder / MANIFEST).stat().st_size / 1e6}
     mixture, found["open"] = timed(lambda: Mixture([folder]))
@@ -128,7 +128,7 @@ def measured(folder: Path) -> dict[str, float]:
     found["order, us a position"] = 1e6 * seconds / READ
     few = np.random.default_rng(0).integers(0, 4 * SHARD_ROWS, READ)
     for name, rows in (("4 shards", few), ("all shards", drawn)):
-        read(mixture, rows)  # so that pages and shards are there that can be
+        read(mixture, rows)  # so that as many pages and shards as possible are there
         found[f"rows/CPU-s, {name}"] = READ / timed(lambda rows=rows: read(mixture, rows))[1]
     (opened,) = mixture.corpora
     held = memory()
@@ -160,7 +160,7 @@ def memory() -> dict[str, float]:
 
 
 def extrapolated(found: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
-    """What grows with the shards, on a line through the two largest sizes; what does not, as at the largest."""
+    """Costs that grow with the shards, on a line through the two largest sizes; the rest as at the largest."""
     if len(found) < 2:
         return {}
     small, large = sorted(found)[-2:]

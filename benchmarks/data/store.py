@@ -1,10 +1,10 @@
-"""How a stream of batches bears a slow store of high latency, by the order in which it takes the rows.
+"""How a stream of batches copes with a slow store of high latency, by the order in which it takes the rows.
 
     python benchmarks/data/store.py
 
 Synthetic shards are copied one by one, each after `--latency` seconds and at `--speed` MB/s, as an object store answers
-one connection. A trainer takes `--rate` images a second; what it waited for beyond that, and what was
-fetched, are compared with the same shards in a folder. Each order begins with an empty cache.
+one connection. A trainer takes `--rate` images a second; how long it waited beyond that, and how much was fetched, are
+compared with the same shards in a folder. Each order begins with an empty cache.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def orders(folder: Path, total: int) -> list[tuple[str, str, dict[str, Any]]]:
-    """Name, where the shards are, and settings of `[data]`; a cache holds what is shuffled together 2.5 times."""
+    """Name, location of the shards, and settings of `[data]`; a cache has 2.5 times the size of what is shuffled."""
     together = {f"{n} shards together": {"shuffle_shards": n, "cache_gb": 2.5 * n * SHARD / 1e9} for n in (4, 16)}
     return [
         ("a folder, blocks", str(folder), {}),
@@ -100,7 +100,7 @@ def orders(folder: Path, total: int) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def epoch(data: Data, images_per_s: float) -> dict[str, float]:
-    """One epoch, of which the first batch comes when it comes."""
+    """One epoch, in which waiting for the first batch is counted apart."""
     Store.fetched.clear()
     began = time.perf_counter()
     tokenizer = train_tokenizer(["a photograph"], 300)
@@ -135,14 +135,14 @@ def _bytes(dataset: PairDataset) -> int:
 
 
 def spread(rows: np.ndarray) -> float:
-    """How far apart the rows of a batch lie in the corpus: 0.29 where they are drawn from all of it."""
+    """How far apart the rows of a batch lie in the corpus: 0.29 if they are drawn from all of it."""
     batches = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH)
     apart = [float(np.median(np.abs(batch[:, None] - batch[None]))) for batch in batches]
     return statistics.mean(apart) / len(rows)
 
 
 class _Watch:
-    """The most bytes that lay in a folder at a time."""
+    """Records the most bytes that were in a folder at a time."""
 
     def __init__(self, folder: Path):
         self.folder, self.most, self._end = folder, 0, threading.Event()
@@ -164,7 +164,7 @@ class _Watch:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size if path.is_file() else 0
-    except FileNotFoundError:  # dropped in between
+    except FileNotFoundError:  # evicted in between
         return 0
 
 

@@ -1,9 +1,9 @@
-"""How fast records become shards, against webdataset's ShardWriter and against decoding alone.
+"""How fast records become shards, compared with webdataset's ShardWriter and with decoding alone.
 
     python benchmarks/data/write.py
 
 All figures are images per CPU second of one process, medians of interleaved rounds in one run, on a RAM disk; a ratio
-is the median of the rounds' ratios. "Serialise and hash" is what sharding does with every image beside decoding it: a
+is the median of the rounds' ratios. "Serialise and hash" is what sharding does with every image besides decoding it: a
 CRC-32 of the image, one of all else in its row, and the shard's hash.
 """
 
@@ -53,7 +53,7 @@ MADE = {"serialise": "arrow", "webdataset ShardWriter": "tars"}
 
 
 class NoHash:
-    """Stands in for a hash where serialising alone is measured."""
+    """Stands in for a hash when only serialising is measured."""
 
     def update(self, data: memoryview) -> None:
         pass
@@ -80,7 +80,7 @@ def main() -> None:
 
 def measure(work: Path, count: int, distinct: int, rounds: int) -> dict[str, object]:
     images = [photo(seed) for seed in range(distinct)]
-    # Each record has bytes of its own, so that no cache holds them all.
+    # Each record has its own copy of the bytes, so that no cache holds them all.
     rows = [row(number, bytes(bytearray(images[number % distinct]))) for number in range(count)]
     write_folder(work / "folder", images, count)
     image_bytes = sum(len(one.image) for one in rows)
@@ -118,7 +118,7 @@ def measure(work: Path, count: int, distinct: int, rounds: int) -> dict[str, obj
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Of the same rounds, so that other work on the machine falls out of it."""
+    """The median ratio of the same rounds, so that other work on the machine cancels out."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
@@ -142,7 +142,7 @@ def decode(rows: list[SimpleNamespace], decoder: Callable[[bytes], object]) -> N
 
 
 def block_means(image: bytes) -> object:
-    """The brightness of each block of 8 x 8: what sharding itself asks of the decoder."""
+    """The brightness of each block of 8 x 8, which is what sharding itself asks of the decoder."""
     return simplejpeg.decode_jpeg(image, "GRAY", min_width=1, min_height=1, min_factor=1)
 
 

@@ -1,8 +1,8 @@
 """Two billion parameters on one CPU with the optimiser on a disk: python benchmarks/disk --folder DISK
 
-`mvlm train` of benchmarks/disk/two_billion.toml under ZeRO stage 3, and beside it a look every half a second at what
-its process has in memory: anonymous memory, which must be there, and pages of mapped files, which the kernel may take
-back. A line is kept in results/steps.jsonl, with the losses of each step. About 65 GB of disk are used meanwhile.
+Runs `mvlm train` with benchmarks/disk/two_billion.toml under ZeRO stage 3, and every half second records what its
+process has in memory: anonymous memory, which must be available, and pages of mapped files, which the kernel can take
+back. A line is added to results/steps.jsonl, with each step's loss. About 65 GB of disk space are used.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ KINDS = ("RssAnon", "RssFile", "RssShmem", "VmRSS")
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--folder", type=Path, help="on the disk (default: TMPDIR)")
-    words.add_argument("--json", type=Path, default=HERE / "zero3_disk.json", help="DeepSpeed's")
-    words.add_argument("overrides", nargs="*", help="of two_billion.toml")
+    words.add_argument("--folder", type=Path, help="a folder on the disk (default: TMPDIR)")
+    words.add_argument("--json", type=Path, default=HERE / "zero3_disk.json", help="DeepSpeed's JSON")
+    words.add_argument("overrides", nargs="*", help="overrides of two_billion.toml")
     asked = words.parse_args()
     commit()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
@@ -43,10 +43,10 @@ def main() -> int:
 
 
 def measure(folder: Path, deepspeed: Path, overrides: list[str]) -> dict[str, Any]:
-    """What the run takes.
+    """Run it, and measure its memory, disk space and time.
 
     Raises:
-        RuntimeError: it has failed, which it says above.
+        RuntimeError: the run failed; its own message is above.
     """
     shards, run = folder / "scenes", folder / "run"
     words = ["--task", "caption", "--count", "40", "--seed", "3", "--out", str(shards)]
