@@ -1,10 +1,10 @@
-"""Pretraining, then fine-tuning, on worlds with known answers: what is reached on held-out scenes, and by what chance.
+"""Pretraining, then fine-tuning, on worlds with known answers: what is reached on held-out scenes, and what by chance.
 
 python -m benchmarks.downstream.finetune [--seeds 0 1 2] [--folder DIR]
 
 Every seed pretrains on captions, fine-tunes from there for questions, and from questions for pairs and for entailment;
-then all are trained once more without pretraining. A run that was stopped is resumed, and what was measured is kept;
-results/finetune.json is written anew from all that is there. README.md beside this file says what each number means.
+then all are trained once more without pretraining. A stopped run is resumed, and measurements are kept;
+results/finetune.json is rewritten from all of them. README.md says what each number means.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ RESULTS = Path(__file__).parent / "results" / "finetune.json"
 WORLDS = {"vqa": "vqa", "nlvr2": "pairs", "entailment": "entailment"}
 WORDS = "red,green,blue,yellow,purple,orange,circle,square,triangle,star"
 HELD_OUT = 3  # pairs of colour and shape that training never shows
-# Up to half of them show what is held out. Of two scenes and a statement 18,000 left to train on are learned by heart.
+# Up to half of them show what is held out. With only 18,000 pairs left to train on, statements are learned by heart.
 ROWS = {"caption": 20_000, "vqa": 20_000, "pairs": 160_000, "entailment": 40_000, "foils": 4_000}
 PRETRAINING = 600  # steps
-# A model that counts 96 % of things right, as after 1,200 updates on questions, compares numbers later than one that
-# counts all.
+# A model that counts only 96 % of things right, as after 1,200 updates on questions, learns to compare numbers later.
 STEPS = {"vqa": 2400, "nlvr2": 3000, "entailment": 1200}
-# Straight from captions, statements about pairs stay at a coin's loss for 1,600 steps, and entailment at that of one
-# who tells what is covered, and nothing else, for 1,200: what is asked of both sides at once has no first step.
+# Straight from captions, statements about pairs stay at a coin toss's loss for 1,600 steps, and entailment for 1,200 at
+# that of a model that knows only what is covered: an answer that depends on both sides at once has no first step.
 AFTER = {"nlvr2": "vqa", "entailment": "vqa"}
-# What says nothing yet, a number where numbers are compared, is noise to the head, and small batches train it away.
+# A feature that says nothing yet, such as a number when numbers are compared, is noise to the head, and small batches
+# train it away.
 RECIPE = {"vqa": (5e-4, 64), "nlvr2": (1e-3, 256), "entailment": (5e-4, 64)}  # rate and batch
 STARTS = ("pretrained", "scratch")
 PARTS = ("eval", "novel")
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def tuned(args: argparse.Namespace, task: str, start: str, seed: int) -> Path:
-    """The run folder."""
+    """The folder of a fine-tuning run."""
     return args.folder / f"{task}_{start}_{seed}"
 
 
@@ -87,7 +87,7 @@ def make_world(folder: Path, task: str) -> Path:
 
 
 def make_tokenizer(path: Path, worlds: list[Path]) -> Path:
-    """Of all tasks' words: one of captions alone would spell statements in letters, four times as many tokens."""
+    """Train it on all tasks' words: one of captions alone would spell statements in letters, four times as many."""
     if not path.exists():
         call("data_tools", "tokenizer", *(str(world / "train") for world in worlds), "--out", str(path))
     return path
@@ -100,7 +100,7 @@ def train(run: Path, world: Path, seed: int, steps: int, *words: str) -> None:
 
 
 def measure_pretrained(run: Path, world: Path, foils: Path) -> None:
-    """Each number once: seen and unseen pairs of colour and shape, and foils."""
+    """Measure what is missing, on seen and unseen pairs of colour and shape, and on foils."""
     for part in PARTS:
         evaluate(run, "retrieval", world / part, part)
         evaluate(run, "reconstruction", world / part, part, "--words", WORDS)
@@ -126,7 +126,7 @@ def evaluate(run: Path, task: str, data: Path, part: str, *options: str) -> None
 
 
 def write(folder: Path, chance: dict[str, dict[str, float]]) -> None:
-    """What all runs in the folder that are done have reached, in mean and spread over their seeds."""
+    """Write what all finished runs in the folder have reached: mean, minimum and maximum over their seeds."""
     tasks: dict[str, Any] = {}
     for task in WORLDS:
         tasks[task] = {"chance": chance[task]}
@@ -148,7 +148,7 @@ def of_runs(runs: list[Path], names: list[str]) -> dict[str, Any]:
 
 
 def spread(found: list[Any]) -> Any:
-    """The same nest of numbers, each as mean, least and greatest over the seeds; all that is no number is left out."""
+    """The same nested numbers, each as mean, minimum and maximum over the seeds; whatever is no number is left out."""
     first = found[0]
     if isinstance(first, dict):
         inner = {name: spread([one[name] for one in found]) for name in first if all(name in one for one in found)}

@@ -1,4 +1,4 @@
-"""How far one side alone gets: stated by the worlds, counted in their data, and when the other side lies."""
+"""How far one side alone gets: by the worlds' construction, counted in their data, and if the other side is wrong."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mvlm.evaluate.labelled import evaluate_labelled, score
 from mvlm.evaluate.settings import reading_of
 from mvlm.pretrained.runs import load_task_run
 
-# Of data_tools/synth: each block has every answer equally often for each sentence and for each image. VQA's are the
-# means of its five types, which have equally many rows.
+# By construction (data_tools/synth), each block has every answer equally often for each sentence and for each image.
+# VQA's are the means over its five types, which have the same number of rows.
 STATED = {
     "vqa": {"text_alone": (1 / 6 + 1 / 4 + 1 / 4 + 1 / 3 + 1 / 2) / 5, "image_alone": (4 / 3 + 1 / 2) / 5},
     "nlvr2": {"text_alone": 1 / 2, "image_alone": 1 / 2},
     "entailment": {"text_alone": 1 / 3, "image_alone": 1 / 3},
 }
 
-KIND = {"vqa": "question_type"}  # what is known of a sentence that training did not have
+KIND = {"vqa": "question_type"}  # all that is known of a sentence that training did not have
 
 
 def by_text_alone(task: str, world: Path) -> float:
-    """Accuracy on `world`/eval of the answer most frequent in `world`/train: of the sentence, else of its kind."""
+    """Accuracy on `world`/eval of the most frequent answer in `world`/train: for the sentence, or else for its kind."""
     known: dict[str, Counter[str]] = defaultdict(Counter)
     for own in _rows(task, world / "train"):
         for name in _names(task, own):
@@ -52,7 +52,7 @@ def with_one_side_exchanged(run: Path, task: str, data: Path, batch: int = 64) -
 
 
 class Exchanged(LabelledEvalDataset):
-    """Rows of which one side, "images" or "texts", is that of the row half the data further on."""
+    """Rows in which one side, "images" or "texts", is taken from the row half the data further on."""
 
     side = "images"
 
@@ -70,7 +70,7 @@ def _rows(task: str, data: Path) -> list[dict[str, Any]]:
 
 
 def _names(task: str, own: dict[str, Any]) -> list[str]:
-    """The sentence, its kind where there is one, and what all have in common."""
+    """The sentence, its kind if there is one, and "", which all rows have in common."""
     return [SENTENCES[task](own)[0], *([own[KIND[task]]] if task in KIND else []), ""]
 
 

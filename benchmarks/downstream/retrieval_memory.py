@@ -4,8 +4,8 @@
     python benchmarks/downstream/retrieval_memory.py --pass-pairs 4 --json benchmarks/downstream/results/pass.json
 
 5,000 images of 577 tokens and 25,000 captions of up to 30, width 768, fp32. Everything but the encoders' and the cross
-encoders' arithmetic is the product's own: tiles, candidates, blocks, passes. `--pass-pairs` measures one real pass
-of a ViT-B/16 at 384 pixels and a text encoder of RoBERTa-base's size, random weights, against what is reckoned for it.
+encoders' arithmetic is mvlm's own: tiles, candidates, blocks, passes. `--pass-pairs` measures one real pass of a
+ViT-B/16 at 384 pixels and a text encoder of RoBERTa-base's size, with random weights, against the calculated memory.
 Needs Linux, for the peak of resident memory.
 """
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 class RandomFeatures(nn.Module):
-    """Stands in for a model: features that follow from the item's number, as large as real ones."""
+    """Stands in for a model: its features are computed from the item's number, and as large as real ones."""
 
     grid = (24, 24)
 
@@ -94,7 +94,7 @@ def peak_gb() -> float:
 def whole(memory_gb: float, rerank: int) -> dict[str, Any]:
     """All of retrieval within `memory_gb`."""
     model, items = RandomFeatures(), RandomItems()
-    torch.ones(1).sin()  # what torch sets up at first use is not counted
+    torch.ones(1).sin()  # so that what torch sets up at first use is not counted
     before, began = peak_gb(), time.monotonic()
     result = evaluate_retrieval(model, items, SearchSettings(64, rerank, memory_gb), CPU)  # type: ignore[arg-type]
     taken = {"memory_gb": memory_gb, "rerank": rerank, "peak_gb": peak_gb() - before}
@@ -102,7 +102,7 @@ def whole(memory_gb: float, rerank: int) -> dict[str, Any]:
 
 
 def one_pass(pairs: int) -> dict[str, Any]:
-    """A forward pass of real encoders and cross encoders beside PASS_COPIES of its tokens."""
+    """The peak memory of a forward pass of real encoders and cross encoders, and that of PASS_COPIES of its tokens."""
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 4 * WIDTH}
     settings = Model(vision_weights="random", image_size=SIZE, text="roberta", text_weights="random", text_args=sizes)
     model = build_model(Config(model=settings).blueprint, train_tokenizer(["a"], 300)).eval()
@@ -113,15 +113,15 @@ def one_pass(pairs: int) -> dict[str, Any]:
         model.match(model.encode_image(image_BCHW[:1]), model.encode_text(text_BL[:1], valid_BL[:1]), valid_BL[:1])
         before = peak_gb()
         model.match(model.encode_image(image_BCHW), model.encode_text(text_BL, valid_BL), valid_BL)
-    reckoned = (pairs - 1) * PASS_COPIES * (tokens.image + tokens.text) / 1e9  # a pair has been counted before
+    reckoned = (pairs - 1) * PASS_COPIES * (tokens.image + tokens.text) / 1e9  # the warm-up pass took one pair's
     return {"pairs": pairs, "peak_gb": peak_gb() - before, "reckoned_gb": reckoned}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory-gb", type=float, default=2.0)
-    parser.add_argument("--rerank", type=int, default=1, help="more candidates take longer and only host memory")
-    parser.add_argument("--pass-pairs", type=int, default=0, help="measure one real pass of so many pairs instead")
+    parser.add_argument("--rerank", type=int, default=1, help="candidates; more take longer, and only host memory")
+    parser.add_argument("--pass-pairs", type=int, default=0, help="instead, measure one real pass of so many pairs")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result = one_pass(args.pass_pairs) if args.pass_pairs else whole(args.memory_gb, args.rerank)

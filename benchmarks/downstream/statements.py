@@ -1,4 +1,4 @@
-"""What kind of statement about two scenes is judged right how often: NLVR2's format has no kinds of its own."""
+"""How often each kind of statement about two scenes is judged right; NLVR2's format itself has no kinds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ KINDS = {
     "the same number": r"(both images show the same number|the images show different numbers) of ",
     "number of both together": r"the number of \w+( things)? in both images together is ",
 }
-"""By what they begin with, as `data_tools/synth/pairs.py` words them."""
+"""Kinds by the beginnings of their statements, as `data_tools/synth/pairs.py` words them."""
 
 
 def by_kind_of_statement(predictions: Path, data: Path) -> dict[str, dict[str, float]]:
-    """{kind: {"score": share judged right, "rows": count}}, of a file of predictions as NLVR2's metrics take it."""
+    """{kind: {"score": share judged right, "rows": count}}, from predictions in the format of NLVR2's metrics."""
     mixture = Mixture([data], task="nlvr2")
     rows = [mixture.row(row).own for row in range(len(mixture))]
     labels = [line.rpartition(",")[2] for line in predictions.read_text(encoding="utf-8").splitlines()]
@@ -29,5 +29,5 @@ def by_kind_of_statement(predictions: Path, data: Path) -> dict[str, dict[str, f
 
 
 def kind_of(sentence: str) -> str:
-    """One of KINDS."""
+    """The kind of a statement, one of KINDS."""
     return next(kind for kind, pattern in KINDS.items() if re.match(pattern, sentence.lower()))

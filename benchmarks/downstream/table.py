@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """What pretraining reached, and what fine-tuning from there."""
+    """What pretraining reached, and what fine-tuning from there reached."""
     heads = [f"after {found['pretraining']:,} updates on captions, %", *PARTS]
     tuned = ["fine-tuned, %", *PARTS, "most of one side", "shown another's image", "another's sentence"]
     return "\n\n".join([_table(heads, _pretrained(found["pretrained"])), _table(tuned, _tuned(found))])
@@ -62,7 +62,7 @@ def _tuned(found: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def percent(spread: dict[str, float]) -> str:
-    """Mean, and the least and the greatest seed where they are not the same."""
+    """Mean, and the least and greatest seed if they differ."""
     mean, least, greatest = (f"{100 * spread[name]:.1f}" for name in ("mean", "min", "max"))
     return mean if least == greatest else f"{mean} ({least} to {greatest})"
 

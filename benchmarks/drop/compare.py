@@ -1,9 +1,9 @@
-"""Masked patches as mask tokens against masked patches dropped: what each learns, on a world with known answers.
+"""Masked patches as mask tokens, or dropped: what each way learns, on a world with known answers.
 
 python benchmarks/drop/compare.py [--seeds 0 1 2] [--steps 800] [--folder runs/drop]
 
 Scenes of coloured shapes (`data_tools synth`), examples/scenes.toml with both kinds of masking and the same seeds. Each
-run is kept and resumes where it was stopped; results/compare.json is written anew from all that are done.
+run is kept and resumes where it was stopped; results/compare.json is rewritten when all are finished.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results" / "compare.json"
 WORDS = "red,green,blue,yellow,purple,orange,circle,square,triangle,star"
-# Sixteen patches an image, four to a cell of the 2 x 2 grid, so that seven in sixteen are left to see.
+# Sixteen patches per image, four to a cell of the 2 x 2 grid; whole cells are masked.
 SIZE = (
     "model.vision_args={patch_size=8, embed_dim=128, depth=2, num_heads=4}",
     "objectives.image_mask_block=2",
@@ -72,7 +72,7 @@ def evaluate(run: Path, data: Path) -> None:
 
 
 def summary(folder: Path, masking: str, steps: int, seeds: list[int]) -> dict[str, Any]:
-    """Each measure as mean, least and greatest over the seeds."""
+    """Each measure's mean, minimum and maximum over the seeds."""
     measured = [measures(folder / f"{masking}_{steps}_{seed}") for seed in seeds]
     values = {name: [one[name] for one in measured] for name in measured[0]}
     return {name: {"mean": statistics.mean(v), "min": min(v), "max": max(v)} for name, v in values.items()}

@@ -1,11 +1,10 @@
-"""Let everything befall small training runs that can befall long ones, and compare what they end in with a run that
-nobody disturbed.
+"""Inject into small training runs the faults that long ones suffer, and compare the results with undisturbed runs'.
 
     python benchmarks/faults/campaign.py
     python benchmarks/faults/campaign.py --kinds kill_rank,kill_in_save --count 20 --seconds 600
 
-Every injection becomes a JSON line of the results file when the run it fell upon has ended, so that the campaign can
-itself be stopped and started again: it ends when the file holds that many injections.
+Every injection becomes a JSON line of the results file when its run has ended, so that a stopped campaign resumes: it
+ends when the file has as many injections as asked for.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from benchmarks.faults.trial import UNDISTURBED, Workshop, may_mount
 RESULTS = Path(__file__).parent / "results" / "injections.jsonl"
 PER_TRIAL = 5
 SELDOM = {"freeze_rank": 0.5}
-"""Kinds that take long, and how often they come for each time that another does."""
+"""Kinds that take long, and how often they are injected for each time that another kind is."""
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--count", type=int, default=200, help="injections to have in the file (default: 200)")
-    words.add_argument("--kinds", default=",".join(ALL), help="which, with commas (default: all)")
-    words.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after that")
+    words.add_argument("--count", type=int, default=200, help="until the file has so many injections (default: 200)")
+    words.add_argument("--kinds", default=",".join(ALL), help="kinds of faults, separated by commas (default: all)")
+    words.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial later than this")
     words.add_argument("--results", type=Path, default=RESULTS)
     words.add_argument("--keep", type=Path, metavar="DIR", help="a new folder; runs that lost something stay in it")
     arguments = words.parse_args()
@@ -66,14 +65,14 @@ def main() -> int:
 
 
 def choose(kinds: list[str], counts: Counter[str], draw: Random) -> list[str]:
-    """Those that have come least often; another layout has runs of its own, whose losses are close and not equal."""
+    """The rarest kinds so far. Another layout gets its own runs, since their losses are close but not equal."""
     ordered = sorted(kinds, key=lambda kind: (counts[kind] / SELDOM.get(kind, 1.0), draw.random()))
     if ordered[0] == "another_layout":
         return ["another_layout"] * 3
     chosen = [kind for kind in ordered if kind != "another_layout"]
     chosen = (chosen * PER_TRIAL)[:PER_TRIAL] if len(chosen) < PER_TRIAL else chosen[:PER_TRIAL]
     draw.shuffle(chosen)
-    return sorted(chosen, key=lambda kind: kind == "start_twice")  # while one gives way, the other may reach the end
+    return sorted(chosen, key=lambda kind: kind == "start_twice")  # while one yields, the other may reach the end
 
 
 def injected(lines: list[dict]) -> int:

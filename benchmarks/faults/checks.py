@@ -1,4 +1,4 @@
-"""What must hold between the attempts at a run and when it has ended, read from its files alone."""
+"""What must hold between the attempts of a run and when it has finished, checked from its files alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmarks.faults.runs import BATCH, Run
 
 PARTS = ("loss", "image", "text", "itc", "itm", "grad_norm", "lr", "encoder_lr")
 CLOSE = 1e-4
-"""Relative, of losses computed on another layout than the reference's."""
+"""Relative tolerance for losses computed on another layout than the reference's."""
 
 
 def between_attempts(run: Run) -> list[str]:
-    """What is wrong with what lies there while nothing runs."""
+    """What is wrong with the latest checkpoint while nothing is running."""
     name = run.latest()
     if name is None:
         return []
@@ -37,10 +37,10 @@ def between_attempts(run: Run) -> list[str]:
 
 
 def ended(run: Run, reference: Run, exact: bool) -> dict[str, Any]:
-    """How a finished run compares with its reference, which nobody disturbed.
+    """How a finished run compares with its undisturbed reference.
 
     Args:
-        exact: the layout was the reference's all the time; else losses must be close.
+        exact: the run always had the reference's layout; otherwise losses need only be close.
     """
     found, expected = _last_lines(run), _last_lines(reference)
     wrong = sorted(step for step in expected if not _equal(found.get(step, {}), expected[step], exact))
@@ -68,14 +68,14 @@ def ended(run: Run, reference: Run, exact: bool) -> dict[str, Any]:
 
 
 def skipped_batches(run: Run) -> list[int]:
-    """Numbers in the stream of the global batches that the run says it left out."""
+    """Numbers in the stream of the global batches that the run reports as skipped."""
     path = run.run / "skipped.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return sorted({json.loads(line)["position"] // BATCH for line in lines})
 
 
 def _last_lines(run: Run) -> dict[int, dict[str, Any]]:
-    """The last that was logged of each step, in the order of steps."""
+    """The last line that was logged for each step, in the order of steps."""
     lines = {line["step"]: line for line in run.metrics() if "loss" in line}
     return dict(sorted(lines.items()))
 
@@ -96,7 +96,7 @@ def _repeated_otherwise(run: Run, expected: dict[int, dict[str, Any]]) -> list[i
 
 
 def _samples(run: Run) -> dict[int, tuple[int, int]]:
-    """Position -> the row that stood there and the step trained on it, of the last time that each step was made."""
+    """Position -> its row and the step that trained on it, as each step was made for the last time."""
     last = [{line["step"]: line for line in run.stream(rank)} for rank in range(2)]
     return {
         position: (row, step)
@@ -114,7 +114,7 @@ def _tensors(run: Run) -> dict[str, Tensor]:
 
 
 def _state(run: Run) -> dict[str, Any]:
-    """Of the latest checkpoint, but for which batches were skipped: a batch that never was is not."""
+    """The latest checkpoint's, except which batches were skipped: one absent from the stream cannot be skipped."""
     path = run.checkpoints / str(run.latest()) / "state.json"
     state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return {key: value for key, value in state.items() if key != "skipped"}

@@ -1,6 +1,6 @@
-"""What can befall a run: each kind waits for its moment in a running attempt, does its harm, and tells the promise.
+"""The faults: each kind waits for its moment in a running attempt, does its harm, and says what must come of it.
 
-A kind is a function (attempt, draw) -> Hit, or None where the attempt was over before the moment came.
+A kind is a function (attempt, draw) -> Hit, or None if the attempt was over before the moment came.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.shards.corpus import Corpus
 from mvlm.errors import ExitCode
 
-KILLED = (-signal.SIGKILL, 256 - signal.SIGKILL)  # the launcher itself; a rank, as the launcher tells it
-LOST_A_RANK = (256 - signal.SIGKILL, ExitCode.REQUEUE)  # of the killed one, or of the one that misses it
+KILLED = (-signal.SIGKILL, 256 - signal.SIGKILL)  # the launcher itself; a rank, as the launcher reports it
+LOST_A_RANK = (256 - signal.SIGKILL, ExitCode.REQUEUE)  # of the killed rank, or of the one that misses it
 AHEAD = 6  # steps from now whose images no rank has prepared
 LATER = "[Aa] later attempt"
 SAVE_SECONDS = 0.08
-"""How far into a save a kill may fall, at most; about what one takes."""
+"""How far into a save a kill may fall, at most; about as long as a save takes."""
 
 
 @dataclass
@@ -41,13 +41,13 @@ class Hit:
     """What was done to an attempt and what must come of it."""
 
     what: dict[str, Any]
-    codes: tuple[int, ...] = ()  # that the launcher may end with; empty: it continues
-    keeps: bool = False  # not one step may be repeated
-    says: str = ""  # a pattern in its output
-    next_says: str = ""  # a pattern in the output of the attempt after it
-    harms_latest: bool = False  # so that it is not whole until the next attempt has looked at it
-    mend: Callable[[], object] | None = None  # what a person does before starting again
-    successor: Attempt | None = None  # that runs already, so that none is to be started
+    codes: tuple[int, ...] = ()  # that the launcher may end with; if empty, the attempt goes on
+    keeps: bool = False  # no step may be repeated
+    says: str = ""  # a pattern that its output must match
+    next_says: str = ""  # a pattern that the next attempt's output must match
+    harms_latest: bool = False  # the latest checkpoint is damaged until the next attempt has looked at it
+    mend: Callable[[], object] | None = None  # what a person would do before starting again
+    successor: Attempt | None = None  # an attempt that is running already, so that none need be started
     at: float = field(default_factory=time.time)
 
 
@@ -70,7 +70,7 @@ def kill_all(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def kill_launcher(attempt: Attempt, draw: Random) -> Hit | None:
-    """`deepspeed` alone, or the process between it and the ranks alone, or both."""
+    """Kill only `deepspeed`, only the process between it and the ranks, or both."""
     when = moment(attempt, draw)
     if when is None:
         return None
@@ -79,7 +79,7 @@ def kill_launcher(attempt: Attempt, draw: Random) -> Hit | None:
     for pid in which:
         send(pid, signal.SIGKILL)
     names = [("deepspeed", "deepspeed.launcher.launch")[found.index(pid)] for pid in which]
-    # Where what it has started is killed, DeepSpeed's own launcher ends with 0.
+    # If the process that it has started is killed, DeepSpeed's launcher exits with 0.
     return Hit(
         when | {"processes": names}, codes=(-signal.SIGKILL, 0), keeps=True, says="because the launcher has died"
     )
@@ -102,7 +102,7 @@ def usr1_launcher(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def pause_rank(attempt: Attempt, draw: Random) -> Hit | None:
-    """Stopped for less time than the watchdog allows: nothing comes of it."""
+    """Stop a rank for less time than the watchdog allows: nothing comes of it."""
     when = moment(attempt, draw)
     struck = a_rank(attempt, draw)
     if when is None or struck is None:
@@ -115,7 +115,7 @@ def pause_rank(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def freeze_rank(attempt: Attempt, draw: Random) -> Hit | None:
-    """Stopped for good: the watchdog of another rank must name it."""
+    """Stop a rank for good: another rank's watchdog must name it."""
     when = moment(attempt, draw)
     struck = a_rank(attempt, draw)
     if when is None or struck is None:
@@ -126,7 +126,7 @@ def freeze_rank(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def kill_in_save(attempt: Attempt, draw: Random) -> Hit | None:
-    """At a random moment from when the folder of a coming checkpoint appears."""
+    """Kill a rank or all at a random moment after the folder of a checkpoint appears."""
     when = moment(attempt, draw)
     if when is None:
         return None
@@ -144,7 +144,7 @@ def kill_in_save(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def damage_checkpoint(attempt: Attempt, draw: Random) -> Hit | None:
-    """Killed; then a byte of the latest checkpoint is flipped, or one of its files is cut."""
+    """Kill all; then flip a bit of the latest checkpoint, or truncate one of its files."""
     if not attempt.comes(lambda: whole_checkpoints(attempt) >= 2 and not partial_checkpoints(attempt)):
         return None
     when = moment(attempt, draw)
@@ -165,13 +165,13 @@ def damage_checkpoint(attempt: Attempt, draw: Random) -> Hit | None:
         content[at] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
     what = {"file": re.sub(r"\d+-of-\d+", "N", path.name), "harm": harm, "byte": at, "checkpoint": name}
-    # A space or a length flipped in the index may mean nothing; then nothing need be said, and the losses tell.
+    # A flipped space or length in the index may change nothing; then nothing need be said, and the losses are the test.
     heard = "" if harm == "flip" and path.name == "index.json" else rf"{name}.*damaged|damaged.*{name}"
     return Hit(when | what, codes=KILLED, next_says=heard, harms_latest=True)
 
 
 def fill_disk(attempt: Attempt, draw: Random) -> Hit | None:
-    """All room is taken but for less than a checkpoint needs; the run must lie on a small disk of its own."""
+    """Leave less room than a checkpoint needs; the run must be on its own small disk."""
     when = moment(attempt, draw)
     if when is None:
         return None
@@ -186,7 +186,7 @@ def fill_disk(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def limit_files(attempt: Attempt, draw: Random) -> Hit | None:
-    """Files of one rank may not grow beyond what its checkpoints need."""
+    """Limit one rank's files to less than its checkpoints need."""
     when = moment(attempt, draw)
     struck = a_rank(attempt, draw)
     if when is None or struck is None:
@@ -198,7 +198,7 @@ def limit_files(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def spoil_image(attempt: Attempt, draw: Random) -> Hit | None:
-    """An image that is still to be read is overwritten in its shard, and mended when the run has ended of it."""
+    """Overwrite an image that is still to be read in its shard, and restore it when the run has failed on it."""
     when = moment(attempt, draw)
     if when is None or when["step"] + AHEAD >= attempt.run.steps:
         return None
@@ -210,7 +210,7 @@ def spoil_image(attempt: Attempt, draw: Random) -> Hit | None:
     where = corpus.where(row)
     path, image = Path(where.rpartition(" row ")[0]), bytes(content.image)
     at = path.read_bytes().index(image)
-    first = draw.randrange(0, len(image) - 32)  # after that comes a PNG's end, which says nothing of its pixels
+    first = draw.randrange(0, len(image) - 32)  # the rest is the end of a PNG, without pixels
     _overwrite(path, at + first, bytes(byte ^ 0xFF for byte in image[first : first + 8]))
     says = rf"{re.escape(where)} \(key '{re.escape(content.key)}'\)"
     return Hit(
@@ -222,7 +222,7 @@ def spoil_image(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def another_layout(attempt: Attempt, draw: Random) -> Hit | None:
-    """Killed or told to stop, and resumed on another number of ranks and another ZeRO stage."""
+    """Kill all or stop a rank, and resume on another number of ranks or ZeRO stage."""
     hit = draw.choice([kill_all, term_rank])(attempt, draw)
     if hit is None:
         return None
@@ -235,9 +235,9 @@ def another_layout(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def start_twice(attempt: Attempt, draw: Random) -> Hit | None:
-    """The command is given again while it runs, as a scheduler does that takes a slow node for a dead one.
+    """Give the command again while it runs, as does a scheduler that takes a slow node for a dead one.
 
-    Starting takes longer than training here, so the second follows the first closely.
+    Since starting takes longer than training here, the second follows the first closely.
     """
     seconds = round(draw.uniform(0, 4), 2)
     if not attempt.comes(lambda: time.time() - attempt.began > seconds) or attempt.run.step() == attempt.run.steps:
@@ -269,9 +269,9 @@ KINDS: dict[str, Callable[[Attempt, Random], Hit | None]] = {
     )
 }
 POISONS = ("nan", "spike")
-"""They lie in the stream from the start; see observed.py."""
+"""They are in the stream from the start; see observed.py."""
 FLIPS = {"memory": "train.checksums=true", "processor": "train.audit=1"}
-"""Bits that flip at a step that is drawn before, and what a run needs to see them; see observed.py."""
+"""Bits that flip at a step drawn beforehand, and the setting with which a run notices them; see observed.py."""
 ALL = (*KINDS, *POISONS, *FLIPS)
 
 
@@ -286,7 +286,7 @@ def _signal_rank(attempt: Attempt, draw: Random, number: int) -> Hit | None:
 
 
 def _signal_launcher(attempt: Attempt, draw: Random, number: int) -> Hit | None:
-    """To `deepspeed`, which dies of it at once and leaves all others behind."""
+    """Signal `deepspeed`, which dies of it at once and leaves all others behind."""
     when = moment(attempt, draw)
     if when is None:
         return None

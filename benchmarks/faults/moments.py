@@ -1,4 +1,4 @@
-"""When something befalls a run, and what there is to see then."""
+"""The moments at which faults are injected, and what can be seen of a run at them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from benchmarks.faults.runs import Attempt
 
 STEP_SECONDS, STARTING_SECONDS = 0.06, 9.0
-"""How far into a step or a start a moment may fall, at most; about what each takes."""
+"""How far into a step or a start a moment may fall, at most; about as long as each takes."""
 
 
 def moment(attempt: Attempt, draw: Random, starting: bool = False, share: float = 0.5) -> dict[str, Any] | None:
-    """Wait for a random moment within the next `share` of what the run has left; where `starting`, also before that."""
+    """Wait for a random moment in the next `share` of what the run has left, or perhaps, if `starting`, in its
+    start."""
     done = attempt.run.step()
     if starting and draw.random() < 0.15:
         seconds = draw.uniform(0, STARTING_SECONDS)
@@ -34,13 +35,13 @@ def moment(attempt: Attempt, draw: Random, starting: bool = False, share: float 
 
 
 def a_rank(attempt: Attempt, draw: Random) -> tuple[int, int] | None:
-    """Number and process id of a rank that lives; None where none does."""
+    """Number and process id of a living rank; None if there is none."""
     found = sorted(attempt.ranks().items())
     return draw.choice(found) if found else None
 
 
 def launchers(attempt: Attempt) -> list[int]:
-    """`deepspeed` and the process it has started, which starts the ranks."""
+    """The ids of `deepspeed` and of the process that it has started, which starts the ranks."""
     others = [pid for pid, rank in attempt.processes().items() if rank is None and pid != attempt.process.pid]
     return [attempt.process.pid, *others]
 

@@ -1,13 +1,13 @@
-"""The `mvlm` command, observed: which samples every step was given is written down, and chosen batches are spoilt.
+"""The `mvlm` command, observed: the samples that every step was given are recorded, and chosen batches are spoilt.
 
     FAULTS=DIR deepspeed --module benchmarks.faults.observed train RUN.toml --deepspeed_config JSON ...
 
-DIR/faults.json, where there is one, names positions in the sample stream:
-{"nan": [position, ...], "spike": [position, ...], "absent": [[first, end], ...]}. The loss of the micro-batch that
-holds one of "nan" is NaN, of "spike" 50 times as large, on one rank alone. Batches that begin in a range of "absent"
-are taken out of the stream before the trainer sees them. A "memory" or a "processor" is {"step", "rank", "seed"}: the
-first time that this rank comes to that step, a bit flips in what it keeps of a weight or a moment, or in what a layer
-of its first forward pass hands on. Before every step each rank adds a line to DIR/stream-RANK.jsonl.
+DIR/faults.json, if it exists, names positions in the sample stream:
+{"nan": [position, ...], "spike": [position, ...], "absent": [[first, end], ...]}. A micro-batch that contains a
+position of "nan" has a loss of NaN, one of "spike" a loss 50 times as large, on that rank only. Batches that begin in a
+range of "absent" are taken out of the stream before the trainer sees them. A "memory" or "processor" is {"step",
+"rank", "seed"}: the first time that this rank reaches that step, a bit flips in a weight or moment that it keeps, or in
+the output of a layer in its first forward pass. Before every step each rank adds a line to DIR/stream-RANK.jsonl.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 FACTORS = {"nan": float("nan"), "spike": 50.0}
 FOLDER, ATTEMPT = "FAULTS", "FAULTS_ATTEMPT"
-"""The environment's names for DIR, and for what tells an attempt from all others: its run and its number."""
+"""Environment variables with DIR, and with an attempt's identity: its run and its number."""
 
 
 def observe(folder: Path) -> None:
-    """Put the faults of `folder` into the model and the loader, and a record of the stream before the engine."""
+    """Put the faults of `folder` into the model and the loader, and record the stream before each engine step."""
     from mvlm.data.loading.loader import Loader
     from mvlm.model.maskvlm import MaskVLM
     from mvlm.training.engine import Engine
@@ -53,7 +53,7 @@ def observe(folder: Path) -> None:
 
 
 class Flips:
-    """Bits that flip once, whatever the attempts: each leaves a file behind that says what it did."""
+    """Bits that flip only once, in whichever attempt: each leaves a file that says what it did."""
 
     def __init__(self, folder: Path, faults: dict[str, Any]) -> None:
         self._folder, self._miscomputes = folder, None
@@ -61,7 +61,7 @@ class Flips:
         self._left = [fault for fault in own if fault["rank"] == int(os.environ["RANK"])]
 
     def before(self, engine: Engine, step: int) -> None:
-        """What is due at a step: at once, or in the forward pass that comes next."""
+        """Flip the bits that are due at a step: now, or in the next forward pass."""
         for fault in self._left:
             if fault["step"] == step and not self._file(fault).exists():
                 if fault["kind"] == "memory":
@@ -70,7 +70,7 @@ class Flips:
                     self._miscomputes = fault
 
     def forward(self, model: MaskVLM, passes: Callable[[], Losses]) -> Losses:
-        """A forward pass, in which a layer miscomputes where that is due."""
+        """Make a forward pass, in which a layer miscomputes if that is due."""
         if not (fault := self._miscomputes):
             return passes()
         self._miscomputes, draw = None, Random(fault["seed"])
@@ -79,7 +79,7 @@ class Flips:
 
         def miscompute(_: nn.Module, __: Any, handed_on: Any) -> Any:
             first, *others = handed_on if isinstance(handed_on, tuple) else (handed_on,)
-            first = first.clone()  # autograd forbids to change what a function of ours has made
+            first = first.clone()  # autograd forbids changing a custom function's output in place
             self._flip(fault, draw, name, _first(first))
             return (first, *others) if others else first
 
@@ -96,7 +96,7 @@ class Flips:
         self._flip(fault, draw, f"{key} of {name}", elements.view(-1))
 
     def _flip(self, fault: dict[str, Any], draw: Random, name: str, tensor: Tensor) -> None:
-        """Of a float32 tensor, in place; a bit that changes the number by a hundredth or more."""
+        """Flip a bit of a float32 tensor in place, one that changes its number by a hundredth or more."""
         import torch
 
         if self._file(fault).exists():  # a layer may be called several times
@@ -111,7 +111,7 @@ class Flips:
 
 
 def _first(handed_on: Tensor) -> Tensor:
-    """Of the first token, which is never padding."""
+    """The features of the first token, which is never padding."""
     return handed_on[(0,) * (handed_on.dim() - 1)]
 
 
@@ -122,7 +122,7 @@ def _is_leaf(layer: nn.Module) -> bool:
 def _spoilt(forward: Callable[..., Losses], factors: dict[int, float], flips: Flips) -> Callable[..., Losses]:
     @functools.wraps(forward)
     def spoilt(model: MaskVLM, batch: Batch, *beside: Any) -> Losses:
-        if batch.position_B.is_meta:  # its operations are counted
+        if batch.position_B.is_meta:  # only counts operations
             return forward(model, batch, *beside)
         losses = flips.forward(model, lambda: forward(model, batch, *beside))
         for position in factors.keys() & set(batch.position_B.tolist()):

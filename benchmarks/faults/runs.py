@@ -1,4 +1,4 @@
-"""Small training runs under the `deepspeed` launcher, to be hit while they train and started again."""
+"""Small training runs under the `deepspeed` launcher, into which faults are injected and which are started again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import ROOT, TINY, free_port
 TOML = str(ROOT / "mvlm/configs/tiny.toml")
 BATCH, STEPS, EVERY = 16, 48, 8
 PATIENCE = 1200.0
-"""Seconds in which anything that a run is waited for must happen, on a machine that is busy with other things too."""
+"""Seconds to wait for anything that a run does, on a machine that is busy with other work too."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Layout:
 
 @dataclass
 class Run:
-    """One run folder, what belongs to it, and the command that makes it; `folder` holds nothing else.
+    """A run's folder, its files and the command that trains it; `folder` has nothing else in it.
 
     Args:
-        disk: where the run folder itself lies, if elsewhere.
+        disk: where the run folder itself is, if elsewhere.
     """
 
     folder: Path
@@ -55,12 +55,12 @@ class Run:
         return self.run / "checkpoints"
 
     def start(self) -> Attempt:
-        """Give the command; but for a free port it is the same each time."""
+        """Give the command, which is the same each time except for the port."""
         self.attempts.append(Attempt(self, len(self.attempts)))
         return self.attempts[-1]
 
     def lay_out(self, ranks: int, stage: int) -> None:
-        """Of the attempts from now on."""
+        """Change the layout for all later attempts."""
         self.layout = Layout(ranks, stage)
 
     def command(self, port: int) -> list[str]:
@@ -74,17 +74,17 @@ class Run:
         return [*launch, "--module", "benchmarks.faults.observed", *words]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl, in the order they were written.
+        """The complete lines of metrics.jsonl, in the order in which they were written.
 
         Raises:
-            ValueError: a line that is not the last was cut.
+            ValueError: a line other than the last is incomplete.
         """
         path = self.run / "metrics.jsonl"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
     def step(self) -> int:
-        """The last that was logged; 0 before the first."""
+        """The last logged step; 0 before the first."""
         lines = self.metrics()
         return lines[-1]["step"] if lines else 0
 
@@ -93,13 +93,13 @@ class Run:
         return path.read_text() if path.exists() else None
 
     def stream(self, rank: int) -> list[dict[str, Any]]:
-        """What each step of each attempt was given on that rank."""
+        """The recorded samples of each step of each attempt on that rank."""
         path = self.folder / f"stream-{rank}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Attempt:
-    """The command of a run, started once: all processes that came of it, also those that outlive the launcher."""
+    """The command of a run, started once: all of its processes, including those that outlive the launcher."""
 
     def __init__(self, run: Run, number: int) -> None:
         self.run, self.number = run, number
@@ -125,33 +125,33 @@ class Attempt:
         return self._output.read_text(errors="replace")
 
     def processes(self) -> dict[int, int | None]:
-        """Process id of all that live, and the rank it is; None for a launcher's."""
+        """The ids of all living processes, and each one's rank, None for a launcher."""
         found: dict[int, int | None] = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 environment = (folder / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if self._mark.encode() in environment:  # a dead one that nobody waited for has an empty environment
+            if self._mark.encode() in environment:  # a zombie's environment is empty
                 rank = next((int(entry[5:]) for entry in environment if entry.startswith(b"RANK=")), None)
                 found[int(folder.name)] = rank
         return found
 
     def ranks(self) -> dict[int, int]:
-        """Rank -> process id, of those that live."""
-        found = sorted(self.processes().items(), reverse=True)  # a rank's own processes come after it
+        """Rank -> process id, of the living ranks."""
+        found = sorted(self.processes().items(), reverse=True)  # a rank's own child processes have higher ids
         return {rank: pid for pid, rank in found if rank is not None}
 
     def steps(self) -> list[int]:
-        """That this attempt has logged."""
+        """The steps that this attempt has logged."""
         return [line["step"] for line in self.run.metrics()[self._seen :]]
 
     def reaches(self, step: int) -> bool:
-        """Wait until that step is logged; False when the attempt ends before."""
+        """Wait until that step is logged; False if the attempt ends before."""
         return self.comes(lambda: self.run.step() >= step and bool(self.steps()))
 
     def comes(self, true: Any) -> bool:
-        """Wait until `true()`; False when the attempt ends before."""
+        """Wait until `true()`; False if the attempt ends before."""
         deadline = time.monotonic() + PATIENCE
         while not true():
             if self.process.poll() is not None:
@@ -162,20 +162,20 @@ class Attempt:
         return True
 
     def end(self, patience: float = PATIENCE) -> int:
-        """Wait until nothing of it lives, orphans included.
+        """Wait until no process of it is alive, orphans included.
 
         Returns:
-            What the launcher ended with; a signal's number below 0.
+            The launcher's exit code; minus a signal's number.
 
         Raises:
-            TimeoutError: something lives on; it is killed.
+            TimeoutError: a process was still alive; all are killed.
         """
         deadline = time.monotonic() + patience
         while self.process.poll() is None or self.processes():
             if time.monotonic() > deadline:
                 left = self.processes()
                 self.kill()
-                raise TimeoutError(f"After {patience:.0f} s there still lived {left}:\n{self.output[-3000:]}")
+                raise TimeoutError(f"After {patience:.0f} s {left} were still alive:\n{self.output[-3000:]}")
             time.sleep(0.05)
         return self.process.returncode
 
@@ -186,7 +186,7 @@ class Attempt:
 
 
 def made(folder: Path, records: int = 300) -> Path:
-    """Synthetic shards to train on, made once."""
+    """Synthetic shards to train on, made unless they are there."""
     if not folder.exists():
         words = ["synth", "--task", "caption", "--count", str(records), "--seed", "3", "--shard-mb", "0.2"]
         command = [sys.executable, "-m", "data_tools", *words, "--out", str(folder)]

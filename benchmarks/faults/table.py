@@ -1,7 +1,7 @@
-"""What the campaign has found, as a table for the README and as a picture.
+"""The campaign's results as a table for the README and as a picture.
 
 python benchmarks/faults/table.py                        # the table, on standard output
-python benchmarks/faults/table.py --picture FILE.png     # also at which step of a run each one fell
+python benchmarks/faults/table.py --picture FILE.png     # also the step at which each fault was injected
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _of(lines: list[dict[str, Any]], name: str, average: Callable[[list[float]],
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Each injection as a point: the step it fell on, its kind, and whether anything was lost."""
+    """Draw each injection as a point: its step, its kind, and whether anything was lost."""
     from matplotlib.figure import Figure
 
     kinds = [kind for kind in TITLES if any(line["kind"] == kind for line in lines)]

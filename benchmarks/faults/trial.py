@@ -1,4 +1,4 @@
-"""One trial: a run that several things befall, one after the other, started again by the same command until it ends."""
+"""One trial: a run that suffers several faults, one by one, and is restarted by the same command until it finishes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from mvlm.training.health.anomaly import LAG
 
 HANG = "train.hang_minutes=0.1"
 DISK_MB = 16
-FIRST_SPIKE = 20  # batch of the stream: what is usual must be known first
+FIRST_SPIKE = 20  # batch of the stream: the usual loss must be known first
 MOST_ATTEMPTS = 16
 NOTICED = {"memory": "changed in memory", "processor": "came out differently"}
 JUDGED_AFTER = LAG + 1
-"""Steps that may follow one before all ranks know of it."""
+"""Steps that may follow a step before all ranks have judged it."""
 
 UNDISTURBED = "nothing"
-"""The kind of an attempt that was left alone and yet broke a promise."""
+"""The kind of an attempt that was undisturbed and yet broke a promise."""
 
 NOISE = re.compile(r"\[20|step \d|Traceback|\s*$|.*(Warning|W\d{4} )")
 
 
 class Workshop:
-    """A folder in which trials are made, with the shards they train on and the runs they are compared with."""
+    """A folder for trials, with the shards they train on and the reference runs they are compared with."""
 
     def __init__(self, folder: Path, steps: int = STEPS) -> None:
         self._folder, self._steps = folder, steps
@@ -44,10 +44,10 @@ class Workshop:
         self._references: dict[tuple[int, ...], Run] = {}
 
     def reference(self, absent: tuple[int, ...] = ()) -> Run:
-        """An undisturbed run; the global batches of these numbers do not occur in its stream.
+        """An undisturbed run, from whose stream the global batches of these numbers are absent.
 
         Raises:
-            RuntimeError: it did not end as it should.
+            RuntimeError: it failed.
         """
         if absent not in self._references:
             ranges = [[number * BATCH, (number + 1) * BATCH] for number in absent]
@@ -60,14 +60,14 @@ class Workshop:
         return self._references[absent]
 
     def trial(self, seed: int, kinds: list[str]) -> list[dict[str, Any]]:
-        """Let `kinds` befall one run, in that order; poisons lie in its stream from the start.
+        """Inject faults of these kinds into one run, in that order; poisons are in its stream from the start.
 
         Returns:
-            For each that did, what it was and what came of it; `lost nothing` is the sum of it.
+            For each injection, what was done and what came of it; `lost nothing` sums it up.
         """
         draw = Random(seed)
         faults = {kind: [self._poisoned_position(kind, draw)] for kind in dict.fromkeys(kinds) if kind in POISONS}
-        batches = tuple(sorted({positions[0] // BATCH for positions in faults.values()}))  # of poisons
+        batches = tuple(sorted({positions[0] // BATCH for positions in faults.values()}))  # with poisons
         with contextlib.ExitStack() as stack:
             folder = self._folder / f"trial-{seed}"
             disk = stack.enter_context(small_disk(self._folder / f"disk-{seed}")) if "fill_disk" in kinds else None
@@ -103,7 +103,7 @@ class Workshop:
 
 
 def _ended(attempt: Attempt) -> tuple[int | None, list[str]]:
-    """Its exit code, and that it did not end by itself, if so."""
+    """Its exit code, and a problem if it did not end by itself."""
     try:
         return attempt.end(), []
     except TimeoutError as error:
@@ -111,7 +111,7 @@ def _ended(attempt: Attempt) -> tuple[int | None, list[str]]:
 
 
 class Trial:
-    """Starts a run again and again, with each of `kinds` befalling it, until it ends by itself."""
+    """Starts a run again and again, injecting faults of `kinds`, until it finishes by itself."""
 
     def __init__(self, run: Run, kinds: list[str], draw: Random) -> None:
         self.run = run
@@ -120,7 +120,7 @@ class Trial:
         self._hits: list[tuple[str, Hit, dict[str, Any]]] = []
 
     def to_the_end(self) -> None:
-        """Give up only when the run does not end, however often it is started again; its checks will fail then."""
+        """Run until it finishes, or give up after MOST_ATTEMPTS, when its checks will fail."""
         attempt = self.run.start()
         expected, may_give_way = "", False
         while len(self.run.attempts) < MOST_ATTEMPTS:
@@ -132,9 +132,9 @@ class Trial:
             problems += self._wrong(attempt, hit, code, "" if unread else expected, may_give_way, unread)
             facts: dict[str, Any] = {"attempt": attempt.number, "code": code, "reached": reached}
             facts |= {"sentence": sentence(attempt, hit.says if hit else ""), "problems": problems}
-            if not unread:  # else it was over before it could look at what was damaged
+            if not unread:  # otherwise it was over before it could look at the damaged checkpoint
                 expected = hit.next_says if hit else ""
-            may_give_way = bool(hit and hit.successor and code == ExitCode.DONE)  # of two starting together, either
+            may_give_way = bool(hit and hit.successor and code == ExitCode.DONE)  # if two start together, either may
             if hit:
                 facts["seconds to end"] = round(time.time() - hit.at, 2)
                 self._hits.append((kind, hit, facts))
@@ -150,9 +150,9 @@ class Trial:
                 attempt = self.run.start()
 
     def _befall(self, attempt: Attempt) -> tuple[str, Hit | None, list[str]]:
-        """The kind that ends this attempt, and that it did not get to where that falls, if so.
+        """Inject faults until one ends this attempt; returns its kind, the hit, and a problem if its moment never came.
 
-        Those before it that do not end it are noted at once.
+        Faults before it that do not end the attempt are recorded at once.
         """
         while self._left:
             kind = self._left.pop(0)
@@ -176,7 +176,7 @@ class Trial:
         output = attempt.output
         step = int(latest[5:]) if (latest := self.run.latest()) else 0
         at_the_end = self.run.step() == self.run.steps
-        over = code == ExitCode.DONE and at_the_end  # it had ended before it could notice
+        over = code == ExitCode.DONE and at_the_end  # it finished before it could notice
         saved_all = hit is not None and hit.keeps and at_the_end and step == self.run.steps
         gave_way = may_give_way and code == ExitCode.MISTAKE and re.search(LATER, output)
         if not over and not gave_way and code not in (hit.codes if hit else (ExitCode.DONE,)):
@@ -192,7 +192,7 @@ class Trial:
         return problems
 
     def told(self) -> list[dict[str, Any]]:
-        """A line for each that befell the run, when it has ended."""
+        """A line for each fault of the finished run."""
         stream = self.run.stream(0)
         lines = []
         for kind, hit, facts in self._hits:
@@ -208,7 +208,7 @@ class Trial:
 
 
 def _poisonings(run: Run) -> list[dict[str, Any]]:
-    """A line for each poisoned batch: how long until another one was trained on in its place."""
+    """A line for each poisoned batch, with the time until another one was trained on in its place."""
     lines = []
     for kind, (position,) in ((kind, run.faults[kind]) for kind in POISONS if kind in run.faults):
         met = [line for rank in range(2) for line in run.stream(rank) if position in line["positions"]]
@@ -222,7 +222,7 @@ def _poisonings(run: Run) -> list[dict[str, Any]]:
 
 
 def _flips(run: Run) -> list[dict[str, Any]]:
-    """A line for each bit that flipped: what it was of, whether the run says so, how long until it was made good."""
+    """A line for each flipped bit: where it was, whether the run noticed, and the time until it was made good."""
     lines = []
     for kind, (flip,) in ((kind, run.faults[kind]) for kind in FLIPS if kind in run.faults):
         path = run.folder / f"{kind}-{flip['step']}.json"
@@ -240,20 +240,20 @@ def _flips(run: Run) -> list[dict[str, Any]]:
 
 
 def _made_good(run: Run, since: float, step: int) -> float | None:
-    """When a run that has gone back to a checkpoint comes past this step again."""
+    """When a run that has rolled back to a checkpoint passes this step again."""
     later = [each for each in run.stream(0) if each["time"] >= since]
     repeated = itertools.dropwhile(lambda each: each["step"] > step, later)
     return next((each["time"] for each in repeated if each["step"] > step), None)
 
 
 def _went_on(run: Run, since: float, flip: dict[str, int]) -> bool:
-    """Whether the steps that follow were made until long after this one had been judged."""
+    """Whether the run made the following steps until after this one had been judged."""
     later = [each["step"] for each in run.stream(flip["rank"]) if each["time"] >= since]
     return later[: JUDGED_AFTER + 1] == [flip["step"] + number for number in range(1, JUDGED_AFTER + 2)]
 
 
 def sentence(attempt: Attempt, promised: str) -> str:
-    """What it said that matches the pattern; what it said last where nothing does."""
+    """The last line of its output that matches the pattern, or its last line if none does."""
     said = [line for line in attempt.output.splitlines() if not NOISE.match(line)]
     fitting = [line for line in said if promised and re.search(promised, line)]
     return (fitting or said or [""])[-1].replace(f"{attempt.run.folder.parent}/", "")[:400]
