@@ -1,11 +1,11 @@
-"""Whether a corpus cleans itself: a model trained on it, noise and all, scores its rows, for others to train on.
+"""Whether a corpus can clean itself: a model trained on it, noise and all, scores its rows; others train on the best.
 
     python -m benchmarks.filtering.compare [--corpora scenes emoji] [--seeds 0 1 2 3 4] [--folder runs/filtering]
 
 For each seed, 30 % of the images get captions of others; a scorer learns all four objectives from these rows and scores
-them with `mvlm score`; then models of ITC and ITM are trained by `data.where` on what the filter keeps, and on others.
-A stopped run resumes, and a measured one is not run again: results/cells.jsonl has a line for each training run,
-results/auc.jsonl one for each scorer, and README.md's tables are drawn from both.
+them with `mvlm score`; then models with ITC and ITM are trained, through `data.where`, on what the filter keeps and on
+other selections. A stopped run resumes, and a measured one is not run again: results/cells.jsonl has a line for each
+training run, results/auc.jsonl one for each scorer, and README.md's tables are made from both.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from mvlm.runtime import dist
 
 SCORER = ("train.steps=1000", "data.workers=0")
 TRAINED = ("train.steps=400", "optim.warmup_steps=50", "data.workers=0")
-"""So few updates that models differ; equally many in all arms."""
+"""So few updates that models differ; the same number in all arms."""
 SIGNS = {"itc_similarity": -1, "itm_probability": -1, "text_loss": 1, "image_loss": 1}
-"""Scores, and whether a caption is suspect where they are low, or high."""
+"""Scores, and whether a caption is suspect if its score is low (-1) or high (1)."""
 KEEP_BY = "itc_similarity"
-"""What the filter goes by, as DFN's does; fixed before anything was measured."""
+"""The filter's score, as DFN's; fixed before anything was measured."""
 ARMS = ("clean", "filtered", "random", "noisy")
 PRIMARY = ("foils", "recall")
 HERE = Path(__file__).parent
@@ -49,13 +49,13 @@ CELLS, AUC, PAGE = HERE / "results/cells.jsonl", HERE / "results/auc.jsonl", HER
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0 done, 1 a user's mistake, 75 stopped with everything saved, 130 interrupted."""
+    """Returns 0 if done, 1 for a user's mistake, 75 if stopped with everything saved, 130 if interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", nargs="+", choices=BUNDLED, default=list(BUNDLED))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs/filtering", help="of the corpora and training runs")
-    parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="a line is added for each run")
-    parser.add_argument("--auc", type=Path, default=AUC, metavar="FILE", help="a line is added for each scorer")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/filtering", help="for corpora and training runs")
+    parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="where to add a line for each run")
+    parser.add_argument("--auc", type=Path, default=AUC, metavar="FILE", help="where to add a line for each scorer")
     args = parser.parse_args(argv)
 
     def campaign() -> tuple[int, str]:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plans(args: argparse.Namespace) -> Iterator[Plan]:
-    """Every seed's scorer, and then, once it is trained, what is trained on the rows that it has scored."""
+    """Every seed's scorer and then, once it is trained, the runs on the rows that it has scored."""
     corpora = prepare_all(dict.fromkeys(args.corpora, ""), args.folder)
     for seed in args.seeds:
         for name in args.corpora:
@@ -74,7 +74,7 @@ def plans(args: argparse.Namespace) -> Iterator[Plan]:
             scorer = plan(Cell(name, ALL_FOUR, seed=seed), SIZES["small"], corpus, args.folder, SCORER)
             yield scorer
             if not trained(scorer):
-                continue  # by another process
+                continue  # another process is training it
             rows = scored(scorer, corpus)
             if all(scorer.settings != record["settings"] for record in read_records(args.auc)):
                 add_record(args.auc, auc_record(scorer, rows))
@@ -84,7 +84,7 @@ def plans(args: argparse.Namespace) -> Iterator[Plan]:
 
 
 def scored(scorer: Plan, corpus: NoisyCorpus) -> pa.Table:
-    """Each row's scores and metadata, having them made where they are missing."""
+    """Each row's scores and metadata; missing scores are computed."""
     device = dist.device()
     loaded = load_run(scorer.run, device)
     score_part(Scorer(loaded, loaded.eval.batch, device), corpus.noisy)
@@ -94,7 +94,7 @@ def scored(scorer: Plan, corpus: NoisyCorpus) -> pa.Table:
 
 
 def conditions(rows: pa.Table) -> dict[str, str]:
-    """What each arm trains on; all but the last have as many rows as there are right ones."""
+    """The condition for each arm's rows; all arms but the last have as many rows as have their own captions."""
     exchanged = int(np.sum(rows["exchanged"].to_numpy()))
     bound = float(np.sort(rows[KEEP_BY].to_numpy())[exchanged - 1])
     found = "exchanged = 0", f"{KEEP_BY} > {bound!r}", f"pick < {len(rows) - exchanged}", ""
@@ -126,7 +126,7 @@ def auc(score_N: np.ndarray, positive_N: np.ndarray) -> float:
 
 
 def tables(records: Sequence[Record], aucs: Sequence[dict[str, Any]]) -> str:
-    """Markdown: how well wrong captions are found, the numbers of each arm, and arms compared."""
+    """Markdown: how well wrong captions are found, the numbers of each arm, and comparisons of arms."""
     return "\n\n".join(filter(None, [_auc_table(aucs), _numbers(records), _compared(records)]))
 
 

@@ -1,4 +1,4 @@
-"""A corpus as a crawl leaves it: some of its images stand with the captions of others."""
+"""A corpus as a crawl leaves it: some of its images have the captions of others."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ EXCHANGED = 0.3
 
 @dataclass(frozen=True)
 class NoisyCorpus(Corpus):
-    """The claim's corpus, some of whose training images have captions of others.
+    """The claim's corpus, but some of its training images have the captions of others.
 
-    Each row's metadata says whether it is one of them, `exchanged`, and its place in a random order, `pick`.
+    Each row's metadata has `exchanged`, whether it is one of them, and `pick`, its place in a random order.
     """
 
     noisy: str = ""
@@ -34,7 +34,7 @@ class NoisyCorpus(Corpus):
 
 
 def with_noise(corpus: Corpus, seed: int, folder: Path) -> NoisyCorpus:
-    """The same of a seed's exchanges, made in `folder` unless they are there."""
+    """The corpus with a seed's exchanges, made in `folder` unless it is there."""
     out = folder / "corpora" / f"{corpus.name}-noisy-{seed}"
     if not out.exists():
         making = out.with_name(f"{out.name}.making-{os.getpid()}")
@@ -47,9 +47,9 @@ def with_noise(corpus: Corpus, seed: int, folder: Path) -> NoisyCorpus:
 
 
 def exchanges(captions: Sequence[tuple[str, ...]], rng: np.random.Generator) -> np.ndarray:
-    """int64 [rows]: the row whose captions each gets, its own or, of `EXCHANGED` of them, those of another.
+    """int64 [rows]: the row whose captions each row gets, its own or, for a share of `EXCHANGED`, another's.
 
-    The chosen ones hand theirs on in a circle, so that the captions of a corpus remain the same ones.
+    The chosen rows pass theirs on in a circle, so that the captions of the corpus stay the same.
     """
     chosen = rng.permutation(len(captions))[: round(EXCHANGED * len(captions))]
     source = np.arange(len(captions))

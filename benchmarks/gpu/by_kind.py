@@ -1,8 +1,8 @@
 """One step's work by kind: python benchmarks/gpu/by_kind.py FILE [--size full]
 
-torch's profiler watches some steps, forward and backward and AdamW, as full_step.py has them. A line for
-each kind of work with its milliseconds a step and its share, and one with the kernels that took longest, under their
-names, so that a kind that is wrong can be seen. On a CPU the operators stand for kernels.
+torch's profiler watches some steps, with forward pass, backward pass and AdamW, prepared as in full_step.py. It writes
+a line for each kind of work, with its milliseconds per step and its share, and one with the names of the
+longest-running kernels, which shows if a kernel has the wrong kind. On a CPU, operators take the place of kernels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KINDS = (
     ("softmax and cross-entropy", r"softmax|nll|cross_entropy"),
     ("element-wise, as of residuals", r"elementwise|vectorized|::add|::mul|::div|::sub"),
 )
-"""The first that a kernel's name agrees with is its kind."""
+"""A kernel's kind is the first whose pattern its name matches."""
 WAYS = ["eager", "fused", "compiled"]
 STEPS = 3
 LONGEST = 25
@@ -49,7 +49,7 @@ def kind_of(name: str) -> str:
 
 
 def watch(record: Record, size: Size, way: str) -> None:
-    """Lines of one way to run the step."""
+    """Add the lines for one way to run the step."""
     model = build(size).to(device(), torch.bfloat16)
     batch = make_batch(size, model.grid).to(device())
     speed_up(model, configuration(size, way), kernels=True)

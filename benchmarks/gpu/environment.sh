@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# On a machine with network, the environment of a GPU machine without one, and the wheels to bring along:
+# Make, on a machine with network, the environment of a GPU machine without it, and the wheels to bring along:
 #
 #     bash benchmarks/gpu/environment.sh FOLDER [PYTHON3.12]
 #
-# FOLDER/env gets the versions of machine.txt, no others (6 GB), and FOLDER/wheels those of brought.txt, which must stay
-# within 64 MiB. Stopped and given again, it goes on with what is missing. Then, to find what these versions break:
+# FOLDER/env gets the packages of machine.txt and no others (6 GB), and FOLDER/wheels those of brought.txt, which must stay
+# within 64 MiB. If interrupted, it resumes when started again. Then, to find what these versions break:
 #
 #     PROOF_PYTHON=FOLDER/env/bin/python bash benchmarks/gpu/prove.sh --rehearse --wheels FOLDER/wheels --out OUT
 set -euo pipefail
@@ -25,13 +25,13 @@ find_python() {
             return
         fi
     done
-    echo "environment.sh: there is no Python 3.12: name one as the second argument" >&2
+    echo "environment.sh: no Python 3.12 was found: name one as the second argument" >&2
     return 1
 }
 
 [ -x "$python" ] && "$python" -m pip --version >/dev/null 2>&1 || "$(find_python "${@:2}")" -m venv --clear "$folder/env"
 
-# missing FILE INSTALLED: lines of FILE that are none of those installed, in one spelling
+# missing FILE INSTALLED: the lines of FILE that are not among INSTALLED, compared in a canonical spelling
 missing() {
     grep -v '^#' "$1" | tr 'A-Z_' 'a-z-' | grep -vxF -f <(tr 'A-Z_' 'a-z-' <<<"$2") || true
 }
@@ -39,7 +39,7 @@ missing() {
 installed=$("$python" -m pip freeze --all --disable-pip-version-check)
 missing "$here/machine.txt" "$installed" | xargs -r -n 4 "$python" -m pip install --quiet --no-deps --progress-bar off
 
-# A file name of a wheel has _ where its package may have -.
+# A wheel's file name has _ where its package's name may have -.
 have=$(cd "$folder/wheels" && ls | sed -n 's/^\([^-]*\)-\([^-]*\)-.*\.whl$/\1==\2/p')
 for wanted in $(missing "$here/brought.txt" "${have:-none}"); do
     case $wanted in

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/full_step.py FILE --size full --pairs 128 64 256
 
-Each way is a process of its own, and a line of FILE:
+Each way has its own process and is a line of FILE:
 
 - `forward and backward` of one batch, without DeepSpeed and optimiser;
-- `update`: the engine's whole step with both, on batches of other captions each, and the losses of its first steps.
+- `update`: the engine's whole step with both, on batches with different captions, and the losses of its first steps.
 
 Each is eager, with every block compiled, or compiled and captured as CUDA graphs (mvlm/training/capture.py), as
 `train.compile` has a run do it; the passes alone also eager by the fused kernels taken by name alone. Pairs a second,
@@ -53,29 +53,29 @@ WAYS = {
     ("forward and backward", "compiled"): 60.0,
     ("forward and backward", "captured"): 60.0,
 }
-"""What is measured and how, and the seconds without which it is not begun, in the order in which it is."""
+"""What is measured and how, in this order, and the seconds that must be left to begin it."""
 FUSED = Kernels(attention="efficient", residual_norm="triton", layer_norm="triton", gelu_linear="triton")
-GPU_ALONE = {"captured": "a CPU has no graphs to capture", "fused": "these kernels run on GPUs alone"}
+GPU_ALONE = {"captured": "a CPU has no graphs to capture", "fused": "these kernels run only on GPUs"}
 STEPS, WARM, BATCHES = 20, 3, 4
 SECONDS = 15.0
-"""After which no further step is timed."""
+"""No step is timed later than this."""
 
 
 def configuration(size: Size, way: str) -> Config:
-    """As a run has it that is one of `WAYS`."""
+    """The configuration of a run that makes its steps in one of `WAYS`."""
     config, choices = size.config, {"compiled": True, "captured": "captured"}
     train = replace(config.train, compile=choices.get(way, False), global_batch=size.pairs)
     return replace(config, train=train, kernels=FUSED if way == "fused" else config.kernels)
 
 
 def rounding(way: str) -> Rounding:
-    """What a run fills its batches up to."""
+    """The sizes to which a run pads its batches."""
     return COARSE if way in ("compiled", "captured") else FINE
 
 
 def measure(size: Size, kind: str, way: str) -> Line:
     step, batches, model = (prepare_update if kind == "update" else prepare_passes)(size, way)
-    losses = [float(step(turn)) for turn in range(max(WARM, BATCHES))]  # each batch's sizes compiled
+    losses = [float(step(turn)) for turn in range(max(WARM, BATCHES))]  # compiles each batch's sizes
     finish()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -99,7 +99,7 @@ def measure(size: Size, kind: str, way: str) -> Line:
 
 
 def executed(size: Size, model: MaskVLM, batches: list[Batch], pairs_per_s: float) -> Line:
-    """Operations a pair and MFU; counted uncompiled, after the memory's peak has been read."""
+    """Operations per pair and MFU; counted uncompiled, after the memory's peak has been read."""
     with torch.compiler.set_stance("force_eager"):
         flops = count_flops(lambda: sum(model(batches[0]).values()).backward()) / size.pairs
     peak = peak_flops(torch.cuda.get_device_name(), True, False) if torch.cuda.is_available() else None
@@ -143,12 +143,12 @@ def prepare_update(size: Size, way: str) -> tuple[Callable[[int], Tensor], list[
 
 
 def compile_quickly() -> None:
-    """On a CPU, where a rehearsal is to go the same way, graphs are traced and no code is made, which takes minutes."""
+    """For rehearsing on a CPU: trace graphs, but generate no code, which would take minutes."""
     torch.compile = partial(torch.compile, backend="aot_eager")
 
 
 def planned(size: Size) -> Line:
-    """The peak that `mvlm plan` says of an update on one GPU."""
+    """The peak memory that `mvlm plan` estimates for an update on one GPU."""
     from mvlm.estimate.cards import CARDS
     from mvlm.estimate.count import FakeModel
     from mvlm.estimate.plan import Planner, Request
@@ -162,7 +162,7 @@ def planned(size: Size) -> Line:
 
 
 def one(words: argparse.Namespace) -> int:
-    """In this process, the line to standard output."""
+    """Measure in this process, and print the line to standard output."""
     if not torch.cuda.is_available():
         compile_quickly()
     size = replace(SIZES[words.size], pairs=words.pairs[0])
@@ -189,7 +189,7 @@ def main() -> int:
     words.add_argument("file", type=Path)
     words.add_argument("--size", choices=SIZES, default="full")
     words.add_argument("--pairs", type=int, nargs="+", default=[128, 64, 256])
-    words.add_argument("--kind", choices=sorted({kind for kind, _ in WAYS}), help="this one alone, in this process")
+    words.add_argument("--kind", choices=sorted({kind for kind, _ in WAYS}), help="only this one, in this process")
     words.add_argument("--way", choices=sorted({way for _, way in WAYS}))
     arguments = words.parse_args()
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""The contrastive kernels at the global batch they are for: python benchmarks/gpu/large_batch.py FILE [--global 65536]
+"""The contrastive kernels at a large global batch: python benchmarks/gpu/large_batch.py FILE [--global 65536]
 
 A rank's own pairs against the whole global batch, with and without ids of duplicates: the log-sum-exps and the
-gradient, in Triton and in torch, which holds every similarity. Milliseconds, bytes at the peak beyond the inputs,
-operations a second, and the error of some rows against float64.
+gradient, in Triton and in torch, which keeps every similarity. Milliseconds, peak bytes beyond the inputs, operations
+per second, and the error of some rows against float64.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mvlm.kernels.dispatch import Implementation, Op
 WIDTH, TEMPERATURE, START = 256, 0.07, 64
 OWN = (128, 1024)
 CHECKED = 64
-"""Own rows that are computed again in float64."""
+"""Own rows that are also computed in float64."""
 BOUND = 1e-4
 TIMES, SECONDS = 10, 2.0
 
@@ -68,7 +68,7 @@ def campaign(record: Record, whole: int, own: int) -> None:
     few, in_64 = own_BE[:CHECKED].double(), text_GE.double()
     for ids_G2 in (None, many_ids_G2):
         lse_B = log_sum_exps(own_BE, text_GE, temperature, START, ids_G2)
-        lse_G = torch.full((whole,), float(lse_B.mean()), device=device())  # of the others: as good as any
+        lse_G = torch.full((whole,), float(lse_B.mean()), device=device())  # the other ranks' rows: any value will do
         lse_few, divisor = lse_B[:CHECKED].double(), temperature.double()
         with InFloat64():
             exact = {

@@ -1,7 +1,7 @@
-"""What the proof ran on: python benchmarks/gpu/machine.py FILE adds one line to it.
+"""The machine of the proof: python benchmarks/gpu/machine.py FILE adds one line to FILE.
 
-Names and versions, and the two ceilings as they are here: bytes a second of a large copy, counting those read and those
-written, and operations a second of a large bf16 product of random numbers.
+It has names and versions, and two measured ceilings: bytes per second of a large copy, counting those read and those
+written, and operations per second of a large bf16 product of random numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def version(package: str) -> str:
 
 
 def ceilings() -> Line:
-    """On a CPU, of sizes that take a moment."""
+    """The measured ceilings; on a CPU, with sizes that take only a moment."""
     side, elements = (8192, 2**30) if torch.cuda.is_available() else (512, 2**22)
     a, b = (torch.randn(side, side, device=device(), dtype=torch.bfloat16) for _ in "ab")
     source = torch.empty(elements, dtype=torch.uint8, device=device()).random_()

@@ -1,8 +1,8 @@
-"""What a proof has found, as one page: python benchmarks/gpu/page.py FOLDER prints it.
+"""A proof's results as one page: python benchmarks/gpu/page.py FOLDER prints it.
 
-    python benchmarks/gpu/page.py            # of the kept proof, results/, into README.md
+    python benchmarks/gpu/page.py            # puts those of the kept proof, results/, into README.md
 
-Every figure is read from the result files; what has not run is said to have not.
+Every figure is read from the result files; the page says what has not run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NOTHING = "No proof has run on a GPU yet: there are no figures. What `--rehearse
 
 
 def markdown(folder: Path) -> str:
-    """The page; `NOTHING` where no proof is kept."""
+    """The page; `NOTHING` if the folder has no proof."""
     parts = read(folder / "parts.jsonl")
     if not parts:
         return NOTHING
@@ -111,7 +111,7 @@ def _kernels(lines: list[Line]) -> str:
 
 
 def _gains(lines: list[Line]) -> str:
-    """What each fused kernel saves against what is taken in its place."""
+    """The time that each fused kernel saves over the implementation that is taken in its place."""
 
     def of(line: Line) -> tuple[Any, ...]:
         return line["op"], line["precision"], line["shapes"]
@@ -230,7 +230,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def put(text: str, page: str) -> str:
-    """The README with the page between its marks."""
+    """The README with the page between its markers."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{page}\n{END}{rest.split(END, 1)[1]}"
 

@@ -1,10 +1,10 @@
-"""Every operation of mvlm/kernels, right and timed: python benchmarks/gpu/parity.py FILE [--size full]
+"""Every operation of mvlm/kernels, checked and timed: python benchmarks/gpu/parity.py FILE [--size full]
 
-At the shapes that one micro-batch of a size of benchmarks/step has. Each implementation that can run here is compared
-in fp32 and bf16, result and gradients, with the last one in float64: by ‖found − exact‖ / ‖exact‖, which must be at
-most twice the plain implementation's in the same precision, or a tenth where the products are in fp8. Then it is timed,
-forward and backward; beside the fused kernels stands what they should gain on an H100. One line each; for AdamW, those
-of updates.py; and one for the losses of a whole step in bf16 by what a run takes by itself.
+At the shapes of one micro-batch of a size of benchmarks/step, the result and gradients of each implementation that can
+run here are compared, in fp32 and bf16, with those of the last one in float64: ‖found − exact‖ / ‖exact‖ must be at
+most twice the plain implementation's in the same precision, or a tenth if the products are in fp8. Then forward and
+backward are timed; a fused kernel's line also says what it should gain on an H100. There is one line for each, those of
+updates.py for AdamW, and one for the losses of a whole step in bf16 with the implementations that a run chooses.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from mvlm.kernels.packed_attention import Packed
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FLOOR = {"fp32": 1e-6, "bf16": 1e-3}
-"""Errors that are no error, whatever the plain implementation's."""
+"""Errors up to this are accepted, whatever the plain implementation's."""
 CEILING = {"fp32": 1e-3, "bf16": 3e-2}
-"""What even the plain implementation may not exceed."""
+"""Errors above this are refused, whatever the plain implementation's."""
 FP8 = {"torchao": 0.1}
-"""Of implementations that multiply in fp8: rounded to 3 bits, and gradients to 2, one product is 4 to 6 % off."""
+"""Bounds for implementations that multiply in fp8: rounded to 3 bits, gradients to 2, a product is 4 to 6 % off."""
 FEWER_PASSES = {"layer_norm": 2, "residual_norm": 5, "gelu_linear": 1}
-"""Reads and writes of a tensor that our own kernels save in bf16, forward and backward (docs/performance.md). That of
-the sum for the bias before a GELU is not among them: others leave that sum to the layer before."""
+"""Reads and writes of a bf16 tensor that our own kernels save, forward and backward (docs/performance.md). The one for
+the sum of the bias before a GELU is left out: others leave that sum to the layer before."""
 DIFFERENT_DRAWS = 0.01
-"""Share of negatives that may be drawn otherwise in another precision."""
+"""Share of negatives that may differ in another precision."""
 TIMES, SECONDS = 20, 1.0
 WHOLE_STEP_PAIRS = 16
 
 
 def cases(size: Size) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Operation and arguments in fp32; tensors with a gradient ask for the backward pass too."""
+    """Operations and arguments in fp32; if tensors require gradients, the backward pass is measured too."""
     with torch.device("meta"):
         model = build(size)
     batch = make_batch(size, model.grid).to(device())
@@ -94,7 +94,7 @@ def cases(size: Size) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def in_precision(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
-    """The same numbers rounded to a precision, with gradients of their own; fp32 alone where no gradient is asked."""
+    """The same numbers rounded to a precision, with separate gradients; without gradients they stay fp32 or float64."""
 
     def rounded(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -107,7 +107,7 @@ def in_precision(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, .
 
 
 def outcome(run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:
-    """The results, and the gradients of their products with fixed random numbers."""
+    """The results, and the gradients for fixed random upstream gradients."""
     result = run(*arguments)
     results = list(result) if isinstance(result, tuple) else [result]
     wanted = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
@@ -119,7 +119,7 @@ def outcome(run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]
 
 
 def valid_part(found: list[Tensor], arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Without the filling of packed texts, in which anything may stand."""
+    """Leave out the padding of packed texts, which may have any values."""
     packed = next((a for a in arguments if isinstance(a, Packed)), None)
     return found if packed is None else list(packed.unpack(torch.stack(found)))
 
@@ -131,7 +131,7 @@ def worst(found: list[Tensor], exact: list[Tensor]) -> float:
 
 
 def measure(record: Record, op: Op, given: tuple[Any, ...]) -> None:
-    """A line for each implementation and precision, with the reason of one that cannot run."""
+    """Add a line for each implementation and precision; if one cannot run, with the reason."""
     for precision, dtype in PRECISIONS.items():
         trial = Trial(op, in_precision(given, dtype), precision)
         for implementation in op.implementations:
@@ -143,12 +143,12 @@ def measure(record: Record, op: Op, given: tuple[Any, ...]) -> None:
 
 
 class Trial:
-    """An operation's arguments in one precision, what comes of them exactly, and how far off the plain one is."""
+    """An operation's arguments in one precision, their exact results, and the plain implementation's error."""
 
     def __init__(self, op: Op, arguments: tuple[Any, ...], precision: str) -> None:
         self.op, self.arguments, self.precision = op, arguments, precision
         plain = op.implementations[-1].run
-        # Of what is rounded already: it is the operation's own error that is measured.
+        # From the rounded arguments, so that only the operation's own error is measured.
         exactly = in_precision(arguments, torch.float64)
         with InFloat64():
             self.exact = valid_part(outcome(plain, exactly), exactly)
@@ -182,7 +182,7 @@ class Trial:
 
 
 def whole_step(size: Size) -> Line:
-    """Losses by the kernels that a run takes, in bf16, beside plain passes in float64."""
+    """Losses in bf16 with the kernels that a run chooses, compared with plain passes in float64."""
     plain = build(size).to(device(), torch.float64)
     pairs = min(size.pairs, WHOLE_STEP_PAIRS)
     batch = make_batch(size, plain.grid, pairs).to(device())

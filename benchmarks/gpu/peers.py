@@ -1,6 +1,6 @@
-"""Other people's steps beside ours in bf16: python benchmarks/gpu/peers.py FILE [--albef CHECKOUT]
+"""Other people's steps compared with ours in bf16: python benchmarks/gpu/peers.py FILE [--albef CHECKOUT]
 
-Trials of benchmarks/step, one round of them; each is a line of FILE.
+It runs one round of trials of benchmarks/step; each is a line of FILE.
 """
 
 from __future__ import annotations

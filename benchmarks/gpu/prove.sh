@@ -2,14 +2,14 @@
 # The proof that mvlm works on a GPU, and how fast: one command, one GPU, at most nine minutes.
 #
 #     bash benchmarks/gpu/prove.sh --out FOLDER                    # with the Python that is there
-#     bash benchmarks/gpu/prove.sh --out FOLDER --wheels WHEELS    # and what it lacks, of environment.sh
-#     bash benchmarks/gpu/prove.sh --out FOLDER --rehearse         # the same path on a CPU, at tiny sizes
-#     bash benchmarks/gpu/prove.sh --out FOLDER --albef CHECKOUT   # with ALBEF's own step beside ours
+#     bash benchmarks/gpu/prove.sh --out FOLDER --wheels WHEELS    # and wheels of what it lacks, from environment.sh
+#     bash benchmarks/gpu/prove.sh --out FOLDER --rehearse         # the same code on a CPU, at tiny sizes
+#     bash benchmarks/gpu/prove.sh --out FOLDER --albef CHECKOUT   # with ALBEF's own step too
 #
 # In turn: the trainer, every kernel's parity, the step at full size, its profile, the contrastive kernels at 65,536
-# pairs, and other people's steps. Each part ends at a fixed time, what one leaves is the next one's, and the next one
-# runs whether or not it ended well. FOLDER gets parts.jsonl, one file of lines a part, and log.txt: eight files, written
-# as the parts go. `python benchmarks/gpu/page.py FOLDER` makes a page of them. PROOF_PYTHON names another Python.
+# pairs, and other people's steps. Each part ends at a fixed time, gets the time that those before it left, and runs
+# even if they failed. FOLDER gets parts.jsonl, a file of lines for each part, and log.txt: eight files, written as the
+# parts run. `python benchmarks/gpu/page.py FOLDER` makes a page of them. PROOF_PYTHON names another Python.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
@@ -43,7 +43,7 @@ if [ -n "$rehearse" ]; then
 fi
 [ -z "$albef" ] || peers+=" albef"
 
-# What is brought along stands behind this checkout and before what was there; launchers hand PYTHONPATH on.
+# On the path, brought packages come after this checkout and before the machine's own; launchers pass PYTHONPATH on.
 if [ -n "$wheels" ]; then
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/site" \
         "$wheels"/*.whl >>"$out/log.txt" 2>&1 || failed=1
@@ -51,7 +51,7 @@ fi
 export PYTHONPATH=$PWD:$work/site${PYTHONPATH:+:$PYTHONPATH}
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 
-# part NAME SECONDS COMMAND...: it ends so many seconds after the proof began
+# part NAME SECONDS COMMAND...: run a part that ends at the latest SECONDS after the proof began
 part() {
     local name=$1 end=$(($2 * stretch)) start=$SECONDS
     shift 2
@@ -74,7 +74,7 @@ part() {
     part peers 530 "$python" benchmarks/gpu/peers.py "$out/peers.jsonl" --size $size --steps $steps --variants $peers \
         ${albef:+--albef "$albef"}
 }
-# Far below what may be brought back.
+# Far less than may be brought back.
 tail -c 4000000 "$out/log.txt" >"$work/log.txt" && cp "$work/log.txt" "$out/log.txt"
 "$python" benchmarks/gpu/page.py "$out"
 echo "all: $((SECONDS - began)) s"

@@ -1,5 +1,5 @@
-"""Whether a kept proof has shown compiled updates to be the eager ones, and faster: what `train.compile = "auto"` rests
-on (`PROOF` in mvlm/training/compilation.py)."""
+"""Whether a kept proof has shown that compiled updates equal eager ones and are faster, on which `train.compile =
+"auto"` relies (`PROOF` in mvlm/training/compilation.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ APART = 1e-2
 
 
 def why_not_compiled(lines: Iterable[Line]) -> str | None:
-    """What speaks against it, in the lines of full_step.py; None = nothing, and it has been measured."""
+    """What in the lines of full_step.py speaks against compiling; None = nothing, and it has been measured."""
     updates = {(line["pairs"], line["way"]): line for line in lines if line.get("kind") == "update"}
     both = [pairs for pairs, way in updates if way == "compiled" and "pairs_per_s" in updates.get((pairs, "eager"), {})]
     if not both:

@@ -1,4 +1,4 @@
-"""What all parts of the proof have in common: lines of JSON written as they are found, and an eye on the clock."""
+"""What all parts of the proof share: lines of JSON, written as they are found, and measuring time."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 UNTIL = "PROOF_UNTIL"
-"""The environment variable by which a part is told, in seconds since 1970, when its time is over."""
+"""The environment variable that tells a part when its time is over, in seconds since 1970."""
 
 Line = dict[str, Any]
 
 
 class Record:
-    """A file of lines, each on the disk when `add` returns; whatever ends the part later, they are kept.
+    """A file of lines, each written when `add` returns, and so kept whatever ends the part later.
 
     Attributes:
-        failed: whether some line says that a promise was broken.
+        failed: whether any line reports a failure or a broken promise.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class Record:
         print(text, flush=True)
 
     def attempt(self, name: Line, work: Callable[[], Line | None]) -> None:
-        """Add what `work` finds, if anything, or how it failed, after which the part goes on."""
+        """Add what `work` finds, if anything, or how it failed; in either case the part goes on."""
         try:
             found = work()
         except Exception as error:  # whatever a GPU may raise
@@ -56,12 +56,12 @@ class Record:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file; none where there is no such file."""
+    """The lines of a file; none if it does not exist."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def seconds_left() -> float:
-    """Until this part's time is over; an hour where none is set."""
+    """Seconds until this part's time is over; an hour if no time is set."""
     return float(os.environ[UNTIL]) - time.time() if UNTIL in os.environ else 3600.0
 
 
@@ -76,7 +76,7 @@ def finish() -> None:
 
 
 def timed(work: Callable[[], object], times: int, seconds: float = math.inf) -> list[float]:
-    """Seconds of each call, the device's work included, after one that is not timed; fewer where time runs out."""
+    """Seconds of each call, the device's work included, after one that is not timed; fewer if time runs out."""
     work()
     finish()
     found: list[float] = []
@@ -90,7 +90,7 @@ def timed(work: Callable[[], object], times: int, seconds: float = math.inf) -> 
 
 
 class InFloat64(TorchFunctionMode):
-    """Within, what asks for fp32 by `float()`, as the plain implementations of losses do, gets float64."""
+    """Within, `float()`, by which the plain implementations of losses ask for fp32, gives float64."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -99,7 +99,7 @@ class InFloat64(TorchFunctionMode):
 
 
 def error_of(found: Tensor, exact: Tensor) -> float:
-    """‖found - exact‖ / ‖exact‖ in float64; infinite where something found is not finite."""
+    """‖found - exact‖ / ‖exact‖ in float64; infinite if anything found is not finite."""
     found, exact = found.detach().double(), exact.detach().double()
     if not bool(found.isfinite().all()):
         return math.inf

@@ -1,9 +1,9 @@
-"""`mvlm train` on one device, as people start it: python benchmarks/gpu/trainer.py FILE --work FOLDER [--rehearse]
+"""`mvlm train` on one device, as users start it: python benchmarks/gpu/trainer.py FILE --work FOLDER [--rehearse]
 
-On a small synthetic corpus: in fp32 on the CPU, which is the measure; in fp32 on the GPU; in bf16 at stage 0 and under
-ZeRO-1, 2 and 3; and with `train.deterministic` a run that is left alone and one that is killed by SIGKILL and resumed,
-whose losses and checkpoints must be the same in every bit. A run is started by DeepSpeed's launcher, several at once.
-Every run and every promise is a line of FILE.
+On a small synthetic corpus: in fp32 on the CPU, the reference; in fp32 on the GPU; in bf16 at stage 0 and under ZeRO-1,
+2 and 3; and, with `train.deterministic`, an undisturbed run and one that is killed by SIGKILL and resumed, whose losses
+and checkpoints must be equal in every bit. DeepSpeed's launcher starts the runs, several at once. Every run and every
+promise is a line of FILE.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ COMPARED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "fp32, stage 0": ({"zero_optimization": {"stage": 0}}, {}),
     **{f"bf16, stage {stage}": (BF16 | {"zero_optimization": {"stage": stage}}, {}) for stage in range(4)},
 }
-"""DeepSpeed JSON and environment of the runs that are to learn alike."""
+"""DeepSpeed JSON and environment of the runs whose losses are compared."""
 BOUNDS = {"fp32": (1e-3, 1e-2), "bf16": (2e-2, 1e-1)}
-"""By precision: of a loss and of the gradient's norm, relative to the reference, over the first steps."""
+"""By precision: relative differences from the reference's losses, and gradient norms, that the first steps may have."""
 EARLY = 5
-"""Steps that are compared: afterwards what was rounded has been learnt from."""
+"""Steps that are compared; later, rounding has changed what is learnt."""
 
 
 class Steps(NamedTuple):
-    """How long runs are: those compared; those killed, how often they save, and the step they are killed after."""
+    """How long compared and killed runs are, how often killed runs save, and after which step they are killed."""
 
     compared: int = 12
     killed: int = 60
@@ -67,7 +67,7 @@ TINIER = [
     "objectives.image_mask_block=1",
     "train.global_batch=16",
 ]
-"""Of a model that takes milliseconds a step on a CPU."""
+"""Overrides for a model that takes milliseconds per step on a CPU."""
 
 
 class Trainer:
@@ -84,7 +84,7 @@ class Trainer:
     def start(
         self, name: str, content: dict[str, Any], surroundings: dict[str, str], *overrides: str
     ) -> subprocess.Popen[bytes]:
-        """A run in a folder of that name; given it again, it is resumed."""
+        """Start a run in a folder of that name, or resume it."""
         folder = self.work / "runs" / name.replace(", ", "-").replace(" ", "_")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "deepspeed.json").write_text(json.dumps(content))
@@ -101,7 +101,7 @@ class Trainer:
         return self.work / "runs" / name.replace(", ", "-").replace(" ", "_") / "run"
 
     def run(self, name: str, content: dict[str, Any], surroundings: dict[str, str], *overrides: str) -> Line:
-        """To its end, and what it logged."""
+        """Run it to its end; returns what it logged."""
         began = time.monotonic()
         process = self.start(name, content, surroundings, *overrides)
         try:
@@ -112,7 +112,7 @@ class Trainer:
         return self._ended(name, status, time.monotonic() - began)
 
     def killed(self, name: str, content: dict[str, Any], *overrides: str) -> Line:
-        """Killed with all its processes once it has made `killed_at` steps, and then run to its end."""
+        """Kill a run with all its processes after `killed_at` steps, and then resume it to its end."""
         process = self.start(name, content, {}, *overrides)
         while process.poll() is None and len(self.losses(name)) < self.steps.killed_at and seconds_left() > 10:
             time.sleep(0.02)
@@ -132,7 +132,7 @@ class Trainer:
         return line
 
     def losses(self, name: str) -> list[list[float]]:
-        """Of each step, the last time that it was made: `NAMES`."""
+        """The values of `NAMES` for each step, from the last time that it was made."""
         path = self.folder(name) / "metrics.jsonl"
         found: dict[int, list[float]] = {}
         for text in path.read_text().splitlines() if path.exists() else []:
@@ -145,14 +145,14 @@ class Trainer:
         return [found[step] for step in sorted(found)]
 
     def saved(self, name: str) -> dict[str, str]:
-        """Hash of each file of weights and moments of the newest checkpoint."""
+        """The hash of each file of weights and moments in the latest checkpoint."""
         checkpoints = self.folder(name) / "checkpoints"
         newest = checkpoints / (checkpoints / "latest").read_text().strip()
         return {e.file: e.sha256 for e in read_index(newest) if e.file.startswith(("weights", "moments"))}
 
 
 def compare(found: Line, reference: Line) -> Line:
-    """A run's first losses beside the reference's."""
+    """Compare a run's first losses with the reference's."""
     precision = found["run"][:4]
     pairs = list(zip(found["losses"][:EARLY], reference["losses"][:EARLY], strict=False))
     if len(pairs) < EARLY:
@@ -171,7 +171,7 @@ def compare(found: Line, reference: Line) -> Line:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The launcher and all that it has started, by SIGKILL."""
+    """Kill the launcher and all processes that it has started, by SIGKILL."""
     everybody = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for one in everybody:
         try:
@@ -186,7 +186,7 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("file", type=Path)
     words.add_argument("--work", type=Path, required=True)
-    words.add_argument("--rehearse", action="store_true", help="everything on the CPU, of a tinier model")
+    words.add_argument("--rehearse", action="store_true", help="everything on the CPU, with a tinier model")
     arguments = words.parse_args()
     record, trainer = Record(arguments.file), Trainer(arguments.work, arguments.rehearse)
     trainer.make_corpus()
@@ -215,7 +215,7 @@ def main() -> int:
 
 
 def resumed(trainer: Trainer, whole: Line, again: Line) -> Line:
-    """Whether a run that was killed and resumed ended as the one that was left alone."""
+    """Whether a run that was killed and resumed ended like the undisturbed one."""
     differing = [n + 1 for n, (a, b) in enumerate(zip(whole["losses"], again["losses"], strict=False)) if a != b]
     same_files = trainer.saved(whole["run"]) == trainer.saved(again["run"])
     complete = len(whole["losses"]) == len(again["losses"]) == trainer.steps.killed

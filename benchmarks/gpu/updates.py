@@ -1,7 +1,7 @@
-"""AdamW by everybody's kernels, right and timed: a part of parity.py.
+"""AdamW with each library's kernels, checked and timed: a part of parity.py.
 
-As DeepSpeed gives an optimizer its numbers, each group in one fp32 tensor, and tensor by tensor. Changes after a few
-updates are held against torch's own in float64, and one update is timed.
+Parameters come as DeepSpeed gives them to an optimizer, each group in one fp32 tensor, and tensor by tensor. The
+changes after a few updates are compared with those of torch's own AdamW in float64, and one update is timed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Groups = list[dict[str, Any]]
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.05}
 UPDATES, TIMES, SECONDS = 3, 20, 1.0
 FLOOR = 1e-6
-"""An error that is no error, whatever torch's own."""
+"""Errors up to this are accepted, whatever torch's own."""
 
 
 def measure(record: Record, size: Size) -> None:
-    """A line for each form of the numbers and each implementation."""
+    """Add a line for each form of the parameters and each implementation."""
     with torch.device("meta"):
         groups = parameter_groups(build(size), Optim())
     each = [[tuple(parameter.shape) for parameter in group["params"]] for group in groups]
@@ -59,7 +59,7 @@ def judge(make: Any, shapes: list[list[tuple[int, ...]]], exact: list[Tensor], b
 
 
 def changes(make: Any, shapes: list[list[tuple[int, ...]]], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """What some updates change, group by group."""
+    """The change after some updates, for each group."""
     groups = numbers_of(shapes, dtype)
     before = [joined(group) for group in groups]
     adamw = make(groups)
@@ -70,7 +70,7 @@ def changes(make: Any, shapes: list[list[tuple[int, ...]]], dtype: torch.dtype =
 
 
 def numbers_of(shapes: list[list[tuple[int, ...]]], dtype: torch.dtype) -> Groups:
-    """The same for each precision and each form, where their fp32 numbers are."""
+    """Random parameters, the same in each precision up to rounding."""
     generator = torch.Generator(device()).manual_seed(0)
     made = []
     for group in shapes:
@@ -95,7 +95,7 @@ def worst(found: list[Tensor], exact: list[Tensor]) -> float:
 
 
 def not_compiled() -> str | None:
-    """Left to itself DeepSpeed would compile its kernel at the first call, for which a proof has no time."""
+    """Why DeepSpeed's kernel cannot be used, if it is not compiled: compiling it at the first call takes too long."""
     from deepspeed.accelerator import get_accelerator
     from deepspeed.git_version_info import accelerator_name, installed_ops
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Compiled for sm_80 and sm_90, without a GPU, the fused kernels of others that the proof times beside ours:
+# Compile for sm_80 and sm_90, without a GPU, the other libraries' fused kernels that the proof compares with ours:
 #
 #     bash benchmarks/gpu/wheels.sh FOLDER [APEX_CHECKOUT]
 #
 # FOLDER is what environment.sh has made. FOLDER/wheels gets NVIDIA's apex, with FusedAdam, FusedLayerNorm and the fused
-# linear layer, and DeepSpeed with its FusedAdam compiled, in the place of the one without; all wheels together must stay
-# within 64 MiB. Stopped and given again, it goes on with what is missing. It takes the nvcc of torch's own CUDA release,
-# and from FOLDER/env the headers that a toolkit may lack. MAX_JOBS (1) may be set.
+# linear layer, and DeepSpeed with its FusedAdam compiled, in place of the one without; all wheels together must stay
+# within 64 MiB. If interrupted, it resumes when started again. It needs the nvcc of torch's own CUDA release, and takes
+# headers that a toolkit may lack from FOLDER/env. MAX_JOBS (1) may be set.
 set -euo pipefail
 if [ $# -lt 1 ]; then
     sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
@@ -21,16 +21,16 @@ export TORCH_CUDA_ARCH_LIST="8.0;9.0" MAX_JOBS=${MAX_JOBS:-1} PATH=$folder/env/b
 
 fail() { echo "wheels.sh: $1" >&2; exit 1; }
 
-"$python" -c 'import torch' 2>/dev/null || fail "there is no torch in $folder/env: give environment.sh $folder first."
-command -v nvcc >/dev/null || fail "there is no nvcc: install the CUDA toolkit of this torch."
-# What is called nvcc may only hand on to the toolkit's own.
+"$python" -c 'import torch' 2>/dev/null || fail "there is no torch in $folder/env: run environment.sh $folder first."
+command -v nvcc >/dev/null || fail "there is no nvcc: install the CUDA toolkit that this torch was built with."
+# The nvcc on the path may be a wrapper: ask it where the toolkit is.
 CUDA_HOME=${CUDA_HOME:-$(nvcc --dryrun -x cu -c /dev/null 2>&1 | sed -n 's|^#\$ TOP=\(.*\)/bin/\.\.$|\1|p')}
 CPATH=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13/include
 cuobjdump=$("$python" -c 'from triton import knobs; print(knobs.nvidia.cuobjdump.path)')
 export CUDA_HOME CPATH
 mkdir -p "$build"
 
-# compiled WHEEL MODULE...: whether it is there and has machine code of each module for every architecture
+# compiled WHEEL MODULE...: whether the wheel exists and has each module's machine code for every architecture
 compiled() {
     local wheel=$1 module code
     shift
@@ -51,12 +51,12 @@ one() { ls "$wheels"/$1 2>/dev/null | head -n 1; }
 apex=(amp_C fused_layer_norm_cuda fused_dense_cuda)
 if ! compiled "$(one 'apex-*.whl')" "${apex[@]}"; then
     PYTHON=$python BUILD=$build WHEELS=$wheels "$here/../../cluster/gpu/build_apex.sh" ${checkout:+"$checkout"}
-    compiled "$(one 'apex-*.whl')" "${apex[@]}" || fail "apex was built and lacks what it was built for."
+    compiled "$(one 'apex-*.whl')" "${apex[@]}" || fail "apex was built without the modules that it is needed for."
 fi
 
 deepspeed=$(grep '^deepspeed' "$here/brought.txt")
 if ! compiled "$(one 'deepspeed-*-linux*.whl')" fused_adam_op; then
-    # A machine without a GPU has no accelerator of its own accord.
+    # Without a GPU DeepSpeed would choose the CPU as its accelerator.
     DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 "$python" -m pip wheel -v --no-deps --no-build-isolation --no-cache-dir \
         --no-binary deepspeed -w "$build" "$deepspeed"
     compiled "$(ls "$build"/deepspeed-*-linux*.whl)" fused_adam_op || fail "DeepSpeed was built without FusedAdam."
