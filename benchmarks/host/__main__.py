@@ -1,7 +1,7 @@
 """What a step costs on the host: python benchmarks/host --against COMMIT
 
 The model at its full depth but 16 wide, on one rank, through the real engine: arithmetic is negligible, and the CPU
-seconds of a step are Python, torch's dispatcher and DeepSpeed. Kept in results/host.jsonl, a line a trial.
+seconds of a step are Python, torch's dispatcher and DeepSpeed. Each trial adds a line to results/host.jsonl.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import Any
 
 ROOT = Path(os.environ.get("MVLM_HOST_ROOT") or Path(__file__).parents[2])
 RESULTS = Path(__file__).parent / "results" / "host.jsonl"
-sys.path[0] = str(ROOT)  # in place of this folder: of another commit, where one is compared with
+sys.path[0] = str(ROOT)  # in place of this folder; it may be another commit's, for comparison
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
 
 WIDTH, PAIRS, IMAGE, TOKENS = 16, 2, 32, 8
-"""As little arithmetic as the calls allow: an image is four patches."""
+"""As little arithmetic as possible: an image is four patches."""
 OF_A_GPU = ("kernels.attention=sdpa", "kernels.linear=torch")
-"""What a GPU takes by itself; a CPU takes others, which are more calls."""
+"""The default on a GPU; a CPU's defaults would make more calls."""
 CASES: dict[str, tuple[int, bool]] = {
     "stage 0, eager": (0, False),
     "stage 1, eager": (1, False),
     "stage 0, compiled": (0, True),
     "stage 1, compiled": (1, True),
 }
-"""ZeRO's stage, and whether blocks are compiled."""
+"""The ZeRO stage, and whether blocks are compiled."""
 GOALS = {"eager": 50.0, "compiled": 25.0}
 PHASES = ("forward", "backward", "update", "rest")
 
@@ -43,10 +43,10 @@ PHASES = ("forward", "backward", "update", "rest")
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    words.add_argument("--steps", type=int, default=30, help="timed steps of a trial (default: 30)")
+    words.add_argument("--steps", type=int, default=30, help="timed steps per trial (default: 30)")
     words.add_argument("--rounds", type=int, default=3, help="trials of each case (default: 3)")
     words.add_argument("--against", metavar="COMMIT", help="measure that commit too, in turns")
-    words.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
+    words.add_argument("--table", action="store_true", help="only print the table of results")
     words.add_argument("--results", type=Path, default=RESULTS)
     words.add_argument("--trial", choices=CASES, help=argparse.SUPPRESS)
     arguments = words.parse_args()
@@ -68,7 +68,7 @@ def main() -> int:
 
 @contextmanager
 def checkouts(against: str | None) -> Iterator[list[Path]]:
-    """This tree, behind one of another commit where there is such."""
+    """This tree, preceded by one of commit `against`, if any."""
     here = Path(__file__).parents[2]
     if against is None:
         yield [here]
@@ -96,7 +96,7 @@ def git(root: Path, *words: str) -> str:
 
 
 def trial(case: str, steps: int) -> dict[str, Any]:
-    """Median CPU milliseconds of a step's phases, and how many operators torch is asked for."""
+    """Median CPU milliseconds of a step's phases, and how many operators it calls."""
     import deepspeed
     import torch
 
@@ -106,7 +106,7 @@ def trial(case: str, steps: int) -> dict[str, Any]:
         engine, batch = make_engine(stage, compiled, folder)
         clock = Clock(engine)
         times = [clock.time(lambda number=number: engine.step([batch], 0.5, number)) for number in range(steps + 2)][2:]
-        # Last: after a step that is counted, compiled blocks have more guards to look through.
+        # Last, since after a counted step compiled blocks have more guards to check.
         operators = count_operators(lambda number: engine.step([batch], 0.5, number))
         found = {phase: round(1000 * statistics.median(one[phase] for one in times), 2) for phase in PHASES}
         whole = [sum(one.values()) for one in times]
@@ -125,7 +125,7 @@ def trial(case: str, steps: int) -> dict[str, Any]:
 
 
 def make_engine(stage: int, compiled: bool, folder: str) -> tuple[Any, Any]:
-    """An engine as a run has it, and a micro-batch."""
+    """An engine as in a run, and a micro-batch."""
     from benchmarks.step.sizes import Size, build, make_batch
     from mvlm.runtime import dist
     from mvlm.runtime.cpu import keep_freed_memory
@@ -160,7 +160,7 @@ def make_engine(stage: int, compiled: bool, folder: str) -> tuple[Any, Any]:
 
 
 class Clock:
-    """CPU seconds of a step by phase: backward ends where DeepSpeed's does, and the update begins there."""
+    """CPU seconds of a step by phase; the update begins when DeepSpeed's backward returns."""
 
     def __init__(self, engine: Any) -> None:
         self._spent = dict.fromkeys(("forward", "backward"), 0.0)
@@ -196,7 +196,7 @@ class Clock:
 
 
 def count_operators(step: Callable[[int], object]) -> int:
-    """Of torch's dispatcher, in the third step, without those that others consist of."""
+    """The operators that torch's dispatcher calls in the third step, not counting those that others are composed of."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
@@ -215,7 +215,7 @@ def count_operators(step: Callable[[int], object]) -> int:
 
 
 def loader_handover(folder: Path) -> float:
-    """Median CPU milliseconds of the training thread for a micro-batch that the loader has ready."""
+    """Median CPU milliseconds that the training thread takes to fetch a micro-batch that the loader has ready."""
     import torch
 
     from data_tools.__main__ import main as data_tools
@@ -254,7 +254,7 @@ def cpu_name() -> str:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """A row for each commit and case: medians over the trials."""
+    """Markdown: a row for each case and commit, with medians over the trials."""
     rows = ["| case | commit | " + " | ".join((*PHASES, "whole", "goal", "operators", "loader hand-over")) + " |"]
     rows.append("| --- " * (len(PHASES) + 6) + "|")
     for case in CASES:

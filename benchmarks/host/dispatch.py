@@ -1,12 +1,12 @@
-"""How much of a step's host time is the CPU computing, and how much asks for it: python benchmarks/host/dispatch.py
+"""How much of a step's host time the CPU spends computing, and how much launching: python benchmarks/host/dispatch.py
 
     python benchmarks/host/dispatch.py [--rounds 12]
 
-The step of this benchmark, eager, at stages 0 and 1, after which every operation that it asked torch for is asked for
-again: once as it was, below autograd, and once as a view in its place, which computes nothing. The difference is what
-the CPU computed, memory taken for results included, and what a GPU would compute in the host's place; the rest of the
-step is Python, autograd, the dispatcher and DeepSpeed. All three take turns in one process, and the least of each is
-kept, since other work on the machine lengthens the others. results/dispatch.json; README.md has the table.
+Runs the step of this benchmark, eager, at stages 0 and 1, and then each of its operations again: once as it was, below
+autograd, and once replaced by a view, which computes nothing. The difference is what the CPU computed, including
+allocating results, and what a GPU would compute instead; the rest of the step is Python, autograd, the dispatcher and
+DeepSpeed. All three take turns in one process, and the least time of each is kept, since other work on the machine only
+adds to it. Writes results/dispatch.json, and the table into README.md.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FILE, README = FOLDER / "results/dispatch.json", FOLDER / "README.md"
 BEGIN, END = "<!-- dispatch -->\n\n", "\n\n<!-- end of dispatch -->"
 STAGES = 0, 1
 LAUNCH_US = 4.0
-"""Assumed: what a launch takes the host of a GPU beyond what the dispatcher does on a CPU too. Not measured."""
+"""Assumed, not measured: what a launch takes a GPU's host, beyond what the dispatcher does on a CPU too."""
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 class Computed(TorchDispatchMode):
-    """Keeps what is asked for within, but views and what only takes memory."""
+    """Records the operations called within, except views and those that only allocate memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(stage: int, rounds: int) -> dict[str, Any]:
-    """Least CPU milliseconds of a step, of its operations, and of as many views."""
+    """Least CPU milliseconds of a step, of its operations, and of the same number of views."""
     with tempfile.TemporaryDirectory() as folder:
         engine, batch = make_engine(stage, False, folder)
         clock = Clock(engine)

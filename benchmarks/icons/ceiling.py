@@ -1,10 +1,10 @@
-"""How far other designers agree on names, which bounds what foils can be told: python -m benchmarks.icons.ceiling
+"""How far designers agree on names, which limits how well foils can be recognised: python -m benchmarks.icons.ceiling
 
-Of each row of foils, the nearest drawing is looked for among those that other designers call by its caption or by its
-foil. The share of rows whose nearest drawing bears the caption estimates what a model can reach that knows names by
-the pictures of others. Rows that no other designer has drawn both ways are left out. results/ceiling.json keeps, for
-opposites and styles, the shares by row and, as docs/claim2.md measures foils, by unit: the mean over groups of
-concepts, each of which weighs the same, with an interval of 95 % over groups.
+For each row of foils, the nearest drawing is sought among those to which other designers give its caption or its foil.
+The share of rows whose nearest drawing has the caption estimates the ceiling for a model that knows names only from
+others' pictures. Rows without drawings of both by other designers are left out. results/ceiling.json has, for opposites
+and styles, the shares by row and, as docs/claim2.md measures foils, by unit: the mean over groups of concepts, all of
+the same weight, with a 95 % interval over groups.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from benchmarks.claim.paired import LEVEL, student_quantile
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("opposites", "styles")
 SIDES = (16, 8, 32)
-"""Pixels that drawings are compared at, which the estimate depends on. At the first, of which all is told, half the
-width of a stroke is no difference."""
+"""Pixels a side at which drawings are compared, on which the estimate depends. At the first, for which everything is
+reported, shifts by half the width of a stroke make no difference."""
 FINEST = max(SIDES)
 Drawn = dict[str, tuple[np.ndarray, np.ndarray]]
-"""By caption, the designers of the drawings that bear it, and these, uint8 [N, FINEST, FINEST]."""
+"""By caption: the designers of the drawings that have it, and the drawings, uint8 [N, FINEST, FINEST]."""
 Found = list[tuple[str, str, float]]
-"""Of each row, its group of concepts, the words exchanged, and 1 if its nearest drawing bears its caption."""
+"""For each row: its group of concepts, the exchanged words, and 1 if its nearest drawing has its caption."""
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of all corpora in a folder, with the designer and the group of each."""
+    """The rows of all corpora in a folder, each with its designer and group."""
     for manifest in sorted(folder.rglob("manifest.json")):
         for shard in json.loads(manifest.read_text())["shards"]:
             path = manifest.parent / shard["file"]
@@ -58,7 +58,7 @@ def vector(image: bytes) -> np.ndarray:
 
 
 def drawings(pairs: Path, foils: Sequence[dict[str, Any]]) -> Drawn:
-    """What is drawn of the captions and foils of some rows."""
+    """The drawings of the captions and foils of some rows."""
     wanted = {text for row in foils for text in (row["caption"], row["foil"])}
     found: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
     for row in rows(pairs):
@@ -68,7 +68,7 @@ def drawings(pairs: Path, foils: Sequence[dict[str, Any]]) -> Drawn:
 
 
 def judged(drawn: Drawn, foils: Sequence[dict[str, Any]], side: int = SIDES[0]) -> Found:
-    """The rows of `foils` whose caption and foil other designers have both drawn."""
+    """Judge the rows of `foils` for which other designers have drawn both caption and foil."""
     found = []
     for row in foils:
         here = _at(vector(row["image"])[None], side)
@@ -89,7 +89,7 @@ def _at(pictures: np.ndarray, side: int) -> np.ndarray:
 
 
 def shares(found: Found) -> dict[str, tuple[float, int]]:
-    """The share of rows whose nearest drawing bears their caption, and the number of rows, by the words exchanged."""
+    """By exchanged words: the share of rows whose nearest drawing has their caption, and the number of rows."""
     of: dict[str, list[float]] = defaultdict(list)
     for _, words, right in found:
         for kind in ("all", words):
@@ -109,7 +109,7 @@ def by_unit(found: Found) -> dict[str, float]:
 
 
 def ceiling(drawn: Drawn, foils: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is kept of one kind of foils."""
+    """The results for one kind of foils."""
     found = judged(drawn, foils)
     coarser_or_finer = {str(side): by_unit(judged(drawn, foils, side))["share"] for side in SIDES[1:]}
     return {"by_unit": by_unit(found), "by_unit_at_other_sides": coarser_or_finer, "by_row": shares(found)}
@@ -117,7 +117,7 @@ def ceiling(drawn: Drawn, foils: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, default=Path("shards/icons"), help="of examples/icons/make.sh")
+    parser.add_argument("--shards", type=Path, default=Path("shards/icons"), help="made by examples/icons/make.sh")
     args = parser.parse_args()
     foils = {kind: list(rows(args.shards / "foils" / kind)) for kind in KINDS}
     drawn = drawings(args.shards / "pairs", [row for kind in KINDS for row in foils[kind]])

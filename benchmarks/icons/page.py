@@ -1,8 +1,8 @@
-"""What a query of the page costs over all icons: python -m benchmarks.icons.page runs/icons icons.index
+"""How long a query of the page takes over all icons: python -m benchmarks.icons.page runs/icons icons.index
 
-`mvlm serve` is started on two threads and asked over HTTP as its page asks: by the caption of a held-out icon (ITC,
-then ITM over the first 24), by its picture as if it were drawn, and for the drawings of what was found.
-results/page.json keeps, of the clock, the medians and what nine of ten stay below.
+`mvlm serve` is started on two threads and queried over HTTP as by its page: by the caption of a held-out icon (ITC,
+then ITM over the first 24), by its picture as if it were drawn, and for the drawings of the results. results/page.json
+has the medians and 90th percentiles of wall-clock time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ QUERIES, SHOWN, THREADS = 60, 32, 2
 
 
 def serve(run: Path, index: Path) -> tuple[subprocess.Popen[str], str]:
-    """The server, and its address once it listens."""
+    """Start the server; returns it and its address, once it listens."""
     command = [sys.executable, "-m", "mvlm", "serve", str(run), "--index", str(index), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

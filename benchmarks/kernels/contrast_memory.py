@@ -2,8 +2,8 @@
 
 python benchmarks/kernels/contrast_memory.py    # keeps results/contrast/memory.json and a table on docs/kernels.md
 
-One process is a rank of 4 to 8,192 ranks with 512 pairs each, on tensors that have a size and no values. Bytes are
-those of all tensors that are alive at once, features and gradients of the own pairs included, as on a CPU.
+One process plays one of up to 8,192 ranks with 512 pairs each, on tensors that have a size but no values. Bytes are
+those of all tensors that are alive at once, as on a CPU, including features and gradients of the own pairs.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ PAIRS, WIDTH = 512, 256
 RANKS = (2, 4, 16, 64, 256, 1024, 2048, 4096, 8192)
 SCALES = {"softmax": (0.07, None), "sigmoid": (0.1, -10.0)}
 EXCHANGES = {"blocks": RANKS[-1], "ring": 2048}
-"""Each with the ranks to stop at: of a ring, a million pairs, since it takes as many steps as ranks."""
+"""Each with the ranks to stop at: a ring stops at a million pairs, since it takes as many steps as there are ranks."""
 
 
 def summed(whole: Tensor, async_op: bool) -> SimpleNamespace:
-    """What ranks add up, whose size is all that matters."""
+    """Stands in for `all_reduce`: only the size of what is summed matters."""
     return SimpleNamespace(wait=lambda: None)
 
 
@@ -98,7 +98,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--largest", type=int, default=RANKS[-1], help="ranks to stop at; less than all keeps nothing")
+    words.add_argument("--largest", type=int, default=RANKS[-1], help="ranks to stop at; if not all, nothing is kept")
     largest = words.parse_args().largest
     torch.set_num_threads(1)
     lines = []

@@ -1,10 +1,10 @@
-"""Milliseconds of forward and backward of each implementation on one core of a CPU, as docs/kernels.md quotes them.
+"""Milliseconds of forward and backward of each implementation on one core of a CPU, for docs/kernels.md.
 
 python benchmarks/kernels/cpu.py zen5 [--rounds 15]    # keeps results/zen5.json and writes its table on the page
 
-The sizes are those of a ViT of width 384 with 6 heads on 16 images of 224 pixels, and of texts of 30 tokens. Rounds
-take the implementations in turn, so that a busy neighbour slows all alike; the figure is the median of the rounds, of
-the process's own time on the core.
+The sizes are those of a ViT of width 384 with 6 heads on 16 images of 224 pixels, and of texts of 30 tokens. In each
+round the implementations take turns, so that a busy neighbour slows them all equally; figures are medians over the
+rounds of the process's own CPU time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCH, TOKENS, WORDS, WIDTH, HEADS = 16, 197, 30, 384, 6
 
 
 def heads(tokens: int, dtype: torch.dtype) -> Tensor:
-    """B H T d as a linear layer gives them, the heads strided."""
+    """B H T d, with strided heads, as a linear layer gives them."""
     return torch.randn(BATCH, tokens, HEADS, WIDTH // HEADS).transpose(1, 2).to(dtype).requires_grad_()
 
 
@@ -67,13 +67,13 @@ def milliseconds(runs: dict[str, Callable[..., Tensor]], arguments: tuple, round
 
 
 def patch_embedding(dtype: torch.dtype) -> tuple[dict[str, Callable[..., Tensor]], tuple[Tensor, ...]]:
-    """The only convolution of a step, in the two orders of memory that torch has for one."""
+    """The only convolution of a step, in torch's two memory formats."""
     images = torch.randn(BATCH, 3, 224, 224).to(dtype)
     weight, bias = torch.randn(WIDTH, 3, 16, 16).to(dtype).requires_grad_(), torch.zeros(WIDTH, dtype=dtype)
 
     def convolve(order: torch.memory_format) -> Callable[..., Tensor]:
         def run(weight: Tensor, bias: Tensor) -> Tensor:
-            held = images.contiguous(memory_format=order)  # they come with the channels apart
+            held = images.contiguous(memory_format=order)  # images come channels first
             return conv2d(held, weight.contiguous(memory_format=order), bias, stride=16)
 
         return run
@@ -98,7 +98,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
 
 def table(kept: dict[str, Any]) -> str:
-    """Of a kept result, for the page."""
+    """The page's table for a result."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for line in kept["lines"]:
         times = ", ".join(f"{who} {ms:.1f}" for who, ms in line["milliseconds"].items())
@@ -114,7 +114,7 @@ def marks(name: str) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the CPU, for the file that keeps the result")
+    parser.add_argument("name", help="the CPU's name, for the file with the result")
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(1)

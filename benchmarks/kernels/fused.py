@@ -1,4 +1,4 @@
-"""The fused elementwise kernels compiled for an A100 and an H100, and what their traffic costs by the roofline.
+"""The fused elementwise kernels, compiled for an A100 and an H100, and what their memory traffic costs by the roofline.
 
 python benchmarks/kernels/fused.py compiles each, which needs no GPU, and writes the table of docs/performance.md.
 Nothing here measures time.
@@ -27,7 +27,7 @@ PAGE = Path(__file__).parents[2] / "docs/performance.md"
 BEGIN, END = "<!-- benchmarks/kernels/fused.py -->\n\n", "\n\n<!-- end of fused.py -->"
 CAPABILITIES = 80, 90
 BANDWIDTH = 3.35e12
-"""Bytes a second of an H100's memory, by its data sheet."""
+"""Bytes per second of an H100's memory, from its data sheet."""
 WIDTH, ROWS = 768, 2 * 128 * 197
 """ViT-B/16: two views of 128 images in one pass."""
 _BLOCK, _WARPS = layer_norm_triton.block_and_warps(WIDTH)
@@ -35,14 +35,15 @@ _BLOCK, _WARPS = layer_norm_triton.block_and_warps(WIDTH)
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel, and what it has to move.
+    """A kernel, and how much it has to move.
 
     Attributes:
         passes: bf16 numbers that it must read or write for each value of a row.
-        separate: those that torch's own kernels read and write to the same end.
-        extra: bytes a value that a program moves besides, once for all its rows.
-        values: of a row, as a program holds it, warps and constants: how it is launched.
-        absent: optional arguments left out.
+        separate: how many torch's own kernels read and write for the same result.
+        extra: bytes per value that a program also moves, once for all its rows.
+        absent: optional arguments that are left out.
+        values: values of a row as a program holds it.
+        warps, constants: how it is launched.
         size: values in all.
     """
 
@@ -85,7 +86,7 @@ class Compiled:
 
 
 def build(kernel: Kernel, capability: int) -> Compiled:
-    """Compiled for pointers that 16 divides, as torch's are, and bf16."""
+    """Compile a kernel for bf16 and pointers aligned to 16 bytes, as torch's are."""
     names = kernel.function.arg_names
     constants = kernel.constants | dict.fromkeys(kernel.absent)
     kinds = dict.fromkeys(names, "*bf16") | dict.fromkeys(FP32, "*fp32") | dict.fromkeys(NUMBERS, "i32")
@@ -106,13 +107,13 @@ def build(kernel: Kernel, capability: int) -> Compiled:
 
 
 def moved_by_a_thread(ptx: str) -> int:
-    """Bytes of all its vector accesses to the GPU's memory, each taken once; single numbers, as a row's mean, aside."""
+    """Bytes of a thread's vector accesses to GPU memory, each counted once; scalars, such as a row's mean, are not."""
     accesses = re.findall(r"(?:ld|st)\.global[.\w:]*?\.v(\d)\.b(\d+)", ptx)
     return sum(int(count) * int(bits) // 8 for count, bits in accesses)
 
 
 def microseconds(kernel: Kernel, passes: int) -> float:
-    """At the full bandwidth of an H100's memory: less is not possible."""
+    """The least possible time, at the full bandwidth of an H100's memory."""
     return 1e6 * 2 * passes * kernel.size / BANDWIDTH
 
 

@@ -1,11 +1,11 @@
-"""What each kind of work in a step has to compute and to move, and what that should take on an H100.
+"""How much each kind of work in a step has to compute and to move, and how long that should take on an H100.
 
-    python benchmarks/kernels/roofline.py            # traces, keeps results/roofline/step.json, writes the page
-    python benchmarks/kernels/roofline.py --page     # writes the page of what is kept
+    python benchmarks/kernels/roofline.py            # traces, writes results/roofline/step.json and the page
+    python benchmarks/kernels/roofline.py --page     # writes the page from that file
 
 The step of `full` (benchmarks/step), 128 pairs in bf16 on one GPU, runs forward and backward on tensors without values,
-and every operation is written down: eager, and with the fused kernels that are taken by name alone. For a compiled step
-everything between two products or attentions is taken for one kernel, which reads and writes each tensor once: a lower
+and every operation is recorded: eager, and with the fused kernels that have to be named. For a compiled step,
+everything between two products or attentions counts as one kernel that reads and writes each tensor once: a lower
 bound, which no compiler reaches. Nothing here measures time.
 """
 
@@ -41,9 +41,9 @@ BEGIN, END = "<!-- benchmarks/kernels/results/roofline/step.json -->\n\n", "\n\n
 
 H100 = CARDS["h100"]
 PRODUCTS, ATTENTION, MEMORY = 0.62 * H100.bf16, 0.25 * H100.bf16, 0.80 * H100.bandwidth
-"""Operations and bytes a second that an H100 is assumed to reach, of the peaks in its data sheet."""
+"""Operations and bytes per second that an H100 is assumed to reach, as shares of the peaks in its data sheet."""
 ADAMW_BYTES = 30
-"""A weight: fp32 weight and two moments read and written, fp32 gradient read, bf16 weight written."""
+"""Per weight: fp32 weight and two moments read and written, fp32 gradient read, bf16 weight written."""
 KINDS = {
     "products": {"addmm", "mm", "bmm", "baddbmm", "convolution", "convolution_backward"},
     "attention": {
@@ -65,9 +65,9 @@ KINDS = {
     "copies": {"cat", "clone", "_to_copy", "copy_", "stack", "repeat", "constant_pad_nd", "fill_", "zero_"}
     | {"new_zeros", "zeros", "zeros_like", "ones_like", "select_backward", "slice_backward"},
 }
-"""As benchmarks/gpu/by_kind.py names them; what is of no kind is "other"."""
+"""Named as in benchmarks/gpu/by_kind.py; operations of no kind are "other"."""
 WHOLE = ("products", "attention", "rows picked and put back")
-"""What no compiler joins with what is around it."""
+"""Kinds that no compiler fuses with the operations around them."""
 PICKED = {"gather", "index", "index_select", "embedding"}
 UNREAD = {"new_zeros", "zeros_like", "ones_like", "new_full", "full_like"}
 NOTHING = {"_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -75,7 +75,7 @@ NOTHING = {"_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "ne
 
 @dataclass(frozen=True)
 class Piece:
-    """What an operation reads or writes of a storage."""
+    """The part of a storage that an operation reads or writes."""
 
     storage: int
     offset: int
@@ -100,9 +100,9 @@ class Operation:
 
 
 class Trace(TorchDispatchMode):
-    """Every operation that moves something. Storages are kept, for they are told apart by their places.
+    """Records every operation that moves data. It keeps storages alive, since they are told apart by their addresses.
 
-    Not tensors: a gradient that somebody else holds is copied where weights gather theirs.
+    It does not keep tensors: if anyone else held a gradient, autograd would copy it when accumulating.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Trace(TorchDispatchMode):
         if func.is_view or name in NOTHING:
             return result
         given, made = ([x for x in tree_leaves(x) if isinstance(x, Tensor)] for x in ((args, kwargs), result))
-        # Of packed texts, whose lengths it does not know here, torch would count the longest; they are a few GFLOP.
+        # For packed texts, whose lengths are unknown here, torch would count the longest; they are a few GFLOP.
         formula = None if name.startswith("_varlen") else self._formulas.get(func.overloadpacket)
         flops = formula(*args, **kwargs, out_val=result) if formula else 0
         part = self.parts.part if self.parts else ""
@@ -140,7 +140,7 @@ def kind_of(name: str) -> str:
 
 
 def bytes_of(x: Tensor) -> int:
-    """Bytes; a number that is repeated by a stride of 0 counts once."""
+    """Bytes of a tensor; numbers repeated by a stride of 0 count once."""
     numbers = 1
     for length, stride in zip(x.shape, x.stride(), strict=True):
         numbers *= length if stride or not length else 1
@@ -156,7 +156,7 @@ def bytes_moved(func: Any, name: str, args: Any, given: list[Tensor], made: list
     moved = sum(map(bytes_of, given)) + written
     if name == "native_layer_norm_backward":  # torch reads both once more for the weight's and the bias's gradients
         moved += bytes_of(args[0]) + bytes_of(args[1])
-    if func.namespace == "mvlm":  # what is written in place is not among the results
+    if func.namespace == "mvlm":  # tensors written in place are not among the results
         changed = [x for x, of in zip(args, func._schema.arguments, strict=False) if of.alias_info is not None]
         moved += sum(map(bytes_of, changed))
     return moved
@@ -175,7 +175,7 @@ def chosen(choices: dict[str, str]) -> Any:
 
 
 def trace(choices: dict[str, str], size_name: str = "full") -> tuple[list[Operation], int]:
-    """A step's operations, and the weights that it trains."""
+    """A step's operations, and the number of weights that it trains."""
     step = SIZES[size_name]
     with torch.device("meta"):
         model = build(step)
@@ -191,8 +191,8 @@ def trace(choices: dict[str, str], size_name: str = "full") -> tuple[list[Operat
 def compiled(operations: list[Operation]) -> list[Operation]:
     """The same with everything between products, attentions and picked rows in one kernel that moves a tensor once.
 
-    An operation's depth is the number of those on the longest way to it. What is joined and of one depth and one pass
-    is one kernel: what it makes for itself is not moved.
+    An operation's depth is the number of those on the longest path to it. Fused operations of the same depth and pass
+    are one kernel, whose intermediate results are not moved.
     """
     depth: defaultdict[int, int] = defaultdict(int)
     made_by: dict[int, tuple[bool, int]] = {}
@@ -258,7 +258,7 @@ def milliseconds(kinds: dict[str, dict[str, float]]) -> float:
 
 
 def table(kept: dict[str, Any]) -> str:
-    """Of what is kept, for the page."""
+    """The page's tables from the stored results."""
     ways = kept["ways"]
     measured = {line["kind"]: line["milliseconds"] for line in read(PROFILE) if line.get("way") == "eager"}
     lines = [
@@ -284,7 +284,7 @@ def table(kept: dict[str, Any]) -> str:
 
 
 def epilogues(kept: dict[str, Any]) -> str:
-    """What is between and behind the decoder's and the heads' products, as a share of the eager step."""
+    """The work between and after the decoder's and the heads' products, as a share of the eager step."""
     lines = [
         "| between and behind the products of | GB, eager | expected ms, eager | of the step | with fused kernels | "
         "most of that |",

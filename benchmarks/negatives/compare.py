@@ -1,10 +1,10 @@
-"""What stronger negatives give: ITM's drawn from 15, 63 and 255 candidates, and everything else the same.
+"""What harder negatives gain: ITM's are drawn from 15, 63 or 255 candidates, with everything else the same.
 
 python -m benchmarks.negatives.compare [--seeds 0 1 2 3 4] [--folder runs/negatives]
 
-World, model and measures are those of `python -m benchmarks.claim`, trained by ITC and ITM in batches of 256 pairs. A
-stopped run resumes, and a measured one is not run again: results/cells.jsonl has a line for each, from which the tables
-of README.md are drawn.
+World, model and measures are those of `python -m benchmarks.claim`, trained with ITC and ITM in batches of 256 pairs. A
+stopped run resumes, and a measured one is not run again: results/cells.jsonl has a line for each, from which
+README.md's tables are made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown
 GROUPS = (16, 64, 256)
 BATCH = max(GROUPS)
 SETTINGS = (f"train.global_batch={BATCH}", "train.steps=150", "optim.warmup_steps=50", "data.workers=0")
-"""Of all cells; so few updates that models differ."""
+"""Overrides of all cells; so few updates that models differ."""
 KEY = "objectives.itm_group="
 PRIMARY = ("foils", "recall")
 """The claim's primary measures."""
@@ -38,11 +38,11 @@ CELLS, PAGE = HERE / "results/cells.jsonl", HERE / "README.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0 done, 1 a user's mistake, 75 stopped with everything saved, 130 interrupted."""
+    """Returns 0 if done, 1 for a user's mistake, 75 if stopped with everything saved, 130 if interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs/negatives", help="of the world and training runs")
-    parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="a line is added for each cell")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/negatives", help="for the world and training runs")
+    parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="where to add a line for each cell")
     args = parser.parse_args(argv)
 
     def campaign() -> tuple[int, str]:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plans(seeds: Sequence[int], folder: Path) -> Iterator[Plan]:
-    """Every seed with each of the groups, so that what is compared has always been run equally often."""
+    """Every seed with each group, seed by seed, so that groups have always been run equally often."""
     corpus = prepare_all({SCENES: ""}, folder)[SCENES]
     for seed in seeds:
         for group in GROUPS:
@@ -62,7 +62,7 @@ def plans(seeds: Sequence[int], folder: Path) -> Iterator[Plan]:
 
 
 def tables(records: Sequence[Record]) -> str:
-    """Markdown: the numbers with groups of each size, and larger groups compared with smaller ones."""
+    """Markdown: the numbers for groups of each size, and larger groups compared with smaller ones."""
     by_group: dict[int, dict[int, Record]] = defaultdict(dict)
     for record in records:
         group = next(word.removeprefix(KEY) for word in record["overrides"] if word.startswith(KEY))
@@ -89,7 +89,7 @@ def _numbers(by_group: dict[int, dict[int, Record]]) -> str:
 
 
 def compare_by_seed(treatment: dict[int, Record], control: dict[int, Record], measure: str) -> Comparison | None:
-    """Over the seeds that both have; None of fewer than two."""
+    """Over the seeds that both have; None if they are fewer than two."""
     seeds = sorted(treatment.keys() & control.keys())
     if len(seeds) < 2:
         return None

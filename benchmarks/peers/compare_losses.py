@@ -1,10 +1,10 @@
-"""Our losses beside those of ALBEF and SimMIM, whose methods ours are built on, on the same random inputs.
+"""Our losses compared with those of ALBEF and SimMIM, on whose methods ours are built, on the same random inputs.
 
     python benchmarks/peers/compare_losses.py --albef ALBEF --simmim SimMIM
 
-Both arguments are checkouts of github.com/salesforce/ALBEF and github.com/microsoft/SimMIM. Their own `forward`
-runs, line for line, on stand-ins for the encoders that give features drawn here. ALBEF's momentum is off (alpha 0,
-an empty queue), as it is in our method. Prints the largest differences; exits 1 where one is above its tolerance.
+The arguments are checkouts of github.com/salesforce/ALBEF and github.com/microsoft/SimMIM. Their own `forward` runs,
+unchanged, on stand-ins for the encoders that give random features. ALBEF's momentum is off (alpha 0, an empty queue),
+as in our method. Prints the largest differences; exits with 1 if one is above its tolerance.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOLERANCES = {
     "ITC": 1e-5,
     "ITM": 1e-5,
     "probability of a negative": 5e-7,
-    "frequency of a negative": 0.04,  # five standard deviations, of at most 0.0079, of a share of DRAWS
+    "frequency of a negative": 0.04,  # five standard deviations, each at most 0.0079, of a share of DRAWS
     "masked image": 1e-5,
 }
 
@@ -58,7 +58,7 @@ def main() -> int:
     return int(any(value > TOLERANCES[name] for name, value in differences.items()))
 
 
-# --- their code, imported with what it does not need here left out
+# --- their code, imported without what it does not need here
 
 VIT: dict[str, Any] = {"VisionTransformer": None, "interpolate_pos_embed": None}
 XBERT: dict[str, Any] = {"BertConfig": None, "BertForMaskedLM": None}
@@ -93,7 +93,7 @@ def load(path: Path, imports: dict[str, dict[str, Any]]) -> types.ModuleType:
 
 
 class Inputs:
-    """Features of PAIRS pairs, and what turns fused features into logits."""
+    """Features of PAIRS pairs, and the weights that turn fused features into logits."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.image_BSD = torch.randn(PAIRS, PATCHES, WIDTH, generator=generator)
@@ -105,7 +105,7 @@ class Inputs:
         self.classifier = torch.randn(WIDTH, 2, generator=generator) / WIDTH**0.5
 
     def fuse(self, text_BLD: Tensor, valid_BL: Tensor, image_BSD: Tensor) -> Tensor:
-        """Any function of a text, its padding and an image that tells all of them apart; BLD."""
+        """Any function of a text, its padding and an image that depends on all of them; BLD."""
         weight = valid_BL.float()[..., None] / valid_BL.float().sum(1)[:, None, None]
         return torch.tanh(text_BLD) * image_BSD.sin().mean(1, keepdim=True) + (weight * text_BLD).sum(1, keepdim=True)
 
@@ -117,7 +117,7 @@ class Inputs:
 
 
 def stand_in(albef: type, inputs: Inputs) -> Any:
-    """What ALBEF.forward reads of its self: its own methods where they matter, our features for its encoders'."""
+    """A `self` for ALBEF.forward: its own methods where they matter, and our features in place of its encoders'."""
 
     def bert(*_: Any, mode: str, **given: Any) -> Any:
         if mode == "text":
@@ -160,7 +160,7 @@ def multinomial(replacement: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
 
 
 def run_albef(albef: type, inputs: Inputs, draw: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
-    """ALBEF's ITC and ITM losses, its negatives chosen by `draw`."""
+    """ALBEF's ITC and ITM losses, with negatives chosen by `draw`."""
     ids = torch.randint(3, 100, (PAIRS, TOKENS), generator=torch.Generator().manual_seed(0))
     text = SimpleNamespace(input_ids=ids, attention_mask=inputs.valid_BL.long())
     with multinomial(draw):
@@ -209,7 +209,7 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
 
 
 def compare_draws(albef: type) -> dict[str, float]:
-    """How often each negative is drawn, by us over many steps, against the probabilities ALBEF hands to its sampler."""
+    """How often we draw each negative over many steps, against the probabilities that ALBEF passes to its sampler."""
     inputs = Inputs(torch.Generator().manual_seed(TRIALS))
     weights: list[Tensor] = []
 
@@ -228,7 +228,7 @@ def compare_draws(albef: type) -> dict[str, float]:
 
 
 def compare_simmim(simmim: type, generator: torch.Generator) -> dict[str, float]:
-    """Its loss of an image, a mask and a reconstruction, against ours of the same as patches."""
+    """SimMIM's loss of an image, a mask and a reconstruction, against ours of the same patches."""
     patch, grid = 4, 6
     image, restored = (torch.randn(3, 3, patch * grid, patch * grid, generator=generator) for _ in range(2))
     mean = std = (1.0, 1.0, 1.0)
@@ -237,7 +237,7 @@ def compare_simmim(simmim: type, generator: torch.Generator) -> dict[str, float]
     theirs = simmim.forward(me, image, mask_BN.reshape(3, grid, grid).long())  # type: ignore[attr-defined]
     encoder: Any = SimpleNamespace(grid=(grid, grid), patch=patch)
     pixels_MQ, patch_M = VisionEncoder.patchify(encoder, restored)[mask_BN], mask_BN.flatten().nonzero()[:, 0]
-    as_read = (image * std[0] + mean[0]) * 255  # what normalising makes the image of again
+    as_read = (image * std[0] + mean[0]) * 255  # normalising gives the image again
     ours = mim_loss(pixels_MQ, as_read, patch_M, patch, mean, std, mask_BN.sum(), parts=1, normalized=False)
     return {"masked image": (theirs - ours).abs().item()}
 

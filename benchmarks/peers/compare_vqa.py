@@ -1,8 +1,8 @@
-"""VQA accuracy against the public evaluation code, on random and on adversarial answers.
+"""Our VQA accuracy compared with the public evaluation code's, on random and adversarial answers.
 
     git clone https://github.com/GT-Vision-Lab/VQA && python -m benchmarks.peers.compare_vqa VQA --json results.json
 
-The public code is Python 2: its print statements are rewritten in memory, and nothing else.
+The public code is Python 2: its print statements, and nothing else, are rewritten in memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WORDS = [
 
 
 def public_evaluation(folder: Path) -> Any:
-    """The class VQAEval of a clone of the repository."""
+    """The class VQAEval from a clone of the repository."""
     source = (folder / "PythonEvaluationTools/vqaEvaluation/vqaEval.py").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     exec(re.sub(r'print (".*")', r"print(\1)", source), names)
@@ -57,7 +57,7 @@ def random_answer(draw: random.Random) -> str:
 
 
 def questions(count: int, seed: int) -> list[tuple[str, list[str]]]:
-    """Predictions and ten answers each; the prediction is most often one of them, or one spelled otherwise."""
+    """Predictions with ten answers each; most predictions are one of the answers, or one with another spelling."""
     draw = random.Random(seed)
     made = []
     for _ in range(count):
@@ -69,7 +69,7 @@ def questions(count: int, seed: int) -> list[tuple[str, list[str]]]:
 
 
 def public_scores(evaluation: Any, made: list[tuple[str, list[str]]]) -> list[float]:
-    """What the public code gives each question, 0 to 1."""
+    """The public code's score of each question, 0 to 1."""
     scores: list[float] = []
     truth = {
         number: {
@@ -90,7 +90,7 @@ def public_scores(evaluation: Any, made: list[tuple[str, list[str]]]) -> list[fl
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clone", type=Path, help="of github.com/GT-Vision-Lab/VQA")
+    parser.add_argument("clone", type=Path, help="a clone of github.com/GT-Vision-Lab/VQA")
     parser.add_argument("--questions", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
@@ -101,7 +101,7 @@ def main() -> int:
     unlike = [(case, mine, public) for case, mine, public in zip(made, ours, theirs, strict=True) if mine != public]
     found = {"questions": len(made), "different": len(unlike), "mean": sum(ours) / len(ours), "examples": unlike[:5]}
     args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{len(unlike)} of {len(made)} questions scored otherwise; mean accuracy {found['mean']:.4f}")
+    print(f"{len(unlike)} of {len(made)} questions scored differently; mean accuracy {found['mean']:.4f}")
     return 1 if unlike else 0
 
 
