@@ -1,5 +1,5 @@
-"""The places that the pipeline runs in, and what can befall it there: this machine, and a SLURM and a Ray of several
-nodes in network namespaces, as the tests make them."""
+"""The back-ends that the pipeline runs on, and their faults: this machine, and clusters of SLURM and Ray with several
+nodes in network namespaces, as in the tests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.cluster.ray_fixture import RayCluster
 from tests.cluster.slurm_fixture import SlurmCluster
 from tests.conftest import ROOT
 
-CUT_SECONDS = 8.0  # that a node is out of reach
-DOWN_SECONDS = 5.0  # that a controller is
-FULL_SECONDS = 20.0  # that a disk is
+CUT_SECONDS = 8.0  # for which a node is out of reach
+DOWN_SECONDS = 5.0  # for which a controller is down
+FULL_SECONDS = 20.0  # for which a disk is full
 PYTHON = sys.executable
 
 
@@ -32,7 +32,7 @@ class Backend(Protocol):
     """Where the pipeline runs.
 
     Attributes:
-        faults: by name; each is given the step that it is to befall, and returns when it is over.
+        faults: by name; each is given the step to hit, and returns when the fault is over.
     """
 
     name: str
@@ -40,22 +40,22 @@ class Backend(Protocol):
 
     @property
     def site(self) -> Path | None:
-        """Of its nodes; None where it has none."""
+        """The folder of its nodes; None if it has none."""
 
     def up(self) -> None:
-        """Boot the nodes; whatever ends it, `down` is for the caller."""
+        """Boot the nodes; the caller calls `down`, even if this fails."""
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """`python -m cluster ...` to its end, where a user gives it."""
+        """Run `python -m cluster ...` to its end, where a user would."""
 
     def submit(self) -> None:
-        """Submit the pipeline; returns once it is under way, or has ended."""
+        """Submit the pipeline; returns once it has started, or has ended."""
 
     def busy(self) -> bool:
-        """Whether something is seen to run, so that nobody need be asked."""
+        """Whether processes are seen to run, so that the status need not be asked for."""
 
     def down(self) -> None:
-        """End all that is left."""
+        """End everything that still runs."""
 
 
 class Local:
@@ -70,7 +70,7 @@ class Local:
         self._driver: subprocess.Popen[bytes] | None = None
 
     def up(self) -> None:
-        """This machine is."""
+        """Nothing to do: this machine is up."""
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [PYTHON, "-m", "cluster", *words]
@@ -101,7 +101,7 @@ class Local:
         self._driver.wait()
 
     def _kill_all(self, step: str) -> None:
-        """What the loss of this machine would end: driver, steps and ranks."""
+        """Kill what the loss of this machine would end: driver, steps and ranks."""
         if self._driver:
             self._kill_driver(step)
         for process in marked(self.folder):
@@ -109,7 +109,7 @@ class Local:
 
 
 class OnCluster:
-    """What SLURM and Ray have in common: `submit` returns, and the rest is theirs."""
+    """What SLURM and Ray share: `submit` returns, and the cluster does the rest."""
 
     name = ""
 
@@ -149,20 +149,20 @@ class Slurm(OnCluster):
         return self._cluster.on("bash", "-c", _within(self.folder, words))
 
     def busy(self) -> bool:
-        return bool(marked(self.folder))  # of which the queue knows, too
+        return bool(marked(self.folder))  # the queue knows of them too
 
     def down(self) -> None:
         self._cluster.down()
 
     def _node_of(self, step: str) -> str:
-        """The first of those that the step has."""
+        """The first node that the step has."""
         entries = self._cluster.on("squeue", "--noheader", "--states=RUNNING", "--format=%j %B").stdout.splitlines()
         return next((line.split()[1] for line in entries if line.startswith(f"faults-{step}")), "n1")
 
     def _lose_node(self, step: str) -> None:
         node = self._node_of(step)
         self._cluster.node("kill", node)
-        time.sleep(30)  # SLURM has missed it by then
+        time.sleep(30)  # by then SLURM has noticed
         self._cluster.boot(node)
 
     def _cut(self, step: str) -> None:
@@ -172,7 +172,7 @@ class Slurm(OnCluster):
         self._cluster.node("heal", node)
 
     def _kill_step(self, step: str) -> None:
-        """The script's own process, which watches over the step on its node."""
+        """Kill the batch script's process, which watches over the step on its node, and all that it started."""
         for process in psutil.process_iter():
             try:
                 if process.environ().get("SLURM_JOB_NAME", "").startswith(f"faults-{step}"):
@@ -216,7 +216,7 @@ class Ray(OnCluster):
         self._cluster.down()
 
     def _node_of(self, step: str) -> str:
-        """Where the step runs, if that is not the head, of which the driver is: else one where nothing does."""
+        """The node that the step runs on; if that is the head, which also has the driver, an idle worker."""
         names = {self._cluster.node_of(process) for process in marked(self.folder, step)}
         return next((name for name in sorted(names) if name != "head"), "w1")
 
@@ -242,14 +242,14 @@ class Ray(OnCluster):
                 continue
 
     def _lose_head(self, step: str) -> None:
-        """All of Ray with it, which is then started anew."""
+        """End all of Ray, and start it again."""
         self.down()
         self.up()
 
 
 def fill(folder: Path) -> None:
-    """Fill the small disk that the folder is on, and make room again after a while."""
-    assert folder.parent.is_mount(), f"{folder.parent} is no disk of its own, and no other is to be filled"
+    """Fill the small disk that the folder is on, and free it again after a while."""
+    assert folder.parent.is_mount(), f"{folder.parent} is not a separate disk, and no other may be filled"
     ballast = folder.parent / "ballast"
     try:
         with open(ballast, "wb", buffering=0) as file:
@@ -262,7 +262,7 @@ def fill(folder: Path) -> None:
 
 
 def marked(folder: Path, step: str = "") -> list[psutil.Process]:
-    """Processes of all steps or of one, by the mark that `cluster` gives them, and what watches over them."""
+    """Processes of all steps or of one, found by the mark that `cluster` gives them, and those that watch over them."""
     found = []
     logs = str(folder / LOGS / step)
     for process in psutil.process_iter():

@@ -1,12 +1,11 @@
-"""Let everything befall the steps of a pipeline that can befall them, and compare what they make with what they make
-undisturbed.
+"""Inject faults into the steps of a pipeline, and compare their output with that of an undisturbed run.
 
     python -m benchmarks.pipeline.campaign --on local --trials 5
     python -m benchmarks.pipeline.campaign --on slurm,ray
 
-In a trial one step is to be done again, a fault befalls it at a random moment, and the pipeline is submitted again
-until all is done. Each trial becomes a JSON line of results/trials.jsonl, so that the campaign can be stopped and
-called again. It needs root, for a small disk to fill, and for the nodes of SLURM and Ray.
+In a trial one step has to run again, a fault hits it at a random moment, and the pipeline is submitted again until all
+is done. Each trial becomes a JSON line of results/trials.jsonl, so that a stopped campaign resumes. It needs root, for
+a small disk to fill and for the nodes of SLURM and Ray.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ COUNT = 50
 STORE = "store"
 OFF_THE_STORE = ("command", "export")
 """Kinds of steps that neither read shards nor write any."""
-DISK = "1600m"  # a preflight wants 1 GB of it to be free
+DISK = "1600m"  # a preflight needs 1 GB of it to be free
 LONGEST = 6.0  # seconds into a step at which its fault comes, at most
-MOST = 6  # submissions, and trials that come too late, after which a trial is given up
+MOST = 6  # submissions, or faults that come too late, after which a trial is given up
 PATIENCE = 1800.0
 POLL_SECONDS = 3.0
 
 
 def drawn() -> list[tuple[str, str, str]]:
-    """Back-end, step and fault of each trial, in an order in which each comes up early. Behind them each kind of step
-    that reads or writes shards loses the store, on the three back-ends in turn."""
+    """Back-end, step and fault of each trial, in an order in which each of them occurs early. After them, each kind of
+    step that reads or writes shards loses the store, on the three back-ends in turn."""
     every = [(backend, step, fault) for backend, faults in FAULTS.items() for fault in faults for step in OUTPUTS]
     Random(0).shuffle(every)
     chosen: list[tuple[str, str, str]] = []
@@ -62,11 +61,11 @@ def drawn() -> list[tuple[str, str, str]]:
 
 
 class Campaign:
-    """On one back-end.
+    """Trials on one back-end.
 
     Args:
-        folder: a disk of its own is mounted in it; what an undisturbed run makes is kept beside that.
-        kinds: of the steps that the pipeline has.
+        folder: a small disk is mounted in it; an undisturbed run's output is kept beside that.
+        kinds: of the pipeline's steps.
     """
 
     def __init__(self, backend: Backend, folder: Path, kinds: Collection[str]) -> None:
@@ -74,13 +73,14 @@ class Campaign:
         self._folder, self._now = folder, folder / "disk/now"
 
     def undisturbed(self, store: ObjectStore | None) -> Path:
-        """What the pipeline makes when nothing befalls it, which is kept with hashes of it.
+        """The folder with the output of an undisturbed run and hashes of it, made unless it is there.
 
         Args:
-            store: where shards are to lie; None = in a folder.
+            store: where to put shards; None = in a folder.
         """
         of_it = "stored" if store else "plain"
-        kept = self._folder / "-".join(["undisturbed", of_it, commit()[:9], *self._kinds])  # an export holds the code
+        # The commit is in the name because an export contains the code.
+        kept = self._folder / "-".join(["undisturbed", of_it, commit()[:9], *self._kinds])
         if not (kept / "hashes.json").exists():
             shutil.rmtree(self._now, ignore_errors=True)
             prepare(self._now, self._kinds, store.variables if store else None)
@@ -94,7 +94,7 @@ class Campaign:
         return kept
 
     def trial(self, step: str, fault: str, draw: Random) -> dict[str, Any]:
-        """A fault, and what has become of it; one that would come too late is tried again earlier."""
+        """Inject a fault and return the outcome; one that comes too late is tried again, earlier."""
         store = ObjectStore(self._backend.site) if fault == STORE else None
         kept = self.undisturbed(store)
         cause = store.cut if store else partial(self._backend.faults[fault], step)
@@ -107,14 +107,14 @@ class Campaign:
             if outcome:
                 break
         else:
-            raise RuntimeError(f"{step} is over before anything can befall it")
+            raise RuntimeError(f"{step} ends before a fault can hit it")
         expected, found = json.loads((kept / "hashes.json").read_text()), hashes(self._now)
         differs = [name for name, value in expected.items() if found[name] != value]
         named = {"backend": self._backend.name, "step": step, "fault": fault}
         return named | outcome | {"differs": differs, "hashes": found}
 
     def _befall(self, step: str, cause: Callable[[], None], after: float) -> dict[str, Any] | None:
-        """Let something befall a step so many seconds after it has begun; None where it is over by then."""
+        """Inject a fault into a step so many seconds after it has begun; None if it is over by then."""
         self._backend.submit()
         logs, began = self._now / LOGS / step, time.monotonic()
         while not any(logs.glob("**/attempt-*")):
@@ -134,7 +134,7 @@ class Campaign:
         }
 
     def _finish(self) -> int:
-        """Submit again whenever all has ended and something is not done; how often it was submitted."""
+        """Submit again whenever all has ended and something is not done; returns the number of submissions."""
         deadline = time.monotonic() + PATIENCE
         for number in range(1, MOST + 1):
             while (states := self._states()) & {"running", "waiting"}:
@@ -143,7 +143,7 @@ class Campaign:
                 time.sleep(POLL_SECONDS)
             if states <= {"done", "unchanged"}:
                 return number
-            self._backend.run("cancel", FILE)  # what can never begin
+            self._backend.run("cancel", FILE)  # jobs that can never begin
             self._backend.submit()
         raise RuntimeError(f"submitted {MOST} times, and not done: see {self._now / LOGS}")
 
@@ -151,7 +151,7 @@ class Campaign:
         if self._backend.busy():
             return {"running"}
         done = self._backend.run("status", FILE, "--json")
-        if done.returncode:  # a controller or a head that is gone for a while, or no submission yet
+        if done.returncode:  # the controller or head is gone for a while, or nothing has been submitted yet
             return {"waiting"}
         return {step["state"] for step in json.loads(done.stdout)["steps"]}
 
@@ -162,7 +162,7 @@ def at(name: str, folder: Path, kinds: Collection[str]) -> Iterator[Campaign]:
     disk = folder / "disk"
     disk.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk)], check=True)
-    shutil.rmtree(folder / "site", ignore_errors=True)  # of an earlier call's cluster
+    shutil.rmtree(folder / "site", ignore_errors=True)  # an earlier call's cluster
     try:
         now = disk / "now"
         now.mkdir()
@@ -177,7 +177,7 @@ def at(name: str, folder: Path, kinds: Collection[str]) -> Iterator[Campaign]:
 
 
 def commit() -> str:
-    """Of the code that is measured, which must be committed."""
+    """The commit of the measured code, which must have no changes."""
     measured = ["cluster", "mvlm", "data_tools", "benchmarks/pipeline/*.py", "benchmarks/pipeline/*.toml"]
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *measured], cwd=ROOT).returncode:
         sys.exit("The code has changes that are not committed: commit them first.")
@@ -188,10 +188,10 @@ def commit() -> str:
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--on", default=",".join(FAULTS), help="back-ends, with commas (default: all)")
+    words.add_argument("--on", default=",".join(FAULTS), help="back-ends, separated by commas (default: all)")
     words.add_argument("--trials", type=int, default=len(drawn()), help="at most (default: all)")
-    words.add_argument("--kinds", default=",".join(OUTPUTS), help="of the pipeline's steps, with commas (default: all)")
-    words.add_argument("--folder", type=Path, default=Path("runs/faults"), help="for the work (default: runs/faults)")
+    words.add_argument("--kinds", default=",".join(OUTPUTS), help="of steps, separated by commas (default: all)")
+    words.add_argument("--folder", type=Path, default=Path("runs/faults"), help="to work in (default: runs/faults)")
     args = words.parse_args()
     measured, failed, left, kinds = commit(), 0, args.trials, args.kinds.split(",")
     RESULTS.parent.mkdir(exist_ok=True)

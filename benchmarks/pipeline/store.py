@@ -1,10 +1,10 @@
-"""An object store that steps read shards from and write them to, and the way to it: a server of S3's protocol.
+"""An object store that steps read shards from and write them to: a server with S3's protocol.
 
-It is a process of this machine or, beside a cluster, a node of its own. What it holds lies in a folder between trials.
+It is a process on this machine or, with a cluster, a separate node. Between trials its content is kept in a folder.
 
     python -m benchmarks.pipeline.store put|get FOLDER
 
-fills a store that is empty, or the folder, where AWS_ENDPOINT_URL points to.
+copies the folder into the empty store at AWS_ENDPOINT_URL, or the store into the folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATIENCE = 120.0
 
 class ObjectStore:
     """Args:
-    site: of a cluster, whose node `store` it is; None = it is on the loopback of this machine.
+    site: of a cluster, in which it is the node `store`; None = it is on this machine's loopback.
     """
 
     def __init__(self, site: Path | None) -> None:
@@ -45,8 +45,8 @@ class ObjectStore:
 
     @contextmanager
     def holding(self, folder: Path) -> Iterator[None]:
-        """The store with what a folder has, which has what the store then has once the block ends."""
-        os.environ.update(self.variables)  # whoever submits looks into it, too
+        """Run the store with the folder's content, and copy its content back into the folder when the block ends."""
+        os.environ.update(self.variables)  # submitting looks into the store too
         if self._site:
             subprocess.run(["bash", NODES, "start", str(self._site), "store"], check=True)
         host = "0.0.0.0" if self._site else "127.0.0.1"
@@ -65,7 +65,7 @@ class ObjectStore:
                 subprocess.run(["bash", NODES, "kill", str(self._site), "store"], check=True)
 
     def cut(self) -> None:
-        """Nothing reaches it for a while; here, where there is no link to cut, it is silent."""
+        """Cut it off for a while; on this machine, where there is no link to cut, it stops answering."""
         if self._site:
             subprocess.run(["bash", NODES, "cut", str(self._site), "store"], check=True)
             time.sleep(GONE_SECONDS)
@@ -82,18 +82,18 @@ class ObjectStore:
 
 
 def _address(site: Path) -> str:
-    """In the cluster's network, of which the node becomes one."""
+    """The store's address in the cluster's network, whose list of hosts it joins."""
     hosts = site / "hosts"
     network = next(line for line in hosts.read_text().splitlines() if not line.startswith("127."))
     address = f"{network.split()[0].rpartition('.')[0]}.99"
     if " store" not in hosts.read_text():
-        with hosts.open("a") as file:  # which every node sees
+        with hosts.open("a") as file:  # every node reads it
             file.write(f"{address} store\n")
     return address
 
 
 def main() -> None:
-    """Copy; the server may still be starting."""
+    """Copy, once the server has started."""
     import s3fs
 
     verb, folder = sys.argv[1], Path(sys.argv[2])

@@ -1,4 +1,4 @@
-"""Print the tables of README.md by results/trials.jsonl: `python -m benchmarks.pipeline.table`."""
+"""Print README.md's tables from results/trials.jsonl: `python -m benchmarks.pipeline.table`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = {"local": "this machine", "slurm": "SLURM", "ray": "Ray"}
 
 
 def table(backend: str, lines: list[dict[str, Any]]) -> str:
-    """A row a kind of step, a column a fault; seconds until all was done, with submissions where one was not enough."""
+    """A row per kind of step, a column per fault: seconds until all was done, and submissions if more than one."""
     cells = {(line["step"], line["fault"]): _cell(line) for line in lines if line["backend"] == backend}
     open_ = {trial[1:]: "open" for trial in drawn() if trial[0] == backend}
     faults = [*FAULTS[backend], STORE]

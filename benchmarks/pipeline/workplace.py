@@ -1,4 +1,4 @@
-"""A folder in which the pipeline of every kind of step runs: what it reads, and hashes of what it makes."""
+"""The folder in which the pipeline with every kind of step runs: its input, and hashes of its output."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from benchmarks.pipeline.store import BUCKET
 
 HERE = Path(__file__).parent
 FILE, LOGS = "steps.toml", Path("runs/faults/pipeline")
-STORED = "store"  # folder of what an object store holds
-CACHE = "tmp"  # of what is read from there
+STORED = "store"  # folder with an object store's content
+CACHE = "tmp"  # folder with what is read from there
 IMAGES = 100
 OUTPUTS = {
     "command": "sorted.jsonl",
@@ -31,14 +31,14 @@ OUTPUTS = {
     "index": "index",
     "export": "exported",
 }
-"""What each step makes; a step has the name of its kind."""
+"""Each step's output; a step has the name of its kind."""
 
 
 def prepare(folder: Path, kinds: Collection[str], store: Mapping[str, str] | None = None) -> None:
-    """What comes from outside: the pipeline's file with steps of some kinds, and coloured images with captions.
+    """Write the input: the pipeline's file with steps of some kinds, and coloured images with captions.
 
     Args:
-        store: variables by which all steps find an object store, where their shards and checkpoints are to lie.
+        store: environment variables by which all steps find an object store, for their shards and checkpoints.
     """
     (folder / "in/images").mkdir(parents=True)
     head, *steps = (HERE / FILE).read_text().split("[[step]]\n")
@@ -65,7 +65,7 @@ def _in_store(text: str, variables: Mapping[str, str]) -> str:
 
 
 def forget(folder: Path, step: str) -> None:
-    """Undo a step, so that it is to be done again: what depends on it stays proven, by the same key."""
+    """Undo a step, so that it has to run again; steps that depend on it stay done, since their keys stay the same."""
     shutil.rmtree(folder / LOGS / step, ignore_errors=True)
     for cached in (folder / CACHE).glob("*"):
         shutil.rmtree(cached) if cached.is_dir() else cached.unlink()
@@ -80,17 +80,17 @@ def forget(folder: Path, step: str) -> None:
     _place(folder, f"{OUTPUTS[step]}.step.json").unlink()
     path = _place(folder, OUTPUTS[step])
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(folder / STORED / OUTPUTS[step], ignore_errors=True)  # a mirror
+    shutil.rmtree(folder / STORED / OUTPUTS[step], ignore_errors=True)  # its mirror
 
 
 def _place(folder: Path, path: str) -> Path:
-    """Of an output: in the folder, or in what the store holds."""
+    """The path of an output: in the folder, or in the store's content."""
     return folder / path if (folder / path).exists() else folder / STORED / path
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of each output, of what has to be the same: shards and their tables, weights and moments of the last checkpoint,
-    losses, results, vectors."""
+    """A hash of each output's parts that have to be the same: shards and their tables, weights and moments of the last
+    checkpoint, losses, results, vectors."""
     found = {}
     for path in map(Path, sorted({output for output in OUTPUTS.values() if output})):
         place = _place(folder, str(path))
@@ -110,11 +110,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _hash(file: Path, folder: Path) -> str:
-    """Of its content, in which the place of the folder does not count."""
+    """A hash of its content, in which the folder's path is replaced."""
     return hashlib.sha256(file.read_bytes().replace(str(folder).encode(), b".")).hexdigest()
 
 
 def _losses(run: Path) -> str:
-    """The last that was written of each step."""
+    """The last loss that was written for each step."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return json.dumps(sorted({line["step"]: line["loss"] for line in lines if "loss" in line}.items()))

@@ -1,8 +1,8 @@
 """Planned against measured: python benchmarks/plan/compare.py
 
-Each line is a step of the real engine, DeepSpeed included: its memory at the peak, and the operations of its forward
-and backward pass as torch's counter counts them, beside what mvlm/estimate plans. On a CPU memory is followed tensor by
-tensor; on a GPU it is what torch's allocator has handed out. Keeps the figures in results/, their table in README.md.
+Each line is a step of the real engine, DeepSpeed included: its peak memory, and the operations of its forward and
+backward pass as torch counts them, beside what mvlm/estimate plans. On a CPU, memory is tracked tensor by tensor; on a
+GPU it is what torch's allocator has handed out. Writes the figures to results/, and their table into README.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SMALL_GROUPS = ("objectives.itm_group=4",)
 
 @dataclass(frozen=True)
 class Case:
-    """One step: `accumulation` micro-batches of `pairs` pairs with captions of the greatest length."""
+    """One step: `accumulation` micro-batches of `pairs` pairs with captions of the maximum length."""
 
     size: str
     precision: str
@@ -75,7 +75,7 @@ ON_GPU = (
 
 @dataclass(frozen=True)
 class Compared:
-    """Bytes at the peak, and operations of a step."""
+    """Peak bytes, and operations of a step."""
 
     planned_memory: float
     measured_memory: float
@@ -84,7 +84,7 @@ class Compared:
 
 
 def compare(case: Case) -> Compared:
-    """Run the case; the process group must be there."""
+    """Run the case; the process group must exist."""
     size = _size(case)
     config, device = size.config, dist.device()
     memory = LiveMemory()
@@ -113,7 +113,7 @@ def _size(case: Case) -> Size:
 
 
 def _counted(size: Size, batch: Batch, device: torch.device) -> int:
-    """Of a model of its own, nothing of it recomputed, which is not counted as work; the pool is the micro-batch."""
+    """Operations of a separate model, without recomputation, which is no work; the pool is the micro-batch."""
     model, batch = build(size).to(device), batch.to(device)
     return count_flops(lambda: sum(model(batch).values()).backward())
 
@@ -121,7 +121,7 @@ def _counted(size: Size, batch: Batch, device: torch.device) -> int:
 def _peak_of_second_step(
     model: MaskVLM, size: Size, resolved: dict[str, Any], batches: list[Batch], memory: LiveMemory
 ) -> float:
-    """The first step makes the optimiser's state."""
+    """The peak of the second step, since the first one creates the optimiser's state."""
     on_gpu = dist.device().type == "cuda"
     if on_gpu:
         engine = engine_for(model, size.config, resolved)
@@ -140,7 +140,7 @@ def _peak_of_second_step(
 
 
 def line(kept: dict[str, Any]) -> str:
-    """Of a case and what was found, for the table."""
+    """The table's line for a case and its figures."""
     of = 1e9 * kept["pairs"] * kept["accumulation"]
     memory = kept["planned_memory"], kept["measured_memory"]
     flops = kept["planned_flops"], kept["counted_flops"]
@@ -173,7 +173,7 @@ def marks(kind: str) -> tuple[str, str]:
 
 
 def keep(kept: dict[str, Any], kind: str) -> None:
-    """As a file and, of that, as the table between the marks of README.md for this kind of device."""
+    """Write it to a file, and its table into README.md, between the markers for this kind of device."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{kind}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     text, (begin, end) = README.read_text(encoding="utf-8"), marks(kind)

@@ -1,11 +1,11 @@
 """Planned against measured on several ranks: python benchmarks/plan/ranks.py --ranks 1 2 4 8 16
 
-Real ranks of the engine, DeepSpeed included, step together on this machine over gloo, in a network namespace of their
-own (as root). Of the rank that takes most, the memory of the second step's peak, followed tensor by tensor; and of all
-ranks, the bytes that the namespace's loopback carried in the steps after it. Beside them stands what `mvlm plan` has
-for so many ranks: memory, and bytes by what each collective sends. Where ranks split layers, the losses of all steps
-stand beside those of as many ranks that do not. A line a case is kept in results/ranks.jsonl, which a later call goes
-on with; the tables are written into README.md.
+Real ranks of the engine, DeepSpeed included, step together on this machine over gloo, in a separate network namespace
+(as root). Measured are the peak memory of the second step, tracked tensor by tensor, on the rank that takes most, and
+the bytes that the namespace's loopback carried in the steps after it, for all ranks. They are compared with what `mvlm
+plan` says for as many ranks: memory, and the bytes that each collective sends. If ranks split layers, the losses of all
+steps are compared with those of as many ranks that do not. results/ranks.jsonl gets a line for each case, and cases
+that it has are skipped; the tables are written into README.md.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ WIDE = Size(
     pairs=4,
 )
 STEPS = 3
-"""Whose bytes are counted."""
+"""Steps whose bytes are counted."""
 BEGIN, END = "<!-- table of ranks.py -->\n", "<!-- end of ranks.py -->"
 SPLIT_BEGIN, SPLIT_END = "<!-- split layers of ranks.py -->\n", "<!-- end of split layers -->"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layout of a step of `WIDE`; `split` ranks are a replica, which has the pairs of as many.
+    """One layout of a step of `WIDE`; `split` ranks are a replica, which has the pairs of all of them.
 
     Attributes:
-        offload: to the CPU's memory: "", "optimizer" or "all", which is weights, too.
+        offload: to the CPU's memory: "", "optimizer", or "all", which includes weights.
     """
 
     ranks: int
@@ -78,7 +78,7 @@ class Case:
 
     @property
     def pairs(self) -> int:
-        """Of a micro-batch."""
+        """The pairs of a micro-batch."""
         return WIDE.pairs * self.split
 
     @property
@@ -96,7 +96,7 @@ class Case:
 
 
 def cases(ranks: int) -> list[Case]:
-    """Every stage; then what else changes memory or bytes, where there are two ranks or four."""
+    """Every stage; then, for two or four ranks, whatever else changes memory or bytes."""
     every = [Case(ranks, stage) for stage in range(4)]
     if ranks in (2, 4):
         every += [Case(ranks, stage, recompute=1.0) for stage in (1, 3)]
@@ -116,7 +116,7 @@ def cases(ranks: int) -> list[Case]:
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    words.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
+    words.add_argument("--table", action="store_true", help="only write the tables of README.md")
     asked = words.parse_args()
     if not asked.table:
         if "IN_A_NAMESPACE" not in os.environ:
@@ -135,7 +135,7 @@ def main() -> int:
 
 
 def measure(ranks: int) -> None:
-    """What is not kept yet of so many ranks."""
+    """Measure the cases of so many ranks that have no results yet."""
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     kept = [Case(**line["case"]) for line in lines]
     missing = [case for case in cases(ranks) if case not in kept]
@@ -157,13 +157,13 @@ def measure(ranks: int) -> None:
 
 @functools.cache
 def models() -> tuple[FakeModel, FakeModel]:
-    """`WIDE` as a GPU computes it and as it is computed here, where operations take other ways for other shapes."""
+    """`WIDE` as a GPU computes it, and as it is computed here, where some shapes use other implementations."""
     config, model = WIDE.config, build(WIDE)
     return FakeModel(model, config.data, optim=config.optim), FakeModel(model, config.data, "cpu", config.optim)
 
 
 def planned(case: Case) -> tuple[float, float]:
-    """Memory of a rank, and the bytes of a step that a rank hands to others."""
+    """The memory of a rank, and the bytes that it sends in a step."""
     size = dataclasses.replace(WIDE, overrides=(*WIDE.overrides, *case.words))
     config = size.config
     names, card = ("json", "toml"), CARDS["h100"]
@@ -190,7 +190,7 @@ def planned(case: Case) -> tuple[float, float]:
 
 
 def one_rank(case: Case, folder: Path) -> int:
-    """As one rank: the second step's memory, and what the loopback carries in those after it."""
+    """Be one rank: measure the second step's memory, and what the loopback carries in the steps after it."""
     torch.set_num_threads(1)
     dist.init()
     replicas.arrange(case.split)
@@ -227,7 +227,7 @@ def engine_of(case: Case, size: Size, folder: str) -> tuple[Engine, Any]:
 
 
 def carried() -> float:
-    """Bytes so far, once every rank has come here."""
+    """The bytes that the loopback has carried so far, once every rank is here."""
     torch_dist.barrier()
     lines = Path("/proc/net/dev").read_text().splitlines()
     count = float(next(line for line in lines if line.strip().startswith("lo:")).split()[9])
@@ -249,7 +249,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def split_table(lines: list[dict[str, Any]]) -> str:
-    """Each layout that splits layers beside the one that does not, where the losses of both are kept."""
+    """Each layout that splits layers compared with the one that does not, if there are losses of both."""
     rows = ["| ranks | ZeRO | precision | memory | bytes sent | largest difference of a loss |", "|---" * 6 + "|"]
     kept = {Case(**line["case"]): line for line in lines if "losses" in line}
     for case, line in kept.items():

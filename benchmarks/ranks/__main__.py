@@ -1,13 +1,13 @@
-"""What starting and agreeing cost as ranks grow: python benchmarks/ranks
+"""What starting and agreeing cost as the ranks grow in number: python benchmarks/ranks
 
-Measured: forks of this process join one process group on loopback as a run does (`mvlm.runtime.dist.init`), with gloo's
-connections of all with all and with those that are made when first needed, then make the exchange of every step
-(`BackgroundSum`), a barrier and a gathering of objects. Counted are requests to the store, the bytes that it hands out
-and each rank's sockets, which do not depend on the machine; seconds do.
+Measured: forks of this process join one process group on loopback as a run does (`mvlm.runtime.dist.init`), with gloo
+connecting all ranks to all others or only when first needed, then make the exchange of every step (`BackgroundSum`), a
+barrier and a gathering of objects. Requests to the store, the bytes that it sends and each rank's sockets do not depend
+on the machine; seconds do.
 
-Simulated: the same exchange, by the same code, on a virtual clock. Each rank is a thread with a time of its own; a
-message takes a drawn time, or a retransmission's more where it is lost, and its receiver goes on when it is there.
-Latencies are log-normal; `--median-us` is their median. Each line of results/*.jsonl is one number of ranks.
+Simulated: the same exchange, by the same code, on a virtual clock. Each rank is a thread with its own time; a message
+takes a random time, plus that of a retransmission if it is lost, and its receiver continues when it arrives. Latencies
+are log-normal; `--median-us` is their median. Each line of results/*.jsonl is for one number of ranks.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from mvlm.runtime.launch import free_port  # noqa: E402
 LAZY = "TORCH_GLOO_LAZY_INIT"
 TIMES = 30  # exchanges of a measurement
 SPREAD, LOST, AGAIN_S = 0.5, 1e-4, 0.2
-"""Of a latency's logarithm; share of messages that are lost; Linux's least time until one is sent again."""
-NUMBERS = 12  # of an exchange: StepFlags, a loss, a gradient norm
+"""Standard deviation of a latency's logarithm; share of lost messages; Linux's minimum retransmission time."""
+NUMBERS = 12  # in an exchange: StepFlags, a loss, a gradient norm
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     words.add_argument("--real", type=int, nargs="*", default=[2, 4, 8, 16, 32, 64], help="ranks that are processes")
     words.add_argument("--virtual", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256, 512, 1024])
     words.add_argument("--seeds", type=int, default=20)
-    words.add_argument("--median-us", type=float, default=50.0, help="of a message (default: 50)")
+    words.add_argument("--median-us", type=float, default=50.0, help="latency of a message (default: 50)")
     asked = words.parse_args()
     for ranks in asked.real:
         for lazy in (False, True):
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measured(ranks: int, lazy: bool) -> dict[str, Any]:
-    """The busiest rank's counts and times, and the store's sums over all ranks."""
+    """The busiest rank's counts and times, and the store's totals over all ranks."""
     context = get_context("fork")
     answers, port = context.SimpleQueue(), free_port()
     forks = [context.Process(target=joined, args=(rank, ranks, port, lazy, answers)) for rank in range(ranks)]
@@ -77,7 +77,7 @@ def measured(ranks: int, lazy: bool) -> dict[str, Any]:
 
 
 def joined(rank: int, ranks: int, port: int, lazy: bool, answers: Any) -> None:
-    """What one rank does, and says of itself; it leaves when all have said theirs."""
+    """Be one rank: join, exchange, report; it leaves when all have reported."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), LAZY: str(int(lazy))}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     stores = counted_stores()
@@ -111,9 +111,9 @@ class VirtualRank(threading.local):
 
 
 class VirtualNetwork:
-    """Stands for `torch.distributed` in mvlm/runtime/background.py: its ranks are threads that have their own time.
+    """Replaces `torch.distributed` in mvlm/runtime/background.py; its ranks are threads that have their own time.
 
-    A receiver names its sender, so each message's time follows from the times of the two alone, in whatever order the
+    Since a receiver names its sender, a message's time depends only on the times of these two, in whatever order the
     threads run.
     """
 
@@ -144,7 +144,7 @@ class VirtualNetwork:
         self.here.now, self.here.chain = max(self.here.now, arrives), max(self.here.chain, chain)
 
     def exchange(self) -> list[VirtualRank]:
-        """Every rank's end."""
+        """Make one exchange; returns every rank's final state."""
         ends: list[Any] = [None] * self.world
 
         def run(rank: int) -> None:
@@ -163,7 +163,7 @@ class VirtualNetwork:
 
 @contextlib.contextmanager
 def on(network: VirtualNetwork) -> Iterator[None]:
-    """Have the exchange take place there."""
+    """Have exchanges take place on the virtual network."""
     real = background.torch_dist, background.dist
     background.torch_dist = network  # type: ignore[assignment]
     background.dist = SimpleNamespace(rank=lambda: network.here.rank, world=lambda: network.world)  # type: ignore[assignment]
@@ -174,7 +174,7 @@ def on(network: VirtualNetwork) -> Iterator[None]:
 
 
 def simulated(ranks: int, seeds: int, median_s: float) -> dict[str, Any]:
-    """Of the slowest rank, over seeds; counts are the same of every seed."""
+    """The slowest rank's times over the seeds, and counts, which are the same for every seed."""
     threading.stack_size(256 * 1024)
     slowest = []
     for seed in range(seeds):

@@ -1,4 +1,4 @@
-"""A store whose requests are counted, and lines of results."""
+"""A store that counts its requests, and lines of results."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def commit() -> str:
 
 
 class CountingStore(torch_dist.Store):
-    """A store whose requests are counted."""
+    """A store that counts its requests and the bytes that it gives."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.inner, self.requests, self.given = torch_dist.TCPStore(*args, **kwargs), Counter[str](), 0
-        self.given_of = Counter[str]()  # by what follows `Rendezvous`'s own prefix
+        self.given_of = Counter[str]()  # by the part of the key after `Rendezvous`'s own prefix
 
     def set(self, key: str, value: Any) -> None:
         self.requests["set"] += 1
@@ -81,7 +81,7 @@ class CountingStore(torch_dist.Store):
 
 
 def counted_stores() -> list[CountingStore]:
-    """The stores that this process opens from now on, in order; their requests are counted."""
+    """Count requests from now on; returns the stores that this process opens, in order."""
     stores: list[CountingStore] = []
 
     def counting(*args: Any, **kwargs: Any) -> CountingStore:

@@ -1,9 +1,8 @@
-"""What ranks ask of their run folder while they train: python benchmarks/ranks/folder.py SHARDS
+"""The calls that reach a run folder while ranks train: python benchmarks/ranks/folder.py SHARDS
 
-Ranks of a small model train under strace (Debian's), which writes every call that names or writes a file. Counted are
-those in the run folder between the first and the last line of metrics.jsonl, so that start, checkpoints and end are
-left out, by what they are for; rank 0 and the mean of the others. results/folder.jsonl gets a line for each number of
-ranks.
+Ranks train a small model under strace (Debian's), which records every call that names or writes a file. Those in the
+run folder between the first and the last line of metrics.jsonl, which leaves out start, checkpoints and end, are
+counted by purpose, for rank 0 and the mean of the others. results/folder.jsonl gets a line for each number of ranks.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def main() -> None:
 
 
 def counted(folder: Path, shards: Path, ranks: int) -> dict[str, Any]:
-    """Calls a minute, by what they are for, of rank 0 and of each other on average."""
+    """Calls per minute, by purpose, of rank 0 and on average of each other rank."""
     run = folder / "run"
     trace(folder, run, shards, ranks)
     calls = [list(read(folder / f"calls.{rank}", str(run))) for rank in range(ranks)]
@@ -95,11 +94,11 @@ def trace(folder: Path, run: Path, shards: Path, ranks: int) -> None:
     ]
     codes = [process.wait() for process in started]
     if any(codes):
-        sys.exit("The training has failed, as said above.")
+        sys.exit("Training failed: its message is above.")
 
 
 def read(path: Path, run: str) -> list[tuple[float, str, str]]:
-    """Time, call and what it concerns in the run folder, of each call there; those of a call that is resumed once."""
+    """Time, name and path in the run folder of each call there; an interrupted and resumed call counts once."""
     line = re.compile(rf"^\d+ +(\d+\.\d+) ([a-z0-9_]+)\(.*?{re.escape(run)}/?([^\">]*)")
     found = (line.match(text) for text in path.read_text(errors="replace").splitlines())
     return [(float(match[1]), match[2], match[3]) for match in found if match]

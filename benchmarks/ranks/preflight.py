@@ -1,8 +1,8 @@
-"""What a preflight hands to each rank as ranks grow: python benchmarks/ranks/preflight.py
+"""What a preflight's store sends to each rank as the ranks grow in number: python benchmarks/ranks/preflight.py
 
-Forks on loopback, each of them a node of its own by name, go through a whole preflight (mvlm/check/nodes): all
-its steps, groups and rounds of pairs. Counted is what the store gives to each, words and addresses alike; what pairs
-exchange for their speed is left out, and speeds are not measured but given. Counts do not depend on the machine.
+Forks on loopback, each with the name of a separate node, go through a whole preflight (mvlm/check/nodes): all its
+steps, groups and rounds of pairs. It counts what the store sends to each, both words and addresses; speeds are given
+instead of measured, and what pairs would exchange for that is left out. Counts do not depend on the machine.
 results/preflight.jsonl gets a line for each number of ranks.
 """
 
@@ -29,7 +29,7 @@ from mvlm.check.nodes import check, facts, rollcall, tournament, verdict  # noqa
 from mvlm.runtime import dist  # noqa: E402
 from mvlm.runtime.launch import free_port  # noqa: E402
 
-PATIENCE_S = 60.0  # of many processes on few cores
+PATIENCE_S = 60.0  # enough for many processes on few cores
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def counted(ranks: int) -> dict[str, Any]:
-    """Requests, and bytes of words and of addresses: of rank 0, the busiest of the others and all together."""
+    """Requests, and bytes of words and addresses: for rank 0, the busiest other rank and all together."""
     context = get_context("fork")
     answers, port = context.SimpleQueue(), free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +76,7 @@ def survey(rank: int, ranks: int, port: int, folder: Path, answers: Any) -> None
 
 
 def exchanged() -> float:
-    """A given speed, once the ranks of the group have all come."""
+    """A given speed, once all ranks of the group are here."""
     dist.barrier()
     return 1e10
 

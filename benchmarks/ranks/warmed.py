@@ -1,9 +1,9 @@
-"""Many ranks on one machine, forked from a process that has imported all: python benchmarks/ranks/warmed.py SHARDS
+"""Many ranks on one machine, forked from a warmed-up process: python benchmarks/ranks/warmed.py SHARDS
 
-A tiny model trains on as many ranks as asked, for a few updates of one global batch. Memory is the sum of the
-processes' proportional set sizes (a page that N share counts 1/N for each), read twice a second, with the process that
-they are forked from. results/warmed.jsonl gets a line for each number of ranks, with the losses of the last update,
-which are near to each other at any number.
+A tiny model trains on as many ranks as asked for, a few updates of the same global batch. Memory is the sum of the
+proportional set sizes (a page that N processes share counts 1/N for each), read twice a second, including the process
+that ranks are forked from, which has imported everything. results/warmed.jsonl gets a line for each number of ranks,
+with the losses of the last update, which hardly depend on that number.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOSSES = ("loss", "image", "text", "itc", "itm")
 
 
 class PeakMemory(threading.Thread):
-    """Of this process's descendants, in MB."""
+    """The peak memory of this process's descendants, in MB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -51,7 +51,7 @@ class PeakMemory(threading.Thread):
 
 
 def proportional_mb(pid: int) -> float:
-    """0 for a process that has ended."""
+    """The proportional set size of a process; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
