@@ -1,15 +1,15 @@
-"""How long a training job stands still after a fault, and what of it is the scheduler's:
+"""How long a training job stands still after a fault, and how much of that is the scheduler's part:
 
     python -m benchmarks.recovery [--on ray,slurm] [--times N]
 
-A job of the tiny model trains on two nodes of a real Ray and of a real SLURM, whose nodes are network namespaces of
-this machine. A fault befalls it, then the next. Kept in results/recovery.jsonl, in seconds from the fault: when the
-scheduler says that it has noticed, when it starts what takes the place (SLURM holds a requeued job back), when the next
-attempt begins, when it has made its first step, and when it passes the step that the run had come to.
+A job with the tiny model trains on two nodes of a real Ray cluster and of a real SLURM cluster, whose nodes are network
+namespaces of this machine, and suffers one fault after another. results/recovery.jsonl has, in seconds from the fault:
+when the scheduler says that it has noticed, when it starts a replacement (SLURM holds a requeued job back), when the
+next attempt begins, when it has made its first step, and when it passes the step that the run had reached.
 
-The run folder is on a disk that the nodes share or, by --folders, on each node's own, for a model whose checkpoints
-have 300 MB: "mirror" has them in a bucket as well, of a server of S3's protocol on a node of its own, and "copies" in
-the memory of other nodes, too.
+The run folder is on a disk that the nodes share or, with --folders, on each node's own disk, for a model with
+checkpoints of 300 MB: with "mirror" these are also in a bucket, on a server with S3's protocol on a separate node, and
+with "copies" also in other nodes' memory.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ OWN_FOLDERS = [*LARGE, "run.dir=/run/mvlm", f"checkpoint.mirror=s3://{BUCKET}/mi
 FOLDERS = {"shared": [], "mirror": OWN_FOLDERS, "copies": [*OWN_FOLDERS, "checkpoint.peers=1"]}
 STEPS = 100_000  # more than are made
 EVERY = 20  # steps between checkpoints
-BEFORE = 32  # steps of each attempt until a fault: that of step 20 has been copied
+BEFORE = 32  # steps of each attempt until a fault: step 20's checkpoint has been copied by then
 
 
 Deed = Callable[[str], object]
-"""Something that is done to a node."""
+"""An action on a node."""
 
 
 class OnRay:
     noticed = r'"asctime": "(\S+ \S+),\d+", .*RUNNING -> RESTARTING'
-    """What the scheduler's log then says, with the moment."""
+    """A pattern of the scheduler's log line, with its time."""
     starts = r'"asctime": "(\S+ \S+),\d+", .*RESTARTING -> SCHEDULING'
 
     def __init__(self, folder: Path, shards: Path) -> None:
@@ -66,7 +66,7 @@ class OnRay:
         self.job = RayJob(self.cluster, folder, "recovery", shards)
 
     def faults(self) -> dict[str, tuple[Deed, Deed]]:
-        """By name, what does it to a node, and what mends that."""
+        """By name: the action that does the harm to a node, and the one that repairs it."""
         return {
             "worker killed": (self._kill_worker, lambda node: None),
             "node lost": (self.cluster.lose, self._boot),
@@ -84,7 +84,7 @@ class OnRay:
         self.cluster.join(node)
 
     def _heal(self, node: str) -> None:
-        """Ray there is told that it counts as dead, and ends."""
+        """Reconnect the node: its Ray is told that it counts as dead, and exits; then it joins again."""
         raylets = [each for each in psutil.process_iter(["name"]) if each.info["name"] == "raylet"]
         [raylet] = [each for each in raylets if self.cluster.node_of(each) == node]
         self.cluster.heal(node)
@@ -128,19 +128,19 @@ PLACES: dict[str, type[OnRay | OnSlurm]] = {"ray": OnRay, "slurm": OnSlurm}
 
 
 def began(place: OnRay | OnSlurm, attempt: int) -> float | None:
-    """The moment, once it is known."""
+    """When an attempt began, if it has."""
     folder = place.job.logs / f"attempt-{attempt:03d}"
     return folder.stat().st_ctime if folder.exists() else None
 
 
 def steps(place: OnRay | OnSlurm, attempt: int) -> list[int]:
-    """What an attempt has made, by the log of its first rank."""
+    """The steps of an attempt so far, from its first rank's log."""
     log = place.job.logs / f"attempt-{attempt:03d}/rank-00000.log"
     return [int(step) for step in re.findall(r"^step (\d+)", log.read_text(), re.MULTILINE)] if log.exists() else []
 
 
 def recover(place: OnRay | OnSlurm, attempt: int, name: str) -> dict[str, Any]:
-    """Seconds after one fault; the next attempt goes on behind."""
+    """Inject one fault, and measure the seconds from it; the next attempt keeps running."""
     do, mend = place.faults()[name]
     wait_for(lambda: len(steps(place, attempt)) >= BEFORE, place.log)
     node, told = place.victim(attempt), len(place.log())
@@ -166,7 +166,7 @@ def recover(place: OnRay | OnSlurm, attempt: int, name: str) -> dict[str, Any]:
 
 
 def moment(words: str, said: str) -> float:
-    """When a log says this, in seconds since the epoch."""
+    """The time of the first log line that matches, in seconds since the epoch."""
     found = re.search(words, said)
     assert found, said
     return datetime.fromisoformat(found[1]).timestamp()
@@ -174,7 +174,7 @@ def moment(words: str, said: str) -> float:
 
 @contextmanager
 def opened(name: str, folders: str) -> Iterator[OnRay | OnSlurm]:
-    """The job, under way."""
+    """Start the job on a new cluster; yields once it runs."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         make_scenes(Path(folder) / "scenes")
         place = PLACES[name](Path(folder), Path(folder) / "scenes/train")
@@ -190,7 +190,7 @@ def opened(name: str, folders: str) -> Iterator[OnRay | OnSlurm]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Medians, with the least and the most, of the seconds of each fault."""
+    """Markdown: medians, with minimum and maximum, of each fault's seconds."""
     rows = [
         "| on | run folders | fault | times | noticed | started again | passed | ours | until its first step | "
         "bringing the checkpoint |",
@@ -213,10 +213,10 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--on", default="ray,slurm", help="where (default: ray,slurm)")
+    options.add_argument("--on", default="ray,slurm", help="clusters (default: ray,slurm)")
     options.add_argument("--folders", choices=FOLDERS, default="shared", help="see above (default: shared)")
-    options.add_argument("--times", type=int, default=3, help="of each fault (default: 3)")
-    options.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
+    options.add_argument("--times", type=int, default=3, help="times to inject each fault (default: 3)")
+    options.add_argument("--table", action="store_true", help="only print the table of results")
     wanted = options.parse_args()
     if wanted.table:
         print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))

@@ -1,7 +1,7 @@
-"""What finding the nearest of a large index costs: python -m benchmarks.search.query [--rows 250000] [--width 128]
+"""How long a large index takes to find the nearest: python -m benchmarks.search.query [--rows 250000] [--width 128]
 
-An index of random features is written and opened as `mvlm index` and `mvlm serve` do; encoding what is asked, ITM's
-second look and the pictures come on top. results/query.json keeps the medians.
+An index of random features is written and opened as by `mvlm index` and `mvlm serve`; encoding queries, reranking by
+ITM and pictures are not included. results/query.json has the medians.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WEIGHTS = "random"
 
 
 def make(out: Path, rows: int, width: int) -> None:
-    """An index of unit vectors in random directions."""
+    """Write an index of random unit vectors."""
     generator = np.random.default_rng(0)
     with new_index(out) as folder:
         feature_NE = generator.normal(size=(rows, width)).astype(np.float32)
@@ -45,7 +45,7 @@ def make(out: Path, rows: int, width: int) -> None:
 
 
 def measure(folder: Path, width: int) -> dict[str, float]:
-    """Medians over queries, of the clock and of the processor."""
+    """Medians over queries of wall-clock and CPU time."""
     loaded: Any = SimpleNamespace(fingerprint=WEIGHTS)
     index, generator = ImageIndex(folder, loaded), torch.Generator().manual_seed(1)
     wall, cpu = [], []

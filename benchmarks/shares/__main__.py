@@ -1,9 +1,9 @@
 """Bytes that each rank reads to resume: python benchmarks/shares
 
-Ranks of a small model save through the run's own saver at one ZeRO stage, and others, as many or not, restore it at
-another. Every rank says by /proc/self/io what it read; every tensor must then be what was saved, to the last bit, and
-so must the weights that the model computes with. Ranks are forks of this process, so that libraries are loaded once.
-A line a case is kept in results/restore.jsonl.
+Ranks with a small model save through the run's own saver, and as many or other ranks restore what they saved, at the
+same ZeRO stage. Every rank reports from /proc/self/io what it read; then every tensor, and the weights that the model
+computes with, must equal what was saved, bit for bit. Ranks are forks of this process, so that libraries are loaded
+once. results/restore.jsonl gets a line for each case.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from mvlm.training.optim import count_parameters  # noqa: E402
 from mvlm.training.zero.config import RunSide, resolve  # noqa: E402
 
 STEP, PER_PARAMETER, LIMIT = 7, 12, 1.1
-"""A step; bytes of a weight and its two moments; how much more than its share a rank may read."""
+"""A step; bytes of a weight and its two moments; how many times its share a rank may read."""
 OVERRIDES = (
     "model.image_size=64",
     "model.cross_depth=2",
@@ -56,7 +56,7 @@ OVERRIDES = (
     "train.global_batch=48",
 )
 CASES = [(0, 1, 2), (1, 2, 4), (2, 4, 1), (2, 2, 2), (3, 2, 3), (3, 4, 2)]
-"""ZeRO's stage and the ranks that save and that restore."""
+"""The ZeRO stage, and the number of ranks that save and that restore."""
 MANY = [(stage, 4, ranks) for stage in (0, 1, 2, 3) for ranks in (8, 16)]
 
 
@@ -64,7 +64,7 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--many", action="store_true", help="8 and 16 ranks too")
     words.add_argument("--bf16", action="store_true", help="the model computes in bf16, with fp32 masters")
-    words.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
+    words.add_argument("--table", action="store_true", help="only print the table of results")
     words.add_argument("--results", type=Path, default=RESULTS)
     arguments = words.parse_args()
     if not arguments.table:
@@ -91,7 +91,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def measure(stage: int, saved: int, ranks: int, bf16: bool = False) -> dict[str, Any]:
-    """What the rank that read most read, of 12 P / R bytes.
+    """The most that a rank read, as a share of 12 P / R bytes.
 
     Raises:
         RuntimeError: a tensor is not what was saved.
@@ -117,13 +117,13 @@ def measure(stage: int, saved: int, ranks: int, bf16: bool = False) -> dict[str,
 
 @functools.cache
 def commit() -> str:
-    """The code's; asked for once, since results change files too."""
+    """The code's commit; asked for only once, since writing results changes files."""
     told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     return told.stdout.strip()
 
 
 def on_ranks(count: int, act: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each of so many forked ranks finds."""
+    """Run `act` on so many forked ranks; returns what each finds."""
     port = free_port()
     children = []
     for rank in range(count):
@@ -150,12 +150,12 @@ def on_ranks(count: int, act: Callable[[], dict[str, Any]]) -> list[dict[str, An
             found.append(pipe.read())
         os.waitpid(child, 0)
     if not all(found):
-        raise RuntimeError("A rank has failed, which says why above.")
+        raise RuntimeError("A rank failed: its message is above.")
     return [pickle.loads(content) for content in found]
 
 
 def engine_of(stage: int, bf16: bool, seed: int) -> Engine:
-    """As a run makes it."""
+    """The engine of a run."""
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*OVERRIDES, f"run.seed={seed}"])
     model, weights = build_recorded(config.blueprint, Vocabulary(2000, 1))
     content: dict[str, Any] = {"zero_optimization": {"stage": stage}} | ({"bf16": {"enabled": True}} if bf16 else {})
@@ -164,7 +164,7 @@ def engine_of(stage: int, bf16: bool, seed: int) -> Engine:
 
 
 def save(run: Path, stage: int, bf16: bool) -> dict[str, Any]:
-    """Moments are drawn, each by its name."""
+    """Save weights and moments, each drawn by its name."""
     engine = engine_of(stage, bf16, seed=0)
     engine.prepare_state(STEP)
     engine.updates = STEP
@@ -195,7 +195,7 @@ def bytes_read() -> int:
 
 
 def digest(engine: Engine) -> str:
-    """Of all tensors, and of the weights that the model computes with."""
+    """A hash of all tensors, and of the weights that the model computes with."""
     found, whole = hashlib.sha256(), dict[tuple[str, str], bytes]()
     own = [
         (name, key, part.start, part.elements.detach().cpu().numpy().tobytes())

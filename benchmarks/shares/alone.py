@@ -1,12 +1,12 @@
 """Single ranks of 64 of giant.toml: python benchmarks/shares/alone.py
 
-A rank of so many begins the run, saves its share of a checkpoint, and restores it in another process, without the
-others: torch's fake process group stands in for them, whose collectives return at once with what this rank gives in
-place of what others would. Of the checkpoint's other shares there are the headers, which a rank reads too, and holes.
+One of many ranks begins the run, saves its share of a checkpoint, and restores it in another process, without the
+others: torch's fake process group stands in for them, whose collectives return at once with this rank's data in place
+of theirs. The checkpoint's other shares consist of their headers, which a rank reads too, and holes.
 
-Each process says how far its memory rose, at the most, and how many bytes it read and wrote. Ten tensors of the share
-are compared with those made whole, one after another, and what is restored with what was saved, bit for bit. A line a
-rank is kept in results/alone.jsonl.
+Each process reports how far its memory rose at most, and how many bytes it read and wrote. Ten tensors of the share are
+compared with those created whole, one after another, and what is restored with what was saved, bit for bit.
+results/alone.jsonl gets a line for each rank.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ NAMED = (
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--of", type=int, default=64, help="ranks")
-    words.add_argument("--ranks", type=int, nargs="+", default=[0, 17, 63], help="that are alone")
+    words.add_argument("--of", type=int, default=64, help="ranks of the run (default: 64)")
+    words.add_argument("--ranks", type=int, nargs="+", default=[0, 17, 63], help="to measure, one after another")
     words.add_argument("--fp32", action="store_true", help="without the bf16 of ds_configs/zero3.json")
-    words.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
-    words.add_argument("--part", choices=PARTS, help="what this process does, of one rank")
+    words.add_argument("--table", action="store_true", help="only print the table of results")
+    words.add_argument("--part", choices=PARTS, help="the part that this process does for one rank")
     words.add_argument("--folder", type=Path, help="where to write (default: TMPDIR)")
     asked = words.parse_args()
     if asked.part:
@@ -108,10 +108,10 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def measure(folder: Path | None, rank: int, ranks: int, fp32: bool) -> dict[str, Any]:
-    """What a rank takes to build, save and restore.
+    """What building, saving and restoring take on a rank.
 
     Raises:
-        RuntimeError: a tensor is not what it should be, or a process has failed, which says why above.
+        RuntimeError: a tensor is not what it should be, or a process failed; its message is above.
     """
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=folder) as run:
@@ -120,20 +120,20 @@ def measure(folder: Path | None, rank: int, ranks: int, fp32: bool) -> dict[str,
             command = [sys.executable, __file__, *words, *(["--fp32"] if fp32 else [])]
             told = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if told.returncode:
-                raise RuntimeError(f"Rank {rank} has failed.")
+                raise RuntimeError(f"Rank {rank} failed: its message is above.")
             found.append(json.loads(told.stdout.splitlines()[-1]))
             print(found[-1], flush=True)
     if found[0].pop("digest") != found[1].pop("digest"):
-        raise RuntimeError(f"Rank {rank} has restored other tensors than it had saved.")
+        raise RuntimeError(f"Rank {rank} restored other tensors than it had saved.")
     return {"rank": rank, "ranks": ranks, "precision": "fp32" if fp32 else "bf16", **found[0], **found[1]}
 
 
 class Meter:
-    """How far this process's memory has risen, at the most, since the model was there as shapes, and its bytes."""
+    """The most that this process's memory has risen since the model was there as shapes, and the seconds it took."""
 
     def __init__(self) -> None:
-        import_deepspeed()  # whose memory is not the model's
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)  # glibc raises it, and then keeps what has been freed
+        import_deepspeed()  # so that its memory does not count as the model's
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)  # glibc raises it, and then keeps freed memory
         self._before, self._since, self.told = memory("VmRSS"), time.monotonic(), dict[str, Any]()
 
     def tell(self, name: str) -> None:
@@ -143,8 +143,8 @@ class Meter:
 
 
 def save(run: Path, rank: int, ranks: int, fp32: bool) -> dict[str, Any]:
-    """Build, draw moments, save this rank's share, and compare ten tensors of it with those made whole."""
-    attempt = FencingToken(run)  # which one rank claims for all
+    """Build, draw moments, save this rank's share, and compare ten tensors of it with those created whole."""
+    attempt = FencingToken(run)  # claimed before being alone, since one rank claims it for all
     be_alone(rank, ranks)
     config, model, weights, ds_config = described(fp32, seed=0)
     facts = {"parameters": count_parameters(model), "largest": 4 * max(p.numel() for p in model.parameters())}
@@ -165,7 +165,7 @@ def save(run: Path, rank: int, ranks: int, fp32: bool) -> dict[str, Any]:
     publish(saver._pending.partial, engine, entries, state, rank, ranks)
     compare(engine, weights, fp32)
     own = sum(part.elements.numel() for _, parts in engine.own_parts() for part in parts.values())
-    share = 4 * own + (0 if fp32 else 2 * own // 3)  # with the weights in 16 bits that it computes with
+    share = 4 * own + (0 if fp32 else 2 * own // 3)  # with the 16-bit weights that it computes with
     return facts | {"share": share, "written": written, "compared": len(NAMED), "digest": digest(engine)} | meter.told
 
 
@@ -190,13 +190,13 @@ PARTS = {"save": save, "restore": restored}
 
 
 def be_alone(rank: int, ranks: int) -> None:
-    """Be one of many ranks, of which there is no other."""
+    """Be one of many ranks, without the others."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % PER_NODE), "WORLD_SIZE": str(ranks)}
     torch_dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
 
 
 def described(fp32: bool, seed: int) -> tuple[Any, Any, InitialWeights, dict[str, Any]]:
-    """giant.toml, with random weights in place of those that it would download, of shapes alone."""
+    """giant.toml as shapes only, with random weights in place of those that it would download."""
     config = load_config(ROOT / "mvlm/configs/giant.toml", [f"run.seed={seed}"])
     settings, vocabulary = without_weights(config.blueprint.model, config.data)
     model, weights = build_recorded(dataclasses.replace(config.blueprint, model=settings), vocabulary)
@@ -211,7 +211,7 @@ def drawn(name: str, key: str, start: int, stop: int) -> Tensor:
 
 
 def publish(partial_: Path, engine: Engine, own: list[Entry], state: TrainState, rank: int, ranks: int) -> None:
-    """As the first rank does, with files of the other ranks that have headers and holes."""
+    """Publish the checkpoint as the first rank does; the other ranks' files have only headers and holes."""
     checkpoint = partial_.with_name(step_name(STEP))
     os.rename(partial_, checkpoint)
     (checkpoint / STATE).write_text(json.dumps(state.to_json()))
@@ -222,7 +222,7 @@ def publish(partial_: Path, engine: Engine, own: list[Entry], state: TrainState,
             path = checkpoint / f"{kind}-{other:05d}-of-{ranks:05d}.safetensors"
             entries.append(hollow(path, engine, keys, other, ranks))
     entries.sort(key=lambda entry: -entry.bytes)
-    for number in range(rank, len(entries), ranks):  # which this one verifies
+    for number in range(rank, len(entries), ranks):  # those that this rank verifies
         with (checkpoint / entries[number].file).open("rb") as file:
             told = hashlib.file_digest(file, "sha256").hexdigest()
         entries[number] = dataclasses.replace(entries[number], sha256=told)
@@ -230,7 +230,7 @@ def publish(partial_: Path, engine: Engine, own: list[Entry], state: TrainState,
 
 
 def hollow(path: Path, engine: Engine, keys: tuple[str, ...], rank: int, ranks: int) -> Entry:
-    """A file of another rank, as mvlm/checkpoint/tensors.py writes it, but for the tensors' bytes."""
+    """A file of another rank, as mvlm/checkpoint/tensors.py writes it, but without the tensors' bytes."""
     header, places, end = dict[str, Any](), dict[str, str](), 0
     for name, parameter in engine.parameters():
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
@@ -252,17 +252,17 @@ def hollow(path: Path, engine: Engine, keys: tuple[str, ...], rank: int, ranks: 
 
 
 def compare(engine: Engine, weights: InitialWeights, fp32: bool) -> None:
-    """Raises: RuntimeError: a part is not that of the whole tensor."""
+    """Raises: RuntimeError: a part differs from the same part of the whole tensor."""
     own = dict(engine.own_parts())
     for name in NAMED:
         elements, start, *_ = own[name]["weight"]
         whole = weights.whole(name).flatten()[start : start + elements.numel()]
         if not torch.equal(elements, whole if fp32 else whole.bfloat16().float()):
-            raise RuntimeError(f"{name} is not what is made whole.")
+            raise RuntimeError(f"{name} differs from the tensor created whole.")
 
 
 def digest(engine: Engine) -> str:
-    """Of all that this rank has."""
+    """A hash of all that this rank has."""
     found = hashlib.sha256()
     for name, parts in engine.own_parts():
         for key, part in parts.items():

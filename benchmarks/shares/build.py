@@ -1,8 +1,8 @@
-"""What a rank takes to build a model under ZeRO stage 3: python benchmarks/shares/build.py
+"""The memory that a rank takes to build a model under ZeRO stage 3: python benchmarks/shares/build.py
 
-Ranks, forks of this process, divide a model of shapes alone, or build it whole. Each says by /proc/self/status how far
-its memory rose meanwhile, and compares every parameter of the divided model with what is made of it whole, bit for
-bit. A line a case is kept in results/build.jsonl.
+Ranks, forks of this process, divide a model that is only shapes, or build it whole. Each reports from /proc/self/status
+how far its memory rose meanwhile, and compares every parameter of the divided model with the same one created whole,
+bit for bit. results/build.jsonl gets a line for each case.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mvlm.training.zero.config import RunSide, resolve  # noqa: E402
 from mvlm.training.zero.divide import divide  # noqa: E402
 from mvlm.training.zero.start import import_deepspeed  # noqa: E402
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 RESULTS = Path(__file__).parent / "results" / "build.jsonl"
 OVERRIDES = (
     "model.image_size=64",
@@ -50,7 +50,7 @@ SMALL = (
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    words.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
+    words.add_argument("--table", action="store_true", help="only print the table of results")
     arguments = words.parse_args()
     commit()
     for ranks, divided in [] if arguments.table else [(1, False), *((ranks, True) for ranks in arguments.ranks)]:
@@ -76,11 +76,11 @@ def rise(divided: bool) -> dict[str, Any]:
     """How far this rank's memory rose, in bytes, above what it had.
 
     Raises:
-        RuntimeError: a parameter is not the one that is made whole.
+        RuntimeError: a parameter differs from the one created whole.
     """
-    import_deepspeed()  # whose memory is not the model's
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)  # glibc raises it, and then keeps what has been freed
-    made((*OVERRIDES, *SMALL), divided)  # the code of libraries and the connections that any model takes are there then
+    import_deepspeed()  # so that its memory does not count as the model's
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)  # glibc raises it, and then keeps freed memory
+    made((*OVERRIDES, *SMALL), divided)  # loads the code and makes the connections that any model needs
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     model, weights = made(OVERRIDES, divided)
@@ -92,12 +92,12 @@ def rise(divided: bool) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         with GatheredParameters([parameter], enabled=divided):
             if not torch.equal(parameter.detach(), weights.whole(name)):
-                raise RuntimeError(f"{name} is not what is made whole.")
+                raise RuntimeError(f"{name} differs from the parameter created whole.")
     return facts | {"rise": found}
 
 
 def made(settings: tuple[str, ...], divided: bool) -> tuple[torch.nn.Module, InitialWeights]:
-    """A model, and the weights that it begins with."""
+    """A model, and its initial weights."""
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*settings])
     model, weights = build_recorded(config.blueprint, Vocabulary(16000, 1))
     side = RunSide(("json", "toml"), "", config.train, config.optim, dist.world(), (10, 2), count_parameters(model))

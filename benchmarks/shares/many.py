@@ -1,11 +1,11 @@
 """Checkpoints at size: python benchmarks/shares/many.py
 
 How long saving blocks training: a rank with a share of so many MB begins a checkpoint through the run's own saver,
-which copies the share aside and returns, and a thread writes it.
+which copies the share and returns, and a thread writes it.
 
-A checkpoint of a thousand shares: parts of a small model's weights, laid end to end and cut by so many ranks, as they
-would save them. Ranks, forks of this process, verify it among them as a run does; another fork merges it to Hugging
-Face safetensors, says how far its memory rose, and compares every tensor. Results are kept in results/many.jsonl.
+A checkpoint of a thousand shares: a small model's weights, concatenated and cut as so many ranks would save them.
+Ranks, forks of this process, verify it together as a run does; another fork merges it into Hugging Face safetensors,
+reports how far its memory rose, and compares every tensor. Writes results/many.jsonl.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from mvlm.training.checkpoint.save import Saver  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "many.jsonl"
 WIDTH, LAYERS, WORDS = 512, 20, 16_000
 FILE_BYTES = 50_000_000
-"""Of a merged file."""
+"""The most in a merged file."""
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--mb", type=int, nargs="*", default=[250, 500, 1000], help="of a rank's share")
+    words.add_argument("--mb", type=int, nargs="*", default=[250, 500, 1000], help="sizes of a rank's share")
     words.add_argument("--shares", type=int, default=1000)
-    words.add_argument("--ranks", type=int, nargs="*", default=[1, 4], help="that verify")
+    words.add_argument("--ranks", type=int, nargs="*", default=[1, 4], help="ranks that verify together")
     words.add_argument("--folder", help="where to write (default: TMPDIR)")
     asked = words.parse_args()
     commit()
@@ -82,7 +82,7 @@ def keep(found: dict[str, Any]) -> None:
 
 
 class Timer:
-    """Seconds of the clock, and of this thread's CPU, since it was made."""
+    """Wall-clock seconds and this thread's CPU seconds since it was created."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.thread_time()
@@ -92,7 +92,7 @@ class Timer:
 
 
 class Share:
-    """What a checkpoint takes from an engine: a share of weights and two moments, in parts of 16 MB."""
+    """Stands in for an engine: a share of weights and two moments, in parts of 16 MB."""
 
     disk = None
 
@@ -110,7 +110,7 @@ class Share:
 
 
 def blocked(run: Path, size: int) -> dict[str, Any]:
-    """How long the main thread is held by the first save and by one after it, and how far memory rises."""
+    """How long the first save and a later one block the main thread, and how far memory rises."""
     engine: Any = Share(size)
     saver = Saver(engine, run, Checkpoint(keep=1), FencingToken(run))
     Path("/proc/self/clear_refs").write_text("5")
@@ -141,7 +141,7 @@ def hash_of(name: str) -> int:
 
 
 def write(checkpoint: Path, shares: int) -> dict[str, Any]:
-    """Write each share, of which one alone is in memory beside the tensor that it is cut from."""
+    """Write the shares, with only one of them in memory besides the tensor that it is cut from."""
     checkpoint.mkdir()
     total = sum(math.prod(shape) for shape in shapes().values())
     edges = [total * number // shares for number in range(shares + 1)]
@@ -173,10 +173,10 @@ def sha256(path: Path) -> str:
 
 
 def verified(checkpoint: Path) -> dict[str, Any]:
-    """What a rank hashes of it, as each does of its share before a run is resumed.
+    """Verify this rank's part of it, as each rank does before a run is resumed.
 
     Raises:
-        RuntimeError: it is called damaged, or is not when a bit of one share is flipped.
+        RuntimeError: it is reported as damaged, or is not although a bit of one share is flipped.
     """
     dist.barrier()
     before, timer = bytes_read(), Timer()
@@ -186,13 +186,13 @@ def verified(checkpoint: Path) -> dict[str, Any]:
     share = sorted(checkpoint.glob("weights-*"))[-3]
     flip(share)
     if not (reason := find_damage(checkpoint)) or share.name not in reason:
-        raise RuntimeError(f"{share.name} is damaged, and told was {reason}.")
+        raise RuntimeError(f"{share.name} is damaged, but {reason} was reported.")
     flip(share)
     return found
 
 
 def flip(path: Path) -> None:
-    """The last byte's first bit, by one rank, while the others wait."""
+    """Flip the last byte's lowest bit on one rank, while the others wait."""
     dist.barrier()
     if dist.rank() == 0:
         with open(path, "rb+") as file:

@@ -1,9 +1,9 @@
-"""What a global shuffle is worth on a corpus written in runs of near-duplicates, against shuffled blocks of rows.
+"""What a global shuffle is worth on a corpus with runs of near-duplicates, compared with shuffled blocks of rows.
 
     python -m benchmarks.shuffle.compare [--seeds 0 1 2 3 4] [--folder runs/shuffle]
 
-World, model and measures are those of `python -m benchmarks.claim`, trained by ITC and ITM. A stopped run resumes,
-and a measured one is not run again: results/cells.jsonl has a line for each, from which README.md's tables are drawn.
+World, model and measures are those of `python -m benchmarks.claim`, trained with ITC and ITM. A stopped run resumes,
+and a measured one is not run again: results/cells.jsonl has a line for each, from which README.md's tables are made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mvlm.data.shards.mixture import Mixture
 
 BATCH = 64
 BLOCKS = {"block": 16, "window": 16}
-"""Of a window a batch takes a quarter, as one of 1,024 does of the default's 64 blocks of 64 rows."""
+"""A batch takes a quarter of a window, as one of 1,024 does of the default's 64 blocks of 64 rows."""
 SETTINGS = (
     f"train.global_batch={BATCH}",
     "train.steps=400",
@@ -38,7 +38,7 @@ SETTINGS = (
     f"data.shuffle_block={BLOCKS['block']}",
     f"data.shuffle_window={BLOCKS['window']}",
 )
-"""Of all cells; so few updates that models differ."""
+"""Overrides of all cells; so few updates that models differ."""
 ORDERS = {"blocks": OrderSpec("blocks", BLOCKS), "global": OrderSpec("global")}
 KEY = "data.shuffle="
 PRIMARY = ("foils", "recall")
@@ -49,7 +49,7 @@ CELLS, PAGE = HERE / "results/cells.jsonl", HERE / "README.md"
 
 @dataclass(frozen=True)
 class RunsCorpus(Corpus):
-    """The claim's corpus, whose training rows are written in runs."""
+    """The claim's corpus, but its training rows come in runs."""
 
     runs: str = ""
 
@@ -58,11 +58,11 @@ class RunsCorpus(Corpus):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0 done, 1 a user's mistake, 75 stopped with everything saved, 130 interrupted."""
+    """Returns 0 if done, 1 for a user's mistake, 75 if stopped with everything saved, 130 if interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs/shuffle", help="of the world and training runs")
-    parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="a line is added for each cell")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/shuffle", help="for the world and training runs")
+    parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="where to add a line for each cell")
     args = parser.parse_args(argv)
 
     def campaign() -> tuple[int, str]:
@@ -81,7 +81,7 @@ def prepared(folder: Path) -> RunsCorpus:
 
 
 def plans(corpus: RunsCorpus, seeds: Sequence[int], folder: Path) -> Iterator[Plan]:
-    """Every seed with both orders, so that what is compared has always been run equally often."""
+    """Every seed with both orders, seed by seed, so that both have always been run equally often."""
     for seed in seeds:
         for order in ORDERS:
             cell = Cell(SCENES, BASELINE, seed=seed)
@@ -89,7 +89,7 @@ def plans(corpus: RunsCorpus, seeds: Sequence[int], folder: Path) -> Iterator[Pl
 
 
 def tables(records: Sequence[Record], runs: str) -> str:
-    """Markdown: the numbers in each order, and the two compared."""
+    """Markdown: the numbers for each order, and their comparison."""
     by_order: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in records:
         order = next(word.removeprefix(KEY) for word in record["overrides"] if word.startswith(KEY))

@@ -15,11 +15,11 @@ from data_tools.synth.scenes import CELLS, Scene, draw, png, scene_key
 from mvlm.data.shards.mixture import Mixture
 
 PHRASES = ("{}", "a page with {}", "{} on a page", "again {}")
-"""Of the four pictures of a scene: the same things in other words, so that each caption is true of all four."""
+"""Captions of the four pictures of a scene: the same things in other words, so that each is true of all four."""
 
 
 def write_runs(parts: Sequence[str], out: Path) -> Path:
-    """Shards of the scenes in these parts, each a run of near-duplicates; those that share most stand side by side."""
+    """Shards of the scenes in these parts, each a run of near-duplicates; those that share most are side by side."""
     if not out.exists():
         mixture = Mixture(parts)
         wanted = {mixture.row(row).key for row in range(len(mixture))}
@@ -45,13 +45,13 @@ def records(chosen: Sequence[Scene]) -> Iterator[Record]:
 
 
 def _described(scene: Scene, first: int) -> str:
-    """The things of a scene, each with its colour, shape and place, from another one on."""
+    """The things of a scene, each with its colour, shape and place, beginning with thing `first`."""
     things = [f"{thing[0]} {thing[1]} {cell}" for thing, cell in zip(scene, CELLS, strict=True) if thing]
     first %= len(things)
     return ", ".join(things[first:] + things[:first])
 
 
 def _moved(pixels: list[bytes], right: int, down: int) -> list[bytes]:
-    """By so many pixels, round the edges."""
+    """The picture moved by so many pixels, wrapping around."""
     shifted = [row[len(row) - 3 * right :] + row[: len(row) - 3 * right] for row in pixels]
     return shifted[len(shifted) - down :] + shifted[: len(shifted) - down]

