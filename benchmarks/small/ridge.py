@@ -1,4 +1,4 @@
-"""A reference without training: frozen encoders, and a ridge regression of sentences' features on images'."""
+"""A reference without training: frozen encoders, and a ridge regression from images' features to sentences'."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Features = tuple[Tensor, Tensor, Tensor]
 
 
 def measure(shards: Path, home: Path) -> dict[str, Any]:
-    """The penalty is chosen on the rows to choose on."""
+    """R@10 on the test rows, with the penalty that is best on the rows to choose on."""
     began = time.process_time()
     config = load_config(TOML, pretrained(home))
     images = build_image_encoder(config.model)
@@ -56,7 +56,7 @@ def measure(shards: Path, home: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def _features(images: VisionEncoder, texts: Any, data: EvalDataset) -> Features:
-    """What the network has before its tokens are made, averaged; and the mean of a sentence's tokens."""
+    """For images, the mean of the network's features before they become tokens; for sentences, the mean of tokens."""
     seen, read = [], []
     for first in range(0, data.rows, BATCH):
         pixels = data.images(range(first, min(first + BATCH, data.rows)))
@@ -70,7 +70,7 @@ def _features(images: VisionEncoder, texts: Any, data: EvalDataset) -> Features:
 
 
 def _fitted(train: Features, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Means of both features and the map from one to the other; an image's sentence is the mean of its captions'."""
+    """The means of both kinds of features, and the map between them; an image's target is its captions' mean."""
     image_ND, caption_CE, owner_C = train
     count_N = torch.bincount(owner_C, minlength=len(image_ND))[:, None]
     text_NE = caption_CE.new_zeros(len(image_ND), caption_CE.shape[1]).index_add_(0, owner_C, caption_CE) / count_N
@@ -81,7 +81,7 @@ def _fitted(train: Features, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _recalls(fitted: tuple[Tensor, Tensor, Tensor], part: Features) -> tuple[float, float]:
-    """R@10 of images' captions, any of them, and of captions' images."""
+    """R@10 from images to any of their captions, and from captions to their images."""
     (image_mean, text_mean, weight), (image_ND, caption_CE, owner_C) = fitted, part
     predicted = F.normalize((image_ND - image_mean) @ weight, dim=-1)
     scores_NC = predicted @ F.normalize(caption_CE - text_mean, dim=-1).T

@@ -1,4 +1,4 @@
-"""The cells as Markdown: by corpus, CPU seconds and arm, the mean over seeds and each seed's own."""
+"""The cells as Markdown: for each corpus, number of CPU seconds and arm, the mean and the range over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WAYS = ("image_to_text", "text_to_image")
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
-    """R@10 of 200 rows to test on, both ways, and of the rows to choose on the mean recall that an arm is chosen by."""
+    """R@10 of 200 test rows in both directions, and the mean recall on the rows to choose on, which chooses arms."""
     rows = [
         "| corpus | CPU s | arm | seeds | chosen by | R@10 image to text | text to image | kept best | CPU s of all |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -30,7 +30,7 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _final(found: dict[str, float], way: str) -> float:
-    """Re-ranked by ITM where that was trained."""
+    """R@10, re-ranked by ITM if that was trained."""
     return found.get(f"{way}_reranked", found[f"{way}_itc"])
 
 

@@ -1,11 +1,11 @@
-"""Contrast alone for a third of the time, then all four objectives; against all four from the start.
+"""Contrast alone for a third of the time, then all four objectives; compared with all four from the start.
 
 python -m benchmarks.stages.itc_first [--corpora emoji scenes world] [--seeds 0 1 2 3 4] [--steps 450] [--minutes 20]
 
-Both get the same CPU time by the cost of a step, which is measured first: contrast is cheaper, so its stage makes more
-updates. One cosine goes over both stages. results/itc_first.jsonl gets a line for each run; one that is there is not
-made again, so the command resumes, and it ends after `--minutes` at the next run's end. `--steps` are those of all four
-objectives; the other arm gets the time of as many.
+Both get the same CPU time, by the cost of a step, which is measured first: contrast is cheaper, so its stage makes more
+updates. One cosine covers both stages. results/itc_first.jsonl gets a line for each run; one that is there is not run
+again, so the command resumes. After `--minutes` it stops at the end of the current run. `--steps` are those of the arm
+with all four objectives; the other arm gets the time that these take.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mvlm.training.fit.run import train
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CELLS = HERE / "results/itc_first.jsonl"
-ROUNDS, MEASURED = 5, 30  # in which a cost is measured, and updates of each
+ROUNDS, MEASURED = 5, 30  # rounds in which a cost is measured, and updates in each
 SETTINGS = (
     "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}",
     "model.text_args={hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256, "
@@ -62,7 +62,7 @@ SHOWN = ("eval/mean_recall", "eval/image_to_text_r10", "eval/text_to_image_r10")
 def asked(
     doc: str | None, folder: str, corpora: Sequence[str], argv: Sequence[str] | None, steps: int = 450, seeds: int = 5
 ) -> argparse.Namespace:
-    """The arguments of a benchmark of this folder, whose runs have their own one."""
+    """Parse the arguments of a benchmark of this folder, whose runs go into `folder`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", nargs="+", choices=corpora, default=corpora)
     parser.add_argument("--steps", type=int, default=steps)
@@ -104,7 +104,7 @@ def corpora(home: Path) -> dict[str, tuple[list[str], str]]:
 
 
 def measure(folders: tuple[list[str], str], home: Path, arm: str, seed: int, steps: int) -> dict[str, Any]:
-    """Train one arm and return what its last evaluation found."""
+    """Train one arm; returns what its last evaluation found."""
     home.mkdir(exist_ok=True)
 
     def all_four(run: Path, steps: int) -> float:
@@ -123,20 +123,20 @@ def measure(folders: tuple[list[str], str], home: Path, arm: str, seed: int, ste
 
 
 def last_evaluation(run: Path) -> dict[str, Any]:
-    """The step and what was found."""
+    """The step of a run's last evaluation, and its numbers."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = next(line for line in reversed(lines) if SHOWN[0] in line)
     return {key: value for key, value in found.items() if key == "step" or key.startswith("eval/")}
 
 
 Arm = Callable[[Path, int], float]
-"""Of a run folder and a number of updates: the CPU seconds of such a run, its start included."""
+"""(run folder, number of updates) -> CPU seconds of such a run, including its start."""
 
 
 def relative_cost(home: Path, arms: tuple[Arm, Arm]) -> float:
-    """How many updates of the second take the CPU time of one of the first.
+    """How many updates of the second arm take the CPU time of one of the first.
 
-    The median of rounds in which both take turns, since what else runs on a machine slows down what shares its cores.
+    It is the median of rounds in which both take turns, since other work on a machine slows down what shares its cores.
     """
     file = home / "ratios.json"
     if not file.exists():
@@ -153,7 +153,7 @@ def relative_cost(home: Path, arms: tuple[Arm, Arm]) -> float:
 def trained(
     run: Path, folders: tuple[list[str], str], stages: str, seed: int, *overrides: str, evaluate: bool = True
 ) -> float:
-    """CPU seconds of a run, start and evaluation included."""
+    """Train a run; returns its CPU seconds, including start and evaluation."""
     toml = run.with_suffix(".toml")
     toml.write_text(TOML.read_text() + "\n" + stages)
     words = [*SETTINGS, f"data.train={json.dumps(folders[0])}", f"run.dir={run}", f"run.seed={seed}", *overrides]
@@ -165,7 +165,7 @@ def trained(
 
 
 def table() -> str:
-    """Markdown: by corpus, both arms' means over the seeds that both have, and how often the first wins."""
+    """Markdown: by corpus, both arms' means over the seeds that both have, and the differences seed by seed."""
     rows = ["| corpus | updates | seeds | measure | all four | ITC first | difference by seed |", "|" + "---|" * 7]
     found = read(CELLS)
     for corpus, steps in dict.fromkeys((cell["corpus"], cell["of_steps"]) for cell in found):
@@ -179,7 +179,7 @@ def table() -> str:
 
 
 def compared(before: Sequence[float], after: Sequence[float]) -> str:
-    """Cells of a table, in hundredths: both means, and the differences seed by seed."""
+    """Cells of a table, in per cent: both means, and the differences seed by seed."""
     differences = ", ".join(f"{100 * (b - a):+.1f}" for a, b in zip(before, after, strict=True))
     return f"{100 * statistics.fmean(before):.1f} | {100 * statistics.fmean(after):.1f} | {differences}"
 

@@ -1,11 +1,11 @@
-"""Muon against AdamW at equal CPU time: two corpora, three learning rates each, several seeds.
+"""Muon compared with AdamW at equal CPU time: two corpora, three learning rates each, several seeds.
 
 python -m benchmarks.stages.muon [--corpora emoji scenes] [--seeds 0 1 2 3 4] [--steps 450] [--minutes 20]
 
 Corpora, model and measures are those of `python -m benchmarks.stages.itc_first`. What an update costs with each
-optimizer is measured first, and Muon makes so many fewer. results/muon.jsonl gets a line for each run; one that is
-there is not made again, so the command resumes, and it ends after `--minutes` at the next run's end. `--steps` are
-AdamW's.
+optimizer is measured first, and Muon makes correspondingly fewer. results/muon.jsonl gets a line for each run; one that
+is there is not run again, so the command resumes. After `--minutes` it stops at the end of the current run. `--steps`
+are AdamW's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     folders: tuple[list[str], str], home: Path, rate: float, name: str, seed: int, steps: int
 ) -> dict[str, Any]:
-    """Train with one optimizer at one rate, and return what the last evaluation found."""
+    """Train with one optimizer at one rate; returns what the last evaluation found."""
     home.mkdir(exist_ok=True)
 
     def with_optimizer(which: str, run: Path, updates: int) -> float:
@@ -68,7 +68,7 @@ def measure(
 
 
 def table() -> str:
-    """Markdown: by corpus and rate, the mean over the seeds that both optimizers have."""
+    """Markdown: by corpus and rate, means over the seeds that both optimizers have, and differences seed by seed."""
     rows = ["| corpus | updates | lr | seeds | AdamW | Muon | difference by seed |", "|" + "---|" * 7]
     found = read(CELLS)
     for corpus, steps, rate in dict.fromkeys((cell["corpus"], cell["of_steps"], cell["lr"]) for cell in found):

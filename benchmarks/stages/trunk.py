@@ -1,12 +1,12 @@
-"""A trunk at a constant rate with a fall at each length, against a cosine of each length; and the trunk's soup.
+"""A trunk at a constant rate with a decay at each length, compared with a cosine of each length; and the trunk's soup.
 
 python -m benchmarks.stages.trunk [--corpora emoji scenes] [--seeds 0 1 2] [--steps 300] [--minutes 20]
 
 Corpora, model and measures are those of `python -m benchmarks.stages.itc_first`. Lengths are a third, two thirds and
-all of `--steps`. Each has a cosine of its own; the trunk is trained once, to a fifth less than the longest, and `mvlm
-decay` has it fall in the last fifth of each length. The soup is the mean of the trunk's last three checkpoints, a
+all of `--steps`. Each has its own cosine; the trunk is trained once, to four fifths of the longest, and `mvlm decay`
+lowers its rate in the last fifth of each length. The soup is the mean of the trunk's last three checkpoints, a
 fifteenth of `--steps` apart, by `mvlm average`. results/trunk.jsonl gets a line for each corpus and seed; one that is
-there is not made again, and what a stopped one has made is used.
+there is not run again, and an interrupted one resumes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(folders: tuple[list[str], str], home: Path, seed: int, steps: int) -> dict[str, Any]:
-    """Mean recall by length, of cosines and of falls, and of the trunk's end and soup; updates and CPU seconds."""
+    """Mean recall of cosines and decays by length, and of the trunk's end and soup; updates and CPU seconds."""
     lengths = [steps // 3, 2 * steps // 3, steps]
     falls = [length // 5 for length in lengths]
     leaves, every = [length - fall for length, fall in zip(lengths, falls, strict=True)], steps // 15
@@ -78,7 +78,7 @@ def measure(folders: tuple[list[str], str], home: Path, seed: int, steps: int) -
 
 
 def trainer(folders: tuple[list[str], str], home: Path, seed: int) -> Any:
-    """What trains a run of that name, unless it is there, and returns what its last evaluation found."""
+    """A function that trains a run of a given name, unless it is there, and returns its last mean recall."""
     always = [f"data.train={json.dumps(folders[0])}", f"data.eval={folders[1]}", f"run.seed={seed}", "eval.every=0"]
 
     def run(name: str, *overrides: str) -> float:
@@ -94,13 +94,13 @@ def mvlm(*words: object) -> None:
 
 
 def cpu_seconds() -> float:
-    """Of children that have ended."""
+    """CPU seconds of child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def table() -> str:
-    """Markdown: by corpus and length, means over seeds in hundredths, and the differences seed by seed."""
+    """Markdown: by corpus and length, means over seeds in per cent, and the differences seed by seed."""
     rows = ["| corpus | updates | seeds | cosine | trunk and fall | difference by seed |", "|" + "---|" * 6]
     found = read(CELLS)
     for corpus, steps in dict.fromkeys((cell["corpus"], cell["of_steps"]) for cell in found):

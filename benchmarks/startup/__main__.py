@@ -1,12 +1,12 @@
-"""Where the seconds go until a rank that is started again passes the step that it had come to:
+"""Where the seconds go until a restarted rank passes the step that it had reached:
 
     python -m benchmarks.startup [--times N]
 
-A tiny model is trained for some updates on a CPU and saved. Then copies of that run are resumed for one more update, by
-turns in a process of its own (cold), in one that is forked from a process which has imported all (warmed), and in one
-that is held until it has imported all, of which the rest counts (released); and what a rank imports is imported alone,
-one package more each time. CPU seconds, user and system, count what other work on the machine does not.
-results/startup.jsonl gets a line for each.
+A tiny model is trained for some updates on a CPU and saved. Then copies of that run are resumed for one more update, in
+turns in a separate process (cold), in one that is forked from a process which has imported everything (warmed), and in
+one that is held until it has imported everything, where only the time after that counts (released). What a rank imports
+is also imported alone, with one more package each time. CPU seconds, user and system, are hardly affected by other work
+on the machine. results/startup.jsonl gets a line for each.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IMPORTS = {
     "deepspeed": "import torch, timm, mvlm.model.text, deepspeed",
     "the rest of a rank": "import torch, timm, mvlm.model.text, deepspeed, mvlm.cli.train, mvlm.training.fit.run",
 }
-"""What is imported alone, each with what stands before it."""
+"""Imports that are measured alone, each including those before it."""
 WARMED = "mvlm.training.fit.run", "mvlm.evaluate.training", "mvlm.training.logging.trackers", "deepspeed"
 
 
@@ -53,19 +53,19 @@ def command(shards: Path, run: Path, steps: int) -> list[str]:
 
 
 def cold(words: list[str]) -> float:
-    """CPU seconds of a process of its own."""
+    """CPU seconds of a separate process."""
     return of_children(lambda: subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL))
 
 
 def warmed(words: list[str]) -> float:
-    """CPU seconds of a process forked from one that has imported what a rank does, which is not counted."""
+    """CPU seconds of a process forked from one that has imported everything, whose own time does not count."""
     source = f"import json, sys; from benchmarks.startup.__main__ import fork; fork({words!r})"
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.splitlines()[-1])
 
 
 def fork(words: list[str]) -> None:
-    """Import all, fork a rank, and print what the rank has taken."""
+    """Import everything, fork a rank, and print its CPU seconds."""
     with uncollected():
         for name in WARMED:
             import_module(name)
@@ -77,13 +77,13 @@ def fork(words: list[str]) -> None:
             sys.stdout.flush()
             os._exit(code)
         if os.waitpid(pid, 0)[1]:
-            sys.exit("the forked rank has failed")
+            sys.exit("the forked rank failed")
 
     print(of_children(rank), flush=True)
 
 
 def released(words: list[str]) -> float:
-    """CPU seconds of a process of its own from the word on that it waits for with all imported."""
+    """CPU seconds of a separate process, which waits once everything is imported, from its release on."""
     before = 0.0
 
     def rank() -> None:
@@ -91,19 +91,19 @@ def released(words: list[str]) -> float:
         with subprocess.Popen(
             words, cwd=ROOT, env=os.environ | {HELD: "1"}, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         ) as process:
-            while not Path(f"/proc/{process.pid}/syscall").read_text().startswith("0 0x0 "):  # it reads what comes
+            while not Path(f"/proc/{process.pid}/syscall").read_text().startswith("0 0x0 "):  # until it reads stdin
                 time.sleep(0.1)
             times = psutil.Process(process.pid).cpu_times()
-            before = sum(times[:4])  # with those of its children
+            before = sum(times[:4])  # including its children's
             process.communicate(b"\n")
         if process.returncode:
-            sys.exit("the rank that was held has failed")
+            sys.exit("the held rank failed")
 
     return of_children(rank) - before
 
 
 def of_children(work: Callable[[], object]) -> float:
-    """CPU seconds of the processes that are started and end in the course of some work."""
+    """CPU seconds of the processes that are started, and end, during some work."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     work()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -111,7 +111,7 @@ def of_children(work: Callable[[], object]) -> float:
 
 
 def prepared(folder: Path) -> tuple[Path, Path]:
-    """Shards, and a run that was saved after some updates."""
+    """Make shards, and a run that is saved after some updates."""
     shards, run = folder / "scenes", folder / "run"
     synth = ["data_tools", "synth", "--task", "caption", "--count", "64", "--out", str(shards)]
     for words in (synth, ["mvlm", *command(shards, run, UPDATES)]):
@@ -121,7 +121,7 @@ def prepared(folder: Path) -> tuple[Path, Path]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--times", type=int, default=3, help="of each (default: 3)")
+    options.add_argument("--times", type=int, default=3, help="times to measure each (default: 3)")
     times = options.parse_args().times
     os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -1,10 +1,10 @@
-"""How fast a training step is, from a naive one to ours, and beside other people's.
+"""How fast a training step is, from a naive one to ours, and compared with other people's.
 
 python benchmarks/step                                       # small on a CPU, full on a GPU; then the README's table
 python benchmarks/step --size small --precision bf16 --variants naive pruned --rounds 3
-python benchmarks/step --albef ALBEF                         # with ALBEF's own code, of a checkout of salesforce/ALBEF
+python benchmarks/step --albef ALBEF                         # with ALBEF's own code, a checkout of salesforce/ALBEF
 
-A call that is stopped resumes where it was when it is given again. See benchmarks/step/README.md.
+An interrupted call resumes when the command is repeated. See benchmarks/step/README.md.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
     parser.add_argument("--variants", choices=[*VARIANTS, OPTIMIZER], nargs="+", default=[])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a trial")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps per trial")
     parser.add_argument("--albef", type=Path, help="a checkout of salesforce/ALBEF")
-    parser.add_argument("--results", type=Path, default=ladder.RESULTS, help="the folder of the results")
+    parser.add_argument("--results", type=Path, default=ladder.RESULTS, help="the folder for results")
     arguments = parser.parse_args(words)
     if arguments.albef is None and "albef" in arguments.variants:
         parser.error("the variant albef needs --albef")

@@ -1,7 +1,7 @@
-"""ALBEF's own code (github.com/salesforce/ALBEF) made to run beside today's transformers and timm.
+"""ALBEF's own code (github.com/salesforce/ALBEF) made to run with today's transformers and timm.
 
-Its models are taken as they are. What they import and today's transformers no longer has is put in its place: helpers
-of documentation, and the base class of its BERT, of which they use a few methods alone.
+Its models are used unchanged. What they import and today's transformers no longer has is supplied here: documentation
+helpers, and the base class of its BERT, of which only a few methods are used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mvlm.model.maskvlm import MaskVLM
 
 
 class _PreTrainedModel(nn.Module):
-    """As much of transformers 4's base class as ALBEF's BERT calls."""
+    """The part of transformers 4's base class that ALBEF's BERT calls."""
 
     def __init__(self, config: Any, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def _not_called(*_: Any, **__: Any) -> Any:
 
 
 def load_albef(checkout: Path) -> ModuleType:
-    """The module models/model_pretrain.py of a checkout; it takes the names `models` and `transformers.file_utils`."""
+    """The module models/model_pretrain.py of a checkout; occupies the names `models` and `transformers.file_utils`."""
     import transformers.modeling_utils as modeling
     from transformers.pytorch_utils import apply_chunking_to_forward, prune_linear_layer
     from transformers.utils import ModelOutput
@@ -76,7 +76,7 @@ def load_albef(checkout: Path) -> ModuleType:
 
 
 def build_albef(checkout: Path, maskvlm: MaskVLM, config: Model, vocabulary: int, pairs: int) -> nn.Module:
-    """ALBEF at the sizes of a MaskVLM: as many text layers, and cross layers on top of them as MaskVLM has."""
+    """ALBEF at the sizes of a MaskVLM, with as many text layers, and as many cross layers on top of them."""
     module: Any = load_albef(checkout)
     original, vision, text = module.VisionTransformer, maskvlm.vision, maskvlm.text.settings
     width, blocks = vision.width, vision.vit.blocks

@@ -1,9 +1,9 @@
-"""What `train.audit` costs, and what it sees: python benchmarks/step/audit.py
+"""What `train.audit` costs, and what it notices: python benchmarks/step/audit.py
 
-Updates of the size *small* on one thread through the engine, every micro-batch audited or none: what an audit takes
-beside the update. Then, at the size *tiny*, bits flip in what modules hand on, forwards or backwards, in the first of
-the two computations, one in each: how many flips change a loss or a gradient at all, and how many of these are seen.
-Written to results/audit.json.
+Updates of the size *small* on one thread through the engine, with every micro-batch audited or none, show what an audit
+takes compared with an update. Then, at the size *tiny*, bits flip one at a time in what modules pass on, forwards or
+backwards, in the first of the two computations: how many flips change a loss or a gradient, and how many of these are
+noticed. Writes results/audit.json.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from mvlm.training.global_batches import with_global_batches
 
 FILE = RESULTS / "audit.json"
 BITS = {"low mantissa": range(12), "high mantissa": range(12, 23), "exponent and sign": range(23, 32)}
-"""Of a number in fp32."""
+"""Bits of a number in fp32."""
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--size", choices=SIZES, default="small", help="of the timed updates")
-    words.add_argument("--rounds", type=int, default=3, help="in which an update with and one without take their turn")
+    words.add_argument("--size", choices=SIZES, default="small", help="size of the timed updates")
+    words.add_argument("--rounds", type=int, default=3, help="of an update with audit and one without")
     words.add_argument("--flips", type=int, default=600)
     arguments = words.parse_args()
     torch.set_num_threads(1)
@@ -79,7 +79,7 @@ def cost(made: tuple[Engine, Any], rounds: int) -> dict[str, Any]:
 
 
 class Watched(Audit):
-    """Keeps what was handed on."""
+    """Keeps the sums of the last audit."""
 
     last: dict[str, Tensor]
 
@@ -126,7 +126,7 @@ def seen(made: tuple[Engine, Any], flips: int) -> dict[str, dict[str, int]]:
 
 
 def flipping(draws: np.random.Generator, bit: int, backwards: bool) -> Callable[..., None]:
-    """A forward hook that flips a bit of what the module hands on, or of the gradient that comes back for it."""
+    """A forward hook that flips a bit of the module's output, or of the gradient that comes back for it."""
     share = draws.random()
 
     def flip(tensor: Tensor) -> Tensor:

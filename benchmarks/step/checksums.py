@@ -1,8 +1,8 @@
-"""What `train.checksums` costs, and what it sees: python benchmarks/step/checksums.py
+"""What `train.checksums` costs, and what it notices: python benchmarks/step/checksums.py
 
-An update of the size *small* on one thread, through the engine, at ZeRO stages 0 and 1: of its CPU seconds, those in
-which bits are summed. Then a bit of its weights and moments is flipped anywhere, and two bits are, over and over, and
-the sums compared. Written to results/checksums.json.
+It measures how much of an update's CPU seconds is spent on summing bits, at the size *small* on one thread, through the
+engine, at ZeRO stages 0 and 1. Then it flips one bit, or two, anywhere in weights and moments, over and over, and
+compares the sums. Writes results/checksums.json.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ STAGES = (0, 1)
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--size", choices=SIZES, default="small")
-    words.add_argument("--steps", type=int, default=3, help="timed updates of a stage")
-    words.add_argument("--pairs", type=int, help="of a micro-batch (default: the size's)")
+    words.add_argument("--steps", type=int, default=3, help="timed updates per stage")
+    words.add_argument("--pairs", type=int, help="per micro-batch (default: the size's)")
     words.add_argument("--flips", type=int, default=1000)
     words.add_argument("--stage", type=int, choices=STAGES, help=argparse.SUPPRESS)
     arguments = words.parse_args()
@@ -100,7 +100,7 @@ def timed(call: Callable[[], Any], spent: list[float]) -> Callable[[], Any]:
 
 
 def seen(engine: Engine, flips: int, count: int) -> int:
-    """How often `count` bits that flip at once, anywhere in 16 of the rank's tensors, change their sum."""
+    """How often flipping `count` bits at once, anywhere in 16 of the rank's tensors, changes their sum."""
     tensors = [tensor.detach().flatten()[:4096].clone() for tensor in engine._state.tensors()][:16]
     before, draws, found = int(sum_bits(tensors)), np.random.default_rng(0), 0
     for _ in range(flips):

@@ -1,10 +1,10 @@
 """Memory and time of a whole step on a CPU, through the engine and plain: python benchmarks/step/engine.py --size small
 
-The plain step is the naive one of the ladder, clipping and torch's AdamW behind it; the engine is what a run has,
-DeepSpeed included, on one rank in fp32. Each takes its turn in a process of its own, round after round. Live memory is
-that of the tensors that are alive at once, weights and moments among them; resident memory is the process's, beyond
-what it had before the model was built. A trial is a line of results/engine-SIZE.jsonl, which a later call goes on with;
-the table of `small` is written into README.md.
+The plain step is the naive one of the ladder, followed by clipping and torch's AdamW; the engine is a run's, DeepSpeed
+included, on one rank in fp32. They take turns, each in a separate process, round after round. Live memory is that of
+all tensors that are alive at once, including weights and moments; resident memory is the process's, beyond what it had
+before the model was built. A trial is a line of results/engine-SIZE.jsonl, and trials that it has are skipped; the
+table of `small` is written into README.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--size", choices=SIZES, default="small")
     words.add_argument("--rounds", type=int, default=2)
-    words.add_argument("--steps", type=int, default=2, help="timed steps of a trial")
+    words.add_argument("--steps", type=int, default=2, help="timed steps per trial")
     words.add_argument("--trial", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = words.parse_args()
     if arguments.trial:
@@ -71,7 +71,7 @@ def main() -> int:
             print(line, flush=True)
             with path.open("a", encoding="utf-8") as kept:
                 kept.write(json.dumps(line) + "\n")
-    if arguments.size != "small":  # which the page has
+    if arguments.size != "small":  # the page has only this size
         return 0
     page = FOLDER / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
@@ -84,11 +84,11 @@ def output(*command: str) -> str:
 
 
 def trial(variant: str, size: Size, steps: int) -> dict[str, Any]:
-    """Of the third step on: the first makes the moments, the second is followed for what it keeps alive."""
+    """Times from the third step on; the first creates the moments, and the second is tracked for live memory."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if variant.startswith("stage"):
-            import deepspeed  # noqa: F401, whose code is not the step's memory
+            import deepspeed  # noqa: F401, so that its code does not count as the step's memory
         gc.collect()
         before, live = _memory(CPU), LiveMemory()
         with live:
@@ -135,7 +135,7 @@ def engine_step(stage: int, size: Size, folder: str) -> Callable[[int], None]:
 
 
 def engine_of(stage: int, size: Size, folder: str) -> tuple[Engine, Batch]:
-    """As a run has it, and a batch."""
+    """The engine of a run, and a batch."""
     keep_freed_memory()
     dist.init()
     size = replace(size, overrides=(*size.overrides, f"train.global_batch={size.pairs}", "train.compile=false"))
@@ -147,7 +147,7 @@ def engine_of(stage: int, size: Size, folder: str) -> tuple[Engine, Batch]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Medians over trials, and what they are of those of the naive step."""
+    """Markdown: medians over trials, and their ratios to the naive step's."""
     kinds = ("live_peak", "live_between", "resident_peak")
     rows = [
         "| step | live, at most | × naive | live between steps | resident, at most | × naive | CPU s | naive's / it |"

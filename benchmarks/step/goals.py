@@ -1,4 +1,4 @@
-"""What the fast step was to reach on one CPU core, and what it did reach."""
+"""The goals for the fast step on one CPU core, and what it reached."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.step.medians import Result
 
 OURS = "without_compilation"
-"""The step that a run takes on a CPU where it is told nothing (`train.compile`)."""
+"""The step that a run makes on a CPU by default (`train.compile`)."""
 
 Of = dict[str, Result]
 """The results of one precision by variant."""
@@ -16,7 +16,7 @@ Of = dict[str, Result]
 
 @dataclass(frozen=True)
 class Goal:
-    """A number that is to be at least, or at most, a bound for each precision."""
+    """A number that should be at least, or at most, a bound for each precision."""
 
     title: str
     bounds: dict[str, float]
@@ -25,7 +25,7 @@ class Goal:
     at_least: bool = True
 
     def cell(self, precision: str, found: Of) -> str:
-        """What was reached, with the bound; empty where it was not measured."""
+        """What was reached, with the bound; empty if it was not measured."""
         if not all(name in found for name in self.needs):
             return ""
         value, bound = self.value(found), self.bounds[precision]

@@ -1,5 +1,5 @@
-"""Rounds of trials, one process each, the variants interleaved; every trial is a line of a file that a later call goes
-on with."""
+"""Rounds of trials, one process each, in which variants take turns; every trial is a line of a file, to which a later
+call adds what is missing."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def device_name() -> str:
 
 
 def name_of(path: Path) -> str:
-    """What a file of results is called in the README: its place among them, without its ending."""
+    """The name of a file of results in the README: its path among the results, without its suffix."""
     return os.path.relpath(path.with_suffix(""), RESULTS)
 
 
 def read(path: Path) -> list[Line]:
-    """The lines written so far; a last one that was cut short is left out."""
+    """The lines written so far, without an incomplete last one."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -55,9 +55,9 @@ def run(
     steps: int,
     albef: Path | None,
 ) -> None:
-    """Measure what `path` does not hold yet, and add it there.
+    """Measure what `path` does not have yet, and add it.
 
-    Each variant's operations are counted once, on a CPU in a process of their own, so that memory is measured without.
+    On a CPU each variant's operations are counted once, in a separate process, so as not to affect memory.
     A trial that fails is a line with its error; it is not tried again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

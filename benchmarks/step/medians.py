@@ -1,4 +1,4 @@
-"""What the trials found: medians over all rounds."""
+"""The results of trials: medians over all rounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.step.sizes import SIZES
 from benchmarks.step.trial import VARIANTS
 
 H100_BF16 = 989e12
-"""Operations a second that NVIDIA states for dense bf16 products of an H100 SXM."""
+"""Operations per second that NVIDIA states for dense bf16 products on an H100 SXM."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Result:
     """A variant in one precision.
 
     Attributes:
-        pairs_per_s: median over all timed steps; `spread` is its half range between the quartiles, as a share.
-        peak: share that its operations have of what the same process's plain matrix products reach, or of 989 TFLOP/s.
-        memory: bytes beyond the model at the peak of a step, gradients included.
+        pairs_per_s: median over all timed steps; `spread` is half the range between the quartiles, as a share of it.
+        peak: its operations per second, as a share of those of matrix products in the same process, or of 989 TFLOP/s.
+        memory: peak bytes of a step beyond the model, including gradients.
     """
 
     variant: str
@@ -34,7 +34,7 @@ class Result:
 
 
 def results(lines: list[Line]) -> list[Result]:
-    """In the order of the variants; those that failed or were not counted are left out."""
+    """Results in the order of the variants; those that failed or whose operations were not counted are left out."""
     flops = {line["variant"]: line["flops"] for line in lines if "flops" in line}
     found = []
     for precision in ("fp32", "bf16"):
@@ -63,7 +63,7 @@ def _result(variant: str, precision: str, flops: float, trials: list[Line]) -> R
 
 
 def times(trial: Line) -> list[float]:
-    """Seconds of the timed steps: of this process's one thread on a CPU, which other processes do not lengthen."""
+    """Seconds of the timed steps; on a CPU, those of the process's one thread, which others do not lengthen."""
     return trial["seconds"] if _on_gpu(trial) else trial["cpu_seconds"]
 
 

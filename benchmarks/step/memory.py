@@ -1,9 +1,9 @@
 """What a step keeps in memory, by kind: python benchmarks/step/memory.py --size small
 
-Weights, gradients, the optimiser's state, what each part of the model keeps for its backward pass, and what is needed
-beside it for a moment; for several micro-batches and shares of recomputed blocks. Written to results/memory-SIZE.json,
-a list of objects in bytes. Tensors are followed from birth to death by torch's dispatcher, so any device gives the
-same.
+Weights, gradients, the optimiser's state, what each part of the model keeps for its backward pass, and temporary memory
+besides; for several micro-batches and shares of recomputed blocks. Writes results/memory-SIZE.json, a list of objects
+in bytes. Tensors are tracked from allocation to release through torch's dispatcher, so the figures do not depend on the
+device.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MICRO_BATCHES = (4, 8, 16)
 
 
 def measure(size: Size, dtype: torch.dtype, pairs: int, recompute: float) -> dict[str, Any]:
-    """Bytes by kind, of one micro-batch."""
+    """Bytes by kind, for one micro-batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(size).to(device, dtype)
     recompute_blocks(model, recompute)
@@ -70,7 +70,7 @@ def optimizer_bytes(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def _follow(model: nn.Module, memory: LiveMemory) -> Counter[str]:
-    """Per child of the model, what grows while one of its modules is called from outside it."""
+    """For each child of the model, how much memory grows while one of its modules is called from outside it."""
     kept: Counter[str] = Counter()
     for name, child in model.named_children():
         kept[name] = 0
@@ -89,7 +89,7 @@ def _pop(before: list[int], memory: LiveMemory, kept: Counter[str], name: str) -
     def pop(*_: Any) -> None:
         start = before.pop()
         if not before:
-            gc.collect()  # what only cycles of references hold is not kept
+            gc.collect()  # garbage in reference cycles does not count as kept
             kept[name] += memory.live - start
 
     return pop
@@ -101,7 +101,7 @@ def main() -> int:
     words.add_argument("--results", type=Path, default=RESULTS)
     arguments = words.parse_args()
     torch.set_num_threads(1)
-    gc.freeze()  # so that what is collected after each module is looked for in what the step has made alone
+    gc.freeze()  # so that collecting after each module only looks at what the step has made
     size = SIZES[arguments.size]
     size = replace(size, overrides=(*size.overrides, f"objectives.itm_group={MICRO_BATCHES[0]}"))
     found = [

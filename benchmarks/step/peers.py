@@ -1,4 +1,4 @@
-"""Other people's steps at like sizes, and a step like ALBEF's on our own layers."""
+"""Other people's steps at similar sizes, and a step like ALBEF's on our own layers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mvlm.batch import IGNORE
 
 Prepare = Callable[[Size, torch.device, torch.dtype], Prepared]
 ALBEF_CHECKOUT = "MVLM_ALBEF"
-"""The environment variable by which a trial's process is told where ALBEF's own code lies."""
+"""The environment variable that tells a trial's process where ALBEF's own code is."""
 CODEBOOK = 8192  # visual words of FLAVA's image tokenizer
 
 
 def vit_alone(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
-    """timm's ViT on images that are normalised already; the mean of its features stands for a loss."""
+    """timm's ViT on images that are already normalised, with the mean of its features as the loss."""
     vit = build(size).vision.vit
     vit.patch_embed = vit.patch_embed.patch_embed
     side = size.config.model.image_size
@@ -40,7 +40,7 @@ def albef_like(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared
 
 
 def flava(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
-    """transformers' FLAVA with all its losses; the visual words that its image tokenizer would give are made up."""
+    """transformers' FLAVA with all its losses, and random visual words in place of its image tokenizer's."""
     maskvlm = build(size)
     text, model = maskvlm.text.settings, size.config.model
     tower = {
@@ -75,7 +75,7 @@ def flava(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
 
 
 def albef(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
-    """ALBEF's own code, its momentum encoders included, of the checkout that the environment names."""
+    """ALBEF's own code, including its momentum encoders, from the checkout that the environment names."""
     maskvlm = build(size)
     checkout = Path(os.environ[ALBEF_CHECKOUT])
     model = build_albef(checkout, maskvlm, size.config.model, size.vocabulary, size.pairs).to(device, dtype)

@@ -1,4 +1,4 @@
-"""The ladder as a picture: pairs a second and operations a pair, rung by rung."""
+"""The ladder as a picture: pairs per second and operations per pair, rung by rung."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.step.variants import LADDER
 
 
 def draw(found: list[Result], path: Path) -> None:
-    """Bars of every rung that was measured, one panel for each precision."""
+    """Draw a bar for every rung that was measured, in one panel for each precision."""
     precisions = [p for p in ("fp32", "bf16") if any(result.precision == p for result in found)]
     figure = Figure(figsize=(9, 0.9 + 2.2 * len(precisions)), layout="constrained")
     for number, precision in enumerate(precisions):

@@ -1,4 +1,4 @@
-"""The sizes that steps are measured at: a model and a batch of synthetic pairs for each."""
+"""The sizes at which steps are measured: a model and a batch of synthetic pairs for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mvlm.training.engine import Engine
 from mvlm.training.parallelize import parallelize
 
 ROOT = Path(__file__).parents[2]
-SHORTEST = 8  # tokens of a synthetic caption, with the two special ones
+SHORTEST = 8  # tokens of a synthetic caption, including the two special ones
 BERT_WORDS, ROBERTA_WORDS = 30522, 50265
 
 
@@ -36,7 +36,7 @@ class Size:
 
     Attributes:
         overrides: of mvlm/configs/base.toml.
-        pairs: of the batch.
+        pairs: in a batch.
         padding: tokens that the naive step pads its text to.
     """
 
@@ -95,7 +95,7 @@ def build(size: Size) -> MaskVLM:
 def engine_for(
     model: MaskVLM, config: Config, resolved: dict[str, Any], weights: InitialWeights | None = None
 ) -> Engine:
-    """As a run makes it, of a resolved DeepSpeed JSON."""
+    """The engine of a run, from a resolved DeepSpeed JSON."""
     parts = {"train": config.train, "kernels": config.kernels, "optim": config.optim, "objectives": config.objectives}
     return parallelize(model, resolved, seed=config.run.seed, weights=weights, **parts)
 
@@ -108,13 +108,13 @@ def make_batch(
     start: int = 0,
     rounding: Rounding = FINE,
 ) -> Batch:
-    """A batch whose captions have `shortest` to 30 tokens, all lengths alike; every pair is another.
+    """A batch of different pairs whose captions have `shortest` to 30 tokens, with all lengths equally likely.
 
     Args:
         grid: rows and columns of the model's patches.
         pairs: 0 = the size's own number.
-        start: the first of them, of all the pairs that could be made.
-        rounding: what its sizes are filled up to; compiled runs take `COARSE`.
+        start: the number of the first pair among all that could be made.
+        rounding: the sizes to which it is padded; compiled runs use `COARSE`.
     """
     samples = [_sample(size, grid, place, shortest) for place in range(start, start + (pairs or size.pairs))]
     images_1BCHW = torch.from_numpy(np.stack([np.stack(sample.images) for sample in samples], axis=1))

@@ -1,4 +1,4 @@
-"""What the trials found, as tables for the README."""
+"""The results of trials, as tables for the README."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BEGIN, END = "<!-- table of {} -->", "<!-- end -->"
 
 
 def markdown(lines: list[Line]) -> str:
-    """Sentences on the machine, a table for each precision, and what was reached of the goals for a CPU core."""
+    """Sentences on the machine, a table for each precision, and which goals for a CPU core were reached."""
     found = results(lines)
     parts = [_machine(lines)]
     for precision in ("fp32", "bf16"):
@@ -60,10 +60,10 @@ def _table(found: list[Result]) -> str:
 
 
 def put(text: str, name: str, table: str) -> str:
-    """The README with the table of that name in its place.
+    """The README with the table put between the markers of that name.
 
     Raises:
-        ValueError: it has no such place.
+        ValueError: it has no such markers.
     """
     head, begin, rest = text.partition(BEGIN.format(name))
     _, end, tail = rest.partition(END)

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: python benchmarks/step/trial.py VARIANT --size small --precision bf16
+"""One measurement in a separate process: python benchmarks/step/trial.py VARIANT --size small --precision bf16
 
 Prints one JSON object: seconds of each timed step, memory that it needs beyond the model, and the speed of plain matrix
 products in the same process. With --count it prints the step's operations instead, counted as it runs uncompiled.
@@ -57,14 +57,14 @@ def main() -> int:
         else:
             prepared = prepare(size, device, dtype)
             found = time_step(prepared, device, arguments.steps, lambda: product_flops(size, device, dtype))
-            if device.type == "cuda":  # whose peak of memory has been read
+            if device.type == "cuda":  # by now its peak memory has been read
                 found["flops"] = count(prepared) / size.pairs
     print(json.dumps(found))
     return 0
 
 
 def count(prepared: Prepared) -> int:
-    """Operations of the step, which torch's counter sees only uncompiled."""
+    """Operations of the step; torch's counter sees them only if it runs uncompiled."""
     with torch.compiler.set_stance("force_eager"):
         return count_flops(lambda: prepared.loss().backward())
 
@@ -101,7 +101,7 @@ def time_step(
 
 
 def time_optimizer(size: Size, device: torch.device, steps: int) -> dict[str, Any]:
-    """torch's AdamW over fp32 weights, which bf16 training updates too."""
+    """torch's AdamW on fp32 weights, which training in bf16 updates too."""
     model = build(size).to(device)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -112,9 +112,9 @@ def time_optimizer(size: Size, device: torch.device, steps: int) -> dict[str, An
 
 
 def product_flops(size: Size, device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of matrix products of the model's own shapes: the best shape's best time.
+    """Operations per second of matrix products of the model's own shapes: the best time of the best shape.
 
-    In fp32 too where `dtype` is bf16 and the device a CPU: not every one has instructions for bf16.
+    On a CPU, also in fp32 if `dtype` is bf16, since not every CPU has instructions for bf16.
     """
     with torch.device("meta"):
         vision = build(size).vision
@@ -134,7 +134,7 @@ def product_flops(size: Size, device: torch.device, dtype: torch.dtype) -> float
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds by the clock, and of this process on a CPU."""
+    """Wall-clock seconds, and CPU seconds of this process."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -145,7 +145,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> tuple[float, flo
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes held now: of the device, or resident in this process."""
+    """Bytes allocated now on the device, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated()
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -155,7 +155,7 @@ def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident memory begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak of resident memory
 
 
 def _peak(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""The steps that are measured: MaskVLM's from the naive to the fast one, each built in a process of its own."""
+"""The steps that are measured: MaskVLM's from the naive to the fast one, each built in a separate process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mvlm.kernels.ops import OPS
 from mvlm.model.maskvlm import MaskVLM
 
 PASSES = ("fusion", "views")
-"""The operations by which a pruned step differs from a plain one; the others are layers and losses."""
+"""The operations in which a pruned step differs from a plain one; the others are layers and losses."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A step ready to be run: its model, and its forward pass on a batch that is on the device already."""
+    """A step ready to run: its model, and its forward pass on a batch that is already on the device."""
 
     model: nn.Module
     loss: Callable[[], Tensor]
@@ -36,9 +36,9 @@ class Rung:
         fused_attention: attention is torch's own operator, not matrix product, softmax, matrix product.
         packed: the text encoder computes no padding.
         masked: words are predicted only where they are masked.
-        pruned: the two views of a modality in one pass of its encoder, and the streams of a pair in one that is pruned.
-        compiled: every block by torch.compile.
-        kernels: the implementations that a run takes by itself, and its memory kept; otherwise torch's plain ones.
+        pruned: a modality's two views go through its encoder in one pass, and a pair's streams in one pruned pass.
+        compiled: every block is compiled by torch.compile.
+        kernels: use the implementations that a run chooses, and keep freed memory; otherwise torch's plain ones.
         dropped: the image encoder does not see masked patches: another model (`objectives.image_masking`).
     """
 
@@ -71,7 +71,7 @@ class Rung:
 
 
 def speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
-    """In the order in which a run does it."""
+    """Apply what a run applies, in the same order."""
     from mvlm.kernels.layers import use_kernels
     from mvlm.runtime.cpu import keep_freed_memory
     from mvlm.training.capture import capture
@@ -107,7 +107,7 @@ def padded(batch: Batch, length: int, padding: int) -> Batch:
 
 
 def every_word(batch: Batch) -> MaskedPlaces:
-    """All words in the place of the masked ones; those that are not masked have no target."""
+    """The places of all words instead of the masked ones; words that are not masked have no target."""
     pairs, length = batch.text_BL.shape
     places = torch.arange(length, device=batch.text_BL.device)
     rows = torch.arange(pairs * length, device=places.device)
@@ -140,7 +140,7 @@ WITHOUT = {
         "all without compilation, hidden patches dropped: another model", pruned=True, kernels=True, dropped=True
     ),
 }
-"""All of it but one thing (without kernels it is the rung `compiled`), and the model that drops hidden patches."""
+"""Everything but one thing (without kernels that is the rung `compiled`), and the model that drops hidden patches."""
 
 PADDED_TO_30 = {
     "naive_30": _naive("naive, text padded to 30", 30, False),

@@ -1,4 +1,4 @@
-"""The three lines of docs/python.md from an installed wheel, in an empty folder, on pictures that no test has seen.
+"""The three lines of docs/python.md run from an installed wheel, in an empty folder, on pictures that no test has seen.
 
     python -m benchmarks.walk --python ENVIRONMENT/bin/python --work FOLDER
 
@@ -22,7 +22,7 @@ from PIL import Image
 
 RESULTS = Path(__file__).parent / "results/walk.json"
 SIZES = ("128x128", "64x64", "256x256", "48x48", "32x32", "22x22")
-"""In which an icon is taken, the first that there is."""
+"""The size of an icon to take: the first that exists."""
 
 KINDS = {"actions": "action", "apps": "application", "mimetypes": "file", "places": "place", "devices": "device"}
 KINDS |= {"categories": "category", "emblems": "emblem", "emotes": "face", "animations": "animation"}
@@ -39,7 +39,7 @@ print(model.similarity([row.image for row in rows], [row.captions[0] for row in 
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--python", type=Path, required=True, help="of an environment with the wheel")
+    arguments.add_argument("--python", type=Path, required=True, help="of an environment that has the wheel")
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--steps", type=int, help="fewer updates than the recipe has")
     asked = arguments.parse_args()
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def icons(work: Path) -> Path:
-    """The package unpacked, as apt brings it."""
+    """The icons in the unpacked package, fetched by apt."""
     subprocess.run(["apt-get", "download", "-q", "oxygen-icon-theme"], cwd=work, check=True)
     (package,) = work.glob("oxygen-icon-theme_*.deb")
     subprocess.run(["dpkg-deb", "-x", package, work / "package"], check=True)
@@ -92,7 +92,7 @@ def write_pictures(base: Path, out: Path) -> None:
 
 
 def named(base: Path) -> dict[tuple[str, str], tuple[Path, list[str]]]:
-    """Of each icon, by its context and its file's name: the file, and the names that it has, of its links as well."""
+    """For each icon, by its context and its file's name: the file, and its names, including those of its links."""
     found: dict[tuple[str, str], tuple[Path, list[str]]] = {}
     for path in _pictures(base):
         file = path.resolve()
