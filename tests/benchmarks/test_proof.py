@@ -25,6 +25,14 @@ def test_the_readme_says_what_was_found() -> None:
     assert page.put(text, page.markdown(page.RESULTS)) == text
 
 
+def test_each_command_of_the_readme_has_a_line_of_its_own() -> None:
+    block = page.README.read_text(encoding="utf-8").split("\n\n")[1]
+    for line in block.splitlines():
+        words = line.partition("#")[0].split()
+        assert sum(word in ("bash", "python") for word in words) == 1, line
+        assert words[-1] not in ("bash", "python"), line
+
+
 def test_a_page_of_a_proof_that_half_failed(tmp_path: Path) -> None:
     facts = {"device": "a card", "python": "3.12", "cuda": "13.0", "versions": {"torch": "2.11"}}
     kernel = {"op": "layer_norm", "precision": "bf16", "shapes": [[8, 4], [4], [4]], "error": 0.001, "holds": True}
