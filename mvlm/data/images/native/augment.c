@@ -8,18 +8,22 @@
 
 enum { GREY = 128, TILE = 32, BITS = 16 };
 
-/* Copy a plane, transposed if `turned`, and repeat its outermost pixels around it. */
-static void with_border(const uint8_t *plane, int size, int turned, uint8_t *padded) {
+/* Transpose a plane; `stride` is that of `out`. */
+static void transpose(const uint8_t *plane, size_t n, uint8_t *out, size_t stride) {
+    for (size_t top = 0; top < n; top += TILE)
+        for (size_t left = 0; left < n; left += TILE)
+            for (size_t y = top; y < top + TILE && y < n; y++)
+                for (size_t x = left; x < left + TILE && x < n; x++) out[y * stride + x] = plane[x * n + y];
+}
+
+/* Copy a plane, perhaps transposed, and repeat its outermost pixels around it. */
+static void add_border(const uint8_t *plane, int size, int transposed, uint8_t *padded) {
     size_t n = (size_t)size, stride = n + 2;
     uint8_t *inner = padded + stride + 1;
-    if (turned) {
-        for (size_t top = 0; top < n; top += TILE)
-            for (size_t left = 0; left < n; left += TILE)
-                for (size_t y = top; y < top + TILE && y < n; y++)
-                    for (size_t x = left; x < left + TILE && x < n; x++) inner[y * stride + x] = plane[x * n + y];
-    } else {
+    if (transposed)
+        transpose(plane, n, inner, stride);
+    else
         for (size_t y = 0; y < n; y++) memcpy(inner + y * stride, plane + y * n, n);
-    }
     for (size_t y = 0; y < n; y++) {
         inner[y * stride - 1] = inner[y * stride];
         inner[y * stride + n] = inner[y * stride + n - 1];
@@ -45,13 +49,6 @@ static void move_rows(const uint8_t *padded, int size, double slope, double shif
     }
 }
 
-static void turn(const uint8_t *plane, int size, uint8_t *out) {
-    size_t n = (size_t)size;
-    for (size_t top = 0; top < n; top += TILE)
-        for (size_t left = 0; left < n; left += TILE)
-            for (size_t y = top; y < top + TILE && y < n; y++)
-                for (size_t x = left; x < left + TILE && x < n; x++) out[y * n + x] = plane[x * n + y];
-}
 
 FOR_EACH_PROCESSOR
 static void move_anywhere(const uint8_t *padded, int size, const double m[6], uint8_t *out) {
@@ -81,24 +78,24 @@ int warp(const uint8_t *image, int size, const double m[6], uint8_t *out) {
     int only_across = m[0] == 1 && m[3] == 0 && m[4] == 1 && m[5] == 0;
     int only_down = m[0] == 1 && m[1] == 0 && m[2] == 0 && m[4] == 1;
     uint8_t *padded = malloc((size_t)(size + 2) * (size_t)(size + 2));
-    uint8_t *turned = malloc(plane);
-    if (!padded || !turned) {
+    uint8_t *transposed = malloc(plane);
+    if (!padded || !transposed) {
         free(padded);
-        free(turned);
+        free(transposed);
         return -1;
     }
     for (int c = 0; c < 3; c++, image += plane, out += plane) {
-        with_border(image, size, only_down, padded);
+        add_border(image, size, only_down, padded);
         if (only_across)
             move_rows(padded, size, m[1], m[2], out);
         else if (only_down) {
-            move_rows(padded, size, m[3], m[5], turned);
-            turn(turned, size, out);
+            move_rows(padded, size, m[3], m[5], transposed);
+            transpose(transposed, (size_t)size, out, (size_t)size);
         } else
             move_anywhere(padded, size, m, out);
     }
     free(padded);
-    free(turned);
+    free(transposed);
     return 0;
 }
 

@@ -68,7 +68,7 @@ static uint32_t crc32_of_number(uint32_t crc, int64_t number) {
 static int places(char kind) { return kind == TEXTS ? 6 : kind == TEXT || kind == IMAGE ? 4 : 2; }
 
 /* Copy `bytes` bytes from `first` on; returns 0 if the shard does not reach that far. */
-static int copied(const struct shard *shard, uint64_t first, void *out, uint64_t bytes) {
+static int copy_bytes(const struct shard *shard, uint64_t first, void *out, uint64_t bytes) {
     uint64_t size = (uint64_t)shard->data.len;
     if (first > size || bytes > size - first) return 0;
     memcpy(out, (const char *)shard->data.buf + first, bytes);
@@ -76,9 +76,9 @@ static int copied(const struct shard *shard, uint64_t first, void *out, uint64_t
 }
 
 /* Find element `at` in a buffer of int32 offsets; returns 0 if it does not lie within `length`. */
-static int between(const struct shard *shard, uint64_t offsets, uint64_t at, uint64_t length, struct span *out) {
+static int find_span(const struct shard *shard, uint64_t offsets, uint64_t at, uint64_t length, struct span *out) {
     int32_t ends[2];
-    if (!copied(shard, offsets + 4 * at, ends, sizeof ends) || ends[0] < 0 || ends[0] > ends[1] ||
+    if (!copy_bytes(shard, offsets + 4 * at, ends, sizeof ends) || ends[0] < 0 || ends[0] > ends[1] ||
         (uint64_t)ends[1] > length)
         return 0;
     out->first = (uint64_t)ends[0], out->length = (uint64_t)(ends[1] - ends[0]);
@@ -86,38 +86,47 @@ static int between(const struct shard *shard, uint64_t offsets, uint64_t at, uin
 }
 
 /* Make an offset in a column one in the shard; returns 0 if the bytes do not lie in the shard. */
-static int within(const struct shard *shard, uint64_t base, struct span *bytes) {
+static int rebase(const struct shard *shard, uint64_t base, struct span *bytes) {
     uint64_t size = (uint64_t)shard->data.len, end = bytes->first + bytes->length;
     bytes->first += base;
     return base <= size && end <= size - base;
 }
 
-static int is_list(const struct shard *shard, const uint64_t *buffers, uint64_t at, struct part *out) {
+static int read_list(const struct shard *shard, const uint64_t *buffers, uint64_t at, struct part *out) {
     struct span one;
     uint64_t count = buffers[3] >> 2, size = (uint64_t)shard->data.len;
-    if (!count || !between(shard, buffers[0], at, count - 1, &out->offsets)) return 0;
+    if (!count || !find_span(shard, buffers[0], at, count - 1, &out->offsets)) return 0;
     out->bytes = (struct span){0, 0};
     for (uint64_t nth = 0; nth < out->offsets.length; nth++) {
-        if (!between(shard, buffers[2], out->offsets.first + nth, buffers[5], &one)) return 0;
+        if (!find_span(shard, buffers[2], out->offsets.first + nth, buffers[5], &one)) return 0;
         if (!nth) out->bytes.first = one.first;
         out->bytes.length = one.first + one.length - out->bytes.first;
     }
-    if (out->offsets.length && !within(shard, buffers[4], &out->bytes)) return 0;
+    if (out->offsets.length && !rebase(shard, buffers[4], &out->bytes)) return 0;
     out->offsets.first = buffers[2] + 4 * out->offsets.first;
     out->base = buffers[4];
     out->value = (int64_t)(buffers[5] < size - buffers[4] ? buffers[5] : size - buffers[4]);
     return 1;
 }
 
-static int is_number(const struct shard *shard, char kind, uint64_t first, uint64_t at, int64_t *out) {
+static int read_number(const struct shard *shard, char kind, uint64_t first, uint64_t at, int64_t *out) {
     int32_t int32;
     uint32_t uint32;
     unsigned char byte;
     switch (kind) {
-    case INT64: return copied(shard, first + 8 * at, out, 8);
-    case INT32: return copied(shard, first + 4 * at, &int32, 4) && (*out = int32, 1);
-    case UINT32: return copied(shard, first + 4 * at, &uint32, 4) && (*out = uint32, 1);
-    default: return copied(shard, first + (at >> 3), &byte, 1) && (*out = byte >> (at & 7) & 1, 1);
+    case INT64: return copy_bytes(shard, first + 8 * at, out, 8);
+    case INT32:
+        if (!copy_bytes(shard, first + 4 * at, &int32, 4)) return 0;
+        *out = int32;
+        return 1;
+    case UINT32:
+        if (!copy_bytes(shard, first + 4 * at, &uint32, 4)) return 0;
+        *out = uint32;
+        return 1;
+    default:
+        if (!copy_bytes(shard, first + (at >> 3), &byte, 1)) return 0;
+        *out = byte >> (at & 7) & 1;
+        return 1;
     }
 }
 
@@ -146,12 +155,12 @@ static const char *find(const struct shard *shard, uint64_t number, struct part 
         char kind = shard->kinds[column];
         struct part *part = parts + column;
         if (kind == TEXTS) {
-            if (!is_list(shard, buffers, at, part)) return outside;
+            if (!read_list(shard, buffers, at, part)) return outside;
         } else if (kind == TEXT || kind == IMAGE) {
-            if (!between(shard, buffers[0], at, buffers[3], &part->bytes) || !within(shard, buffers[2], &part->bytes))
+            if (!find_span(shard, buffers[0], at, buffers[3], &part->bytes) || !rebase(shard, buffers[2], &part->bytes))
                 return outside;
             if (kind == TEXT) __builtin_prefetch((const char *)shard->data.buf + part->bytes.first);
-        } else if (!is_number(shard, kind, buffers[0], at, &part->value)) {
+        } else if (!read_number(shard, kind, buffers[0], at, &part->value)) {
             return outside;
         }
         buffers += places(kind);
@@ -191,7 +200,7 @@ static PyObject *texts(const struct shard *shard, const struct part *part) {
     struct span one;
     for (uint64_t nth = 0; list && nth < part->offsets.length; nth++) {
         PyObject *item = NULL;
-        if (between(shard, part->offsets.first, nth, (uint64_t)part->value, &one))
+        if (find_span(shard, part->offsets.first, nth, (uint64_t)part->value, &one))
             item = text(shard, part->base + one.first, one.length);
         else
             PyErr_SetString(PyExc_ValueError, "it changes while it is read");
@@ -227,7 +236,7 @@ static PyObject *values(const struct shard *shard, PyObject *data, const struct 
 }
 
 /* Does the work of `read_row`, which wants the values and passes `crc32s` or None to check nothing, and `row_crc32`. */
-static PyObject *looked_up(PyObject *arguments, int wants_values) {
+static PyObject *look_up(PyObject *arguments, int wants_values) {
     PyObject *data, *crc32s = Py_None, *result = NULL;
     struct shard shard;
     struct part parts[MOST_COLUMNS];
@@ -260,9 +269,9 @@ static PyObject *looked_up(PyObject *arguments, int wants_values) {
     return result;
 }
 
-static PyObject *read_row(PyObject *module, PyObject *arguments) { return looked_up(arguments, 1); }
+static PyObject *read_row(PyObject *module, PyObject *arguments) { return look_up(arguments, 1); }
 
-static PyObject *row_crc32(PyObject *module, PyObject *arguments) { return looked_up(arguments, 0); }
+static PyObject *row_crc32(PyObject *module, PyObject *arguments) { return look_up(arguments, 0); }
 
 static PyMethodDef functions[] = {
     {"read_row", read_row, METH_VARARGS, "read_row(data, starts, buffers, kinds, number, crc32s) -> the row's values"},
