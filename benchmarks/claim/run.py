@@ -71,7 +71,7 @@ def run_here(plans: Iterable[Plan], results: Path, count: int) -> int:
         return _one_after_another(plans, results, stop, count)
 
 
-def told(campaign: Callable[[], tuple[int, str]], page: Path | None) -> int:
+def run_and_report(campaign: Callable[[], tuple[int, str]], page: Path | None) -> int:
     """Run a campaign, print the tables it returns and write them into a page. Returns the campaign's exit code, 1 after
     a user's mistake, or 130 after an interrupt."""
     try:

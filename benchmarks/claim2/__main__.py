@@ -61,9 +61,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from benchmarks.claim2.budget import told
+    from benchmarks.claim2.budget import describe
 
-    print(told(SIZES[args.size]))
+    print(describe(SIZES[args.size]))
     return 0
 
 

@@ -74,7 +74,7 @@ def budget(size: Size, root: Path = claim.ROOT) -> Budget:
     return Budget(cells, updates, seconds, size.processes)
 
 
-def told(size: Size) -> str:
+def describe(size: Size) -> str:
     found = budget(size)
     return (
         f"{found.cells} cells, {found.updates:,} updates. Their products take one {CARD} {found.products_s:,.0f} s at "

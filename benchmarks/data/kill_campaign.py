@@ -89,9 +89,9 @@ def main() -> int:
             trial = {"engine": arguments.engine, "of": arguments.of, "seed": seed, "records": arguments.count}
             out, draw = Path(folder) / "out", random.Random(seed)
             if arguments.of == "task":
-                found = run_with_dead_tasks(argv, out, lasts, draw)
+                found = run_with_killed_tasks(argv, out, lasts, draw)
             elif arguments.of == "part":
-                found = dead_shares(argv, out, cpu_s, draw)
+                found = run_with_killed_shares(argv, out, cpu_s, draw)
             else:
                 found = run_trial(argv, out, arguments.engine, lasts, draw)
             if not found["kills"] and arguments.of != "part":
@@ -139,7 +139,7 @@ def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: rando
     parts: list[int] = []
     for _ in range(MOST_KILLS):
         wait = draw.uniform(*WINDOW[engine]) * lasts
-        if not killed(argv, out, wait):
+        if not run_and_kill(argv, out, wait):
             break
         kills.append(round(wait, 3))
         parts.append(len(list(out.with_name(f".{out.name}.partial").glob(".state/*.part"))))
@@ -153,7 +153,7 @@ def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: rando
     return found
 
 
-def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.Random) -> dict[str, object]:
+def run_with_killed_tasks(argv: list[str], out: Path, lasts: float, draw: random.Random) -> dict[str, object]:
     """Kill up to `MOST_KILLS` tasks of one run, at random times."""
     said = out.with_name("said")
     with said.open("w") as file:
@@ -176,17 +176,17 @@ def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.R
     return found
 
 
-def dead_shares(argv: list[str], out: Path, cpu_s: float, draw: random.Random) -> dict[str, object]:
+def run_with_killed_shares(argv: list[str], out: Path, cpu_s: float, draw: random.Random) -> dict[str, object]:
     """Kill each share once, in a random order, and make only that share again; then join them."""
     state = out.with_name(f".{out.name}.partial") / ".state"
     shares = draw.sample(range(1, SHARES + 1), SHARES)
     killed: list[int] = []
     for share in shares:
         words = [*argv[3:], str(out), "--part", f"{share}/{SHARES}"]
-        if not alone(words, draw.uniform(0, LATEST * cpu_s)):
+        if not run_alone(words, draw.uniform(0, LATEST * cpu_s)):
             killed.append(len(list(state.glob("*.part"))))
-            alone(words)
-    alone([*argv[3:], str(out)])
+            run_alone(words)
+    run_alone([*argv[3:], str(out)])
     found = {"kills": len(killed), "shares": shares, "parts then": killed, "digest": digest(out)}
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(state.parent, ignore_errors=True)
@@ -195,11 +195,11 @@ def dead_shares(argv: list[str], out: Path, cpu_s: float, draw: random.Random) -
 
 def cpu_time_alone(words: list[str]) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    alone(words)
+    run_alone(words)
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
 
 
-def alone(words: list[str], cpu_s: float | None = None) -> bool:
+def run_alone(words: list[str], cpu_s: float | None = None) -> bool:
     """Run a command in a process that has imported everything, and kill it after `cpu_s`; returns whether it ended."""
     child = os.fork()
     if not child:
@@ -237,7 +237,7 @@ def working(pid: int) -> list[int]:
     return sorted(found)
 
 
-def killed(argv: list[str], out: Path, wait: float) -> bool:
+def run_and_kill(argv: list[str], out: Path, wait: float) -> bool:
     """Start the run and kill it after `wait` with all its processes; False if it ended before."""
     process = subprocess.Popen([*argv, str(out)], cwd=ROOT, start_new_session=True, **QUIET)  # type: ignore[call-overload]
     try:

@@ -185,7 +185,7 @@ class Attempt:
         self.process.wait()
 
 
-def made(folder: Path, records: int = 300) -> Path:
+def make_shards(folder: Path, records: int = 300) -> Path:
     """Synthetic shards to train on, made unless they are there."""
     if not folder.exists():
         words = ["synth", "--task", "caption", "--count", str(records), "--seed", "3", "--shard-mb", "0.2"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.faults import checks
 from benchmarks.faults.injections import FLIPS, KINDS, LATER, POISONS, Hit
-from benchmarks.faults.runs import BATCH, STEPS, Attempt, Run, made
+from benchmarks.faults.runs import BATCH, STEPS, Attempt, Run, make_shards
 from mvlm.errors import ExitCode
 from mvlm.training.health.anomaly import LAG
 
@@ -40,7 +40,7 @@ class Workshop:
 
     def __init__(self, folder: Path, steps: int = STEPS) -> None:
         self._folder, self._steps = folder, steps
-        self._shards = made(folder / "shards")
+        self._shards = make_shards(folder / "shards")
         self._references: dict[tuple[int, ...], Run] = {}
 
     def reference(self, absent: tuple[int, ...] = ()) -> Run:
@@ -84,7 +84,7 @@ class Workshop:
             exact = "another_layout" not in kinds
             result = checks.ended(run, self.reference(batches), exact)
             problems = result.pop("problems")
-            lines = [*trial.told(), *_poisonings(run), *_flips(run)]
+            lines = [*trial.lines(), *_poisonings(run), *_flips(run)]
             for line in lines:
                 line["problems"] = line.get("problems", []) + problems
                 line |= result
@@ -124,7 +124,7 @@ class Trial:
         attempt = self.run.start()
         expected, may_give_way = "", False
         while len(self.run.attempts) < MOST_ATTEMPTS:
-            kind, hit, stuck = self._befall(attempt)
+            kind, hit, stuck = self._inject(attempt)
             code, problems = _ended(attempt)
             problems += stuck
             reached = self.run.step()
@@ -149,7 +149,7 @@ class Trial:
             else:
                 attempt = self.run.start()
 
-    def _befall(self, attempt: Attempt) -> tuple[str, Hit | None, list[str]]:
+    def _inject(self, attempt: Attempt) -> tuple[str, Hit | None, list[str]]:
         """Inject faults until one ends this attempt; returns its kind, the hit, and a problem if its moment never came.
 
         Faults before it that do not end the attempt are recorded at once.
@@ -191,7 +191,7 @@ class Trial:
             problems.append(f"ended at step {self.run.step()} and saved step {step}")
         return problems
 
-    def told(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[dict[str, Any]]:
         """A line for each fault of the finished run."""
         stream = self.run.stream(0)
         lines = []

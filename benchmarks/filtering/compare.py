@@ -23,7 +23,7 @@ import pyarrow as pa
 from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, add_record, code_version, plan, read_records, trained
 from benchmarks.claim.corpora import BUNDLED
 from benchmarks.claim.grid import ALL_FOUR, BASELINE, SCENES, Cell
-from benchmarks.claim.run import prepare_all, run_here, told
+from benchmarks.claim.run import prepare_all, run_and_report, run_here
 from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
 from benchmarks.filtering.noise import NoisyCorpus, with_noise
 from benchmarks.negatives.compare import compare_by_seed
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run_here(plans(args), args.results, len(args.seeds) * len(args.corpora) * (1 + len(ARMS)))
         return code, tables(read_records(args.results), read_records(args.auc))
 
-    return told(campaign, PAGE if args.results == CELLS else None)
+    return run_and_report(campaign, PAGE if args.results == CELLS else None)
 
 
 def plans(args: argparse.Namespace) -> Iterator[Plan]:

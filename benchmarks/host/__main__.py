@@ -59,7 +59,7 @@ def main() -> int:
             for _ in range(arguments.rounds):
                 for case in arguments.cases:
                     for root in roots:
-                        found = in_a_process_of_its_own(root, case, arguments.steps)
+                        found = in_a_process(root, case, arguments.steps)
                         print(found, flush=True)
                         print(json.dumps(found), file=kept, flush=True)
     print(table([json.loads(line) for line in arguments.results.read_text().splitlines()]))
@@ -82,7 +82,7 @@ def checkouts(against: str | None) -> Iterator[list[Path]]:
             git(here, "worktree", "remove", "--force", str(other))
 
 
-def in_a_process_of_its_own(root: Path, case: str, steps: int) -> dict[str, Any]:
+def in_a_process(root: Path, case: str, steps: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--trial", case, "--steps", str(steps)]
     environment = os.environ | {"MVLM_HOST_ROOT": str(root), "PYTHONPATH": str(root)}
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
 from benchmarks.claim.grid import BASELINE, SCENES, Cell
 from benchmarks.claim.paired import Comparison, compare
-from benchmarks.claim.run import prepare_all, run_here, told
+from benchmarks.claim.run import prepare_all, run_and_report, run_here
 from benchmarks.claim.scores import unpack
 from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run_here(plans(args.seeds, args.folder), args.results, len(args.seeds) * len(GROUPS))
         return code, tables(read_records(args.results))
 
-    return told(campaign, PAGE if args.results == CELLS else None)
+    return run_and_report(campaign, PAGE if args.results == CELLS else None)
 
 
 def plans(seeds: Sequence[int], folder: Path) -> Iterator[Plan]:

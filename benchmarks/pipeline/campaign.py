@@ -103,7 +103,7 @@ class Campaign:
             shutil.copytree(kept, self._now)
             forget(self._now, step)
             with store.holding(self._now / STORED) if store else nullcontext():
-                outcome = self._befall(step, cause, draw.uniform(0, LONGEST / 2**halved))
+                outcome = self._inject(step, cause, draw.uniform(0, LONGEST / 2**halved))
             if outcome:
                 break
         else:
@@ -113,7 +113,7 @@ class Campaign:
         named = {"backend": self._backend.name, "step": step, "fault": fault}
         return named | outcome | {"differs": differs, "hashes": found}
 
-    def _befall(self, step: str, cause: Callable[[], None], after: float) -> dict[str, Any] | None:
+    def _inject(self, step: str, cause: Callable[[], None], after: float) -> dict[str, Any] | None:
         """Inject a fault into a step so many seconds after it has begun; None if it is over by then."""
         self._backend.submit()
         logs, began = self._now / LOGS / step, time.monotonic()

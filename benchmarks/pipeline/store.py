@@ -101,7 +101,8 @@ def main() -> None:
     while True:
         try:
             store = s3fs.S3FileSystem(skip_instance_cache=True)
-            store.exists(BUCKET) or store.mkdir(BUCKET)
+            if not store.exists(BUCKET):
+                store.mkdir(BUCKET)
             break
         except OSError:
             if time.monotonic() > deadline:

@@ -68,7 +68,7 @@ def forget(folder: Path, step: str) -> None:
     """Undo a step, so that it has to run again; steps that depend on it stay done, since their keys stay the same."""
     shutil.rmtree(folder / LOGS / step, ignore_errors=True)
     for cached in (folder / CACHE).glob("*"):
-        shutil.rmtree(cached) if cached.is_dir() else cached.unlink()
+        _delete(cached)
     if step == "preflight":
         return
     if step == "score":
@@ -78,9 +78,15 @@ def forget(folder: Path, step: str) -> None:
                 table.unlink()
         return
     _place(folder, f"{OUTPUTS[step]}.step.json").unlink()
-    path = _place(folder, OUTPUTS[step])
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _delete(_place(folder, OUTPUTS[step]))
     shutil.rmtree(folder / STORED / OUTPUTS[step], ignore_errors=True)  # its mirror
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _place(folder: Path, path: str) -> Path:

@@ -157,7 +157,8 @@ def save(run: Path, rank: int, ranks: int, fp32: bool) -> dict[str, Any]:
         engine.fill(parameter, MOMENTS, partial(drawn, name))
     meter.tell("filled")
     before, saver = bytes_written(), Saver(engine, run, config.checkpoint, attempt)
-    saver.start(state := TrainState(STEP, STEP * 16, 0, "shards", updates=STEP))
+    state = TrainState(STEP, STEP * 16, 0, "shards", updates=STEP)
+    saver.start(state)
     assert saver._pending
     saver._pending.share.join()
     meter.tell("saved")

@@ -80,10 +80,10 @@ def rise(divided: bool) -> dict[str, Any]:
     """
     import_deepspeed()  # so that its memory does not count as the model's
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)  # glibc raises it, and then keeps freed memory
-    made((*OVERRIDES, *SMALL), divided)  # loads the code and makes the connections that any model needs
+    make_model((*OVERRIDES, *SMALL), divided)  # loads the code and makes the connections that any model needs
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    model, weights = made(OVERRIDES, divided)
+    model, weights = make_model(OVERRIDES, divided)
     found = memory("VmHWM") - before
     largest = max(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     facts = {"parameters": count_parameters(model), "largest": largest}
@@ -96,7 +96,7 @@ def rise(divided: bool) -> dict[str, Any]:
     return facts | {"rise": found}
 
 
-def made(settings: tuple[str, ...], divided: bool) -> tuple[torch.nn.Module, InitialWeights]:
+def make_model(settings: tuple[str, ...], divided: bool) -> tuple[torch.nn.Module, InitialWeights]:
     """A model, and its initial weights."""
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*settings])
     model, weights = build_recorded(config.blueprint, Vocabulary(16000, 1))

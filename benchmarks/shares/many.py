@@ -60,13 +60,13 @@ def main() -> int:
     commit()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for size in asked.mb:
-            keep({"kind": "save"} | on_ranks(1, partial(blocked, Path(folder) / f"run-{size}", size))[0])
+            keep({"kind": "save"} | on_ranks(1, partial(time_saves, Path(folder) / f"run-{size}", size))[0])
         if not asked.shares:
             return 0
         checkpoint = Path(folder) / "checkpoint"
         keep({"kind": "write"} | on_ranks(1, partial(write, checkpoint, asked.shares))[0])
         for ranks in asked.ranks:
-            found = on_ranks(ranks, partial(verified, checkpoint))
+            found = on_ranks(ranks, partial(verify, checkpoint))
             slowest = {name: max(each[name] for each in found) for name in found[0]}
             keep({"kind": "verify", "shares": asked.shares, "ranks": ranks} | slowest)
         merged = on_ranks(1, partial(merge, checkpoint, Path(folder) / "merged"))[0]
@@ -87,7 +87,7 @@ class Timer:
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.thread_time()
 
-    def told(self, name: str) -> dict[str, float]:
+    def spent(self, name: str) -> dict[str, float]:
         return {f"{name}, s": time.perf_counter() - self._wall, f"{name}, CPU s": time.thread_time() - self._cpu}
 
 
@@ -109,7 +109,7 @@ class Share:
             yield f"layer.{number // 3}", {key: TensorPart(tensor, 0, tuple(tensor.shape))}
 
 
-def blocked(run: Path, size: int) -> dict[str, Any]:
+def time_saves(run: Path, size: int) -> dict[str, Any]:
     """How long the first save and a later one block the main thread, and how far memory rises."""
     engine: Any = Share(size)
     saver = Saver(engine, run, Checkpoint(keep=1), FencingToken(run))
@@ -117,11 +117,11 @@ def blocked(run: Path, size: int) -> dict[str, Any]:
     before = memory("VmRSS")
     timer = Timer()
     saver.start(TrainState(1, 16, 0, "shards", updates=1))
-    found = timer.told("first blocked")
+    found = timer.spent("first blocked")
     saver.finish()
     timer = Timer()
     saver.start(TrainState(2, 32, 0, "shards", updates=2))
-    found |= timer.told("blocked")
+    found |= timer.spent("blocked")
     saver.finish()
     rise = memory("VmHWM") - before
     return {"bytes": engine.bytes, **found, "saved, s": saver.seconds, "memory rose by": rise}
@@ -172,7 +172,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def verified(checkpoint: Path) -> dict[str, Any]:
+def verify(checkpoint: Path) -> dict[str, Any]:
     """Verify this rank's part of it, as each rank does before a run is resumed.
 
     Raises:
@@ -182,7 +182,7 @@ def verified(checkpoint: Path) -> dict[str, Any]:
     before, timer = bytes_read(), Timer()
     if reason := find_damage(checkpoint):
         raise RuntimeError(reason)
-    found = timer.told("verified") | {"read": bytes_read() - before}
+    found = timer.spent("verified") | {"read": bytes_read() - before}
     share = sorted(checkpoint.glob("weights-*"))[-3]
     flip(share)
     if not (reason := find_damage(checkpoint)) or share.name not in reason:
@@ -213,7 +213,7 @@ def merge(checkpoint: Path, out: Path) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")
     before, timer = memory("VmRSS"), Timer()
     write_weights(checkpoint, out, FILE_BYTES)
-    found = timer.told("merged") | {"memory rose by": memory("VmHWM") - before}
+    found = timer.spent("merged") | {"memory rose by": memory("VmHWM") - before}
     files = sorted(out.glob("*.safetensors"))
     for path in files:
         with safe_open(path, framework="pt") as file:

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
 from benchmarks.claim.corpora import Corpus
 from benchmarks.claim.grid import BASELINE, SCENES, Cell
-from benchmarks.claim.run import prepare_all, run_here, told
+from benchmarks.claim.run import prepare_all, run_and_report, run_here
 from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
 from benchmarks.negatives.compare import compare_by_seed
 from benchmarks.shuffle.runs import write_runs
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run_here(plans(corpus, args.seeds, args.folder), args.results, len(args.seeds) * len(ORDERS))
         return code, tables(read_records(args.results), corpus.runs)
 
-    return told(campaign, PAGE if args.results == CELLS else None)
+    return run_and_report(campaign, PAGE if args.results == CELLS else None)
 
 
 def prepared(folder: Path) -> RunsCorpus:

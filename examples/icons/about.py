@@ -30,13 +30,13 @@ def read(folder: Path) -> pa.Table:
 
 def numbers(table: pa.Table) -> dict[str, int]:
     """Rows, in all and per split; different sets, authors, designers, concepts; concepts of ten designers or more."""
-    hands: dict[str, set[str]] = defaultdict(set)
+    designers: dict[str, set[str]] = defaultdict(set)
     for concept, designer in zip(table["concept"].to_pylist(), table["designer"].to_pylist(), strict=True):
-        hands[concept].add(designer)
+        designers[concept].add(designer)
     splits = Counter(table["split"].to_pylist()).most_common()
     counted = {"rows": len(table)} | {f"rows of {split}": count for split, count in splits}
     counted |= {f"different {name}s": len(table[name].unique()) for name in ("set", "author", "designer", "concept")}
-    return counted | {"concepts drawn by ten designers or more": sum(len(each) >= 10 for each in hands.values())}
+    return counted | {"concepts drawn by ten designers or more": sum(len(each) >= 10 for each in designers.values())}
 
 
 def attribution(table: pa.Table) -> str:
@@ -52,8 +52,8 @@ def attribution(table: pa.Table) -> str:
         "|---|---|---|---|---|",
     ]
     for (prefix, title, author, licence, url), count in sorted(rows.items()):
-        said = f"[{licence}]({url})" if url else licence
-        lines.append(f"| {prefix} | {_plain(title)} | {_plain(author)} | {said} | {count:,} |")
+        link = f"[{licence}]({url})" if url else licence
+        lines.append(f"| {prefix} | {_plain(title)} | {_plain(author)} | {link} | {count:,} |")
     return "\n".join(lines) + "\n"
 
 

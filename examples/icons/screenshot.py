@@ -43,8 +43,8 @@ def shot(browser: webdriver.Chrome, address: str, words: str | None) -> bytes:
     metrics = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": SCALE, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(address)
-    patient = WebDriverWait(browser, 60, 0.1)
-    patient.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "#guesses table"))
+    wait = WebDriverWait(browser, 60, 0.1)
+    wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "#guesses table"))
     if words:
         browser.find_element(By.ID, "query").send_keys(f"{words}\n")
     else:
@@ -55,8 +55,8 @@ def shot(browser: webdriver.Chrome, address: str, words: str | None) -> bytes:
             chain.move_by_offset(to_x - x, to_y - y).release().perform()
     time.sleep(2)  # the page searches a moment after the last stroke
     drawn = "[...document.querySelectorAll('#found img')].every((image) => image.matches('.drawn'))"
-    told = "document.getElementById('search-status').textContent.includes('best first')"
-    patient.until(lambda _: browser.execute_script(f"return {told} && {drawn}"))
+    listed = "document.getElementById('search-status').textContent.includes('best first')"
+    wait.until(lambda _: browser.execute_script(f"return {listed} && {drawn}"))
     clip = {"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT, "scale": 1}
     taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
     return base64.b64decode(taken["data"])
