@@ -20,7 +20,9 @@ from benchmarks.step.medians import results as peer_results
 FOLDER = Path(__file__).parent
 RESULTS, README = FOLDER / "results", FOLDER / "README.md"
 BEGIN, END = "<!-- what the proof found -->", "<!-- end -->"
-NOTHING = "No proof has run on a GPU yet: there are no figures. What `--rehearse` runs on a CPU says nothing of speed."
+NOTHING = (
+    "No proof has run on a GPU yet: there are no figures. What `--rehearse` runs on a CPU says nothing about speed."
+)
 
 
 def markdown(folder: Path) -> str:
@@ -44,7 +46,7 @@ def markdown(folder: Path) -> str:
 def _machine(parts: list[Line]) -> str:
     line = next((line for line in parts if "machine" in line), None)
     if line is None:
-        return "What it ran on was not found out."
+        return "The machine was not recorded."
     facts = line["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     text = f"{facts['device']}; Python {facts['python']}, CUDA {facts['cuda']}, {versions}."

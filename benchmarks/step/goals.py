@@ -48,22 +48,22 @@ def _both(value: float) -> dict[str, float]:
 
 
 GOALS = (
-    Goal("pairs/s, of the faster plain step's", _both(1.45), _speedup(""), (OURS, "naive", "sdpa")),
-    Goal("the same, text padded to 30 there", _both(1.45), _speedup("_30"), (OURS, "naive_30", "sdpa_30")),
+    Goal("pairs/s, × the faster plain step's", _both(1.45), _speedup(""), (OURS, "naive", "sdpa")),
+    Goal("the same, with its text padded to 30", _both(1.45), _speedup("_30"), (OURS, "naive_30", "sdpa_30")),
     Goal(
-        "operations a second, of the matrix products' alone",
+        "operations per second, × those of matrix products alone",
         {"fp32": 0.70, "bf16": 0.55},
         lambda found: found[OURS].peak,
         (OURS,),
     ),
     Goal(
-        "operations a second, of ALBEF's own code's",
+        "operations per second, × those of ALBEF's own code",
         _both(1.0),
         lambda found: found[OURS].peak / found["albef"].peak,
         (OURS, "albef"),
     ),
     Goal(
-        "memory beyond the model, of the faster plain step's",
+        "memory beyond the model, × the faster plain step's",
         _both(0.85),
         lambda found: found[OURS].memory / _plain(found, "").memory,
         (OURS, "naive", "sdpa"),
@@ -83,5 +83,5 @@ def markdown(found: list[Result]) -> str:
         cells = [goal.cell(precision, own) for precision, own in by_precision.items()]
         if any(cells):
             rows.append("| " + " | ".join([goal.title, *cells]) + " |")
-    title = "| goal on one core, of the step that a run takes by itself there: not compiled | fp32 | bf16 |"
+    title = "| goal on one core, for the step that a run makes there by default: not compiled | fp32 | bf16 |"
     return "\n".join([title, "| --- | --- | --- |", *rows]) if rows else ""

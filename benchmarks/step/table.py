@@ -37,7 +37,7 @@ def _machine(lines: list[Line]) -> str:
     sentences = [f"{devices}; torch {lines[-1]['torch']}; load of the machine {min(loads)} to {max(loads)}."]
     sentences.append(f"Matrix products alone reach {' and '.join(speeds)}.")
     if optimizer := [seconds for line in lines if line["variant"] == OPTIMIZER for seconds in times(line)]:
-        sentences.append(f"AdamW, which is no part of the steps below, takes {median(optimizer):.2f} s.")
+        sentences.append(f"AdamW, which is not part of the steps below, takes {median(optimizer):.2f} s.")
     return " ".join(sentences)
 
 
@@ -46,7 +46,7 @@ def _table(found: list[Result]) -> str:
     ratios: list[tuple[str, str, Callable[[Result], float]]] = [
         ("naive", "× naive", lambda result: result.pairs_per_s),
         ("sdpa", "× naive with torch's attention", lambda result: result.pairs_per_s),
-        ("sdpa", "memory, of the latter's", lambda result: result.memory),
+        ("sdpa", "memory, × the latter's", lambda result: result.memory),
     ]
     ratios = [ratio for ratio in ratios if ratio[0] in by_name]
     heads = [found[0].precision, "GF/pair", "pairs/s", "±", *(title for _, title, _ in ratios), "% of peak", "GB"]

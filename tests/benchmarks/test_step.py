@@ -140,7 +140,7 @@ def test_a_goal_that_was_missed_is_said_so() -> None:
 
     found = [result("naive", 1.0, 9.0), result("sdpa", 2.0, 10.0), result("without_compilation", 2.8, 8.0)]
     text = goals.markdown(found)
-    assert "| pairs/s, of the faster plain step's | 1.40 (≥ 1.45: **not reached**) |  |" in text
+    assert "| pairs/s, × the faster plain step's | 1.40 (≥ 1.45: **not reached**) |  |" in text
     assert "| 0.72 (≥ 0.7: reached) |" in text
     assert "| 0.80 (≤ 0.85: reached) |" in text
     assert "ALBEF" not in text  # not measured
