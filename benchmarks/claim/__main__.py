@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="train and measure cells, seed by seed", epilog=EXAMPLES, formatter_class=raw)
     run.add_argument("--core", action="store_true", help="all four losses against ITC + ITM alone")
     run.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED", help="of each cell (0 1 2 3 4)"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED", help="seeds of each cell (0 1 2 3 4)"
     )
     run.add_argument(
         "--corpus",
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="fine-tune the ablation's cells, and the core's with a tenth of the pairs",
     )
-    run.add_argument("--size", choices=("small", "gpu", "paper"), default="small", help="of the models (small)")
+    run.add_argument("--size", choices=("small", "gpu", "paper"), default="small", help="size of the models (small)")
     run.add_argument("--jobs", choices=("local", "slurm", "ray"), default="local", help="where training runs")
     run.add_argument("--job", default="", metavar="JOB.toml", help="job file of `python -m cluster`, for slurm and ray")
     run.add_argument("--folder", type=Path, default=ROOT / "runs/claim", help="for corpora and training runs")
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     table.set_defaults(command="table")
     hours = commands.add_parser("hours", help="GPU-hours of the paper's own runs, from its model's operations")
     hours.add_argument("--tflops", type=float, default=312, help="a card's peak in bf16 (default: an A100's 312)")
-    hours.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of the peak that is reached (0.4)")
+    hours.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the peak reached (0.4)")
     hours.set_defaults(command="hours")
     return top
 

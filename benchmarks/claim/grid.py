@@ -38,7 +38,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {**ABLATION, **ALBEF_LIKE, **MASKING, *
 """By name, overrides of a size's TOML."""
 
 SHARES = (100, 50, 25, 10)
-"""Of the training pairs, in per cent; each contains the next."""
+"""Shares of the training pairs, in per cent; each contains the next."""
 
 STEPS, COMPUTE = "steps", "compute"
 """What a cell spends as much of as all four losses on the same corpus do: updates, or operations."""

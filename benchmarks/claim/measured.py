@@ -42,7 +42,7 @@ class Measured:
         return [record["numbers"][number] for _, record in sorted(seeds.items()) if number in record["numbers"]]
 
     def compare(self, contrast: Contrast, measure: str) -> Comparison | None:
-        """Over the seeds that both cells have; None if there are fewer than two, or no such measure."""
+        """Compare two cells over the seeds that both have; None if these are fewer than two, or lack the measure."""
         of_treatment, of_control = (self.cells.get(c.kind, {}) for c in (contrast.treatment, contrast.control))
         pairs = [
             (unpack(of_treatment[seed]["rows"][measure]), unpack(of_control[seed]["rows"][measure]))

@@ -172,7 +172,7 @@ def run(campaign: Campaign) -> int:
         try:
             for cells in in_turn(campaign.size):
                 _work_through(campaign, [_icon_task(campaign, cell) for cell in cells], stop)
-            for tune in ("", TUNE):  # by then what is fine-tuned has been pretrained, perhaps by another process
+            for tune in ("", TUNE):  # in this order, since what is fine-tuned must have been pretrained
                 _work_through(campaign, _scene_tasks(campaign, tune), stop)
         except Stopped:
             return ExitCode.REQUEUE

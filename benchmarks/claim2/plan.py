@@ -20,7 +20,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 """By name, overrides of a size's TOML."""
 
 SHARES = (4, 20, 100)
-"""Of the training pairs, in per cent; each is contained in the next."""
+"""Shares of the training pairs, in per cent; each is contained in the next."""
 
 PRIMARY_SHARE = 20
 PRIMARY_CONTRASTS = ((JOINT, INDEPENDENT), (JOINT, BASELINE))

@@ -100,7 +100,7 @@ def verdict(found: Comparison, corrected_p: float) -> str:
 
 
 def compared(treatment: dict[int, Any], control: dict[int, Any], measure: str) -> Comparison:
-    """Over the seeds that both have, and the units."""
+    """Compare two arms over the seeds that both have, and over units."""
     seeds = sorted(treatment.keys() & control.keys())
     sides = (np.stack([unpack(side[seed]["units"][measure]) for seed in seeds]) for side in (treatment, control))
     return compare(*sides)
@@ -156,7 +156,7 @@ def _costs(campaign: Campaign, records: Records) -> str:
 
 
 def curve(cells: Records, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of cells that differ only in their seed, at each evaluation: the share of the training time, the mean score on
+    """For cells that differ only in their seed, at each evaluation: the share of the training time, the mean score on
     the validation rows in per cent, and half the width of the 95 % interval over seeds, 0 if they are fewer than
     three."""
     evaluated = [cell["curve"][:CURVE] for cell in cells]

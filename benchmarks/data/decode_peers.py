@@ -1,4 +1,4 @@
-"""The same by other libraries, each as it is usually put together: decode, random resized crop, flip."""
+"""Other libraries' pipelines, each as it is usually put together: decode, random resized crop, flip."""
 
 from __future__ import annotations
 

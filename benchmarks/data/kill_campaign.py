@@ -56,7 +56,7 @@ LATEST = 0.6
 """When a share is killed at the latest, unless it has ended: this fraction of the CPU time that a whole run takes."""
 
 MOST_KILLS = 6
-"""In one trial; then the run is left to end."""
+"""The most kills in one trial; then the run is left to end."""
 
 
 def main() -> int:
@@ -250,7 +250,7 @@ def run_and_kill(argv: list[str], out: Path, wait: float) -> bool:
 
 
 def digest(folder: Path) -> str:
-    """Over all files and their names, leftovers included."""
+    """A hash of all files and their names, leftovers included."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -19,7 +19,7 @@ Collate = Callable[[Sequence[Any]], Any]
 
 
 class Peer(NamedTuple):
-    format: str  # that it reads
+    format: str  # the one that it reads, in formats.py
     batches: Callable[[Path], Iterator[Any]]
 
 

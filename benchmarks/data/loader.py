@@ -223,7 +223,7 @@ def rate(stream: Iterable[Any], batches: int) -> float:
 
 
 def cpu_seconds() -> float:
-    """Of this process and its children, including ended ones: some loaders begin each epoch with new ones."""
+    """CPU seconds of this process and its children, including ended ones: some loaders start new ones every epoch."""
     ticks = 0
     for pid in ("self", *children()):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -154,7 +154,7 @@ def timed(act: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def memory() -> dict[str, float]:
-    """Of this process, in megabytes."""
+    """The kinds of memory that this process takes, in megabytes."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) / 1e3 for words in lines if words[-1] == "kB"}
 

@@ -41,7 +41,7 @@ class Hit:
     """What was done to an attempt and what must come of it."""
 
     what: dict[str, Any]
-    codes: tuple[int, ...] = ()  # that the launcher may end with; if empty, the attempt goes on
+    codes: tuple[int, ...] = ()  # exit codes that the launcher may have; if empty, the attempt goes on
     keeps: bool = False  # no step may be repeated
     says: str = ""  # a pattern that its output must match
     next_says: str = ""  # a pattern that the next attempt's output must match

@@ -171,7 +171,7 @@ class Trial:
     def _wrong(
         self, attempt: Attempt, hit: Hit | None, code: int | None, expected: str, may_give_way: bool, unread: bool
     ) -> list[str]:
-        """Which promises this attempt has broken."""
+        """The promises that this attempt has broken."""
         problems = [] if unread or (hit and hit.harms_latest) else checks.between_attempts(self.run)
         output = attempt.output
         step = int(latest[5:]) if (latest := self.run.latest()) else 0

@@ -89,7 +89,7 @@ def _numbers(by_group: dict[int, dict[int, Record]]) -> str:
 
 
 def compare_by_seed(treatment: dict[int, Record], control: dict[int, Record], measure: str) -> Comparison | None:
-    """Over the seeds that both have; None if they are fewer than two."""
+    """Compare them over the seeds that both have; None if these are fewer than two."""
     seeds = sorted(treatment.keys() & control.keys())
     if len(seeds) < 2:
         return None

@@ -190,7 +190,7 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--on", default=",".join(FAULTS), help="back-ends, separated by commas (default: all)")
     words.add_argument("--trials", type=int, default=len(drawn()), help="at most (default: all)")
-    words.add_argument("--kinds", default=",".join(OUTPUTS), help="of steps, separated by commas (default: all)")
+    words.add_argument("--kinds", default=",".join(OUTPUTS), help="kinds of steps, with commas (default: all)")
     words.add_argument("--folder", type=Path, default=Path("runs/faults"), help="to work in (default: runs/faults)")
     args = words.parse_args()
     measured, failed, left, kinds = commit(), 0, args.trials, args.kinds.split(",")

@@ -39,7 +39,7 @@ def _mean(shares: Sequence[float]) -> str:
 
 
 def _spread(shares: Sequence[float]) -> str:
-    """Such as 41.5 (40.0 to 43.0)."""
+    """Mean and range, such as 41.5 (40.0 to 43.0)."""
     if len(shares) < 2:
         return _mean(shares)
     return f"{_mean(shares)} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
