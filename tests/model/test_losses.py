@@ -51,13 +51,14 @@ def test_itc_is_the_formula(exclude: bool) -> None:
 
 def test_negatives_follow_the_softmaxed_similarity() -> None:
     image, text = features(6, seed=2)
-    pairs, temperature, draws = Encoded(image, text, UNIQUE[:6], UNIQUE[:6]), 0.3, 4000
+    temperature, groups, batches = 0.3, 40, 100
+    draws, number = groups * batches, torch.arange(6 * groups)
+    pairs = Encoded(image.repeat(groups, 1), text.repeat(groups, 1), number, number)
     counts_image, counts_text = np.zeros((6, 6)), np.zeros((6, 6))
-    for draw in range(draws):
-        position = torch.arange(6) + 6 * draw
-        image_idx, text_idx = NegativeSampler(6).draw(pairs, pairs, position, torch.tensor(temperature))
-        counts_image[np.arange(6), image_idx] += 1
-        counts_text[np.arange(6), text_idx] += 1
+    for batch in range(batches):
+        drawn = NegativeSampler(6).draw(pairs, pairs, number + len(number) * batch, torch.tensor(temperature))
+        for counts, index in zip((counts_image, counts_text), drawn, strict=True):
+            np.add.at(counts, (number % 6, index % 6), 1)
     logits = (image @ text.T).numpy() / temperature
     for counts, scores in ((counts_image, logits.T), (counts_text, logits)):
         weights = np.exp(scores) * (1 - np.eye(6))
