@@ -21,8 +21,9 @@ from mvlm.pretrained.read import read_tensors
 from mvlm.runtime import hub
 from tests.conftest import ROOT, free_port
 
-PRETRAINED = ["model.text=FacebookAI/roberta-base", "model.text_weights=pretrained", "model.vision_weights=pretrained"]
-CONFIG = load_config(ROOT / "mvlm/configs/tiny.toml", [*PRETRAINED, "model.vision_args={}"]).model
+TEXT = ("model.text=FacebookAI/roberta-base", "model.text_weights=pretrained")
+VISION = ("model.vision=vit_tiny_patch16_224", "model.vision_args={}", "model.vision_weights=pretrained")
+CONFIG = load_config(ROOT / "mvlm/configs/tiny.toml", [*TEXT, *VISION]).model
 
 
 @pytest.fixture
