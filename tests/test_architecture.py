@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,14 +182,15 @@ DATA_TOOLS_MAY = {
 }
 
 
-def imported(source: str, package: str) -> set[str]:
-    """Every module name in an import statement, wherever it stands; `from a import b` gives a.b and relative ones are
-    resolved against `package`."""
-    return {name for name, _ in statements(ast.parse(source), package)}
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
-def statements(tree: ast.AST, package: str, late: bool = False, typed: bool = True) -> Iterator[tuple[str, bool]]:
-    """Every module name, and whether it is imported inside a function.
+def imported(tree: ast.AST, package: str, late: bool = False, typed: bool = True) -> Iterator[tuple[str, bool]]:
+    """The name of every module in an import statement, and whether that stands inside a function.
+
+    `from a import b` gives a.b; relative names are resolved against `package`.
 
     Args:
         typed: also what is imported for annotations alone.
@@ -200,9 +202,11 @@ def statements(tree: ast.AST, package: str, late: bool = False, typed: bool = Tr
             base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield from ((f"{module}.{alias.name}", late) for alias in node.names)
+        elif isinstance(node, ast.expr):
+            continue
         elif typed or not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
             inside = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-            yield from statements(node, package, inside, typed)
+            yield from imported(node, package, inside, typed)
 
 
 def within(name: str, module: str) -> bool:
@@ -213,7 +217,8 @@ def problems(path: str, source: str) -> list[str]:
     """What is wrong with the imports and length of one file of the product, `path` relative to the root."""
     parts = Path(path).with_suffix("").parts
     package, owner = ".".join(parts[:-1]), ".".join(parts[:2])
-    names = imported(source, package)
+    imports = list(imported(parsed(source), package))
+    names = {name for name, _ in imports}
     own = {name for name in names if within(name, parts[0])}
     found = []
     if parts[-1] == "utils":
@@ -233,7 +238,7 @@ def problems(path: str, source: str) -> list[str]:
         above = [f"mvlm.data.{name}" for name in DATA_ORDER[DATA_ORDER.index(parts[2]) + 1 :]]
         found += [f"imports {name}" for name in own if any(within(name, one) for one in above)]
     if not path.startswith(tuple(IMPORTED_LATE)):
-        late = {name for name, inside in statements(ast.parse(source), package) if inside}
+        late = {name for name, inside in imports if inside}
         late = {name for name in late if not any(within(name, one) for one in OPTIONAL) and "_triton." not in name}
         found += [f"imports {name} inside a function" for name in late]
     of_ray = {name for name in names if within(name, "ray")} - {RAY_DOCUMENTED}
@@ -252,9 +257,13 @@ def product() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for name in OURS for path in (ROOT / name).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", product())
-def test_every_file_keeps_to_its_layer(path: str) -> None:
-    assert problems(path, (ROOT / path).read_text(encoding="utf-8")) == []
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_every_file_keeps_to_its_layer() -> None:
+    found = {path: problems(path, read(path)) for path in product()}
+    assert {path: wrong for path, wrong in found.items() if wrong} == {}
 
 
 def test_every_package_has_its_rule() -> None:
@@ -272,7 +281,7 @@ def test_packages_import_what_stands_below_them() -> None:
             assert below, f"{owner} may import {name}"
 
 
-def circles(imports: dict[str, set[str]]) -> list[set[str]]:
+def cycles(imports: dict[str, set[str]]) -> list[set[str]]:
     """The modules that import each other, in groups."""
 
     def reached(module: str) -> set[str]:
@@ -293,15 +302,15 @@ def test_no_modules_import_each_other() -> None:
     paths = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in product()}
     imports: dict[str, set[str]] = {}
     for module, path in paths.items():
-        source, package = (ROOT / path).read_text(encoding="utf-8"), path.rpartition("/")[0].replace("/", ".")
-        names = {name for name, _ in statements(ast.parse(source), package, typed=module != "mvlm")}
+        package = path.rpartition("/")[0].replace("/", ".")
+        names = {name for name, _ in imported(parsed(read(path)), package, typed=module != "mvlm")}
         found = {name if name in paths else name.rpartition(".")[0] for name in names}
         imports[module] = (found & paths.keys()) - {module}
-    assert circles(imports) == []
+    assert cycles(imports) == []
 
 
-def test_the_check_finds_a_circle() -> None:
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"e"}, "e": set()}) == [{"b", "c"}]
+def test_the_check_finds_a_cycle() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"e"}, "e": set()}) == [{"b", "c"}]
 
 
 @pytest.mark.parametrize(
@@ -358,7 +367,7 @@ def test_the_check_lets_through_what_is_allowed() -> None:
 def test_no_name_of_a_class_stands_twice() -> None:
     homes: dict[str, list[str]] = {}
     for path in product():
-        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(read(path))):
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(path)
     assert {name: places for name, places in homes.items() if len(places) > 1} == {}
@@ -394,7 +403,7 @@ def defined(module: str) -> set[str] | None:
         return None
     file = place.with_suffix(".py")
     found: set[str] = set()
-    nodes = [ast.parse(file.read_text(encoding="utf-8"))] if file.exists() else []
+    nodes: list[Any] = [parsed(file.read_text(encoding="utf-8"))] if file.exists() else []
     while nodes:
         node = nodes.pop()
         for name in ("body", "orelse", "handlers", "finalbody"):
