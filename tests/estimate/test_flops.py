@@ -31,12 +31,8 @@ OTHER = dataclasses.replace(
     ),
 )
 
-
 OBJECTIVES = (
     (),
-    ("image=0",),
-    ("text=0",),
-    ("itm=0",),
     ("itc=0", "itm=0"),
     ("image=0", "text=0"),
     ("hide=both",),
