@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 from mvlm.__main__ import main
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.export.dual import export_dual
 from mvlm.pretrained.runs import load_run
 from tests.evaluate.tiny import CONFIG
 
@@ -25,11 +24,23 @@ def given():
 
 
 @pytest.fixture(scope="module", params=["transformer", pytest.param("dictionary", marks=pytest.mark.campaign)])
-def dual(request, run, made_run):
-    """A run of each kind of image encoder and of pooling."""
-    if request.param == "transformer":
-        return run
-    return made_run(vision="patch_dictionary", vision_args={"embed_dim": 32}, text_pool="mean")
+def dual(request, made_run):
+    """A run of each kind of image encoder and of pooling; its tokenizer cuts and pads, as that of all-MiniLM-L6-v2."""
+    kinds = {"transformer": {}}
+    kinds["dictionary"] = {"vision": "patch_dictionary", "vision_args": {"embed_dim": 32}, "text_pool": "mean"}
+    run = made_run(**kinds[request.param])
+    stored = Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json"))
+    stored.enable_truncation(128)
+    stored.enable_padding(length=128)
+    stored.save(str(run / "tokenizer" / "tokenizer.json"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def onnx(dual, tmp_path_factory):
+    out = tmp_path_factory.mktemp("onnx") / "out"
+    assert main(["export", str(dual), "--out", str(out), "--format", "onnx"]) == 0
+    return out
 
 
 def tokens(folder):
@@ -48,31 +59,24 @@ def features(run, given, ids, mask):
     return model.project_image(model.encode_image(given)).numpy(), model.project_text(text_BLD).numpy()
 
 
-def test_onnx(dual, tmp_path, given):
-    assert main(["export", str(dual), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 0
-    ids, mask = tokens(tmp_path / "out")
-    image, text = (onnxruntime.InferenceSession(tmp_path / "out" / f"{side}.onnx") for side in ("image", "text"))
+def test_onnx_computes_the_models_features(dual, onnx, given):
+    ids, mask = tokens(onnx)
+    image, text = (onnxruntime.InferenceSession(onnx / f"{side}.onnx") for side in ("image", "text"))
     found = image.run(["features"], {"pixel_values": given.numpy()})[0]
     read = text.run(["features"], {"input_ids": ids, "attention_mask": mask})[0]
     for ours, theirs in zip(features(dual, given, ids, mask), (found, read), strict=True):
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
-def test_the_tokenizer_cuts_as_the_run_does(made_run, tmp_path):
-    run = made_run()
-    stored = Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json"))
-    stored.enable_truncation(128)  # as all-MiniLM-L6-v2 has both
-    stored.enable_padding(length=128)
-    stored.save(str(run / "tokenizer" / "tokenizer.json"))
-    export_dual(run, tmp_path / "out", "torch")
-    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
-    ours = CaptionTokenizer(load_tokenizer(str(run / "tokenizer")), CONFIG.data.text_length)
+def test_the_exported_tokenizer_cuts_as_the_run_does(dual, onnx):
+    tokenizer = Tokenizer.from_file(str(onnx / "tokenizer.json"))
+    ours = CaptionTokenizer(load_tokenizer(str(dual / "tokenizer")), CONFIG.data.text_length)
     for sentence in (SENTENCES[0], " ".join(SENTENCES)):
         assert tokenizer.encode(sentence).ids == ours.encode(sentence).tolist()
 
 
 @pytest.mark.campaign
-def test_torch_export(dual, tmp_path, given):
+def test_torch_export_computes_the_models_features(dual, tmp_path, given):
     assert main(["export", str(dual), "--out", str(tmp_path / "out"), "--format", "torch"]) == 0
     ids, mask = tokens(tmp_path / "out")
     image, text = (torch.export.load(tmp_path / "out" / f"{side}.pt2").module() for side in ("image", "text"))
