@@ -74,8 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.reproduce": {"checkpoint", "config", "data", "estimate", "report.facts", "reproduce", "runtime", "training"},
     "mvlm.report": {"batch", "checkpoint", "config", "data", "evaluate", "model", "pretrained", "report", "runtime"},
 }
-"""Our own packages, or single modules of one, by their name within mvlm; `errors` and the version are everybody's. The
-commands and what is called from Python may import all."""
+"""Packages of mvlm, or single modules, that each may import; all may import `errors` and the version. `mvlm.cli` and
+`mvlm.api` may import everything."""
 
 ORDER = (
     {"errors", "batch"},
@@ -91,7 +91,7 @@ ORDER = (
     {"estimate", "check", "predict", "report", "search", "watch"},
     {"serve", "export", "decay", "reproduce"},
 )
-"""What may be imported by what stands below it, and by nothing beside it or above. The commands come last."""
+"""Layers from the lowest up: each may be imported only by later ones. `mvlm.cli` and `mvlm.api` come last."""
 
 DATA_ORDER = ("images", "shards", "samples", "loading")
 """The packages of mvlm.data, each of which may import those before it."""
@@ -134,8 +134,8 @@ OPTIONAL = {
     "torch.utils.tensorboard",
     "wandb",
 }
-"""What may be missing, or takes long and is asked for by few (matplotlib, shtab, TensorBoard): imported inside the
-functions that use it. So are the kernels in Triton's language."""
+"""What may be missing, or is slow to import and rarely needed (matplotlib, shtab, TensorBoard): imported inside the
+functions that use it, as are the Triton kernels."""
 
 IMPORTED_LATE = {
     "mvlm/check/machine/": "the doctor tries whether each can be imported at all",
@@ -146,7 +146,7 @@ IMPORTED_LATE = {
     "mvlm/training/zero/": "DeepSpeed settles its accelerator and log when it is imported, by the environment",
     "mvlm/runtime/storage.py": "fsspec takes 11 MB of each loader process, which leaves stores to others",
 }
-"""Files and folders that import inside functions what is always there, and why."""
+"""Files and folders that import inside functions though nothing is missing, and why."""
 
 RAY_DOCUMENTED = "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"
 """The one name that Ray's reference has at that place; all others of Ray Train are in `ray.train`."""
@@ -168,7 +168,7 @@ WHOLE_CONFIG = (
     "mvlm/config/",
     "mvlm/training/fit/",
 )
-"""Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""
+"""What may take a run's whole configuration; all else is given its own tables, or the model's blueprint."""
 DATA_TOOLS_MAY = {
     "mvlm.__version__",
     "mvlm.config.shipped",
@@ -244,7 +244,7 @@ def problems(path: str, source: str) -> list[str]:
     of_ray = {name for name in names if within(name, "ray")} - {RAY_DOCUMENTED}
     found += [f"imports {name}" for name in of_ray if "._" in name or within(name, "ray.train.v2")]
     if parts[0] in OURS and re.search(r"^(?! *(from|import) ).*\bray(\.\w+)*\._[a-z]", source, re.M):
-        found.append("uses what is Ray's own")
+        found.append("uses a private name of Ray's")
     strangers = {name for name in names if name.split(".")[0] in OURS} - own
     if parts[0] == "data_tools":
         strangers = {name for name in strangers if not any(within(name, module) for module in DATA_TOOLS_MAY)}
@@ -271,7 +271,7 @@ def test_every_package_has_its_rule() -> None:
     assert packages - MAY_IMPORT.keys() == {"mvlm.__init__", "mvlm.__main__", "mvlm.cli", "mvlm.api"}
 
 
-def test_packages_import_what_stands_below_them() -> None:
+def test_packages_import_only_lower_ones() -> None:
     level = {package: place for place, packages in enumerate(ORDER) for package in packages}
     assert {f"mvlm.{package}" for package in level} == MAY_IMPORT.keys()
     for owner, allowed in MAY_IMPORT.items():
@@ -298,7 +298,7 @@ def cycles(imports: dict[str, set[str]]) -> list[set[str]]:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Inside a function or for annotations alone, too, but for the names that `mvlm` hands on when asked for them."""
+    """Not even inside functions or for annotations, except for the names that `mvlm` hands on when asked for them."""
     paths = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in product()}
     imports: dict[str, set[str]] = {}
     for module, path in paths.items():
@@ -353,7 +353,7 @@ def test_the_check_finds_a_forbidden_name_and_length_and_a_part_that_takes_too_m
         assert problems(path, "from mvlm.config.schema import Config") == ["takes the whole Config"]
     assert problems("mvlm/data/utils.py", "") == ["it is called utils"]
     assert problems("mvlm/data/long.py", "\n" * 400) == ["it has 400 lines"]
-    assert problems("cluster/new.py", "import ray\nray._private.state.nodes()") == ["uses what is Ray's own"]
+    assert problems("cluster/new.py", "import ray\nray._private.state.nodes()") == ["uses a private name of Ray's"]
 
 
 def test_the_check_lets_through_what_is_allowed() -> None:
@@ -364,7 +364,7 @@ def test_the_check_lets_through_what_is_allowed() -> None:
     assert problems("data_tools/new.py", "from mvlm.data.shards import schema\nfrom mvlm.errors import UserError") == []
 
 
-def test_no_name_of_a_class_stands_twice() -> None:
+def test_class_names_are_unique() -> None:
     homes: dict[str, list[str]] = {}
     for path in product():
         for node in ast.walk(parsed(read(path))):
@@ -373,8 +373,8 @@ def test_no_name_of_a_class_stands_twice() -> None:
     assert {name: places for name, places in homes.items() if len(places) > 1} == {}
 
 
-def test_tests_and_benchmarks_import_what_there_is() -> None:
-    """In the product mypy sees to it; here a part that has moved would be missed only when something runs."""
+def test_tests_and_benchmarks_import_names_that_exist() -> None:
+    """mypy sees to the product; here a name that has moved would otherwise be noticed only when something runs."""
     paths = [path for name in ("tests", "benchmarks", "examples") for path in sorted((ROOT / name).rglob("*.py"))]
     assert len(paths) > 100
     assert [wrong for path in paths for wrong in missing(path.read_text(encoding="utf-8"), path.name)] == []

@@ -108,7 +108,7 @@ REFERENCE = {
     "optim.eps": 1e-8,
     "eval.rerank": 128,
 }
-"""What ALBEF's code has (configs/Pretrain.yaml, configs/Retrieval_flickr.yaml, models/model_pretrain.py, optim)."""
+"""Defaults of ALBEF's code (configs/Pretrain.yaml, configs/Retrieval_flickr.yaml, models/model_pretrain.py, optim)."""
 
 
 @pytest.mark.parametrize("name", REFERENCE)
@@ -145,7 +145,7 @@ def test_every_default_marked_as_ours_is_listed_here() -> None:
 
 
 def another(value: Any, hint: Any) -> Any:
-    """A value of the key's type that is not its default; ranges are another test's."""
+    """A value of the key's type other than its default; other tests are for ranges."""
     if typing.get_origin(hint) is typing.Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if bool in typing.get_args(hint):
@@ -160,7 +160,7 @@ def another(value: Any, hint: Any) -> Any:
         return {"a": 0.5, "odd key": 2.0}
     if isinstance(value, dict):
         return {"a": 1, "odd key": [1.5, True], "nested": {"s": "x"}}
-    if value == ():  # weights go with the folders they are for
+    if value == ():  # weights need folders to be for
         return () if typing.get_args(hint)[0] is float else ("one", "two")
     return tuple(item * 0.5 if isinstance(item, float) else item + 1 for item in value)
 
@@ -172,11 +172,11 @@ def test_every_key_is_read_back_as_it_was_written(tmp_path: Path, table: str, ke
     config = dataclasses.replace(Config(), **{table: dataclasses.replace(section, **{key: value})})
     if key == "caption":
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, epoch="images"))
-    if key == "where":  # each is of a data set
+    if key == "where":  # one for each data set
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=("one", "two")))
     if key == "peers":
         config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, mirror="memory://run"))
-    if key == "name":  # it is retrieval, which restores nothing
+    if key == "name":  # another task is retrieval, which restores nothing
         config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, image=0.0, text=0.0))
     if key in ("select", "patience", "foils", "classes"):  # which mean nothing without held-out shards
         select = "eval/mean_recall" if key == "patience" else config.eval.select
@@ -205,7 +205,7 @@ def test_any_text_and_number_is_read_back(text: str, number: float) -> None:
         ([Path("a"), np.int64(1)], ["a", 1]),
     ],
 )
-def test_what_stands_for_a_value_in_python_is_written_as_that(given: Any, read: Any) -> None:
+def test_numpy_torch_and_path_values_are_written_as_toml(given: Any, read: Any) -> None:
     assert tomllib.loads(f"value = {as_toml(given)}")["value"] == read
 
 
@@ -232,7 +232,7 @@ def test_brackets_in_a_url_are_read_as_a_shell_does(pattern: str, found: list[st
 
 
 @pytest.mark.parametrize("override", ["train.steps=7", "train.epochs=2"])
-def test_a_length_is_refused_where_every_stage_has_its_own(tmp_path: Path, override: str) -> None:
+def test_a_length_is_refused_if_every_stage_has_its_own(tmp_path: Path, override: str) -> None:
     toml = tmp_path / "run.toml"
     stage = "[[stage]]\ntrain.epochs = 1\noptim.lr = 1e-3\n"
     toml.write_text(f"{stage}{stage}train.global_batch = 64\n")
@@ -289,7 +289,7 @@ def test_a_whole_number_does_for_a_number_and_a_string_for_a_list_of_one(tmp_pat
     assert (config.optim.lr, type(config.optim.lr), config.data.train) == (1.0, float, ("shards",))
 
 
-def test_what_is_hidden_from_a_modality_that_is_not_read_is_refused(tmp_path: Path) -> None:
+def test_hiding_both_modalities_is_refused_if_neither_reads_the_other(tmp_path: Path) -> None:
     alone = "[objectives]\nreconstruct_from = 'self'\n"
     assert "objectives.hide is 'both': it must be 'one' if" in refusal(tmp_path, alone + "hide = 'both'")
     assert load(tmp_path, alone).objectives.hide == "one"
@@ -323,7 +323,7 @@ def test_the_last_override_wins_over_the_file_and_the_others(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("override", ["steps=3", "train.steps", "train.=3", ".steps=3", "=3", "train", "run.dir.x=1"])
-def test_an_override_of_another_form_is_refused(tmp_path: Path, override: str) -> None:
+def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
     assert override.split("=")[0] in refusal(tmp_path, "[run]\ndir = 'x'", override)
 
 
@@ -441,7 +441,7 @@ def test_nothing_to_learn_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"[train\nsteps = 3", b"\xff\xfe[train]"])
-def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "odd.toml"
     if content is not None:
         file.write_bytes(content)

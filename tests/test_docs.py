@@ -1,4 +1,4 @@
-"""The pages: they build without a warning, load nothing from elsewhere, and name only what there is."""
+"""The pages build without a warning, load nothing from elsewhere, and name only what exists."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_site_is_dark_when_the_system_is(site: Path) -> None:
     assert list(dict.fromkeys(offered)) == asked, "a browser keeps the first that fits: the one that asks each time"
 
 
-def test_what_lies_outside_the_pages_is_part_of_the_site(site: Path) -> None:
+def test_linked_files_outside_the_pages_are_part_of_the_site(site: Path) -> None:
     cluster = (site / "cluster.html").read_text(encoding="utf-8")
     assert 'href="files/cluster/local.toml.html"' in cluster
     assert "processes_per_node" in (site / "files/cluster/local.toml.html").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def test_what_lies_outside_the_pages_is_part_of_the_site(site: Path) -> None:
     assert "DeepSpeed" in back
 
 
-def test_the_configuration_reference_is_that_of_the_code() -> None:
+def test_the_configuration_reference_matches_the_code() -> None:
     spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs/hooks/reference.py")
     assert spec and spec.loader
     reference = importlib.util.module_from_spec(spec)
@@ -87,7 +87,7 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_that_a_page_names_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those that only a campaign runs, and those that need what is not here, are read by their own parsers."""
+    """Including those that no test runs here: each is read by its own parser."""
     for words in (words for block in shell_blocks(page) for command in block for words in command.calls()):
         try:
             _, rest = parser(words[0]).parse_known_args(words[1:])
@@ -100,7 +100,7 @@ def test_the_commands_that_a_page_names_exist(page: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "mvlm/cli").glob("*.py")), ids=lambda path: path.stem)
-def test_the_examples_of_help_have_all_that_their_commands_need(module: Path) -> None:
+def test_examples_in_help_give_all_that_their_commands_need(module: Path) -> None:
     examples = (
         (ast.get_docstring(ast.parse(module.read_text())) or "").replace("\\\n", "").partition("\nexamples:\n")[2]
     )
@@ -112,7 +112,7 @@ def test_the_examples_of_help_have_all_that_their_commands_need(module: Path) ->
             assert all("=" in setting for setting in settings), line
 
 
-def test_what_was_measured_is_kept_and_every_kept_result_has_its_page() -> None:
+def test_every_measurement_on_the_page_is_kept_and_every_kept_one_is_on_the_page() -> None:
     page = (ROOT / "docs/measured.md").read_text(encoding="utf-8")
     folders = re.findall(r"`(benchmarks/\w+/results)`", page)
     assert {ROOT / folder for folder in folders} == set(ROOT.glob("benchmarks/*/results"))
@@ -126,7 +126,7 @@ def test_what_was_measured_is_kept_and_every_kept_result_has_its_page() -> None:
     ("script", "page"),
     [("benchmarks.kernels.cpu", "docs/kernels.md"), ("benchmarks.plan.compare", "benchmarks/plan/README.md")],
 )
-def test_a_table_is_that_of_its_kept_result(script: str, page: str) -> None:
+def test_a_table_shows_its_kept_result(script: str, page: str) -> None:
     module = importlib.import_module(script)
     text = (ROOT / page).read_text(encoding="utf-8")
     results = list(module.RESULTS.glob("*.json"))

@@ -37,7 +37,7 @@ def test_the_same_name_is_the_same_code_everywhere() -> None:
         assert word in TABLE[code]
 
 
-def ends_by(error: BaseException) -> Callable[..., int]:
+def raising(error: BaseException) -> Callable[..., int]:
     def run(*args: object) -> int:
         raise error
 
@@ -45,16 +45,16 @@ def ends_by(error: BaseException) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("Bad: mend it."), 1), (RuntimeError("bug"), 70)])
-@pytest.mark.parametrize("what", ["mvlm", "data_tools", "cluster"])
-def test_what_goes_wrong_ends_with_its_code(
-    what: str, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("program", ["mvlm", "data_tools", "cluster"])
+def test_an_error_ends_with_its_exit_code(
+    program: str, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _run(what, ends_by(error), monkeypatch) == code
+    assert _run(program, raising(error), monkeypatch) == code
 
 
-@pytest.mark.parametrize("what", ["mvlm", "data_tools", "cluster"])
-def test_ctrl_c(what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(what, ends_by(KeyboardInterrupt()), monkeypatch) == 130
+@pytest.mark.parametrize("program", ["mvlm", "data_tools", "cluster"])
+def test_ctrl_c(program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(program, raising(KeyboardInterrupt()), monkeypatch) == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -66,13 +66,13 @@ def test_wrong_usage(main: Callable[[list[str]], int], capsys: pytest.CaptureFix
     assert "usage:" in capsys.readouterr().err
 
 
-def _run(what: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> int:
-    """A command of each of the three, with something else in the place of what it does."""
-    monkeypatch.setattr(sys, "argv", [what])
-    if what == "mvlm":
+def _run(program: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a program one of whose commands runs `command` instead."""
+    monkeypatch.setattr(sys, "argv", [program])
+    if program == "mvlm":
         monkeypatch.setattr(kernels, "run", command)
         return mvlm_main.main(["kernels"])
-    if what == "data_tools":
+    if program == "data_tools":
         monkeypatch.setattr(data_main, "complete", command)
         return data_main.main(["completion", "bash"])
     monkeypatch.setattr(cluster_main, "_completion", command)

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md work, each with its one line, and the page shows them as they are."""
+"""The examples of docs/extending.md work with one line each, and the page shows them unchanged."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_an_objective_is_the_same_in_any_micro_batches() -> None:
     torch.testing.assert_close(parts.mean(), loss(slice(None)))
 
 
-def test_an_objective_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes: Path) -> None:
+def test_an_unknown_objective_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, scenes: Path) -> None:
     words = ["train", TOML, "--deepspeed_config", JSON, *TINY, f"data.train={scenes}/train", f"run.dir={tmp_path}/run"]
     assert mvlm([*words, "objectives.extra.distance=0.5"]) == 1
     said = capsys.readouterr().err

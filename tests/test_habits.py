@@ -1,4 +1,4 @@
-"""Words that people type by habit, and keys that they look up, as they meet them on the command line."""
+"""What people type out of habit, and the keys that they look up, on the command line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AT_ONCE = [
     ),
     *(["score", "nope", "--checkpoint", "nope"], ["decay", "nope", "--at", "10", "--steps", "5"]),
 ]
-"""Commands that are answered by their help or by the name of a path that is not there."""
+"""Commands that end with their help or with the name of a missing path."""
 
 OF_DATA_AT_ONCE = [
     *(["verify", "--help"], ["stats", "nope"], ["verify", "nope"], ["row-index", "nope"], ["retry", "nope"]),
@@ -49,7 +49,7 @@ OF_DATA_AT_ONCE = [
     *(["takedown", "nope", "--list", "x"], ["merge", "nope", "--out", "x"], ["tokenizer", "nope", "--out", "x"]),
     ["split", "nope", "--split", "a=1", "--out", "x"],
 ]
-"""The same of mvlm-data."""
+"""The same for mvlm-data."""
 
 IMPORTED_BY = """
 import json, sys
@@ -84,7 +84,7 @@ TRAIN = ("train", "run.toml", "--deepspeed_config", "ds.json")
         (("train", "run.toml", "--deepspeed_conf=ds.json", "--nothing-like"), "no option --nothing-like: see --help."),
     ],
 )
-def test_a_word_that_no_command_knows_gets_a_suggestion(
+def test_an_unknown_word_gets_a_suggestion(
     words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -92,7 +92,7 @@ def test_a_word_that_no_command_knows_gets_a_suggestion(
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_a_key_is_explained_and_one_that_is_not_there_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_is_explained_and_for_a_wrong_one_the_nearest_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "train.freeze"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("train.freeze  default []") and len(out.splitlines()) == 2
@@ -183,7 +183,7 @@ def test_each_evaluation_shows_its_own_options(capsys: pytest.CaptureFixture[str
         assert [option for option in own.values() if option in shown] == [own[task]]
 
 
-def test_predictions_are_those_of_their_help() -> None:
+def test_help_lists_every_prediction() -> None:
     from mvlm.predict.choose import ANSWER, JUDGE
     from mvlm.predict.patches import Patches
     from mvlm.predict.search import CAPTIONS, IMAGES

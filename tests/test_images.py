@@ -1,6 +1,6 @@
-"""The two images of cluster/gpu are of one base and run the same commands; a linter has read the Dockerfile.
+"""The two images of cluster/gpu share a base and run the same commands, and the Dockerfile passes a linter.
 
-Neither is built here, for want of what builds them.
+Neither is built here: that takes Docker and Apptainer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def docker_stages() -> list[list[tuple[str, str]]]:
 
 
 def docker_commands(stage: list[tuple[str, str]]) -> list[str]:
-    """What RUN and what stands for it do, in order, each command by itself; Apptainer has its caller's user."""
+    """The commands of RUN, ENV and WORKDIR, one by one, up to the image's own user: Apptainer runs as its caller."""
     commands: list[str] = []
     for name, words in stage:
         if words.startswith("useradd "):
@@ -60,7 +60,7 @@ def test_both_run_the_same_commands_in_both_stages() -> None:
         assert post[1:] == docker_commands(docker)
 
 
-def test_both_begin_from_the_same_bases_of_a_fixed_version() -> None:
+def test_both_start_from_the_same_pinned_bases() -> None:
     (base,) = re.findall(r"^ARG BASE=(.*)$", DOCKERFILE, flags=re.MULTILINE)
     major, minor = map(int, re.search(r":(\d+)\.(\d+)\.\d+-cuda\d+\.\d+-", base).groups())  # type: ignore[union-attr]
     assert (major, minor) >= (2, 10)
@@ -68,7 +68,7 @@ def test_both_begin_from_the_same_bases_of_a_fixed_version() -> None:
         assert f"From: {docker[0][1].split()[0].replace('${BASE}', base)}\n" in apptainer
 
 
-def test_the_stage_that_stays_has_no_compiler_but_what_a_network_needs_and_no_root() -> None:
+def test_the_final_stage_has_network_libraries_but_no_compiler_and_no_root() -> None:
     build, final = docker_stages()
     assert "-devel" in build[0][1] and "-runtime" in final[0][1]
     installed = " ".join(docker_commands(final))
@@ -78,7 +78,7 @@ def test_the_stage_that_stays_has_no_compiler_but_what_a_network_needs_and_no_ro
     assert "+PTX" in dict(build)["ENV"]
 
 
-def test_extensions_are_those_of_a_gpu_though_none_is_seen_where_they_are_compiled(
+def test_extensions_are_compiled_for_a_gpu_though_the_build_sees_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (built,) = [command for command in docker_commands(docker_stages()[0]) if "DS_BUILD_" in command]
@@ -95,7 +95,7 @@ def test_extensions_are_those_of_a_gpu_though_none_is_seen_where_they_are_compil
         importlib.reload(all_ops)
 
 
-def test_apptainer_gets_all_that_a_stage_reads() -> None:
+def test_apptainer_is_given_every_file_that_a_stage_reads() -> None:
     build, final = definition_stages()
     lines = [*section(build, "files"), *section(final, "files"), *section(final, "files from build")]
     assert all(len(line.split()) == 2 for line in lines), "Apptainer reads two words of a line: from where, to where"
@@ -109,22 +109,22 @@ def test_apptainer_gets_all_that_a_stage_reads() -> None:
 
 
 @pytest.mark.parametrize("script", ["install_efa.sh", "build_apex.sh"])
-def test_the_scripts_are_bash_and_may_be_run(script: str) -> None:
+def test_the_scripts_are_valid_bash_and_executable(script: str) -> None:
     path = ROOT / "cluster/gpu" / script
     assert path.stat().st_mode & 0o111
     assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
 
 
-def test_no_efa_is_installed_where_none_is_asked_for() -> None:
+def test_no_efa_is_installed_unless_asked_for() -> None:
     assert subprocess.run([str(ROOT / "cluster/gpu/install_efa.sh"), ""], capture_output=True).returncode == 0
 
 
-def test_requirements_are_copied_before_the_code_so_that_a_change_of_code_builds_little_again() -> None:
+def test_requirements_are_copied_before_the_code_so_that_their_layers_are_reused() -> None:
     copies = [words for name, words in docker_stages()[0] if name == "COPY"]
     assert copies[0] == "requirements.txt ./" and copies[-1] == ". ."
 
 
-def test_the_dockerfile_has_a_linters_approval() -> None:
+def test_the_dockerfile_passes_the_linter() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     if not hadolint.exists():
         pytest.skip("there is no hadolint")

@@ -15,10 +15,10 @@ from mvlm.config.schema import Config
 from tests.conftest import ROOT
 
 LETTER = re.compile(r"\((?:[^()]*[ ,;:])?[PRD](?:[:;,] [^()]*)?\)")
-"""In brackets, alone or with a few words about it."""
+"""P, R or D in brackets, alone or with a few words about it."""
 
 ELSEWHERE = {"run", "kernels", "checkpoint", "log"}
-"""Tables of how a run is run."""
+"""Tables about how a run is carried out."""
 
 OPERATIONAL = {
     "data": "train where eval shuffle shuffle_block shuffle_window shuffle_shards cache cache_gb patience workers "
@@ -26,7 +26,7 @@ OPERATIONAL = {
     "train": "micro_batch deterministic time_limit spike max_skipped checksums audit hang_minutes compile recompute",
     "eval": "every select select_lower patience foils classes batch limit memory_gb share",
 }
-"""Keys beside the method's, by table: they change where and how fast a run gets there, not where to."""
+"""Other keys that are not the method's, by table: they change how a result is reached, not which."""
 
 PAPERS = ["base", "base_4m", "vqa", "nlvr2", "entailment", "retrieval_coco", "retrieval_flickr30k"]
 RECIPES = [*PAPERS, *(f"ablation/{path.stem}" for path in sorted((ROOT / "mvlm/configs/ablation").glob("*.toml")))]
@@ -82,7 +82,7 @@ def test_every_row_of_the_methods_page_has_its_letter(heading: str) -> None:
     assert [row for row in rows if not LETTER.search(row) and not row.startswith("| part |")] == []
 
 
-def test_a_letter_is_one_in_brackets() -> None:
+def test_only_a_letter_in_brackets_counts() -> None:
     for text in ("(P)", "x (R) y", "(R: none)", "(D; ALBEF: 25)", "(timm's, P)", "(P: ViT, weights: D)"):
         assert LETTER.search(text), text
     for text in ("P", "(Pixels)", "()", "D as ours", "(DeiT)"):

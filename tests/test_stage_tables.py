@@ -1,4 +1,4 @@
-"""`[[stage]]` tables: what they may say, what they come to, and a sentence for each mistake."""
+"""`[[stage]]` tables: what they may hold, which configurations they make, and a sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def stages(tmp_path: Path, text: str) -> Stages:
     return checked(make_stages(load_config(toml), read_stages(toml), "run.toml"))
 
 
-def test_a_run_without_stages_is_one_of_one(tmp_path: Path) -> None:
+def test_a_run_without_stages_is_a_single_stage(tmp_path: Path) -> None:
     found = stages(tmp_path, "")
     assert found.is_all and len(found) == 1 and found.config(0) == found.base
 
 
-def test_a_stage_has_the_runs_settings_but_for_its_own(tmp_path: Path) -> None:
+def test_a_stage_inherits_the_settings_that_it_does_not_make(tmp_path: Path) -> None:
     found = stages(
         tmp_path,
         "[[stage]]\nname = 'a'\ntrain.pairs = 320\nobjectives.itm = 0\n"
@@ -50,7 +50,7 @@ def test_a_ramp_is_stages_under_one_schedule(tmp_path: Path) -> None:
     assert [found.last_of(number) for number in range(4)] == [2, 2, 2, 3]
 
 
-def test_schedules_begin_anew_with_a_stage_unless_they_are_continued(tmp_path: Path, scenes: Path) -> None:
+def test_a_stage_restarts_the_schedule_unless_it_continues_it(tmp_path: Path, scenes: Path) -> None:
     data, rates = f"data.train = ['{scenes}/train']\n", {}
     for kind in ("", "schedule = 'continue'\n"):
         found = stages(
@@ -82,7 +82,7 @@ def test_schedules_begin_anew_with_a_stage_unless_they_are_continued(tmp_path: P
         ("[[stage]]\ntrain.steps = 9\ntrain.global_batch = [16]\n", r"global_batch is \[16\]: give one number, or a"),
     ],
 )
-def test_a_stage_that_cannot_be_is_refused_in_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+def test_an_impossible_stage_is_refused_in_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence) as error:
         stages(tmp_path, text)
     assert "\n" not in str(error.value)
