@@ -1,4 +1,4 @@
-"""Formulas in float64 that implementations are held against, value and gradients."""
+"""Checks of an implementation's value and gradients against a formula in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_against_float64(
 ) -> None:
     """fp32 within rtol 1e-5 of the formula in float64; bf16's error at most twice that of eager bf16.
 
-    Triton's interpreter computes wrongly in bf16, which it is spared.
+    bf16 is left out in Triton's interpreter, which computes it wrongly.
     """
     shape = formula(*(x.double() for x in inputs)).shape
     upstream = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -94,7 +94,7 @@ def test_which_cpu_takes_what(monkeypatch: pytest.MonkeyPatch, flags: str, dtype
 
 @pytest.mark.skipif(probes.mkl_lacks_avx512() or not probes.HAS_MKL, reason="MKL is slow here")
 @pytest.mark.parametrize(("queries", "keys"), [(197, 197), (30, 197), (1, 30), (591, 30)])
-def test_products_are_taken_in_fp32_where_the_keys_are_those_of_a_text(queries: int, keys: int) -> None:
+def test_products_are_taken_in_fp32_for_the_keys_of_a_text(queries: int, keys: int) -> None:
     def taken(queries: int, keys: int) -> str:
         query, key, value = torch.empty(3, 1, 2, max(queries, keys), 4)
         return attention.first(query[:, :, :queries], key[:, :, :keys], value[:, :, :keys]).name
@@ -120,7 +120,7 @@ def test_a_vit_is_computed_by_it_with_the_same_parameters(monkeypatch: pytest.Mo
     assert all(type(block.attn) is DispatchedAttention for block in vit.blocks)
 
 
-def test_cudnns_is_one_graph_and_taken_by_name_alone() -> None:
+def test_cudnn_is_one_graph_and_must_be_asked_for() -> None:
     inputs = make_inputs(2, 7, 5, 8)
     found = torch.compile(by_cudnn, backend="eager", fullgraph=True)(*inputs)
     torch.testing.assert_close(found, formula(*inputs))
@@ -151,7 +151,7 @@ def test_fa3_is_torchs_flash_attention_for_as_long_as_it_is_chosen(monkeypatch: 
     assert done == ["FA3", "restored"]
 
 
-def test_why_fa3_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_why_fa3_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "cuda", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert _why_not_fa3() == "it is for GPUs of compute capability 9"

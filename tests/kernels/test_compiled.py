@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled as for an A100 and an H100, which needs neither: it fits, and no register spills."""
+"""Every Triton kernel, compiled for an A100 and an H100 on any machine: it fits, and no register spills."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WARPS |= {name: contrastive_triton.GRADIENT_WARPS for name in KERNELS if name.st
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", KERNELS)
 def test_it_compiles_without_spills(name: str, capability: int, aligned: bool, tmp_path: Path) -> None:
-    """Triton compiles anew for addresses and numbers that 16 divides."""
+    """Triton compiles separately for addresses and numbers that 16 divides."""
     kernel, constants, types = KERNELS[name]
     kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FP32, "*fp32") | TYPES | types
     signature = {argument: "constexpr" if argument in constants else kinds[argument] for argument in kernel.arg_names}
@@ -70,7 +70,7 @@ def test_it_compiles_without_spills(name: str, capability: int, aligned: bool, t
     told = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", binary], capture_output=True, text=True)
     usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", told.stdout))
     assert usage.keys() == {"REG", "STACK", "LOCAL"}, told
-    assert usage["STACK"] == usage["LOCAL"] == "0", usage  # where registers are spilled to
+    assert usage["STACK"] == usage["LOCAL"] == "0", usage  # where spilled registers go
     assert compiled.metadata.shared <= 100 * 1024  # two programs to a multiprocessor of an H100
 
 

@@ -36,7 +36,7 @@ def make_pairs(count: int, width: int, temperature: float, generator: torch.Gene
     return Pairs(image_GE, text_GE, torch.tensor([temperature], device=device), ids_G2)
 
 
-def kept(pairs: Pairs, excluding: bool) -> Tensor:
+def counted(pairs: Pairs, excluding: bool) -> Tensor:
     same = (pairs.ids_G2[:, None] == pairs.ids_G2).any(-1) & excluding
     return ~same | torch.eye(len(same), dtype=torch.bool, device=same.device)
 
@@ -45,7 +45,7 @@ def exact(pairs: Pairs, excluding: bool) -> tuple[Tensor, list[Tensor]]:
     """In float64: the log-sum-exps as G x 2, and the gradients of the losses' sum at image and text."""
     image, text, temperature = (tensor.double().requires_grad_() for tensor in pairs[:3])
     scores = image @ text.T / temperature
-    left = scores.masked_fill(~kept(pairs, excluding), float("-inf"))
+    left = scores.masked_fill(~counted(pairs, excluding), float("-inf"))
     lse = torch.stack([left.logsumexp(1), left.logsumexp(0)], 1)
     losses = lse.mean(1) - scores.diagonal()
     return lse.detach(), list(torch.autograd.grad(losses.sum(), (image, text)))
@@ -139,7 +139,7 @@ def test_features_that_are_not_finite_are_seen(device: torch.device, generator: 
 def test_features_computed_twice_cannot_make_the_gradient_explode(
     device: torch.device, generator: torch.Generator
 ) -> None:
-    """A log-sum-exp of features rounded otherwise may lie below the score that it is the sum over."""
+    """A log-sum-exp of features that were rounded differently may lie below one of its own scores."""
     pairs = make_pairs(8, 24, 0.001, generator, device)
     lse = LOG_SUM_EXPS(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, None) - 200
     gradient = CONTRASTIVE(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, lse, lse, None)

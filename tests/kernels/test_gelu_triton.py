@@ -16,7 +16,7 @@ SHAPES = pytest.mark.parametrize("shape", [(5, 16, 3), (2, 3, 7, 5), (0, 4, 3), 
 
 
 def make_inputs(device: torch.device, *shape: int) -> list[Tensor]:
-    """Rows that do not lie together; weights and biases of the two layers for (..., inner, outer)."""
+    """Rows that are not contiguous; weights and biases of the two layers for (..., inner, outer)."""
     generator = torch.Generator().manual_seed(0)
     *rows, inner, outer = shape
     x = 2 * torch.randn(*rows, 2 * outer, generator=generator)[..., ::2]
@@ -41,7 +41,7 @@ def test_behind_a_layer_whose_bias_it_differentiates(shape: tuple[int, ...], dev
 
 
 def test_programs_share_many_rows(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which the last has fewer."""
+    """35 rows for two programs: the last has fewer."""
     monkeypatch.setattr("mvlm.kernels.gelu_triton.PROGRAMS", 2)
     _, _, _, weight, bias = make_inputs(device, 1, 6, 2)
     x = torch.randn(35, 6, generator=torch.Generator().manual_seed(3)).to(device)
@@ -60,7 +60,7 @@ def test_programs_share_many_rows(device: torch.device, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("frozen", ["0.weight", "0.bias", "2.weight", "2.bias", ""])
 def test_layers_reach_it_and_nothing_is_kept_but_their_inputs(frozen: str, device: torch.device) -> None:
-    """Whichever parameter is frozen, the others' gradients are the same."""
+    """Freezing any parameter leaves the others' gradients the same."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)).to(device)
     fused = nn.Sequential(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 3)).to(device)

@@ -19,7 +19,7 @@ def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def make_inputs(*shape: int) -> list[Tensor]:
-    """Rows that do not lie together, far from 0."""
+    """Rows that are not contiguous, far from 0."""
     generator = torch.Generator().manual_seed(0)
     x = 3 + torch.randn(*shape[:-1], 2 * shape[-1], generator=generator)[..., ::2]
     return [x, *(torch.randn(shape[-1], generator=generator) for _ in range(2))]

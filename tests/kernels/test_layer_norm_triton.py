@@ -19,7 +19,7 @@ SHAPES = pytest.mark.parametrize("shape", [(5, 16), (2, 3, 7), (0, 8), (1, 1), (
 
 
 @SHAPES
-def test_alone(shape: tuple[int, ...], device: torch.device) -> None:
+def test_layer_norm_alone(shape: tuple[int, ...], device: torch.device) -> None:
     inputs = (x.to(device) for x in make_inputs(*shape))
     check_against_float64(lambda *x: by_triton(*x, EPS), formula, lambda *x: by_torch(*x, EPS), *inputs)
 
@@ -30,7 +30,7 @@ def joined(run: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
 
 
 @SHAPES
-def test_behind_an_addition(shape: tuple[int, ...], device: torch.device) -> None:
+def test_layer_norm_behind_an_addition(shape: tuple[int, ...], device: torch.device) -> None:
     x, weight, bias = (t.to(device) for t in make_inputs(*shape))
     branch = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(device)
 
@@ -42,7 +42,7 @@ def test_behind_an_addition(shape: tuple[int, ...], device: torch.device) -> Non
 
 
 def test_programs_share_many_rows(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which no two have equally many."""
+    """11 rows for four programs."""
     monkeypatch.setattr("mvlm.kernels.layer_norm_triton.PROGRAMS", 4)
     inputs = (x.to(device) for x in make_inputs(11, 5))
     check_against_float64(lambda *x: by_triton(*x, EPS), formula, lambda *x: by_torch(*x, EPS), *inputs)

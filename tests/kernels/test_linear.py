@@ -29,7 +29,7 @@ SHAPES = pytest.mark.parametrize("shape", SOME_SHAPES)
 
 
 def make_inputs(*shape: int) -> list[Tensor]:
-    """Rows that do not lie together, weight and bias for (..., inputs, outputs)."""
+    """Rows that are not contiguous, weight and bias for (..., inputs, outputs)."""
     generator = torch.Generator().manual_seed(0)
     *rows, inputs, outputs = shape
     x = torch.randn(*rows, 2 * inputs, generator=generator)[..., ::2]
@@ -41,7 +41,7 @@ def make_inputs(*shape: int) -> list[Tensor]:
 def test_onednn_in_both_directions_where_mkl_is_slow(
     shape: tuple[int, ...], zen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the third, which needs two copies, of wide layers from Zen 5 on, family 26."""
+    """And in the third direction, which needs two copies, for wide layers from Zen 5 (family 26) on."""
     monkeypatch.setattr(probes, "CPU_FLAGS", frozenset({"AuthenticAMD", "avx512f", str(zen)}))
     x, weight, bias = (t.requires_grad_() for t in make_inputs(*shape))
     products: list[tuple[int, ...]] = []
@@ -66,7 +66,7 @@ def test_fp32(shape: tuple[int, ...]) -> None:
 
 
 def test_fp32_rounds_once_and_keeps_bf16() -> None:
-    """A sum of 4,096 products is right to bf16's last digit, as none of products that are rounded on the way."""
+    """A sum of 4,096 products is right to bf16's last digit; products rounded on the way would not be."""
     x, weight, bias = (t.bfloat16().requires_grad_() for t in make_inputs(3, 4096, 5))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -173,7 +173,7 @@ def test_fp8() -> None:
     assert torch.equal(compiled(*inputs), by_torchao(*inputs))
 
 
-def test_fp8_is_taken_by_name_alone_and_leaves_other_sides_to_torch() -> None:
+def test_fp8_must_be_asked_for_and_leaves_other_sizes_to_torch() -> None:
     x, weight = torch.randn(3, 24), torch.randn(2, 24)
     assert linear.first(x, weight, None).name != "torchao"
     assert torch.equal(by_torchao(x, weight, None), x @ weight.T)

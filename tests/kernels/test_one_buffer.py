@@ -1,4 +1,4 @@
-"""Gradients of queries, keys and values that lie side by side: they are the product's, and not copied."""
+"""Gradients of queries, keys and values that lie side by side are passed on without a copy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_parts_are_given_back_as_they_lie(order: list[int], copies: int, shape: 
 
 
 def test_the_last_two_parts_of_three_are_given_back_as_they_lie() -> None:
-    """As keys and values are, whose queries another product has made."""
+    """As keys and values do if their queries come from another product."""
     a, x = (torch.randn(2, 5, n, dtype=torch.float64, requires_grad=True) for n in (4, 8))
     b, c = x.chunk(2, dim=-1)
     expected = torch.autograd.grad((a * b * c).square().sum(), (a, x))
@@ -94,7 +94,7 @@ def test_its_work_is_counted_as_attentions() -> None:
     assert counter.get_total_flops() == 3 * 2 * (2 * 3 * 7 * 7 * 8) * 2
 
 
-def test_it_is_taken_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_efficient_attention_must_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_probed", dict.fromkeys(one.name for one in attention.implementations))
     assert attention.first(*(torch.empty(2, 3, 7, 8, device="meta") for _ in range(3))).name == "sdpa"
 

@@ -109,7 +109,7 @@ def test_many_rows(device: torch.device, generator: torch.Generator) -> None:
     assert found.item() == pytest.approx(np.abs(differences(pixels, image, patches, 1, False)).sum(), rel=1e-5)
 
 
-def test_what_is_not_finite_is_seen(device: torch.device, generator: torch.Generator) -> None:
+def test_nan_is_not_hidden(device: torch.device, generator: torch.Generator) -> None:
     pixels = torch.zeros(1, 12, device=device)
     pixels[0, 3] = float("nan")
     patches = torch.zeros(1, dtype=torch.int64, device=device)

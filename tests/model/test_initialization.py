@@ -1,4 +1,4 @@
-"""Initial weights: each parameter by itself, any part of it, and as the libraries that write the encoders draw them."""
+"""Initial weights: any parameter or piece of one is drawn by itself, as the library of its encoder would draw it."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """Between two samples of one size: Kolmogorov's and Smirnov's, below 2.4 sqrt(2 / size) but once in 100,000."""
+    """Kolmogorov-Smirnov, of two samples of one size: above 2.4 sqrt(2 / size) once in 100,000 times."""
     first, second = (sample.detach().flatten().sort().values for sample in (one, other))
     at, count = torch.cat([first, second]), len(first)
     below = [torch.searchsorted(sample, at, right=True) / count for sample in (first, second)]
@@ -55,7 +55,7 @@ def build(*overrides: str) -> Encoders:
     [(), CONVOLUTIONAL, BEIT, BERT, MODERN, ("objectives.image_masking=drop", "model.tie_classifier=true")],
     ids=["roberta", "convolutional", "beit", "bert", "modernbert", "drop"],
 )
-def test_every_tensor_begins_as_its_library_has_it(overrides: tuple[str, ...]) -> None:
+def test_every_tensor_starts_out_as_its_library_draws_it(overrides: tuple[str, ...]) -> None:
     blueprint = configuration(*overrides).blueprint
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -76,11 +76,11 @@ def test_every_tensor_begins_as_its_library_has_it(overrides: tuple[str, ...]) -
     assert drawn > 10
 
 
-def test_any_part_is_what_the_whole_build_has_there() -> None:
+def test_any_piece_equals_that_part_of_the_whole_model() -> None:
     model, initial = build_recorded(configuration().blueprint, Vocabulary(4000, 1))
     whole = dict(build_model(configuration().blueprint, Vocabulary(4000, 1)).named_parameters())
     assert all(parameter.is_meta for parameter in model.parameters())
-    for name, parameter in reversed(whole.items()):  # in another order, and each by itself
+    for name, parameter in reversed(whole.items()):  # in another order, one by one
         count = parameter.numel()
         for start, stop in ((0, count), (count // 3, count // 2), (count - 1, count)):
             assert torch.equal(initial.piece(name, start, stop), parameter.detach().flatten()[start:stop]), name
@@ -92,12 +92,12 @@ def test_any_part_is_what_the_whole_build_has_there() -> None:
 
 
 @pytest.mark.parametrize("overrides", [(), BERT], ids=["roberta", "bert"])
-def test_no_more_than_a_part_of_what_is_large_is_made_for_it(
+def test_a_piece_of_a_large_tensor_is_drawn_without_the_rest(
     overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of embeddings neither, in which the padding's row is filled with zeros."""
+    """Not even of embeddings, whose padding row is zero."""
     _, initial = build_recorded(configuration(*overrides).blueprint, TOKENS)
-    monkeypatch.setattr(InitialWeights, "_replayed", None)  # which makes the whole
+    monkeypatch.setattr(InitialWeights, "_replayed", None)  # which would draw all of it
     word = "text.model.embeddings.word_embeddings.weight"
     padding = initial.piece(word, 20, 80)
     assert (padding[12:44] == 0).all() and (padding[:12] != 0).all() and (padding[44:] != 0).all()
@@ -125,7 +125,7 @@ def test_ties_hold_and_copies_follow_what_they_are_copied_from() -> None:
     assert tied.mlm_head.classifier.weight is tied.text.embedding.weight
     model, initial = build_recorded(configuration("model.classifier_init=embedding").blueprint, TOKENS)
     word = model.text.embedding.weight
-    initial.give(word, torch.full(word.shape, 0.5, dtype=torch.float64))  # as where it has pretrained weights
+    initial.give(word, torch.full(word.shape, 0.5, dtype=torch.float64))  # as pretrained weights are
     initial.materialize()
     assert (model.text.embedding.weight == 0.5).all() and model.text.embedding.weight.dtype == torch.float32
     assert (model.mlm_head.classifier.weight == 0.5).all()
@@ -133,7 +133,7 @@ def test_ties_hold_and_copies_follow_what_they_are_copied_from() -> None:
 
 
 class Odd(nn.Module):
-    """What no encoder does, and one might: values that are computed, drawn out of place or written in part."""
+    """What an encoder might do, though none does: values computed, drawn out of place or written in part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Odd(nn.Module):
         self.plain = torch.full((3,), 2.0)
 
 
-def test_whatever_fills_a_tensor_is_made_again() -> None:
+def test_any_way_of_filling_a_tensor_is_replayed() -> None:
     def made(*names: str) -> dict[str, Tensor]:
         with recorded() as record:
             module = Odd()

@@ -86,7 +86,7 @@ def test_negatives_stay_in_their_group_and_need_nothing_but_it() -> None:
 @pytest.mark.parametrize("temperature", [0.07, 1e-9])
 def test_a_duplicate_is_never_drawn(temperature: float) -> None:
     image, text = (x.float() for x in features(4, seed=4))
-    text[3] = -image[0]  # the least alike, and yet the only one there is
+    text[3] = -image[0]  # the least alike, yet the only candidate
     image[3] = -text[0]
     caption = torch.tensor([1, 1, 1, 2])
     for step in range(200):
@@ -96,7 +96,7 @@ def test_a_duplicate_is_never_drawn(temperature: float) -> None:
         assert image_idx[:3].tolist() == text_idx[:3].tolist() == [3, 3, 3]
 
 
-def test_negatives_count_where_there_are_such() -> None:
+def test_readings_count_only_if_there_is_a_negative() -> None:
     def counted(image: torch.Tensor, caption: torch.Tensor, group: int, exclude: bool) -> torch.Tensor:
         return NegativeSampler(group, 0, exclude).counted(torch.stack([image, caption], 1), len(image))
 
@@ -104,7 +104,7 @@ def test_negatives_count_where_there_are_such() -> None:
     caption = torch.tensor([1, 1, 1, 1, 1, 2, 3, 4, 1, 2, 1, 3])
     alone = [True, False, False]
     every = [[True] * 3] * 4
-    assert counted(image, caption, 4, True).tolist() == [[alone] * 4, [alone] * 4, every][0] + [alone] * 4 + every
+    assert counted(image, caption, 4, True).tolist() == [alone] * 8 + every
     assert counted(image, caption, 12, True).all()
     assert counted(image, caption, 4, False).all()
     one_other = torch.tensor([1, 1, 1, 2])
@@ -144,7 +144,7 @@ def test_itm_is_two_way_cross_entropy_with_the_pair_before_its_negatives() -> No
 def test_itm_shares_average_to_the_mean_over_the_readings_that_count() -> None:
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
     counted = torch.tensor([[True] * 3, [True, False, False], [True] * 3, [True] * 3])
-    logits[1, 1:] = 1e4  # whatever stands there
+    logits[1, 1:] = 1e4  # which must not matter
     logits.requires_grad_()
     by_hand = 0.0
     for pair, count in zip(logits.double().tolist(), counted.tolist(), strict=True):
@@ -172,8 +172,8 @@ def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
     assert sum(part.item() for part in parts) / 3 == pytest.approx(by_hand / 7, rel=1e-6)
 
 
-def test_masked_text_is_0_where_no_caption_of_the_global_batch_has_a_word_to_mask() -> None:
-    """As of special tokens alone; the batch has other losses."""
+def test_masked_text_is_0_if_no_caption_of_the_global_batch_has_a_word_to_mask() -> None:
+    """Captions may hold special tokens alone; the batch still has other losses."""
     logits = torch.randn(3, 11, requires_grad=True)
     metrics = MetricAccumulator()
     loss = mlm_loss(logits, torch.full((3,), IGNORE), torch.tensor(0), 2, metrics)

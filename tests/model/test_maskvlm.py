@@ -66,11 +66,11 @@ WIDER = [
     "model.cross_heads=4",
     "objectives.image_mask_block=2",
 ]
-"""Unequal widths, more blocks, four times the patches."""
+"""Unequal widths and depths, four times the patches."""
 
 
 PASSES = (("pruned", "joint"), ("plain", "apart"))
-"""Of `fusion` and of `views`: those that a run takes by itself, and the plain ones."""
+"""Choices of `fusion` and of `views`: a run's own, and the plain ones."""
 
 SWITCHES = [
     [],
@@ -90,10 +90,11 @@ SWITCHES = [
     ["objectives.image=0", "objectives.itc=0"],
     ["objectives.text=0", "objectives.itm=0", "objectives.itc=0"],
 ]
+"""Switches of different losses share a case."""
 
 
 def perturbed(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
-    """In float64, no parameter at the zero or one it begins with, weights large enough that every bend is felt."""
+    """In float64, with no parameter at its initial zero or one, and weights large enough for nonlinearities to show."""
     model = build(tokenizer, "model.cross_init_std=0.2", *overrides).double()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -104,7 +105,7 @@ def perturbed(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
 
 
 def consult(model: MaskVLM, config: Config, batch: Batch) -> tuple[Outcome, dict[str, torch.Tensor]]:
-    """What the oracle says of the model's parameters, and copies of these that its losses are functions of."""
+    """The oracle's outcome, and the copies of the model's parameters that its losses are computed from."""
     copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
     heads = model.vision.vit.blocks[0].attn.num_heads, model.text.settings.num_attention_heads
     return Oracle(copies, config, *heads)(batch), copies
@@ -117,10 +118,10 @@ SIZES = [pytest.param([], id="small", marks=pytest.mark.campaign), pytest.param(
 @pytest.mark.parametrize(
     "overrides", SWITCHES, ids=lambda words: ",".join(word.partition(".")[2] for word in words) or "default"
 )
-def test_losses_negatives_and_all_gradients_are_the_oracles(
+def test_losses_negatives_and_gradients_match_the_oracle(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, overrides: list[str], size: list[str]
 ) -> None:
-    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())  # what is fp32 by design, in float64
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())  # in place of what is fp32 by design
     model = perturbed(tokenizer, *size, *overrides)
     batch = make_batch(patches=model.grid[0] ** 2, duplicates=True, views=2)
     outcome, copies = consult(model, tiny(*size, *overrides), batch)
@@ -145,7 +146,7 @@ def test_losses_negatives_and_all_gradients_are_the_oracles(
 
 
 def as_from_elsewhere(model: MaskVLM, batch: Batch) -> GlobalBatch:
-    """The batch alone, with the negatives' tokens in the place of their rows."""
+    """The batch by itself, with tokens of its negatives instead of their rows."""
     alone = model.alone(batch)
 
     def negatives(own: Encoded, temperature: torch.Tensor, *tokens: torch.Tensor) -> tuple[Negative, Negative]:
@@ -165,7 +166,7 @@ def record_negatives(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor
 
 
 @pytest.mark.parametrize("overrides", [[], ["objectives.hide=both", "objectives.alignment_inputs=masked"]])
-def test_accuracies_are_the_oracles(tokenizer: PreTrainedTokenizerBase, overrides: list[str]) -> None:
+def test_accuracies_match_the_oracle(tokenizer: PreTrainedTokenizerBase, overrides: list[str]) -> None:
     model, batch = build(tokenizer, *WIDER, *overrides), make_batch(patches=16)
     with torch.no_grad():
         model.mlm_head.classifier.bias[batch.target_BL[0].max()] = 9.0  # or an untrained model predicts no word
@@ -195,7 +196,7 @@ def test_a_masked_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase, masking:
         assert not torch.equal(model.encode_image(batch.image_BCHW[:1]), model.encode_image(other))
 
 
-def test_the_encoder_sees_only_the_patches_that_are_left_where_masked_ones_are_dropped(
+def test_an_encoder_that_drops_masked_patches_sees_only_the_others(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     model, batch = build(tokenizer, *WIDER, "objectives.image_masking=drop").eval(), make_batch(patches=16)
@@ -221,7 +222,7 @@ def test_mask_tokens_stand_where_patches_were_dropped() -> None:
     assert len(torch.unique(tokens.position_ND, dim=0)) == 6
 
 
-def test_an_encoder_that_cannot_leave_out_patches_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_encoder_that_cannot_drop_patches_is_refused_by_name(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match="eva02_tiny_patch14_224"):
         build(tokenizer, "model.vision=eva02_tiny_patch14_224", "objectives.image_masking=drop", "model.vision_args={}")
 
@@ -259,7 +260,7 @@ def test_new_weights_are_drawn_as_the_configuration_says(tokenizer: PreTrainedTo
     spread(model.vision.vit.patch_embed.mask_token, 0.02)
 
 
-def test_an_objective_of_weight_zero_is_absent_and_costs_no_parameter_a_gradient(
+def test_an_objective_of_weight_zero_has_no_loss_and_no_gradients(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     model, batch = build(tokenizer, "objectives.itm=0", "objectives.image=0", "objectives.text=0"), make_batch()
@@ -269,7 +270,7 @@ def test_an_objective_of_weight_zero_is_absent_and_costs_no_parameter_a_gradient
     assert all(p.grad is None for p in model.cross_image.parameters())
 
 
-def test_a_group_that_says_the_same_has_no_negatives(
+def test_a_group_of_equal_captions_has_no_negatives(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, seen = make_batch(), []
@@ -308,7 +309,7 @@ def test_masked_alignment_reads_the_masked_inputs(tokenizer: PreTrainedTokenizer
         *[(0.01, 1.0, 0), (0.01, -1.0, 1), (0.9, 1.0, 1), (0.9, -1.0, 0)],  # beyond it
     ],
 )
-def test_the_temperature_is_clamped_and_its_gradient_leads_back_alone(value: float, slope: float, passes: int) -> None:
+def test_the_temperature_is_clamped_and_its_gradient_only_leads_back(value: float, slope: float, passes: int) -> None:
     temperature = Temperature(tiny("model.temperature_min=0.05").model)
     temperature.value.data.fill_(value)
     assert temperature().item() == pytest.approx(min(max(value, 0.05), 0.5))
@@ -326,7 +327,7 @@ def test_the_token_classifier_starts_from_or_is_the_embedding() -> None:
         assert head.classifier.weight is not embedding.weight
 
 
-def test_an_encoder_that_takes_images_of_other_sizes_reads_ours_alike(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_encoder_for_images_of_any_size_computes_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
     sizes = "patch_size=16, embed_dim=32, depth=1, num_heads=2"
     words = (f"model.vision_args={{{sizes}{more}}}" for more in ("", ", dynamic_img_size=true"))
     fixed, dynamic = (build_model(tiny(word).blueprint, tokenizer).eval() for word in words)
@@ -344,7 +345,7 @@ def test_an_encoder_that_takes_images_of_other_sizes_reads_ours_alike(tokenizer:
         ("vit_tiny_r_s16_p8_224", "HybridEmbed"),
     ],
 )
-def test_an_encoder_that_would_see_masked_patches_in_others_is_refused(name: str, by: str) -> None:
+def test_an_encoder_that_mixes_patches_before_they_are_masked_is_refused(name: str, by: str) -> None:
     config = tiny(f"model.vision={name}", "model.vision_args={}", "model.image_size=224").model
     with torch.device("meta"), pytest.raises(UserError, match=f"embed each patch by itself but by a {by}, "):
         build_image_encoder(config)
@@ -364,7 +365,7 @@ def test_an_encoder_that_would_see_masked_patches_in_others_is_refused(name: str
         ("model.vision_weights=nothing.safetensors", "nothing.safetensors"),
     ],
 )
-def test_a_model_that_cannot_be_built_is_one_sentence(
+def test_a_model_that_cannot_be_built_is_refused_in_one_sentence(
     tokenizer: PreTrainedTokenizerBase, override: str, word: str
 ) -> None:
     with pytest.raises(UserError, match=word) as caught:
@@ -373,14 +374,14 @@ def test_a_model_that_cannot_be_built_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("override", "what"),
+    ("override", "setting"),
     [("tie_classifier=true", "tie_classifier = true"), ("classifier_init=embedding", "classifier_init = 'embedding'")],
 )
-def test_embeddings_of_another_width_than_the_tokens_make_no_classifier(
-    tokenizer: PreTrainedTokenizerBase, override: str, what: str
+def test_embeddings_of_another_width_than_the_tokens_cannot_be_the_classifier(
+    tokenizer: PreTrainedTokenizerBase, override: str, setting: str
 ) -> None:
     sizes = "model.text_args={hidden_size=24, num_hidden_layers=1, num_attention_heads=3, embedding_size=16}"
-    with pytest.raises(UserError, match=rf"^model.{what} .* have 16 values, but its tokens have 24: leave it out"):
+    with pytest.raises(UserError, match=rf"^model.{setting} .* have 16 values, but its tokens have 24: leave it out"):
         build(tokenizer, "model.text=electra", sizes, f"model.{override}")
 
 
@@ -393,24 +394,19 @@ def test_embeddings_of_another_width_than_the_tokens_make_no_classifier(
         ("deit_tiny_patch16_224", "albert"),
     ],
 )
-def test_other_encoders_serve(tokenizer: PreTrainedTokenizerBase, vision: str, text: str) -> None:
-    size, heads = (
-        ("{dim=24, n_layers=1, n_heads=3, hidden_dim=48}", 3)
-        if text == "distilbert"
-        else (
-            "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48, embedding_size=16}",
-            3,
-        )
-    )
+def test_other_encoders_can_be_trained(tokenizer: PreTrainedTokenizerBase, vision: str, text: str) -> None:
+    size = "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48, embedding_size=16}"
+    if text == "distilbert":
+        size = "{dim=24, n_layers=1, n_heads=3, hidden_dim=48}"
     patch = 14 if "14" in vision else 16
     model = build(
         tokenizer,
         f"model.vision={vision}",
-        f"model.vision_args={{depth=1, embed_dim=48, num_heads={heads}}}",
+        "model.vision_args={depth=1, embed_dim=48, num_heads=3}",
         f"model.image_size={2 * patch}",
         f"model.text={text}",
         f"model.text_args={size}",
-        f"model.cross_heads={heads}",
+        "model.cross_heads=3",
     )
     batch = make_batch()
     image = batch.image_BCHW[:, :, : 2 * patch, : 2 * patch]

@@ -1,4 +1,4 @@
-"""Models of others, small, with their checkpoints' very names, computing by themselves.
+"""Small models of other projects, with the names in their checkpoints and arithmetic of their own.
 
 Written from facebookresearch/mae (models_mae.py), microsoft/SimMIM (models/simmim.py, models/vision_transformer.py) and
 salesforce/ALBEF and BLIP (models/vit.py, models/xbert.py): the names and the arithmetic are theirs.
@@ -14,7 +14,7 @@ WIDTH, HEADS, PATCH, DEPTH = 32, 2, 16, 2
 
 
 class Attention(nn.Module):
-    """SimMIM's has biases of queries and values alone and adds a bias to each pair of places."""
+    """SimMIM's has biases of queries and values only, and adds one to each pair of places."""
 
     def __init__(self, simmim: bool) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Vit(nn.Module):
 
 
 class Mae(Vit):
-    """MAE's encoder has no module of its own; its decoder stands beside it."""
+    """MAE's encoder has no module of its own: its decoder's parameters are beside it."""
 
     def __init__(self, side: int) -> None:
         super().__init__(side)
@@ -166,7 +166,7 @@ class BertLayer(nn.Module):
             self.crossattention = BertAttention()
 
     def forward(self, x: Tensor) -> Tensor:
-        """As in their mode "text", which passes over what reads images."""
+        """As in their mode "text", which skips cross-attention."""
         x = self.attention(x)
         return self.output(F.gelu(self.intermediate.dense(x)), x)
 
@@ -212,7 +212,7 @@ class Masked(nn.Module):
 
 
 class Albef(nn.Module):
-    """Both encoders and, as every one of its checkpoints has, their momentum copies and queues."""
+    """Both encoders with their momentum copies and queues, as in every checkpoint."""
 
     def __init__(self, side: int, words: int, positions: int, blip: bool) -> None:
         super().__init__()

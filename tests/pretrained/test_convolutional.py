@@ -143,7 +143,7 @@ def test_trained_by_all_four_objectives_and_read_again(tmp_path: Path, scenes: P
     assert report.fresh == [] and "patch_embed.mask_token" in report.matched
 
 
-def test_what_cannot_be_is_said(tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     config = _saved(tmp_path, "objectives.image_masking=drop")
     with pytest.raises(UserError, match="cannot leave out patches"):
         build_image_encoder(config.model, drops=True)

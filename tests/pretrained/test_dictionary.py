@@ -70,7 +70,7 @@ def test_features_are_those_of_patches_cut_out_one_by_one() -> None:
 
 
 def test_it_tells_what_its_pictures_are_made_of() -> None:
-    """Each picture's nearest has stripes of its direction; of random filters a quarter have not."""
+    """Each picture's nearest has stripes of its direction; with random filters a quarter do not."""
     image = stripes(40)
     across = torch.arange(40) % 2
 
@@ -91,7 +91,7 @@ def test_it_tells_what_its_pictures_are_made_of() -> None:
 
 
 def test_a_patch_is_compared_less_the_mean_of_all() -> None:
-    """Of reddish pictures no patch resembles all the others for its red."""
+    """In reddish pictures, patches are not alike for being red."""
     image = stripes(40)
     image[:, 0], image[:, 2] = image[:, 0] // 2 + 128, image[:, 2] // 4
     dictionary = fit_dictionary(image, patches=16)

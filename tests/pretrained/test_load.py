@@ -1,4 +1,4 @@
-"""Encoders from checkpoints of others compute what the others' own models do; what does not fit is refused."""
+"""Encoders filled from other projects' checkpoints compute what their models do; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config", "__doc__": "yac
 
 
 def saved(folder: Path, model: torch.nn.Module, form: str) -> Path:
-    """As each of the projects saves it."""
+    """A checkpoint as each of the projects writes it."""
     state, file = model.state_dict(), folder / "checkpoint.pth"
     if form == "safetensors":
         save_file(state, file := folder / "model.safetensors")
@@ -154,7 +154,7 @@ def test_positions_of_patches_are_fitted_as_timm_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_simmim_and_its_mask_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
-    """With positions as a plain ViT, with biases of pairs of places as timm's BEiT; its settings are no obstacle."""
+    """With positions, as a plain ViT; with relative biases, as timm's BEiT. Pickled settings are no obstacle."""
     theirs = others.SimMim(3, relative).eval()
     for name in ("yacs", "yacs.config"):
         monkeypatch.setitem(sys.modules, name, module := ModuleType(name))
@@ -260,8 +260,8 @@ def test_positions_of_words_are_cut_or_repeated(
     assert torch.isfinite(encoder(words(length), torch.ones(2, length, dtype=torch.bool))).all()
 
 
-def test_timms_own(tmp_path: Path) -> None:
-    """A folder as timm saves it, by vision_weights and as model.vision itself; the classifier stays behind."""
+def test_a_folder_saved_by_timm(tmp_path: Path) -> None:
+    """Given as vision_weights and as model.vision itself; the classifier is left behind."""
     sizes = {"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 7}
     theirs = timm.create_model("vit_base_patch16_224", **sizes).eval()
     folder = tmp_path / "vit"
@@ -289,7 +289,7 @@ def test_timms_own(tmp_path: Path) -> None:
 
 
 def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the hub's client keeps it; nothing is asked of the network."""
+    """In the hub client's cache; the network is not asked."""
     theirs = others.Mae(3).eval()
     snapshot = tmp_path / "models--somebody--mae/snapshots/0123"
     snapshot.mkdir(parents=True)
@@ -355,7 +355,7 @@ def test_a_file_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
         ("other", b"", "has none of"),
     ],
 )
-def test_files_that_are_no_checkpoints_are_named(tmp_path: Path, name: str, content: bytes, word: str) -> None:
+def test_files_that_are_not_checkpoints_are_named(tmp_path: Path, name: str, content: bytes, word: str) -> None:
     (tmp_path / name).write_bytes(content)
     place = tmp_path if name in ("other", "model.safetensors.index.json") else tmp_path / name
     with pytest.raises(UserError, match=word) as error:

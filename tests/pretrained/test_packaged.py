@@ -1,4 +1,4 @@
-"""Encoders out of installed packages."""
+"""Encoders from installed packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mvlm.pretrained.packaged import IMAGE_WEIGHTS, IMAGES, TEXT_FOLDER, TEXTS, 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for packages that imports find."""
+    """A folder on the import path."""
     folder = tmp_path / "site-packages"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)

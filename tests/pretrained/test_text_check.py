@@ -1,4 +1,4 @@
-"""Which encoders of transformers are let in, and for how long texts: each by one small block of the real thing."""
+"""Which of transformers' encoders are accepted, and for texts of what length; each a small one of the real class."""
 
 from __future__ import annotations
 
