@@ -1,4 +1,4 @@
-"""What is planned to be sent is what DeepSpeed and the losses were counted to send (benchmarks/comm)."""
+"""What the plan sends is what DeepSpeed and the losses were counted to send (benchmarks/comm)."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_the_plan_has_the_calls_and_bytes_that_were_counted(found: dict[str, Any
         assert calls["reduce"] <= buckets + found["ranks"] * found["groups"]
         assert sent["reduce"] == pytest.approx(weights, rel=0.001)
         return
-    # no bucket is filled to its last number
+    # no bucket is quite full
     assert calls["all_reduce"] - small - contrast == pytest.approx(buckets, abs=3)
     assert sent["all_reduce"] == pytest.approx(weights + features, rel=0.001)
 
 
 @pytest.mark.parametrize("found", KEPT, ids=lambda found: f"{found['case']}-{found['ranks']}")
-def test_reduction_goes_on_during_backward_where_the_plan_hides_it(found: dict[str, Any]) -> None:
+def test_gradients_are_reduced_during_backward_as_the_plan_assumes(found: dict[str, Any]) -> None:
     """Reductions are called from the first quarter of the gradients on, and only the last bucket's at the end."""
     when = found["when"]
     if found["case"].endswith(", late"):
@@ -55,7 +55,7 @@ def test_reduction_goes_on_during_backward_where_the_plan_hides_it(found: dict[s
     assert 1 <= when.count(1.0) <= 2
 
 
-def test_features_come_faster_by_a_sum_where_an_all_gather_would_show() -> None:
+def test_features_are_summed_faster_than_gathered_on_many_gpus() -> None:
     """Below 64 GPUs it is slower by less than a tenth of a millisecond."""
     for ranks in (8, 16, 64, 512, 4096):
         fabric, count = Fabric(CARDS["h100"], ranks, 8), 64 * ranks * feature_bytes(256)
@@ -63,7 +63,7 @@ def test_features_come_faster_by_a_sum_where_an_all_gather_would_show() -> None:
 
 
 def test_reductions_to_single_ranks_cost_more_than_an_all_reduce_of_several_nodes() -> None:
-    """Half the bytes, but a chain as long as there are ranks for each rank and group."""
+    """Half the bytes, but for each rank and group a chain through all ranks."""
     weights, buckets, groups, h100 = 0.67e9, 11, 4, CARDS["h100"]
     for ranks in (64, 512, 4096):
         fabric = Fabric(h100, ranks, 8)

@@ -1,4 +1,4 @@
-"""Operations counted on fake tensors against those of the same step on real ones, and the figures that pages give."""
+"""Operations counted on fake tensors against the same step on real ones, and the figures on the pages."""
 
 from __future__ import annotations
 

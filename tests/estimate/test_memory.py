@@ -1,4 +1,4 @@
-"""Memory counted on fake tensors against that of the same passes on real ones."""
+"""Memory counted on fake tensors against the same passes on real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plans of the shipped configurations against those kept, and the planner's promises on small ones."""
+"""Plans of the shipped configurations against the kept ones, and what any plan must hold to."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def round_figures(value: Any, digits: int = 4) -> Any:
 
 
 def golden(recipe: str, model: FakeModel) -> dict[str, Any]:
-    """Its size and work, and by DeepSpeed JSON what differs."""
+    """The model's size and work, and what differs by DeepSpeed JSON."""
     nodes, per_node = GPUS[recipe]
     by_json = {name: as_json(Planner(request(recipe, name, nodes=nodes, per_node=per_node), model)) for name in JSONS}
     one = by_json["zero1"]
@@ -100,10 +100,10 @@ def test_the_page_shows_what_is_printed(models: dict[str, FakeModel]) -> None:
         assert f"```text\n{printed.strip()}\n```" in page
 
 
-def test_what_is_offloaded_is_planned_for_a_node(models: dict[str, FakeModel]) -> None:
-    for name, place, bytes_each in (("zero3_offload", "host", 16 + 2), ("zero3_nvme", "disk", 16 + 2)):
+def test_offloaded_bytes_are_planned_for_each_node(models: dict[str, FakeModel]) -> None:
+    bytes_each = 16 + 2
+    for name, place, elsewhere in (("zero3_offload", "host", "disk"), ("zero3_nvme", "disk", "host")):
         plan = as_json(Planner(request("tiny", name, nodes=2, per_node=4), models["tiny"]))
-        elsewhere = {"host": "disk", "disk": "host"}[place]
         assert plan["offloaded_bytes"][place] == pytest.approx(bytes_each * models["tiny"].total / 8)
         assert not plan["offloaded_bytes"][elsewhere]
         gigabytes = f"{bytes_each * models['tiny'].total / 2 / 1e9:,.1f} GB"
@@ -139,7 +139,7 @@ def test_learning_rates_follow_the_rule(models: dict[str, FakeModel]) -> None:
         assert config.optim.encoder_lr == pytest.approx(1e-5 * factor, rel=0.02), name
 
 
-def test_a_stage_that_costs_and_one_that_fits_are_named(models: dict[str, FakeModel]) -> None:
+def test_idle_gpus_and_a_costly_zero_stage_are_named(models: dict[str, FakeModel]) -> None:
     plan = as_json(Planner(request("base", "zero3", nodes=512, gpu="h100"), models["base"]))
     assert plan["ranks"] < plan["gpus"]  # 512 pairs cannot feed 4,096 GPUs
     assert any("uses 512 of the 4096 GPUs" in sentence for sentence in plan["advice"])
@@ -147,7 +147,7 @@ def test_a_stage_that_costs_and_one_that_fits_are_named(models: dict[str, FakeMo
     assert any(sentence.startswith("ZeRO-3 costs you") and "fits." in sentence for sentence in plan["advice"])
 
 
-def test_what_does_not_fit_is_told_with_what_would(models: dict[str, FakeModel]) -> None:
+def test_a_plan_that_does_not_fit_names_the_micro_batch_that_would(models: dict[str, FakeModel]) -> None:
     planner = Planner(
         request("base", "fp16", "train.global_batch=2048", "train.micro_batch=256", gpu="v100"), models["base"]
     )
@@ -236,10 +236,10 @@ def test_an_average_of_the_weights_takes_memory_like_a_moment(models: dict[str, 
 def test_muon_has_one_moment_of_each_matrix_and_pays_for_its_products_and_exchange(
     models: dict[str, FakeModel],
 ) -> None:
-    """Of 12 blocks in each encoder of base and 3 in each cross encoder, the matrices; in an update of 8 ranks."""
+    """The matrices of base: of 12 blocks in each encoder and 3 in each cross encoder, updated by 8 ranks."""
     asked = request("base", "zero1", "optim.name=muon")
     grouped = FakeModel(models["base"].model, models["base"].data, optim=asked.optim)
-    muon = copy.copy(models["base"])  # whose passes are no others, and have been counted
+    muon = copy.copy(models["base"])  # its passes are the same and already counted
     muon.groups, muon.matrices = grouped.groups, grouped.matrices
     shapes = [shape for group in muon.matrices for shape in group]
     encoders = 24 * (4 * 768**2 + 2 * 768 * 3072)
@@ -265,7 +265,7 @@ def test_a_card_that_lacks_the_precision_is_refused(models: dict[str, FakeModel]
         find_card("h1000")
 
 
-def test_cards_grow() -> None:
+def test_newer_cards_are_faster_and_all_are_on_the_page() -> None:
     assert [CARDS[name].fp16 for name in ("v100", "a100", "h100", "b200")] == sorted(
         CARDS[name].fp16 for name in ("v100", "a100", "h100", "b200")
     )

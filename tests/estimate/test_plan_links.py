@@ -1,4 +1,4 @@
-"""The plan of a corpus made of links: its rates are those kept, and its arithmetic is that of a few lines here."""
+"""The plan of a corpus made of links: its rates are the kept results, its arithmetic that of a few lines here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 RESULTS = ROOT / "benchmarks/data/results"
 
 
-def test_the_rates_are_those_of_the_kept_results() -> None:
+def test_the_rates_are_the_kept_results() -> None:
     kept = json.loads((RESULTS / "download.json").read_text())
     ours = next(run for run in kept["runs"] if run["case"] == "ours, as they come")
     assert round(ours["cpu_s"] / kept["count"] * 1e3, 2) == LINK_MS
@@ -32,7 +32,7 @@ def test_the_rates_are_those_of_the_kept_results() -> None:
     assert written["corpus"]["size"][0] * written["corpus"]["size"][1] == PIXELS
 
 
-def test_whatever_takes_longest_bounds_it() -> None:
+def test_the_slowest_resource_bounds_the_plan() -> None:
     asked = LinkTablePlan(
         3_600_000, cores=1, alive=0.5, megapixels=2 * PIXELS / 1e6, seconds=1e-6, gbit=1e6, encryption_ms=0.0
     )
@@ -50,7 +50,7 @@ def test_whatever_takes_longest_bounds_it() -> None:
     assert waiting["hours"] == pytest.approx(1e9 * 30 / 400 / 3600)
 
 
-def test_it_is_printed_with_its_assumptions_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_printed_with_its_assumptions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["plan", "data", "--links", "1000000", "--nodes", "2", "--stored-kb", "40"]
     assert main([*argv, "--json", str(tmp_path / "plan.json")]) == 0
     said = capsys.readouterr().out
@@ -60,11 +60,11 @@ def test_it_is_printed_with_its_assumptions_and_written(tmp_path: Path, capsys: 
     assert plan["stored_tb"] == pytest.approx(0.028)
 
 
-def test_scoring_takes_what_its_rate_and_its_products_take(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scoring_takes_the_time_of_its_rate_and_its_products(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ScoringPlan(gpus=4, pairs_per_s=100, clusters=1000, width=256, tflops=10, kept=0.25, gpu_hour=3)
     plan = plan_scoring(1_440_000, asked)
     assert plan["scoring_hours"] == pytest.approx(1)
-    similarities = 1_440_000 * 1000 + 1000 * 1440**2 / 2  # with centroids; and of each pair of a cluster's rows
+    similarities = 1_440_000 * 1000 + 1000 * 1440**2 / 2  # with centroids, and of all pairs of a cluster's rows
     assert plan["cluster_hours"] == pytest.approx(similarities * 512 / 1e13 / 3600)
     assert plan["cost"] == pytest.approx(3 * (4 + plan["cluster_hours"]))
     assert (plan["kept"], plan["embeddings_tb"]) == (360_000, pytest.approx(1.44e6 * 512 / 1e12))
@@ -79,7 +79,7 @@ def test_scoring_takes_what_its_rate_and_its_products_take(capsys: pytest.Captur
         *(("alive", "1.5", "a share above 0 and at most 1"), ("kept", "0", "a share above 0 and at most 1")),
     ],
 )
-def test_what_cannot_be_is_refused(name: str, value: str, wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_number_is_refused(name: str, value: str, wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "data", "--links", "5", f"--{name}", value]) == ExitCode.MISTAKE
     said = capsys.readouterr().err
     assert f"--{name} is {value}: " in said and wanted in said

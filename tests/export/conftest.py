@@ -19,7 +19,7 @@ GIVEN = ("red", "blue", "2", "no")
 
 
 def write_run(folder, config, files=1, ema=False):
-    """What `mvlm train` leaves of a model: its files, as far as they are read again."""
+    """The files that `mvlm train` leaves, as far as they are read again."""
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "tokenizer" / ANSWERS).write_text(json.dumps(list(GIVEN)))

@@ -1,4 +1,4 @@
-"""CLIP_benchmark's own retrieval, on an exported model, finds what `mvlm evaluate` finds."""
+"""CLIP_benchmark's own retrieval, on an exported model, gives the results of the features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported folders, against the model that they were made of."""
+"""Exported folders against the model they were made from."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_the_processor_gives_what_the_model_was_shown(exported, pictures):
         ({"text": ["a", None]}, "A sentence is a string; this is of type NoneType"),
     ],
 )
-def test_what_the_processor_cannot_read_is_one_sentence(exported, given, said):
+def test_what_the_processor_cannot_read_is_refused_in_one_sentence(exported, given, said):
     with pytest.raises(ValueError, match=said) as error:
         AutoProcessor.from_pretrained(exported)(**given)
     assert "\n" not in str(error.value)
@@ -114,7 +114,7 @@ ROTARY = {"vision": "eva02_tiny_patch14_224", "vision_args": {"embed_dim": 48, "
 
 
 @torch.no_grad()
-def test_an_encoder_from_a_folder_needs_it_no_more(tmp_path, monkeypatch, pictures):
+def test_an_encoder_from_a_folder_no_longer_needs_that_folder(tmp_path, monkeypatch, pictures):
     sizes = {"img_size": 48, "embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
     pixels = {"mean": (0.3, 0.4, 0.5), "std": (0.2, 0.2, 0.1)}
     theirs = timm.create_model("vit_base_patch16_224", **sizes, pretrained_cfg_overlay=pixels)
@@ -134,7 +134,7 @@ def test_an_encoder_from_a_folder_needs_it_no_more(tmp_path, monkeypatch, pictur
 
 @pytest.mark.parametrize("kind", ["rotary", "drop"])
 @torch.no_grad()
-def test_positions_that_are_no_weights_are_there(kind, made_run, tmp_path):
+def test_positions_that_are_not_weights_are_exported(kind, made_run, tmp_path):
     if kind == "rotary":
         run = made_run(**ROTARY, image_size=28)
     else:
@@ -170,7 +170,7 @@ def test_a_sigmoids_logits_have_its_scale_and_bias(tmp_path):
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
 @torch.no_grad()
 def test_the_heads_of_tasks(made_run, task, tmp_path, pictures):
-    run = made_run(task, ema=task == "vqa")  # the average is what is exported, where there is one
+    run = made_run(task, ema=task == "vqa")  # if there is an average, it is exported
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
     auto = AutoModelForVisualQuestionAnswering if task == "vqa" else AutoModel
     theirs, ours = auto.from_pretrained(tmp_path / "out").eval(), load_task_run(run, task).model
@@ -227,7 +227,7 @@ def test_a_tied_classifier_stays_tied(made_run, tmp_path):
 
 
 def within_the_size_of_the_weights(checkpoint, folder, how):
-    """As a process of its own."""
+    """Run in a process of its own."""
     lines = Path("/proc/self/status").read_text().splitlines()
     held = next(int(line.split()[1]) for line in lines if line.startswith("VmData")) * 1024
     mapped = sum(file.stat().st_size for file in checkpoint.glob("weights-*"))
@@ -239,7 +239,7 @@ def within_the_size_of_the_weights(checkpoint, folder, how):
 
 
 @pytest.mark.parametrize(("how", "fits"), [("stream", True), pytest.param("load", False, marks=pytest.mark.campaign)])
-def test_memory_is_that_of_a_file_and_not_of_the_model(made_run, tmp_path, how, fits):
+def test_exporting_takes_memory_for_a_file_and_not_for_the_model(made_run, tmp_path, how, fits):
     run = made_run(text_args=CONFIG.model.text_args | {"num_hidden_layers": 80, "hidden_size": 256})
     checkpoint = run / "checkpoints" / "step_00000007"
     assert sum(file.stat().st_size for file in checkpoint.glob("weights-*")) > 100_000_000
@@ -310,7 +310,7 @@ def test_the_card_says_what_the_run_was(run, exported):
     assert "| eval/image_to_text_r1 | 0.25 |" in card and "| ranks, ZeRO stage | 2, 1 |" in card
 
 
-def test_a_card_that_would_not_know_its_step_is_not_written(run, tmp_path, capsys):
+def test_no_card_is_written_if_its_step_is_unknown(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     (find_checkpoint(copy) / "state.json").unlink()
     assert main(["export", str(copy), "--out", str(tmp_path / "out")]) == 1
@@ -318,7 +318,7 @@ def test_a_card_that_would_not_know_its_step_is_not_written(run, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card_tells_no_numbers_of_other_weights_of_the_run(run, tmp_path):
+def test_the_card_has_no_results_of_other_checkpoints(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     with (copy / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 9, "eval/image_to_text_r1": 0.75}\n')
@@ -329,7 +329,7 @@ def test_the_card_tells_no_numbers_of_other_weights_of_the_run(run, tmp_path):
         assert "| eval/image_to_text_r1 | 0.25 |" in card and ("50.0, 50.0, 50.0" in card) == told
 
 
-def test_the_card_says_on_what_retrieval_was_measured_and_no_time_for_a_number(run, tmp_path):
+def test_the_card_names_the_data_of_retrieval_and_lists_no_times_as_results(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     with (copy / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 7, "eval/put_off": 45.3}\n')
@@ -340,7 +340,7 @@ def test_the_card_says_on_what_retrieval_was_measured_and_no_time_for_a_number(r
     assert "put_off" not in card
 
 
-def test_the_card_of_a_soup_tells_no_numbers_of_the_run_that_it_lies_in(run, tmp_path):
+def test_the_card_of_a_soup_has_no_results_of_the_run_around_it(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     soup, step = copy / "soups" / "both", find_checkpoint(copy)
     assert main(["average", str(step), str(step), "--out", str(soup)]) == 0
@@ -352,7 +352,7 @@ def test_the_card_of_a_soup_tells_no_numbers_of_the_run_that_it_lies_in(run, tmp
     assert "50.0, 50.0, 50.0" in card and "eval/image_to_text_r1" not in card
 
 
-def test_nothing_of_this_machine_is_told(run, exported):
+def test_exported_files_reveal_nothing_of_this_machine(run, exported):
     for path in exported.iterdir():
         if path.suffix != ".safetensors":
             assert str(run) not in path.read_text(), path
@@ -369,19 +369,19 @@ def test_the_card_names_an_encoder_from_a_folder_by_its_name_alone(made_run):
 
 
 @pytest.mark.parametrize(
-    ("means", "named"),
+    ("init", "named"),
     [("mine/checkpoints/step_00000007", "mine/step_00000007"), ("mine/best", "mine/best"), ("mine", "mine")],
 )
-def test_the_card_names_the_run_that_a_checkpoint_to_begin_with_is_of(made_run, means, named):
+def test_the_card_names_the_run_of_the_initial_checkpoint(made_run, init, named):
     run = made_run("vqa")
     config = load_stored_config(run / "config.toml")
-    begun = replace(config.checkpoint, init=f"/home/somebody/{means}")
+    begun = replace(config.checkpoint, init=f"/home/somebody/{init}")
     (run / "config.toml").write_text(dump_config(replace(config, checkpoint=begun)))
     card = model_card(run, "small")
     assert f"the run or checkpoint `{named}`" in card and "somebody" not in card
 
 
-def test_the_card_of_a_task_asks_for_no_measure_that_it_cannot_have(made_run):
+def test_the_card_of_a_task_without_results_says_that_none_were_measured(made_run):
     run = made_run("vqa")
     (run / "metrics.jsonl").write_text("")
     assert "None were measured.\n" in model_card(run, "small")
@@ -398,7 +398,7 @@ def test_files_have_the_modes_that_the_umask_gives(run, tmp_path, mask):
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
-def test_a_folder_is_whole_or_not_there(run, tmp_path, monkeypatch, capsys):
+def test_a_folder_is_complete_or_absent(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "there").mkdir()
     assert main(["export", str(run), "--out", str(tmp_path / "there")]) == 1
     assert capsys.readouterr().err == (

@@ -1,6 +1,6 @@
-"""lmms-eval's own command, on an exported model, finds what the model's scores say.
+"""lmms-eval's own command, on an exported model, gives the results of the model's scores.
 
-lmms-eval asks for some fifty packages, so that the tests' environment has it only where somebody has installed it.
+lmms-eval needs some fifty packages, so these tests run only if somebody has installed it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def answering(made_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 
 def entry_points() -> str:
-    """That setup.py declares for lmms-eval, as an installation writes them."""
+    """Those that setup.py declares for lmms-eval, in an installation's format."""
     group = "lmms_eval.models"
     for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
         if isinstance(node, ast.Dict):
@@ -88,7 +88,7 @@ def entry_points() -> str:
 
 
 def run_lmms_eval(model: Path, rows: Path, where: Path, by: str, kind: str, metric: str, question: str) -> float:
-    """The metric of the task that its command prints."""
+    """The metric that its command reports for the task."""
     installed = where / "site/mvlm_declared-0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mvlm-declared\nVersion: 0\n")
@@ -146,7 +146,7 @@ def by_words(model: Any, processor: Any, image: Image.Image, choice: str) -> flo
 
 @pytest.mark.campaign
 @pytest.mark.parametrize(("by", "score"), [("itm", by_itm), ("itc", by_itc), ("words", by_words)])
-def test_its_multiple_choice_is_that_of_the_scores(
+def test_its_multiple_choice_follows_the_scores(
     by: str, score: Callable[..., float], exported: Path, rows: Path, tmp_path: Path
 ) -> None:
     found = run_lmms_eval(exported, rows, tmp_path, by, "multiple_choice", "acc", QUESTION)
@@ -177,7 +177,7 @@ def test_a_model_that_answers_questions_answers_its_tasks(answering: Path, rows:
 
 
 def requests(rows: Path, *answers: str, question: str = QUESTION, images: int = 1) -> tuple[list[Any], dict[str, Any]]:
-    """As lmms-eval hands them to a model, and the rows that they are of."""
+    """Requests as lmms-eval hands them to a model, and the rows they are about."""
     row = json.loads(rows.read_text().splitlines()[0])
 
     def visual(doc: dict[str, str]) -> list[Image.Image]:
@@ -187,7 +187,7 @@ def requests(rows: Path, *answers: str, question: str = QUESTION, images: int = 
     return asked, {"seen": {"test": [row]}}
 
 
-def test_what_it_cannot_do_is_said(exported: Path, answering: Path, rows: Path) -> None:
+def test_what_it_cannot_do_is_refused(exported: Path, answering: Path, rows: Path) -> None:
     from mvlm.export.lmms_eval import AnswerScorer
 
     model = AnswerScorer(str(exported), device="cpu")
@@ -208,7 +208,7 @@ def test_what_it_cannot_do_is_said(exported: Path, answering: Path, rows: Path) 
     assert dict(zip([*GIVEN, ""], scores, strict=True))[said][1]
 
 
-def test_of_a_question_its_own_line_is_read() -> None:
+def test_a_question_is_read_without_the_prompt_around_it() -> None:
     from mvlm.export.lmms_eval import _question
 
     assert _question("What is it?\nA. red\nAnswer with the letter.") == "What is it?"
