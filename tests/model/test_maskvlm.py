@@ -83,14 +83,19 @@ SWITCHES = [
     ["objectives.alignment_inputs=masked", "objectives.hide=both"],
     ["model.cross_depth=3", "model.decoder_depth=2", "objectives.itm_group=8", "run.seed=3"],
     ["model.cross_norm=post", "objectives.itm_negatives=uniform", "run.seed=7"],
-    ["model.tie_classifier=true", "objectives.normalized_targets=true", "objectives.exclude_duplicates=false"],
+    [
+        "objectives.exclude_duplicates=false",
+        "run.seed=1",
+        "model.tie_classifier=true",
+        "objectives.normalized_targets=true",
+    ],
     ["objectives.contrastive=sigmoid"],
     ["objectives.itm=0"],
     ["objectives.image=0", "objectives.text=0"],
     ["objectives.image=0", "objectives.itc=0"],
     ["objectives.text=0", "objectives.itm=0", "objectives.itc=0"],
 ]
-"""Switches of different losses share a case."""
+"""Switches of different losses share a case. Duplicates, if they may be, are drawn by seed 1 and not by 0."""
 
 
 def perturbed(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
@@ -283,22 +288,6 @@ def test_a_group_of_equal_captions_has_no_negatives(
     kept = [log_p[:, 0, 1], log_p[4:, 1, 0], log_p[4:, 2, 0]]
     torch.testing.assert_close(found, -torch.cat(kept).mean())
     assert metrics.total["itm_accuracy"] == 16
-
-
-def test_masked_alignment_reads_the_masked_inputs(tokenizer: PreTrainedTokenizerBase) -> None:
-    batch = make_batch()
-    whole, masked = (
-        build(tokenizer, f"objectives.alignment_inputs={inputs}").double()(batch)["itc"]
-        for inputs in ("full", "masked")
-    )
-    shown = dataclasses.replace(
-        batch,
-        patch_mask_BN=torch.zeros_like(batch.patch_mask_BN).index_fill(1, torch.tensor([0]), False),
-        masked_text_BL=batch.text_BL,
-    )
-    shown_masked = build(tokenizer, "objectives.alignment_inputs=masked").double()(shown)["itc"]
-    assert whole.item() != pytest.approx(masked.item(), rel=1e-6)
-    assert shown_masked.item() == pytest.approx(whole.item(), rel=1e-9)
 
 
 @pytest.mark.parametrize(
