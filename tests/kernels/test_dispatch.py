@@ -1,4 +1,4 @@
-"""Which implementation an operation takes, and what it says of the others."""
+"""Which implementation an operation takes, and what it reports about the others."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def make_op() -> Op:
     )
 
 
-def test_the_first_that_is_there_takes_the_arguments_and_pays_runs() -> None:
+def test_the_first_implementation_that_is_available_fitting_and_fast_runs() -> None:
     op = make_op()
     assert [op(4), op(3), op(6)] == [8, 6, 12]
     assert op.calls == {"even": 2, "torch": 1}
 
 
-def test_arguments_that_a_better_implementation_cannot_take_are_told_of_once(capsys: pytest.CaptureFixture) -> None:
+def test_arguments_that_a_better_implementation_cannot_take_are_reported_once(capsys: pytest.CaptureFixture) -> None:
     op = make_op()
     for number in (2, 3, 5):
         op(number)
     assert capsys.readouterr().err == "mvlm: double runs as torch (not as even: it is odd).\n"
 
 
-def test_what_is_for_other_precisions_is_missed_by_nobody(capsys: pytest.CaptureFixture) -> None:
+def test_an_implementation_for_another_precision_is_not_reported(capsys: pytest.CaptureFixture) -> None:
     x_RI, weight_OI, bias_O = (torch.ones(shape, dtype=torch.bfloat16) for shape in ((64, 512), (512, 512), (512,)))
     OPS["linear"](x_RI, weight_OI, bias_O)
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_asked_for_by_name_runs_though_it_does_not_pay() -> None:
+def test_an_implementation_chosen_by_name_runs_though_another_is_faster() -> None:
     op = make_op()
     op.choose("slow")
     op(4)
@@ -55,7 +55,7 @@ def test_what_is_asked_for_by_name_runs_though_it_does_not_pay() -> None:
         ("fast", r"kernels\.double = 'fast' is not known: choose auto, absent, even, slow, torch\."),
     ],
 )
-def test_what_cannot_be_chosen_is_refused(name: str, message: str) -> None:
+def test_an_unavailable_or_unknown_choice_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_op().choose(name)
 
@@ -74,7 +74,7 @@ def test_a_machine_is_probed_once() -> None:
     assert len(probed) == 1
 
 
-def test_what_another_rank_lacks_is_left_out_of_later_calls() -> None:
+def test_an_implementation_that_another_rank_lacks_is_left_out_of_later_calls() -> None:
     op = make_op()
     op(4)
     op.rule_out("even", "another rank lacks it")
@@ -82,13 +82,13 @@ def test_what_another_rank_lacks_is_left_out_of_later_calls() -> None:
     assert op.calls == {"even": 1, "torch": 1}
 
 
-def test_nothing_that_takes_the_arguments_is_an_error_with_all_reasons() -> None:
+def test_arguments_that_no_implementation_takes_are_refused_with_all_reasons() -> None:
     op = Op("x", Implementation("only", lambda x: x, accepts=lambda x: "too long"))
     with pytest.raises(UserError, match=r"No implementation of x takes this \(only: too long\)"):
         op([1])
 
 
-def test_compiled_code_calls_through_without_a_break() -> None:
+def test_compiled_code_calls_it_without_a_graph_break() -> None:
     op = Op("double", Implementation("torch", lambda x: x + x))
     compiled = torch.compile(lambda x: op(x) + 1, backend="eager", fullgraph=True)
     assert compiled(torch.tensor(2.0)) == 5
@@ -97,13 +97,13 @@ def test_compiled_code_calls_through_without_a_break() -> None:
 @pytest.mark.parametrize("flags", ["GenuineIntel avx512f", "GenuineIntel amx_bf16", "AuthenticAMD avx512f avx512_bf16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["attention", "linear"])
-def test_the_choice_of_a_layer_on_any_cpu_is_compiled_without_a_break(
+def test_a_layers_choice_on_any_cpu_compiles_without_a_graph_break(
     name: str, dtype: torch.dtype, flags: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()
     monkeypatch.setattr(probes, "CPU_FLAGS", frozenset(flags.split()))
     arguments = example(name, torch.device("cpu"), dtype)
-    if name == "attention":  # to the few keys of a text, which are another case
+    if name == "attention":  # with the few keys of a text, a case of its own
         query, key, value = arguments
         arguments = query, key[:, :, :8], value[:, :, :8]
     wanted = OPS[name](*arguments)  # which also probes what this machine has
@@ -113,7 +113,9 @@ def test_the_choice_of_a_layer_on_any_cpu_is_compiled_without_a_break(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["attention", "linear"])
-def test_nothing_is_said_of_cpus_elsewhere(name: str, dtype: torch.dtype, capsys: pytest.CaptureFixture) -> None:
+def test_implementations_for_cpus_are_not_reported_elsewhere(
+    name: str, dtype: torch.dtype, capsys: pytest.CaptureFixture
+) -> None:
     arguments = example(name, torch.device("meta"), dtype)
     assert OPS[name].first(*arguments).name in ("sdpa", "torch")
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""The fused kernels compiled as for an A100 and an H100: no register spills, and nothing is moved twice."""
+"""The fused kernels, compiled for an A100 and an H100: no register spills, and nothing is moved twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.kernels import fused
 
 @pytest.mark.parametrize("capability", fused.CAPABILITIES)
 @pytest.mark.parametrize("name", fused.KERNELS)
-def test_it_moves_the_least_and_spills_nothing(name: str, capability: int) -> None:
+def test_a_fused_kernel_moves_no_more_than_it_must_and_spills_nothing(name: str, capability: int) -> None:
     kernel = fused.KERNELS[name]
     compiled = fused.build(kernel, capability)
     assert compiled.spilled == 0
@@ -24,6 +24,6 @@ def test_it_moves_the_least_and_spills_nothing(name: str, capability: int) -> No
     assert compiled.registers * 32 * kernel.warps <= 65536 // 4  # four programs to a multiprocessor
 
 
-def test_the_page_has_every_kernel() -> None:
+def test_the_page_lists_every_kernel() -> None:
     kept = fused.PAGE.read_text(encoding="utf-8").split(fused.BEGIN)[1].split(fused.END)[0]
     assert re.findall(r"^\| ([^|]+?) \|", kept, re.MULTILINE) == ["kernel", *fused.KERNELS]

@@ -1,4 +1,4 @@
-"""The contrastive gradient of a global batch cut up in any way, against the formula on the whole of it in float64."""
+"""The contrastive gradient of a global batch, however it is cut up, against the formula on all of it in float64."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FORMULAS = {"softmax": softmax_in_float64, "sigmoid": sigmoid_in_float64}
 
 
 class Threads:
-    """So many ranks in this process, each a thread, whose tensors lie in one list; a ring hands on one at a time."""
+    """Ranks as threads of this process, with their tensors in one list; a ring hands on one block at a time."""
 
     def __init__(self, ranks: int, ring: bool) -> None:
         self.ranks, self.ring = ranks, ring
@@ -77,13 +77,13 @@ class Threads:
 
 
 LAYOUTS = [(1, 1, False), (1, 3, False), (2, 2, False), (2, 1, True), (2, 3, True), (3, 2, True), (6, 1, True)]
-"""Ranks, micro-batches of each, and whether blocks go round."""
+"""Ranks, micro-batches of each, and whether blocks go round a ring."""
 
 
 @pytest.mark.parametrize("excludes", [True, False])
 @pytest.mark.parametrize("kind", FORMULAS)
 @pytest.mark.parametrize(("ranks", "micro_batches", "ring"), LAYOUTS)
-def test_parts_averaged_have_the_gradient_of_the_whole(
+def test_averaged_parts_have_the_gradient_of_the_whole(
     ranks: int, micro_batches: int, ring: bool, kind: str, excludes: bool
 ) -> None:
     generator = torch.Generator().manual_seed(ranks)

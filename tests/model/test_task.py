@@ -1,4 +1,4 @@
-"""The model that is fine-tuned: what its head reads, and that rows do not mix."""
+"""The fine-tuned model: what its head reads, and that rows do not mix."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(task: str) -> tuple[TaskModel, LabelledBatch]:
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
-def test_the_head_reads_both_cls_of_every_image(task: str) -> None:
+def test_the_head_reads_both_cls_tokens_of_every_image(task: str) -> None:
     """By the plain steps: each image alone with its text, every token computed."""
     model, batch = make(task)
     text_BL, valid_BL = batch.text_TBL[0], batch.valid_TBL[0]

@@ -1,4 +1,4 @@
-"""Texts without their padding: the same features and gradients as transformers' own padded encoder gives."""
+"""Texts packed without padding have the features and gradients of transformers' own padded encoder."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def texts(lengths: tuple[int, ...], pad: int, length: int = 12) -> tuple[torch.T
 
 @pytest.mark.parametrize("kind", PACKABLE)
 @pytest.mark.parametrize("lengths", [(3, 12, 7, 5, 1), (12, 12), (1,)], ids=str)
-def test_packed_is_the_encoder_with_its_own_attention(
+def test_packed_texts_give_the_features_and_gradients_of_padded_ones(
     tokenizer: PreTrainedTokenizerBase, kind: str, lengths: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
@@ -56,10 +56,10 @@ def test_packed_is_the_encoder_with_its_own_attention(
 
 
 @pytest.mark.parametrize("kind", PACKABLE)
-def test_a_padding_token_that_a_caption_has_written_out_is_read_alike_with_and_without_packing(
+def test_a_padding_token_spelt_out_in_a_caption_is_read_alike_packed_and_padded(
     tokenizer: PreTrainedTokenizerBase, kind: str
 ) -> None:
-    """As training packs texts and evaluation does not."""
+    """Training packs texts and evaluation does not."""
     encoder = build_text_encoder(configuration(kind).model, tokenizer).double().eval()
     text, valid = texts((9, 12), tokenizer.pad_token_id)
     text[:, :, 4] = tokenizer.pad_token_id
@@ -67,7 +67,7 @@ def test_a_padding_token_that_a_caption_has_written_out_is_read_alike_with_and_w
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("roberta", 2), ("roberta", 0), ("mpnet", 1)], ids=str)
-def test_the_mean_of_all_tokens_stands_for_a_text(tokenizer: PreTrainedTokenizerBase, kind: str, layers: int) -> None:
+def test_the_mean_of_all_tokens_represents_a_text(tokenizer: PreTrainedTokenizerBase, kind: str, layers: int) -> None:
     sizes = f"{{hidden_size=24, num_hidden_layers={layers}, num_attention_heads=3, intermediate_size=48}}"
     torch.manual_seed(0)
     words = (f"model.text_args={sizes}", "model.text_pool=mean")
@@ -82,7 +82,7 @@ def test_the_mean_of_all_tokens_stands_for_a_text(tokenizer: PreTrainedTokenizer
     torch.testing.assert_close(encoder(text[0], valid)[valid], found[0][valid], rtol=1e-12, atol=1e-12)
 
 
-def test_an_encoder_of_another_kind_is_padded(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_encoder_that_cannot_be_packed_is_padded(tokenizer: PreTrainedTokenizerBase) -> None:
     sizes = "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48}"
     config = configuration("mpnet", f"model.text_args={sizes}")
     encoder = build_text_encoder(config.model, tokenizer).eval()
@@ -92,7 +92,7 @@ def test_an_encoder_of_another_kind_is_padded(tokenizer: PreTrainedTokenizerBase
     assert torch.equal(found[1], encoder(text[1], valid)) and PACKED_ATTENTION.calls.total() == before
 
 
-def test_dropout_that_the_encoder_is_given_by_its_own_name_counts(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_dropout_set_by_the_encoders_own_name_prevails(tokenizer: PreTrainedTokenizerBase) -> None:
     sizes = SIZES["others"].replace("}", ", hidden_dropout_prob=0.3}")
     config = configuration("roberta", f"model.text_args={sizes}", "model.dropout=0.1")
     settings = build_text_encoder(config.model, tokenizer).settings

@@ -128,7 +128,7 @@ def test_what_is_new_is_reported_and_trained_as_new(tmp_path: Path, tokenizer: P
 
 
 @pytest.mark.campaign
-def test_trained_by_all_four_objectives_and_read_again(tmp_path: Path, scenes: Path) -> None:
+def test_it_is_trained_by_all_four_objectives_and_loaded_again(tmp_path: Path, scenes: Path) -> None:
     config, run = _saved(tmp_path), tmp_path / "run"
     words = [*TINY, *VISION, f"model.vision_weights={config.model.vision_weights}", *RATES]
     words += [f"run.dir={run}", f"data.train={scenes}/train", "train.steps=2", "train.freeze=['vision.vit.trunk']"]

@@ -69,7 +69,7 @@ def test_features_are_those_of_patches_cut_out_one_by_one() -> None:
     assert not found[:19, 2:].any() and not found[:19, :, 2:].any()
 
 
-def test_it_tells_what_its_pictures_are_made_of() -> None:
+def test_it_tells_pictures_apart_by_their_patterns() -> None:
     """Each picture's nearest has stripes of its direction; with random filters a quarter do not."""
     image = stripes(40)
     across = torch.arange(40) % 2
@@ -101,7 +101,7 @@ def test_a_patch_is_compared_less_the_mean_of_all() -> None:
     assert (dictionary.bias.abs() / alike.std(1)).max() > 0.6
 
 
-def test_pictures_that_show_nothing_give_their_colours() -> None:
+def test_plain_pictures_give_only_their_colours() -> None:
     plain = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 64, 64) * 20
     for pictures in (plain, plain[:1]):
         dictionary = fit_dictionary(pictures, patches=4).eval()
