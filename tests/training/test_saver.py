@@ -91,22 +91,22 @@ def test_a_live_engine_goes_back(scenes: Path, tmp_path: Path, one_rank: None, s
 
 
 def test_a_checkpoint_is_plain_safetensors(scenes: Path, tmp_path: Path, one_rank: None) -> None:
-    """A process without DeepSpeed and without mvlm reads what the engine holds."""
+    """A process without torch, DeepSpeed and mvlm reads what the engine holds."""
     engine, batches = prepared(scenes, 1)
     engine.step(batches[0], 0.5, 0)
     saver = Saver(engine, tmp_path, Checkpoint(), FencingToken(tmp_path))
     saver.start(state_of(engine, 1))
     saver.finish()
     code = (
-        "import sys, torch; from safetensors.torch import load_file\n"
-        "print(*(f'{t!r} {list(x.shape)} {x.double().sum().item()!r}' for f in sys.argv[1:] "
+        "import sys; from safetensors.numpy import load_file\n"
+        "print(*(f'{t!r} {list(x.shape)} {x.tobytes().hex()}' for f in sys.argv[1:] "
         "for t, x in load_file(f).items()), sep='\\n')\n"
-        "assert not {'deepspeed', 'mvlm'} & set(sys.modules)"
+        "assert not {'deepspeed', 'mvlm', 'torch'} & set(sys.modules)"
     )
     files = [str(path) for path in (tmp_path / "checkpoints/step_00000001").glob("*.safetensors")]
     read = subprocess.run([sys.executable, "-c", code, *files], cwd=tmp_path, capture_output=True, text=True)
     assert read.returncode == 0, read.stderr
-    expected = [f"{t!r} {list(x.shape)} {x.double().sum().item()!r}" for t, x in snapshot(engine).items()]
+    expected = [f"{t!r} {list(x.shape)} {x.numpy().tobytes().hex()}" for t, x in snapshot(engine).items()]
     assert sorted(read.stdout.splitlines()) == sorted(expected)
     names = sorted(path.suffix for path in (tmp_path / "checkpoints/step_00000001").iterdir())
     assert names == [".json", ".json", ".safetensors", ".safetensors"]  # nothing that has to be unpickled
@@ -211,8 +211,14 @@ def test_a_saver_that_is_left_gives_up_what_is_pending(tmp_path: Path) -> None:
     assert names(tmp_path) == ["02", "latest"]
 
 
-def killed_at(moment: int, run: Path, action: Callable[[], Any]) -> bool:
-    """Whether a child process died at its `moment`-th look at or change of the run folder, before making it.
+def changes_a_folder(event: str, arguments: tuple[Any, ...]) -> bool:
+    if event == "open":
+        return bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    return event.startswith(("os.", "shutil.")) and event not in ("os.listdir", "os.scandir")
+
+
+def killed_at(moment: int, folder: Path, action: Callable[[], Any]) -> bool:
+    """Whether a child process died just before making its `moment`-th change in the folder.
 
     The interpreter announces every opening, renaming, making and deleting of a file to an audit hook.
     """
@@ -222,7 +228,7 @@ def killed_at(moment: int, run: Path, action: Callable[[], Any]) -> bool:
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal seen
-            if event.startswith(("open", "os.", "shutil.")) and any(str(run) in str(word) for word in arguments):
+            if changes_a_folder(event, arguments) and any(str(folder) in str(word) for word in arguments):
                 seen += 1
                 if seen == moment:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -245,7 +251,7 @@ def weight_of(checkpoint: Path) -> float:
 
 
 def killed_at_each_moment(before: Path, action: Callable[[Path], object]) -> Iterator[Path]:
-    """Copies of a run folder in which `action` was killed, a moment later in each; in the last, it came to its end."""
+    """Copies of a run folder in which `action` was killed, one change later in each; in the last, it finished."""
     killed, moment = True, 0
     while killed:
         moment += 1
@@ -300,7 +306,7 @@ def test_a_kill_at_any_moment_of_falling_back_is_made_good(tmp_path: Path) -> No
         moments += 1
         assert newest_whole(run).name == "step_00000002"
         assert find_checkpoint(run).name == "step_00000002"
-    assert moments > 10
+    assert moments > 5
     assert names(run) == ["02", "04.damaged", "06.damaged", "latest"]
 
 
