@@ -7,8 +7,9 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,10 @@ from mvlm.evaluate.follow import is_done
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
 from mvlm.training.fit.run import train
-from mvlm.training.health.signals import SIGNALS
 from mvlm.training.ledger import count_seen
 from mvlm.training.logging.monitor import Monitor
 from mvlm.watch.status import Watcher
-from tests.conftest import TINY, mvlm_command
+from tests.conftest import TINY, mvlm_command, signals_kept
 from tests.ranks import mvlm, run_ranks
 from tests.training.conftest import TOML, leave_out, losses_by_step, read_metrics
 from tests.training.test_run import Launched
@@ -43,23 +43,29 @@ FLAT = ["optim.schedule=constant", "optim.warmup_steps=0"]
 
 
 @pytest.fixture
-def staged(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[Run]:
+def staged(one_rank: None, own_signals: None, scenes: Path, tmp_path: Path) -> Run:
     """staged(name, stages as TOML, overrides, zero=stage, evaluator=...) -> the folder of a run with these stages."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    return partial(train_stages, tmp_path, scenes)
 
-    def run(name: str, stages: str, *overrides: str, zero: int = 0, evaluator: Any = None, **json_section: Any) -> Path:
-        folder, toml, file = tmp_path / name, tmp_path / f"{name}.toml", tmp_path / f"zero{zero}.json"
-        file.write_text(json.dumps({"zero_optimization": {"stage": zero}} | json_section))
-        toml.write_text(Path(TOML).read_text() + "\n" + stages)
-        words = words_of(folder, scenes, *overrides)
-        config, given = load_config(toml, words), given_keys(toml, words)
-        code = train(config, (str(file), str(toml)), given, evaluator, None, read_stages(toml))
-        assert code == 0
-        return folder
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def train_stages(
+    place: Path,
+    scenes: Path,
+    name: str,
+    stages: str,
+    *overrides: str,
+    zero: int = 0,
+    evaluator: Any = None,
+    **json_section: Any,
+) -> Path:
+    """The same in any folder, for fixtures of more than one test, which keep their signals."""
+    folder, toml, file = place / name, place / f"{name}.toml", place / f"zero{zero}.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": zero}} | json_section))
+    toml.write_text(Path(TOML).read_text() + "\n" + stages)
+    words = words_of(folder, scenes, *overrides)
+    config, given = load_config(toml, words), given_keys(toml, words)
+    assert train(config, (str(file), str(toml)), given, evaluator, None, read_stages(toml)) == 0
+    return folder
 
 
 def words_of(folder: Path, scenes: Path, *overrides: str) -> list[str]:
@@ -74,12 +80,25 @@ def stage(*lines: str) -> str:
     return "\n".join(["[[stage]]", *lines, ""])
 
 
-def test_two_stages_of_the_same_settings_are_one_run(staged: Run) -> None:
-    one = staged("one", "", "train.steps=6", *FLAT)
-    two = staged("two", stage("train.steps = 3") + stage("train.steps = 3"), *FLAT)
-    assert losses_by_step(one) == losses_by_step(two)
-    assert len(losses_by_step(one)) == 6
-    state = read_state(two / "checkpoints/step_00000006")
+@pytest.fixture(scope="module")
+def six_steps(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[float, ...]]:
+    """The losses of six steps at a constant learning rate, without stages."""
+    with signals_kept():
+        run = train_stages(tmp_path_factory.mktemp("six"), scenes, "run", "", "train.steps=6", *FLAT)
+    return losses_by_step(run)
+
+
+@pytest.fixture(scope="module")
+def two_stages(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two stages of three steps each at that learning rate, which nobody changes."""
+    with signals_kept():
+        return train_stages(tmp_path_factory.mktemp("two"), scenes, "run", stage("train.steps = 3") * 2, *FLAT)
+
+
+def test_two_stages_of_the_same_settings_are_one_run(two_stages: Path, six_steps: dict[int, tuple[float, ...]]) -> None:
+    assert losses_by_step(two_stages) == six_steps
+    assert len(six_steps) == 6
+    state = read_state(two_stages / "checkpoints/step_00000006")
     assert [(each.step, each.samples, each.ends) for each in state.stages] == [(0, 0, (48,)), (3, 48, ())]
 
 
@@ -162,8 +181,7 @@ def test_a_run_goes_on_without_the_data_of_a_stage_that_is_over(
     shutil.rmtree(tmp_path / "gone")
     toml, words = str(run.with_suffix(".toml")), words_of(run, scenes, "checkpoint.keep=9")
     assert main(["check", toml, *words]) == 0
-    done = run_ranks(mvlm, "train", toml, "--deepspeed_config", str(tmp_path / "zero0.json"), *words)
-    assert done.returncode == 0, done.stderr
+    assert staged("run", text, "checkpoint.keep=9") == run
     assert all_losses(run)[4:] == whole[2:]
     capsys.readouterr()
     shown = ["stage", "show", str(run), "--rows"]
@@ -188,22 +206,37 @@ def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None
         assert all_losses(run) == whole and (run / "stages.jsonl").read_text() == ledger
 
 
+AVERAGED_AND_ENLARGED = stage("train.steps = 2", "train.ema = 0.5") + stage(
+    "train.steps = 2", "model.image_size = 48", "train.freeze = ['text']"
+)
+"""The second stage enlarges the images, freezes a part and keeps no average."""
+
+
+def select_score(scenes: Path) -> list[str]:
+    return ["eval.select=eval/score", f"data.eval={scenes}/eval", *FLAT]
+
+
+def best_at_step_2(config: Config) -> Any:
+    scores = {"eval/side": config.model.image_size}
+    return lambda model, run, step, last: (scores | {"eval/score": float(step == 2)}, None)
+
+
+@pytest.fixture(scope="module")
+def left_out(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run whose first batch after the border is left out from the start."""
+    place = tmp_path_factory.mktemp("left-out")
+    leave_out(place / "run", 32)
+    with signals_kept():
+        words = select_score(scenes)
+        return train_stages(place, scenes, "run", AVERAGED_AND_ENLARGED, *words, evaluator=best_at_step_2)
+
+
 def test_the_best_at_a_border_stays_what_was_evaluated_and_a_bad_batch_after_it_is_left_out(
-    staged: Run, scenes: Path, tmp_path: Path, poison: Callable[..., None]
+    staged: Run, scenes: Path, left_out: Path, poison: Callable[..., None]
 ) -> None:
-    """The second stage enlarges the images, freezes a part and keeps no average."""
-    second = stage("train.steps = 2", "model.image_size = 48", "train.freeze = ['text']")
-    text = stage("train.steps = 2", "train.ema = 0.5") + second
-    words = ["eval.select=eval/score", f"data.eval={scenes}/eval", *FLAT]
-
-    def evaluator(config: Config) -> Any:
-        return lambda model, run, step, last: ({"eval/score": float(step == 2)}, None)
-
-    leave_out(tmp_path / "clean", 32)
-    clean = staged("clean", text, *words, evaluator=evaluator)
     poison({32: math.nan})
-    run = staged("run", text, *words, evaluator=evaluator)
-    assert losses_by_step(run) == losses_by_step(clean)
+    run = staged("run", AVERAGED_AND_ENLARGED, *select_score(scenes), evaluator=best_at_step_2)
+    assert losses_by_step(run) == losses_by_step(left_out)
     best = find_checkpoint(run / "best")
     assert best.name == "step_00000002" and load_stored_config(best / "config.toml").train.ema == 0.5
     with open_tensors(best, "ema") as averages:
@@ -214,59 +247,51 @@ def test_the_best_at_a_border_stays_what_was_evaluated_and_a_bad_batch_after_it_
     assert (state.frozen, state.skipped, [each.step for each in state.stages]) == (("text",), (32,), [0, 2])
 
 
+def lose_the_evaluation(config: Config) -> Any:
+    def evaluate(model: Any, run: Path, step: int, last: bool) -> Any:
+        raise HeldOutLost.of(UserError("A row is damaged."))
+
+    return evaluate
+
+
 def test_an_evaluation_that_was_lost_at_a_border_is_made_up_for_before_the_next_stage(
-    staged: Run, scenes: Path, poison: Callable[..., None], tmp_path: Path
+    staged: Run, scenes: Path, left_out: Path, poison: Callable[..., None], tmp_path: Path
 ) -> None:
     """With the settings of the stage that it ends; and a bad batch right after it goes back to what was saved then."""
-    second = stage("train.steps = 2", "model.image_size = 48", "train.freeze = ['text']")
-    text = stage("train.steps = 2", "train.ema = 0.5") + second
-    words = ["eval.select=eval/score", f"data.eval={scenes}/eval", *FLAT]
-    lost = [False]
-
-    def evaluator(config: Config) -> Any:
-        def evaluate(model: Any, run: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
-            if step == 2 and any(lost):
-                raise HeldOutLost.of(UserError("A row is damaged."))
-            return {"eval/score": float(step == 2), "eval/side": config.model.image_size}, None
-
-        return evaluate
-
-    leave_out(tmp_path / "clean", 32)
-    clean = staged("clean", text, *words, evaluator=evaluator)
-    lost[0] = True
+    words = select_score(scenes)
     with pytest.raises(HeldOutLost, match="A row is damaged"):
-        staged("run", text, *words, evaluator=evaluator)
+        staged("run", AVERAGED_AND_ENLARGED, *words, evaluator=lose_the_evaluation)
     assert read_state(find_checkpoint(tmp_path / "run")).unevaluated
-    lost[0] = False
     poison({32: math.nan})
-    run = staged("run", text, *words, evaluator=evaluator)
-    assert losses_by_step(run) == losses_by_step(clean)
-    scores = [[tuple(line.values()) for line in read_metrics(each) if "eval/score" in line] for each in (run, clean)]
+    run = staged("run", AVERAGED_AND_ENLARGED, *words, evaluator=best_at_step_2)
+    assert losses_by_step(run) == losses_by_step(left_out)
+    scores = [
+        [(line["step"], line["eval/score"], line["eval/side"]) for line in read_metrics(each) if "eval/score" in line]
+        for each in (run, left_out)
+    ]
     assert scores[0] == scores[1] == [(2, 1.0, 32), (4, 0.0, 48)]
-    ours, theirs = (read_state(each / "checkpoints/step_00000004") for each in (run, clean))
+    ours, theirs = (read_state(each / "checkpoints/step_00000004") for each in (run, left_out))
     assert ours == theirs and find_checkpoint(run / "best").name == "step_00000002"
 
 
-def test_an_evaluation_that_was_lost_at_a_border_is_owed_no_more_where_nothing_is_evaluated(
-    staged: Run, scenes: Path, tmp_path: Path
+def test_an_evaluation_that_was_lost_at_a_border_is_not_owed_if_nothing_is_evaluated_any_more(
+    staged: Run, scenes: Path, six_steps: dict[int, tuple[float, ...]]
 ) -> None:
-    def lose(model: Any, run: Path, step: int, last: bool) -> Any:
-        raise HeldOutLost.of(UserError("A row is damaged."))
-
     text = stage("train.steps = 2") + stage("train.steps = 2")
-    clean = staged("clean", text, *FLAT)
     with pytest.raises(HeldOutLost, match="A row is damaged"):
-        staged("run", text, f"data.eval={scenes}/eval", *FLAT, evaluator=lambda config: lose)
+        staged("run", text, f"data.eval={scenes}/eval", *FLAT, evaluator=lose_the_evaluation)
     run = staged("run", text, *FLAT)
-    assert losses_by_step(run) == losses_by_step(clean)
+    assert losses_by_step(run) == {step: six_steps[step] for step in range(1, 5)}
     assert not read_state(find_checkpoint(run)).unevaluated
 
 
-def test_an_end_of_a_stage_that_has_been_passed_is_told_in_steps_of_the_run(staged: Run) -> None:
-    first = stage("train.steps = 2")
-    staged("run", first + stage("train.steps = 3"), *FLAT)
-    with pytest.raises(UserError, match=r"^The run is at step 5, and train.steps ends its stage at step 4: "):
-        staged("run", first + stage("train.steps = 2"), *FLAT)
+def test_a_stage_may_not_end_before_the_step_that_the_run_has_reached(
+    staged: Run, two_stages: Path, tmp_path: Path
+) -> None:
+    """The message counts in steps of the run."""
+    shutil.copytree(two_stages, tmp_path / "run")
+    with pytest.raises(UserError, match=r"^The run is at step 6, and train.steps ends its stage at step 5: "):
+        staged("run", stage("train.steps = 3") + stage("train.steps = 2"), *FLAT)
 
 
 def test_patience_that_ends_at_a_border_ends_the_run(
@@ -289,30 +314,19 @@ def test_patience_that_ends_at_a_border_ends_the_run(
     assert ends[0]
 
 
-def test_a_batch_that_changes_within_a_stage_stands_in_the_ledger(staged: Run) -> None:
-    """After 32 of 96 pairs it is twice as large; a batch that was left out counts as it was then."""
-    words = ["checkpoint.keep=9", *FLAT]
-    run = staged("run", stage("train.pairs = 96"), *words)
-    for later in (4, 6):
-        shutil.rmtree(run / f"checkpoints/step_{later:08d}")
-    (run / "checkpoints/latest").write_text("step_00000002")
-    staged("run", stage("train.pairs = 96", "train.global_batch = 32"), *words)
-    (line,) = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
-    assert (line["steps"], line["samples"]) == ([0, 4], [0, 96])
-    assert (line["global_batch"], line["earlier_batches"]) == (32, [[32, 16]])
-    assert count_seen(run)[0][0][1].sum() == 96
-    (running,) = read_state(run / "checkpoints/step_00000004").stages
-    assert [running.batch_at(samples) for samples in (0, 16, 32, 64)] == [16, 16, 32, 32]
-
-
-def test_a_warm_up_goes_on_in_samples_where_the_batch_changes_within_its_stage(staged: Run) -> None:
+def test_a_batch_that_changes_within_a_stage_is_in_the_ledger_and_the_warm_up_goes_on_in_samples(staged: Run) -> None:
     """After 32 of 160 pairs it is twice as large."""
     words = ["checkpoint.keep=9", "optim.warmup_epochs=0.4"]
     run = staged("run", stage("train.pairs = 64"), *words)
     shutil.rmtree(run / "checkpoints/step_00000004")
     (run / "checkpoints/latest").write_text("step_00000002")
     staged("run", stage("train.pairs = 160", "train.global_batch = 32"), *words)
+    (line,) = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
+    assert (line["steps"], line["samples"]) == ([0, 6], [0, 160])
+    assert (line["global_batch"], line["earlier_batches"]) == (32, [[32, 16]])
+    assert count_seen(run)[0][0][1].sum() == 160
     (running,) = read_state(run / "checkpoints/step_00000006").stages
+    assert [running.batch_at(samples) for samples in (0, 16, 32, 64)] == [16, 16, 32, 32]
     rates = [line["lr"] for line in read_metrics(run) if line["step"] == 3 and "lr" in line]
     assert rates[-1] == pytest.approx(1e-3 * 64 / (0.4 * sum(running.shares)), rel=0.05)  # of whole updates
 
@@ -328,12 +342,12 @@ def test_a_warm_up_without_an_end_is_told_of_schedules_and_not_of_stages(
     staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A ramp's warm-up may take a stage of it; and a later stage is short, however long the run is."""
-    ramp = stage("train.steps = 6", "train.global_batch = [8, 16, 16]", "optim.warmup_steps = 3")
+    ramp = stage("train.steps = 4", "train.global_batch = [8, 16]", "optim.warmup_steps = 2")
     run = staged("run", ramp + stage("train.steps = 3", "optim.warmup_steps = 3"))
     said = [line for line in capsys.readouterr().err.splitlines() if "warm-up" in line or "Stage" in line]
-    assert said[-2].startswith("Stage 4 of 4")
+    assert said[-2].startswith("Stage 3 of 3")
     assert said[-1].startswith("warning: The warm-up takes all 3 steps of the schedule, whose learning rate only rises")
-    assert len(said) == 5
+    assert len(said) == 4
     words = [f"{tmp_path}/run.toml", "--deepspeed_config", f"{tmp_path}/zero0.json", *words_of(run, scenes)]
     main(["check", *words])
     assert said[-1].removeprefix("warning: ") in capsys.readouterr().out
@@ -385,14 +399,18 @@ def test_a_stage_of_a_run_that_patience_has_ended_is_said_to_need_more_of_it(
     staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without which the command that trained it ends at once, and the stage never begins."""
-    select = [f"data.eval={scenes}/eval", "eval.every=1", "eval.select=eval/mean_recall", "eval.rerank=4"]
-    words = ["train.steps=3", "optim.lr=1e-12", "optim.encoder_lr=1e-12", "log.pictures=0", *FLAT, *select]
-    run = staged("run", "", *words, "eval.patience=1", evaluator=evaluator)
+    select = [f"data.eval={scenes}/eval", "eval.every=1", "eval.select=eval/mean_recall"]
+    words = ["train.steps=3", *FLAT, *select]
+
+    def never_better(config: Config) -> Any:
+        return lambda *_: ({"eval/mean_recall": 0.5}, None)
+
+    run = staged("run", "", *words, "eval.patience=1", evaluator=never_better)
     assert main(["stage", "add", str(run), "--steps", "1"]) == 0
     said = capsys.readouterr().out
     assert "has ended early, since eval/mean_recall has not been better" in said and "a larger eval.patience" in said
     for patience, last in ((1, 2), (0, 4)):
-        staged("run", "", *words, f"eval.patience={patience}", evaluator=evaluator)
+        staged("run", "", *words, f"eval.patience={patience}", evaluator=never_better)
         assert max(losses_by_step(run)) == last
 
 
@@ -416,15 +434,16 @@ def test_a_stage_whose_layers_ranks_could_not_split_is_refused_beforehand(
 
 
 @pytest.mark.campaign
-def test_a_stage_is_appended_to_a_run_that_has_ended(staged: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_is_appended_to_a_run_that_has_ended(
+    staged: Run, six_steps: dict[int, tuple[float, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
     """It goes on in the order of a run of that length, and only the command that trained it is needed."""
-    one = staged("one", "", "train.steps=6", *FLAT)
     words = ["train.steps=3", *FLAT]
     run = staged("run", "", *words)
     assert main(["stage", "add", str(run), "--steps", "3"]) == 0
     assert "will make 3 updates" in capsys.readouterr().out
     assert staged("run", "", *words) == run
-    assert losses_by_step(run) == losses_by_step(one)
+    assert losses_by_step(run) == six_steps
     assert main(["stage", "add", str(run), "--steps", "3", "run.seed=4"]) == 1
     with pytest.raises(UserError, match=r"^train.steps = 30 would change nothing, .* `mvlm stage add`\.$"):
         staged("run", "", "train.steps=30", *FLAT)
@@ -463,8 +482,10 @@ def test_a_stage_that_the_runs_deepspeed_json_does_not_go_with_is_not_appended(
     assert main(["stage", "add", str(run), "--steps", "1", "train.compile=false"]) == 0
 
 
-def test_a_run_that_is_begun_anew_in_its_folder_has_none_of_the_stages_before(staged: Run) -> None:
-    run = staged("run", stage("train.steps = 1") + stage("train.steps = 1"), *FLAT)
+def test_a_run_that_begins_again_in_its_folder_has_none_of_the_earlier_stages(
+    staged: Run, two_stages: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(two_stages, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
     (run / "metrics.jsonl").unlink()
     staged("run", "", "train.steps=1", *FLAT)
@@ -485,9 +506,11 @@ def test_what_a_run_made_before_its_first_stage_was_appended_is_shown_as_stage_1
     assert capsys.readouterr().out == f"stage 1: steps 0 to {line['steps'][1]:,}\nstage 2 of 2: not begun\n"
 
 
-def test_stages_are_appended_to_a_run_that_is_going_on(staged: Run, scenes: Path) -> None:
+def test_stages_are_appended_to_a_run_that_is_going_on(
+    staged: Run, scenes: Path, six_steps: dict[int, tuple[float, ...]]
+) -> None:
     """One in the middle of its only stage, and one while the next begins: its stages are read and not yet written."""
-    one, begun = staged("one", "", "train.steps=6", *FLAT), list[int]()
+    begun = list[int]()
 
     def append(run: Path, steps: int, *words: str) -> None:
         assert main(["stage", "add", str(run), "--steps", str(steps), *words]) == 0
@@ -510,7 +533,7 @@ def test_stages_are_appended_to_a_run_that_is_going_on(staged: Run, scenes: Path
     assert is_done(run) and Watcher(run).look().state == "done"
     appended = load_stored_stages(run / "stages.toml").tables
     assert [table.get("schedule") for table in appended] == [None, None, "continue"]
-    assert begun == [3, 2, 1] and losses_by_step(run) == losses_by_step(one)
+    assert begun == [3, 2, 1] and losses_by_step(run) == six_steps
     ledger = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
     assert [line["steps"] for line in ledger] == [[0, 3], [3, 5], [5, 6]]
     assert [(line["drawn"][0]["from"], line["drawn"][0]["to"]) for line in ledger] == [(0, 48), (48, 80), (80, 96)]
