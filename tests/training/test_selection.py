@@ -67,9 +67,7 @@ def test_the_best_stays_beside_the_newest_comes_back_from_a_mirror_and_is_missed
     assert sorted(path.name for path in mirror.glob("step_*")) == ["step_00000004.attempt-1", "step_00000012.attempt-1"]
     assert (mirror / "best").read_text() == "step_00000004.attempt-1"
 
-    for number, given in enumerate(
-        [f"checkpoint.init={run}/best", f"checkpoint.init={run}/checkpoints/best", f"model.vision_weights={run}/best"]
-    ):
+    for number, given in enumerate((f"checkpoint.init={run}/best", f"model.vision_weights={run}/best")):
         begun = tmp_path / f"begun{number}"
         assert train_here(begun, f"data.tokenizer={run}/tokenizer", given, "train.steps=1") == 0
         with open_tensors(begun / "checkpoints/step_00000000", WEIGHTS) as files:

@@ -74,16 +74,10 @@ def test_tokens_come_from_and_gradients_go_to_the_pair_that_was_drawn(
     check(group, world, pairs, length=3)
 
 
-def test_the_whole_global_batch_of_512_ranks_is_a_group() -> None:
-    """One pair a rank, each of which is drawn by any other."""
-    assert span_shape(512, 512, 1) == (512, 1)
-    shapes = check(512, 512, 1, length=2)
-    assert all(shape[0] == 512 for shape in shapes)
-
-
-def test_64_of_128_ranks_exchange_among_themselves() -> None:
-    assert span_shape(64, 128, 1) == (64, 1)
-    assert {shape[0] for shape in check(64, 128, 1, length=2)} == {64}
+@pytest.mark.parametrize(("group", "world"), [(64, 64), (32, 64)])
+def test_a_group_of_one_pair_a_rank_is_exchanged_among_as_many_ranks(group: int, world: int) -> None:
+    assert span_shape(group, world, 1) == (group, 1)
+    assert {shape[0] for shape in check(group, world, 1, length=2)} == {group}
 
 
 def check(group: int, world: int, pairs: int, length: int) -> list[tuple[int, ...]]:
