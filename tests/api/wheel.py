@@ -53,7 +53,7 @@ def install(folder: Path) -> Path:
     _run(build)
     _run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     into = [*pip, "--python", str(environment / "bin/python"), "install", "--quiet", "--no-deps", "--no-index"]
-    _run([*into, *map(str, wheels.glob("*.whl"))])
+    _run([*into, "--no-compile", *map(str, wheels.glob("*.whl"))])
     # A line of a .pth file: what lies there can be imported, but no .pth file there is obeyed, as the checkout's is.
     site = next(environment.glob("lib/python3*/site-packages"))
     (site / "peers.pth").write_text(sysconfig.get_path("purelib") + "\n")

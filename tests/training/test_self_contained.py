@@ -81,7 +81,7 @@ def test_what_a_purge_leaves_of_checkpoints_resumes_evaluates_and_exports(
     assert losses_by_step(run) == {step: undisturbed[step] for step in (7, 8)}
 
 
-@pytest.mark.parametrize("damage", ["permuted", "missing", "added"])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_tokenizer_that_is_not_the_checkpoints_is_restored_with_a_sentence(
     run: Path,
     undisturbed: dict[int, tuple[float, ...]],
@@ -90,19 +90,19 @@ def test_a_tokenizer_that_is_not_the_checkpoints_is_restored_with_a_sentence(
     damage: str,
 ) -> None:
     """With ids permuted, a run would resume with other losses."""
-    tokenizer = run / TOKENIZER / "tokenizer.json"
+    tokenizer, added = run / TOKENIZER / "tokenizer.json", run / TOKENIZER / "added_tokens.json"
     right = tokenizer.read_bytes()
-    if damage == "permuted":
+    if damage == "changed":
         permute_ids(tokenizer)
-    elif damage == "missing":
-        shutil.rmtree(run / TOKENIZER)
+        added.write_text('{"bar": 261}')
     else:
-        (run / TOKENIZER / "added_tokens.json").write_text('{"bar": 261}')
+        shutil.rmtree(run / TOKENIZER)
     capfd.readouterr()
     resume_kept(0, *MORE)
     (said,) = (line for line in capfd.readouterr().err.splitlines() if "restored from step_00000006" in line)
-    assert {"permuted": "was different", "missing": "was missing", "added": "was added"}[damage] in said
-    assert tokenizer.read_bytes() == right and not (run / TOKENIZER / "added_tokens.json").exists()
+    for words in {"changed": ("was different", "was added"), "missing": ("was missing",)}[damage]:
+        assert words in said
+    assert tokenizer.read_bytes() == right and not added.exists()
     assert losses_by_step(run) == undisturbed
 
 

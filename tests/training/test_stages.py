@@ -35,7 +35,7 @@ from mvlm.training.logging.monitor import Monitor
 from mvlm.watch.status import Watcher
 from tests.conftest import TINY, mvlm_command, signals_kept
 from tests.ranks import mvlm, run_ranks
-from tests.training.conftest import TOML, leave_out, losses_by_step, read_metrics
+from tests.training.conftest import KEPT, TOML, leave_out, losses_by_step, read_metrics
 from tests.training.test_run import Launched
 
 Run = Callable[..., Path]
@@ -192,17 +192,21 @@ def test_a_run_goes_on_without_the_data_of_a_stage_that_is_over(
 
 
 def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None:
-    """From the checkpoints of steps 4, in stage 2, and 3, with which it began; one order goes on over both."""
-    text = stage("train.steps = 3", "objectives.itm = 0") + stage("train.steps = 3", "train.global_batch = 32")
-    run = staged("run", text, "checkpoint.keep=9")
+    """From step 4, in stage 2, and from step 3, with which it began; order and warm-up go on over both stages."""
+    text = stage("train.steps = 3", "objectives.itm = 0")
+    text += stage("train.steps = 3", "train.global_batch = 32", 'schedule = "continue"')
+    words = ["checkpoint.keep=9", "optim.warmup_steps=4"]
+    run = staged("run", text, *words)
     whole, ledger = all_losses(run), (run / "stages.jsonl").read_text()
+    rates = [line["lr"] for line in read_metrics(run)]
+    assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     for step in (4, 3):
         for later in range(step + 1, 7):
             shutil.rmtree(run / f"checkpoints/step_{later:08d}", ignore_errors=True)
         (run / "checkpoints/latest").write_text(f"step_{step:08d}")
         (run / "stages.jsonl").unlink()
         (run / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(True)[:step]))
-        assert staged("run", text, "checkpoint.keep=9") == run
+        assert staged("run", text, *words) == run
         assert all_losses(run) == whole and (run / "stages.jsonl").read_text() == ledger
 
 
@@ -331,13 +335,6 @@ def test_a_batch_that_changes_within_a_stage_is_in_the_ledger_and_the_warm_up_go
     assert rates[-1] == pytest.approx(1e-3 * 64 / (0.4 * sum(running.shares)), rel=0.05)  # of whole updates
 
 
-def test_a_warm_up_spans_the_stages_that_its_schedule_does(staged: Run) -> None:
-    text = stage("train.steps = 2") + stage("train.steps = 3", 'schedule = "continue"')
-    run = staged("run", text, "optim.warmup_steps=4")
-    rates = [line["lr"] for line in read_metrics(run) if "lr" in line]
-    assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
-
-
 def test_a_warm_up_without_an_end_is_told_of_schedules_and_not_of_stages(
     staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -417,20 +414,16 @@ def test_a_stage_of_a_run_that_patience_has_ended_is_said_to_need_more_of_it(
 def test_a_stage_whose_layers_ranks_could_not_split_is_refused_beforehand(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether it is to come from the start or is appended."""
     run, toml, split = tmp_path / "run", tmp_path / "run.toml", tmp_path / "split.json"
     split.write_text(json.dumps({"tensor_parallel": {"autotp_size": 2}, "zero_optimization": {"stage": 1}}))
     words = ["train", str(toml), "--deepspeed_config", str(split), *words_of(run, scenes, *FLAT)]
-    first, sentence = Path(TOML).read_text() + "\n" + stage("train.steps = 1"), "where dropout would draw the same"
-    toml.write_text(first + stage("train.steps = 1", "model.dropout = 0.1"))
+    stages = stage("train.steps = 1") + stage("train.steps = 1", "model.dropout = 0.1")
+    toml.write_text(Path(TOML).read_text() + "\n" + stages)
+    sentence = "where dropout would draw the same"
     done = run_ranks(mvlm, *words, ranks=2)
     assert (done.returncode, list(run.iterdir())) == (1, []) and sentence in done.stderr
     assert main(["check", *words[1:], "--world", "2"]) == 1
     assert sentence in capsys.readouterr().out
-    toml.write_text(first)
-    assert run_ranks(mvlm, *words, ranks=2).returncode == 0
-    assert main(["stage", "add", str(run), "--steps", "1", "model.dropout=0.1"]) == 1
-    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.campaign
@@ -470,16 +463,31 @@ def test_a_stage_that_cannot_be_is_not_appended(
     assert not (run / "stages.toml").exists()
 
 
-def test_a_stage_that_the_runs_deepspeed_json_does_not_go_with_is_not_appended(
-    staged: Run, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("section", "override", "sentence"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "train.compile=true", "cannot be combined with ZeRO stage 3"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "model.dropout=0.1", "where dropout would draw the same"),
+    ],
+)
+def test_a_stage_that_contradicts_the_runs_deepspeed_json_is_not_appended(
+    section: dict[str, Any],
+    override: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And does not end the run when that comes to it."""
-    run = staged("run", stage("train.steps = 1"), *FLAT, zero=3)
-    stages = (run / "stages.toml").read_text()
-    assert main(["stage", "add", str(run), "--steps", "1", "train.compile=true"]) == 1
-    assert "train.compile cannot be combined with ZeRO stage 3" in capsys.readouterr().err
-    assert (run / "stages.toml").read_text() == stages
-    assert main(["stage", "add", str(run), "--steps", "1", "train.compile=false"]) == 0
+    """Else it would end the run when the run reaches it."""
+    run = shutil.copytree(KEPT / "zero1", tmp_path / "run")
+    monkeypatch.chdir(KEPT)  # its shards lie there
+    for name, more in (("deepspeed.json", section), ("run.json", {"world": 2})):
+        content = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(content | more))
+    assert main(["stage", "add", str(run), "--steps", "1", override]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (run / "stages.toml").exists()
+    assert main(["stage", "add", str(run), "--steps", "1"]) == 0
 
 
 def test_a_run_that_begins_again_in_its_folder_has_none_of_the_earlier_stages(
