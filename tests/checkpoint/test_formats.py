@@ -1,4 +1,4 @@
-"""Checkpoints of earlier formats, whose parameters had other names, and of formats to come."""
+"""Checkpoints of earlier formats, whose parameters had other names, and of later ones."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_every_earlier_format_has_its_table_and_only_whole_words_are_renamed() -
     assert present_name("word_head.classifier.bias", FORMAT) == "word_head.classifier.bias"
 
 
-def test_a_format_to_come_is_refused(tmp_path: Path) -> None:
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(OLD, tmp_path / OLD.name))
     index = json.loads((copy / "index.json").read_text())
     (copy / "index.json").write_text(json.dumps(index | {"format": FORMAT + 1}))
@@ -48,7 +48,7 @@ def test_a_format_to_come_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_a_damaged_state_is_named_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_state_is_reported_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(shutil.copytree(KEPT / "zero0", tmp_path / "run"))
     checkpoint = find_checkpoint(run)
     (checkpoint / "state.json").write_text('{"step": 3')

@@ -1,4 +1,4 @@
-"""Which checkpoint a run stands at: what `latest` names or, where that is no use, the newest whole one."""
+"""Which checkpoint a run is at: the one that `latest` names or, if that is unusable, the newest whole one."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def test_an_impossible_latest_gives_way_to_the_newest_whole_step(
 
 @pytest.mark.parametrize("ending", ["", "\n", " \r\n"])
 def test_a_latest_that_names_a_whole_step_is_obeyed(run: Path, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Newer ones lie there: this is how one goes back on purpose."""
+    """Newer ones lie there: this is how to go back on purpose."""
     (run / "checkpoints/latest").write_text(f"step_00000002{ending}")
     assert find_checkpoint(run).name == newest_whole(run).name == "step_00000002"
     assert capsys.readouterr().err == ""
     assert len(list((run / "checkpoints").glob("step_????????"))) == 3
 
 
-def test_a_run_that_is_to_resume_another_of_its_own_checkpoints_is_told_how_to_go_back(run: Path) -> None:
+def test_resuming_an_older_checkpoint_of_the_same_run_says_how_to_go_back(run: Path) -> None:
     older = Checkpoint(resume=str(run / "checkpoints/step_00000002"))
     with pytest.raises(UserError, match=r"names step_00000002 of .* latest is step_00000006: .* into \S+/latest"):
         starting_point(run, older)
@@ -110,8 +110,7 @@ def test_a_copy_of_a_mirror_is_read_by_its_own_names(run: Path) -> None:
     assert newest_whole(run).name == "step_00000006.attempt-10"
 
 
-def test_what_could_not_be_resumed_is_passed_over(run: Path) -> None:
-    """Without `latest`, the newest whole step may lack the moments; named by it, it is what was asked for."""
+def test_a_checkpoint_without_moments_is_passed_over_unless_latest_names_it(run: Path) -> None:
     (run / "checkpoints/step_00000006" / MOMENTS).unlink()
     assert search_whole(run).whole.name == "step_00000006"
     (run / "checkpoints/latest").unlink()
@@ -119,7 +118,7 @@ def test_what_could_not_be_resumed_is_passed_over(run: Path) -> None:
     assert find_checkpoint(run).name == "step_00000006"
 
 
-def test_nothing_whole_is_refused_and_nothing_changed(run: Path) -> None:
+def test_a_run_without_a_whole_checkpoint_is_refused_and_left_unchanged(run: Path) -> None:
     (run / "checkpoints/latest").unlink()
     for folder in (run / "checkpoints").iterdir():
         (folder / WEIGHTS).unlink()
@@ -131,7 +130,7 @@ def test_nothing_whole_is_refused_and_nothing_changed(run: Path) -> None:
     assert sorted(run.rglob("*")) == before
 
 
-def test_files_that_look_like_steps_are_none(tmp_path: Path) -> None:
+def test_names_that_only_look_like_steps_are_ignored(tmp_path: Path) -> None:
     home = tmp_path / "checkpoints"
     for name in ("step_0000000x", "step_000000001", "step_00000001.damaged", "step_00000001.partial-1", "notes"):
         (home / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Copies in the memory of other nodes: two real ranks on each of two nodes with run folders and memory of their own."""
+"""Copies in other nodes' memory: two nodes of two real ranks, each with a run folder and memory of its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RANKS_OF_NODE = 2
 
 
 class CountingMirror(Mirror):
-    """Knows the files of checkpoints that were downloaded from it."""
+    """Records which files of checkpoints are downloaded from it."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -44,7 +44,7 @@ class CountingMirror(Mirror):
 
 
 def lose_node_1() -> None:
-    """Another takes its place, with nothing on its disk and in its memory."""
+    """An empty one takes its place, without files on disk or in memory."""
     if dist.rank() == RANKS_OF_NODE:
         shutil.rmtree(RUN)
         shutil.rmtree(memory_of(RUN), ignore_errors=True)
@@ -62,15 +62,16 @@ def resumed(mirror: CountingMirror, group: FolderGroup) -> dict[str, object]:
     }
 
 
-def attempted(mirror: Mirror, group: FolderGroup, engine: Any) -> tuple[Saver, PeerCopies, Uploads]:
-    """As `mvlm train` does it."""
+def begin_attempt(mirror: Mirror, group: FolderGroup, engine: Any) -> tuple[Saver, PeerCopies, Uploads]:
+    """As `mvlm train` begins one."""
     attempt, config = FencingToken(RUN, mirror, resumes=True, group=group), Checkpoint(keep=1)
     uploads = Uploads(mirror, RUN, config, attempt, group, print, memory_of(RUN))
     copies = PeerCopies(memory_of(RUN), group)
     return Saver(engine, RUN, config, attempt, group, uploads, {"config.toml": b""}, copies), copies, uploads
 
 
-def go_on(folder: str) -> int:
+def save_and_lose_nodes(folder: str) -> int:
+    """As one rank."""
     rank = int(os.environ["RANK"])
     here = Path(folder) / f"node-{rank // RANKS_OF_NODE}"
     (here / "shm").mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def go_on(folder: str) -> int:
     mirror = CountingMirror(f"file://{folder}/mirror")
     group = find_folder_group(RUN, mirrored=True)
     memory, engine = memory_of(RUN), Trained()
-    saver, copies, uploads = attempted(mirror, group, engine)
+    saver, copies, uploads = begin_attempt(mirror, group, engine)
     seen: dict[str, object] = {"mode": None}
     for step in (2, 4):
         save(saver, engine, step)
@@ -99,7 +100,7 @@ def go_on(folder: str) -> int:
     lose_node_1()
     seen["and its upload"] = resumed(mirror, group)
 
-    saver, copies, uploads = attempted(mirror, group, engine)
+    saver, copies, uploads = begin_attempt(mirror, group, engine)
     save(saver, engine, 6)
     copies.drain()
     uploads.drain()
@@ -120,8 +121,8 @@ def go_on(folder: str) -> int:
     return 0
 
 
-def test_a_node_that_takes_a_lost_ones_place_gets_its_files_from_the_next_one(tmp_path: Path) -> None:
-    done = run_ranks(go_on, str(tmp_path), ranks=2 * RANKS_OF_NODE)
+def test_a_node_that_replaces_a_lost_one_gets_its_files_from_the_next_node(tmp_path: Path) -> None:
+    done = run_ranks(save_and_lose_nodes, str(tmp_path), ranks=2 * RANKS_OF_NODE)
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2 * RANKS_OF_NODE)]
     for rank, seen in enumerate(ranks):

@@ -1,4 +1,4 @@
-"""Pruning deletes what the run's own chain of attempts has written and superseded, and nothing else."""
+"""Pruning deletes superseded checkpoints of the run's own chain of attempts, and nothing else."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.training.test_saver import names, steps_saved, weight_of
 
 
 def begin(run: Path, *steps: int, keep: int = 1) -> list[str]:
-    """As a run that begins from scratch, or from another's weights."""
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(keep=keep), FencingToken(run))
-    saver._engine = engine
+    """What is left after a run from scratch, or from another's weights, has saved these steps."""
+    engine = Trained()
+    saver = Saver(engine, run, Checkpoint(keep=keep), FencingToken(run))
     for step in steps:
         save(saver, engine, step)
     return names(run)
@@ -40,8 +40,8 @@ def test_every_checkpoint_says_who_has_written_it(tmp_path: Path) -> None:
     assert claims[1]["chain"] == claims[0]["id"] != claims[1]["id"]
 
 
-def test_what_others_have_put_there_stays(tmp_path: Path) -> None:
-    """Another run's, an older version's, one that nobody can read, and a link to one's own."""
+def test_checkpoints_of_others_stay(tmp_path: Path) -> None:
+    """Another run's, an older version's, an unreadable one, and a link to one of its own."""
     begin(tmp_path / "another", 1, 3, keep=9)
     home = tmp_path / "run/checkpoints"
     for step in (1, 3):
@@ -62,7 +62,7 @@ def test_a_run_that_begins_in_anothers_folder_deletes_none_of_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "dangling link", "file"])
-def test_what_lies_where_a_step_is_saved_is_set_aside(
+def test_anything_in_the_place_of_a_new_step_is_set_aside(
     tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     begin(tmp_path / "another", 2)
@@ -82,14 +82,14 @@ def test_what_lies_where_a_step_is_saved_is_set_aside(
     assert said == [f"mvlm: {there} does not belong to this run: it is kept as step_00000002.aside-1."]
 
 
-def test_what_a_later_attempt_has_gone_back_on_does_not_count() -> None:
+def test_steps_that_a_later_attempt_went_back_before_do_not_count() -> None:
     saved = [(1, 2), (1, 4), (1, 6), (2, 8), (2, 10), (3, 7), (3, 9)]
     assert lineage(saved) == [(3, 9), (3, 7), (1, 6), (1, 4), (1, 2)]
     assert to_keep(saved, Checkpoint(keep=2, keep_every=4)) == [(3, 9), (3, 7), (1, 4)]
     assert to_keep(saved, Checkpoint(keep=9)) == lineage(saved)
 
 
-def test_a_step_has_room_in_a_folders_name() -> None:
+def test_the_largest_step_fits_into_a_folders_name() -> None:
     assert step_of(Path(step_name(LAST_STEP))) == LAST_STEP
     with pytest.raises(UserError, match=r"train.steps is 100000000: it must be .*99999999"):
         load_config(TOML, ["train.steps=100000000"])

@@ -1,4 +1,4 @@
-"""Parts of a checkpoint's tensors, which ranks read by themselves."""
+"""Parts of a checkpoint's tensors, as each rank reads its own."""
 
 import json
 from dataclasses import asdict
@@ -27,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_any_part_is_what_the_whole_tensor_has_there(checkpoint: Path) -> None:
+def test_any_part_equals_that_part_of_the_whole_tensor(checkpoint: Path) -> None:
     for folder, kind in ((checkpoint, WEIGHTS), (find_checkpoint(KEPT / "zero2"), MOMENTS)):
         with open_tensors(folder, kind) as files:
             for title, file in files.items():
@@ -36,14 +36,14 @@ def test_any_part_is_what_the_whole_tensor_has_there(checkpoint: Path) -> None:
                     assert torch.equal(file.part(start, stop), whole[start:stop]), title
 
 
-def test_what_a_rank_reads_is_put_together_in_the_tensors_shape(checkpoint: Path) -> None:
+def test_the_elements_that_a_rank_reads_get_the_tensors_shape(checkpoint: Path) -> None:
     with open_tensors(checkpoint, WEIGHTS) as files:
         whole = gathered(["weight"], lambda key, start, stop: files["a"].part(start, stop), (5, 7))
         assert torch.equal(whole["weight"], files["a"].tensor())
 
 
 @pytest.mark.parametrize(("value", "told"), [(float("nan"), "holds NaN in 1"), (None, "cannot be read")])
-def test_what_is_wrong_is_kept_until_ranks_can_agree_on_it(checkpoint: Path, value: float | None, told: str) -> None:
+def test_a_problem_is_kept_until_the_ranks_can_agree_on_it(checkpoint: Path, value: float | None, told: str) -> None:
     with open_tensors(checkpoint, WEIGHTS) as files:
         path = files["c"].path
         if value is None:  # cut short since it was opened
@@ -54,7 +54,7 @@ def test_what_is_wrong_is_kept_until_ranks_can_agree_on_it(checkpoint: Path, val
         shares = Shares(files, {}, {})
         assert torch.equal(shares.read("a", "weight", 3, 9), files["a"].part(3, 9)) and not shares.problem
         shares.read("c", "weight", 0, 2)
-        assert not shares.problem  # the end is not asked for
+        assert not shares.problem  # the damaged end was not read
         assert len(shares.read("c", "weight", 2, 4)) == 2
         shares.read("b", "weight", 0, 1)
     assert told in shares.problem and str(path) in shares.problem
@@ -62,7 +62,7 @@ def test_what_is_wrong_is_kept_until_ranks_can_agree_on_it(checkpoint: Path, val
 
 @pytest.fixture
 def in_pieces(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """As three ranks save under ZeRO: tensors laid end to end and cut without regard to where one ends."""
+    """As three ranks save under ZeRO: tensors laid end to end and cut regardless of their borders."""
     draw = torch.Generator().manual_seed(1)
     whole = {name: torch.rand(shape, generator=draw) for name, shape in (("a", (5, 7)), ("b", ()), ("c", (4, 1, 3)))}
     entries, begin = [], 0
@@ -92,7 +92,7 @@ def test_a_tensor_in_pieces_is_read_as_if_it_were_whole(in_pieces: tuple[Path, d
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == {"a": (15,), "b": (), "c": (2,)}
 
 
-def test_what_is_merged_is_one_plain_file(in_pieces: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+def test_merged_pieces_are_one_plain_file(in_pieces: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     folder, whole = in_pieces
     write_weights(folder, tmp_path, shard_bytes=1 << 20)
     merged = load_file(tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The tables as data: what they need, what was published, and what a dry run finds."""
+"""The paper's tables: the data they need, the published sizes, and dry runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ask(words: list[str]) -> str:
     return said.getvalue()
 
 
-def test_the_commands_are_those_of_the_page_of_data_sets() -> None:
+def test_the_commands_are_those_of_the_page_about_the_papers_data() -> None:
     page = (ROOT / "docs/paper_data.md").read_text(encoding="utf-8")
     written = [shlex.split(line)[3:] for line in page.splitlines() if line.startswith("python -m data_tools")]
     commands = {words[words.index("--out") + 1].removeprefix("shards/"): sorted(words) for words in written}
@@ -67,14 +67,14 @@ def test_the_commands_are_those_of_the_page_of_data_sets() -> None:
 @pytest.mark.parametrize(
     "recipe", ["base_4m", "ablation/all", "retrieval_coco", "retrieval_flickr30k", "vqa", "nlvr2", "entailment"]
 )
-def test_published_sizes_give_the_updates_of_the_page_of_the_method(recipe: str, tmp_path: Path) -> None:
+def test_published_sizes_give_the_updates_of_the_page_about_the_method(recipe: str, tmp_path: Path) -> None:
     name = next(name for name, run in RUNS.items() if run.recipe == recipe)
     step = TrainStep(place(tmp_path, tmp_path), name)
     assert step.pairs() == PAIRS[recipe]
     assert f"{step.updates():,}" == rows()[recipe][3]
 
 
-def test_shares_of_the_pairs_lie_in_each_other_and_make_as_many_updates(tmp_path: Path) -> None:
+def test_smaller_shares_of_the_pairs_are_parts_of_larger_ones_and_make_as_many_updates(tmp_path: Path) -> None:
     shares = {share: TrainStep(place(tmp_path, tmp_path), f"all_{share}") for share in (50, 25, 10)}
     whole = TrainStep(place(tmp_path, tmp_path), "all")
     for share, step in shares.items():
@@ -117,7 +117,7 @@ def test_a_seed_has_folders_and_a_table_of_its_own(tmp_path: Path) -> None:
     assert f"checkpoint.init={here.run('all')}" in TrainStep(here, "all_flickr30k").words()
 
 
-def test_what_is_made_stands_before_what_needs_it() -> None:
+def test_data_sets_are_ordered_before_those_that_need_them() -> None:
     for table in TABLES.values():
         order = in_order(table.shards)
         assert len(order) == len(set(order))
@@ -125,7 +125,7 @@ def test_what_is_made_stands_before_what_needs_it() -> None:
             assert all(order.index(need.partition("/")[0]) < order.index(name) for need in CORPORA[name].needs)
 
 
-def test_a_dry_run_counts_what_is_there_and_names_what_is_not(
+def test_a_dry_run_counts_the_data_and_names_missing_files(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, table = place(data, tmp_path), TABLES["vqa"]
@@ -152,9 +152,7 @@ def test_a_dry_run_counts_what_is_there_and_names_what_is_not(
     gone.rename(data / "vqa/v2_OpenEnded_mscoco_test2015_questions.json")
 
 
-def test_a_rehearsals_shards_do_not_count_as_the_published_datas(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rehearsals_shards_do_not_count_as_published_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     (out / "shards").mkdir(parents=True)
     words = ["reproduce", "nlvr2", "--out", str(out)]
@@ -180,7 +178,7 @@ def test_a_dry_run_in_miniature_misses_nothing_that_it_would_generate(
     assert "generate the data sets in miniature" in said and "missing" not in said
 
 
-def test_a_miniature_is_the_same_again(data: Path, tmp_path: Path) -> None:
+def test_a_miniature_is_always_the_same(data: Path, tmp_path: Path) -> None:
     write_miniature(tmp_path / "again")
     for path in sorted(file for file in data.rglob("*") if file.is_file()):
         assert (tmp_path / "again" / path.relative_to(data)).read_bytes() == path.read_bytes(), path
@@ -195,7 +193,7 @@ def test_a_step_that_stops_is_resumed_and_one_that_fails_is_named(tmp_path: Path
         run_chain([step], lambda words: 0)
 
 
-def test_a_launcher_that_is_not_here_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_launcher_is_reported_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", "nlvr2", "--miniature", "--out", str(tmp_path), "--launch"]
     with pytest.raises(SystemExit) as ended:
         mvlm([*words, "torchrun '"])
@@ -219,7 +217,7 @@ def test_a_run_without_matching_has_its_price(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "samples"), [("vqa", 9_144_888), ("nlvr2", 863_730), ("snli_ve", 2_647_635)])
 def test_a_fine_tuned_task_costs_the_operations_of_real_steps(tmp_path: Path, name: str, samples: int) -> None:
-    """Samples: all that is published, 8, 10 and 5 times."""
+    """The samples are all the published ones, 8, 10 and 5 times."""
     step = TrainStep(replace(place(tmp_path, tmp_path), miniature=True), f"base_4m_{name}")
     blueprint, data, optim, train = step.tables
     train, task = replace(train, epochs={"vqa": 8, "nlvr2": 10, "snli_ve": 5}[name]), blueprint.task

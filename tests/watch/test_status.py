@@ -1,10 +1,12 @@
-"""What is said of run folders in every state, by files as the ranks write them."""
+"""What is said about run folders in every state, from files as the ranks write them."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +82,7 @@ def watcher(job: Job) -> Watcher:
     return found
 
 
-def test_a_folder_is_waited_for_and_then_the_ranks(job: Job) -> None:
+def test_the_folder_is_waited_for_and_then_the_ranks(job: Job) -> None:
     watch = watcher(job)
     assert watch.look().state == "waiting"
     job.describe()
@@ -128,17 +130,21 @@ def test_a_heartbeat_from_the_future_is_no_sign_of_life_until_another_comes(runn
     assert watch.look().note == "computing the update"
 
 
-def test_a_process_that_is_gone_from_this_host_is_dead_whatever_its_heartbeats_time(running: Job) -> None:
-    gone = os.fork()
-    if gone == 0:
-        os._exit(0)
-    os.waitpid(gone, 0)
+@pytest.fixture
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen("true")
+    process.wait()
+    return process.pid
+
+
+def test_a_process_that_is_gone_from_this_host_is_dead_whatever_its_heartbeats_time(running: Job, gone: int) -> None:
     for rank in range(2):
         running.beat(rank, host=socket.gethostname(), pid=gone, time=running.now + 3600.0)
     assert watcher(running).look().state == "dead"
 
 
-def test_a_job_without_a_sign_of_life_is_dead_or_has_stopped_well(running: Job) -> None:
+def test_a_silent_job_is_dead_unless_it_saved_its_last_step(running: Job) -> None:
     running.save(15)
     running.now += QUIET_AFTER * PERIOD_S + 1
     status = watcher(running).look()
@@ -162,11 +168,7 @@ def test_a_job_that_owes_its_last_evaluation_is_not_done(running: Job) -> None:
     assert watcher(running).look().state == "done"
 
 
-def test_a_process_that_is_gone_from_this_host_is_dead_sooner(running: Job) -> None:
-    gone = os.fork()
-    if gone == 0:
-        os._exit(0)
-    os.waitpid(gone, 0)
+def test_a_process_that_is_gone_from_this_host_is_dead_sooner(running: Job, gone: int) -> None:
     for rank in range(2):
         running.beat(rank, host=socket.gethostname(), pid=gone)
     watch = watcher(running)
@@ -187,7 +189,7 @@ def test_the_rank_that_holds_others_up_is_named(running: Job) -> None:
     assert status.note == 'rank 0 on far has been in "waiting for data" at step 7 for 15 min'
 
 
-def test_the_next_attempt_is_another_life(running: Job) -> None:
+def test_the_next_attempt_is_judged_anew(running: Job) -> None:
     running.now += QUIET_AFTER * PERIOD_S + 1
     watch = watcher(running)
     assert watch.look().state == "dead"
@@ -226,7 +228,7 @@ def test_files_that_are_just_being_written_are_no_trouble(running: Job) -> None:
     assert (status.state, status.seen, status.checkpoint, status.steps) == ("running", 1, 0, None)
 
 
-def test_evaluations_of_a_job_of_their_own_stay_when_metrics_are_edited(running: Job) -> None:
+def test_evaluations_by_a_separate_job_stay_when_metrics_are_edited(running: Job) -> None:
     (running.folder / "eval.jsonl").write_text('{"step": 10, "eval/mean_recall": 0.5}\n')
     watch = watcher(running)
     assert watch.look().evaluation["step"] == 10
@@ -245,7 +247,7 @@ def test_the_screen_says_it_all(running: Job) -> None:
         file.write('{"step": 40, "eval/mean_recall": 0.612}\n')
     running.save(30)
     running.now += 240.0
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(screen(watch.look(), watch.history))
     text = console.export_text()
     for words in (
@@ -271,7 +273,7 @@ def test_spans_are_read_at_a_glance() -> None:
     assert [span(s) for s in (3.2, 600, 7200, 180_000)] == ["3 s", "10 min", "2 h 0 min", "2 d 2 h"]
 
 
-def test_the_command_tells_once_and_refuses_what_is_not_there(
+def test_the_command_reports_once_and_refuses_a_missing_folder(
     running: Job, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     running.now = time.time()
