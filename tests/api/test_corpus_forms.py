@@ -1,4 +1,4 @@
-"""The forms in which people have captioned pictures: how `mvlm.train` shards each, and what it says where it cannot."""
+"""The forms of captioned pictures: how `mvlm.train` shards each, and what it says if it cannot."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def metadata_csv(folder: Path) -> Path:
 
 
 def flickr8k(folder: Path) -> Path:
-    """As Kaggle has it: paths within a folder beside the table, which is called a text."""
+    """As on Kaggle: paths within a folder beside the table, which is named like a text."""
     table("captions.txt", ",", lambda folder, name: name)(folder)
     (folder / "captions.txt").write_text(
         (folder / "captions.txt").read_text().replace("filepath,title", "image,caption")
@@ -90,7 +90,7 @@ def flickr8k(folder: Path) -> Path:
 
 def flickr30k(folder: Path) -> Path:
     pictures(folder)
-    rows = "".join(f"{name}| 0| {said} .\n" for name, said in CAPTIONS.items()).replace(" .\n", "\n")
+    rows = "".join(f"{name}| 0| {said}\n" for name, said in CAPTIONS.items())
     (folder / "results.csv").write_text(f"image_name| comment_number| comment\n{rows}")
     return folder / "results.csv"
 
@@ -126,7 +126,7 @@ def test_each_form_is_sharded_by_its_reader(tmp_path: Path, name: str) -> None:
     assert {row.captions[0]: row.encoded for row in rows} == {CAPTIONS[name]: photograph(name) for name in CAPTIONS}
 
 
-def test_what_is_no_corpus_is_told_what_to_give(tmp_path: Path) -> None:
+def test_a_path_that_is_no_corpus_says_what_to_give(tmp_path: Path) -> None:
     def said(place: Path) -> str:
         with pytest.raises(UserError) as raised:
             prepare(place, tmp_path / "run/shards")
@@ -168,7 +168,7 @@ def test_a_table_in_a_folder_is_one_of_pictures_by_its_columns(
     assert (form.paths if form else ()) == ((tmp_path / name,) if is_one else ())
 
 
-def test_texts_beside_pictures_go_before_a_table_about_them(tmp_path: Path) -> None:
+def test_texts_beside_pictures_take_precedence_over_a_table(tmp_path: Path) -> None:
     metadata_csv(tmp_path)
     (tmp_path / "LICENCE.txt").write_text("Take it.")
     form = recognise(tmp_path)
@@ -203,7 +203,7 @@ def test_a_run_does_not_change_its_shards(scenes: Path, tmp_path: Path) -> None:
         mvlm.train(scenes / "eval", tmp_path / "run")
 
 
-def test_of_a_few_pictures_none_is_held_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_none_of_a_few_pictures_is_held_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     names = list(CAPTIONS)[:3]
     for name in names:
         (tmp_path / name).write_bytes(photograph(name))

@@ -40,7 +40,7 @@ def pictures() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(("task", "each"), [("vqa", 1), ("nlvr2", 2), ("entailment", 1)])
-def test_answers_are_those_of_the_network(made_run: MadeRun, pictures: list[np.ndarray], task: str, each: int) -> None:
+def test_answers_are_the_networks_own(made_run: MadeRun, pictures: list[np.ndarray], task: str, each: int) -> None:
     run, texts = made_run(task), ["a red circle", "is it blue"]
     model = mvlm.load_finetuned(run, "cpu")
     found = model.answer(pictures[: 2 * each], texts, top=2)
@@ -59,7 +59,7 @@ def test_answers_are_those_of_the_network(made_run: MadeRun, pictures: list[np.n
         model.answer(pictures, "what is it?")
 
 
-def test_a_run_that_answers_nothing_is_told(made_run: MadeRun, scenes: Path, tmp_path: Path) -> None:
+def test_a_run_without_answers_or_a_task_is_refused(made_run: MadeRun, scenes: Path, tmp_path: Path) -> None:
     run = made_run()
     with pytest.raises(UserError, match=r"is a run of pretrain, .*mvlm\.load\."):
         mvlm.load_finetuned(run)
@@ -86,7 +86,7 @@ def test_the_chosen_recipe_is_a_sound_configuration(made_run: MadeRun, tmp_path:
 @pytest.mark.parametrize(
     ("vision", "weights", "rate"), [("patch_dictionary", "own.safetensors", 2e-3), ("resnet18", "others.pth", 2e-5)]
 )
-def test_only_what_others_have_pretrained_is_tuned_at_their_rate(
+def test_only_encoders_that_others_pretrained_are_tuned_at_their_rate(
     tmp_path: Path, vision: str, weights: str, rate: float
 ) -> None:
     model, optim = replace(CONFIG.model, vision=vision, vision_weights=weights), replace(CONFIG.optim, lr=2e-3)
@@ -107,9 +107,7 @@ def test_a_run_is_fine_tuned_by_one_call(trained: Path, tmp_path: Path) -> None:
     assert answer in tuned.load("cpu").answers
 
 
-def test_the_best_checkpoint_is_loaded_as_the_call_that_is_named_does(
-    made_run: MadeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_suggested_call_loads_the_best_checkpoint(made_run: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = made_run("vqa")
     shutil.copytree(run / "checkpoints/step_00000007", run / "checkpoints/step_00000005")
     (run / "checkpoints/best").write_text("step_00000005")
@@ -118,7 +116,7 @@ def test_the_best_checkpoint_is_loaded_as_the_call_that_is_named_does(
     assert mvlm.load_finetuned(run / "best", "cpu").task == "vqa"
 
 
-def test_a_run_folder_keeps_its_task_its_beginning_and_its_data(made_run: MadeRun, tmp_path: Path) -> None:
+def test_a_run_folder_keeps_its_task_its_starting_point_and_its_data(made_run: MadeRun, tmp_path: Path) -> None:
     run, out, shards = made_run(), tmp_path / "out", tmp_path / "shards"
     for task in ("vqa", "entailment"):
         words = ["synth", "--task", task, "--count", "20", "--seed", "3", "--split", "train=1"]
@@ -136,7 +134,7 @@ def test_a_run_folder_keeps_its_task_its_beginning_and_its_data(made_run: MadeRu
     copied = shutil.copytree(vqa, tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"out trains on .*/shards/vqa/train and not on .*/elsewhere/train"):
         mvlm.finetune(run, "vqa", copied, out)
-    wrong = {"train.step": 1}  # all else is as it was, and it is this that is met
+    wrong = {"train.step": 1}  # all else is right, so this is what is refused
     with pytest.raises(UserError, match=r"unknown key train\.step"):
         mvlm.finetune(run, "vqa", vqa, out, wrong)
     shutil.rmtree(run)
@@ -149,7 +147,7 @@ def test_a_run_folder_keeps_its_task_its_beginning_and_its_data(made_run: MadeRu
         mvlm.finetune(other, "vqa", vqa, pretrained)
 
 
-def test_a_soup_is_another_beginning_than_the_one_beside_it(made_run: MadeRun, tmp_path: Path) -> None:
+def test_soups_in_one_folder_are_different_starting_points(made_run: MadeRun, tmp_path: Path) -> None:
     run, out, shards = made_run(), tmp_path / "out", tmp_path / "shards"
     words = ["synth", "--task", "vqa", "--count", "20", "--seed", "3", "--split", "train=1"]
     assert data_tools([*words, "--out", str(shards)]) == 0
@@ -157,7 +155,7 @@ def test_a_soup_is_another_beginning_than_the_one_beside_it(made_run: MadeRun, t
     first, second = (shutil.copytree(find_checkpoint(run), tmp_path / "soups" / name) for name in "ab")
     start, corpus = (config.data, config.model, config.optim), ShardedCorpus((str(shards / "train"),), (), 20)
     write_recipe(out, choose_tuning(start, first, "vqa", corpus, out, 0), "A test.")
-    wrong = {"train.step": 1}  # nothing else stands in the way
+    wrong = {"train.step": 1}  # all else is right
     with pytest.raises(UserError, match=r"unknown key train\.step"):
         mvlm.finetune(first, "vqa", shards, out, wrong)
     with pytest.raises(UserError, match=r"out began with .*/soups/a and not with .*/soups/b: give another `out`"):

@@ -1,4 +1,4 @@
-"""The loader in other libraries' training loops: the two examples, each to its end."""
+"""The loader in other libraries' training loops: both examples run to the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.campaign
 
 @pytest.fixture
 def tars(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Scenes as webdataset has them."""
+    """Scenes as tar files of webdataset."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     rows = mvlm.open(scenes / "train")[:96]
@@ -45,7 +45,7 @@ def test_open_clip_trains_by_its_own_loop(tars: str) -> None:
 
 
 def test_a_trainer_goes_on_in_the_middle_of_an_epoch(tars: str) -> None:
-    """With the losses that it would have had."""
+    """With the losses of an uninterrupted run."""
     pytest.importorskip("accelerate")
     trainer = example("transformers_trainer")
     whole = trainer.main([tars, "--batch", "16", "--epochs", "2", "--out", "whole"])

@@ -1,4 +1,4 @@
-"""A model in Python, against the network asked directly, one item at a time."""
+"""A model in Python, against its network called directly, one item at a time."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cut_short(path: Path) -> Image.Image:
 
 @torch.no_grad()
 def features(model: TrainedModel, path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of one image and one text by themselves, and the probability of a match."""
+    """Those of one image and one text by themselves, and the probability of a match."""
     network = model.network
     image_1SD = network.encode_image(torch.from_numpy(view(path, CONFIG.model.image_size))[None])
     text_1L, valid_1L = model._tokens.batch([text])
@@ -108,7 +108,7 @@ def test_masked_words_and_patches_come_back(model: TrainedModel, paths: list[Pat
     assert not changed.any()  # only what was masked
 
 
-def test_what_a_model_was_not_trained_for_is_warned_of(
+def test_asking_for_something_the_model_was_not_trained_for_warns(
     model: TrainedModel, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objectives = dataclasses.replace(model.network.objectives, itm=0, image=0, text=0)
@@ -123,7 +123,7 @@ def test_what_a_model_was_not_trained_for_is_warned_of(
             call()
 
 
-def test_texts_that_are_cut_are_warned_of(model: TrainedModel, paths: list[Path]) -> None:
+def test_texts_that_are_cut_cause_a_warning(model: TrainedModel, paths: list[Path]) -> None:
     long = "a red circle " * 20
     calls = (
         lambda: model.encode(texts=["a", long]),
@@ -151,7 +151,7 @@ def test_an_exported_folder_gives_the_same(model: TrainedModel, run: Path, paths
         exported.search("corpus.index", "a red circle")
 
 
-def test_what_another_model_was_exported_to_is_refused(tmp_path: Path) -> None:
+def test_an_export_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     tuned = write_run(tmp_path / "run", dataclasses.replace(CONFIG, task=Task(name="vqa")))
     export_folder(tuned, tmp_path / "vqa", "a card")
     with pytest.raises(UserError, match=r"vqa was exported from a run fine-tuned .*by mvlm\.load_finetuned"):
@@ -162,7 +162,7 @@ def test_what_another_model_was_exported_to_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_model_is_loaded_and_asked_whatever_type_new_tensors_have(
+def test_a_model_works_whatever_the_default_dtype(
     model: TrainedModel, run: Path, paths: list[Path], scenes: Path, tmp_path: Path, default: torch.dtype
 ) -> None:
     torch.set_default_dtype(default)
@@ -177,7 +177,7 @@ def test_a_model_is_loaded_and_asked_whatever_type_new_tensors_have(
         torch.testing.assert_close(mine, usual, atol=1e-6, rtol=0)
 
 
-def test_a_model_is_loaded_wherever_new_tensors_are_made(
+def test_a_model_is_loaded_whatever_the_default_device(
     model: TrainedModel, run: Path, paths: list[Path], tmp_path: Path
 ) -> None:
     export_run(run, tmp_path / "exported")
@@ -205,7 +205,7 @@ def test_an_index_is_searched_by_words_and_by_pictures(run: Path, scenes: Path, 
         model.search(tmp_path / "index", "a red circle " * 20)
 
 
-def test_an_index_that_was_made_again_is_the_one_that_is_searched(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_an_index_that_was_rebuilt_is_searched_anew(run: Path, scenes: Path, tmp_path: Path) -> None:
     model, out = mvlm.load(run, "cpu"), tmp_path / "index"
     model.index(scenes / "eval", out)
     count = len(mvlm.open(scenes / "eval"))
@@ -255,7 +255,7 @@ def test_a_mistake_is_one_sentence(model: TrainedModel, paths: list[Path], ask: 
         ask(model, paths)
 
 
-def test_what_is_no_model_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match='no device "gpu" here'):
         mvlm.load(tmp_path, "gpu")
     with pytest.raises(UserError, match="nowhere"):

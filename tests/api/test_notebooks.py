@@ -1,4 +1,4 @@
-"""The notebooks, each run to its end by Jupyter's own client, with fewer steps; each trains, in a minute."""
+"""The notebooks, each run to the end by Jupyter's own client with fewer steps; each takes about a minute."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_notebook(name: str, folder: Path) -> str:
 
 
 @pytest.mark.campaign
-def test_the_first_trains_and_the_third_searches(tmp_path: Path) -> None:
+def test_the_first_notebook_trains_and_the_third_searches(tmp_path: Path) -> None:
     folder = tmp_path / "notebooks"
     folder.mkdir()
     shutil.copy(ROOT / "examples/emoji.tar", tmp_path)
@@ -41,7 +41,7 @@ def test_the_first_trains_and_the_third_searches(tmp_path: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_the_second_trains_on_a_folder_of_pictures(tmp_path: Path) -> None:
+def test_the_second_notebook_trains_on_a_folder_of_pictures(tmp_path: Path) -> None:
     said = run_notebook("2_own_pictures.ipynb", tmp_path)
     assert "step 2 " in said and " on the left and " in said
     assert "may know nothing" not in said  # the cells match sentences and reconstruct patches

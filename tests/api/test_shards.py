@@ -30,7 +30,7 @@ def test_rows_are_those_in_the_files(scenes: Path) -> None:
         rows[len(table)]
 
 
-def test_what_holds_no_shards_is_told_so(tmp_path: Path) -> None:
+def test_a_path_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="manifest"):
         mvlm.open(tmp_path)
     with pytest.raises(UserError, match="No shard folder"):
