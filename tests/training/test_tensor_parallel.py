@@ -1,4 +1,4 @@
-"""Layers split among ranks: the same training as of whole ones, and checkpoints that every layout reads."""
+"""Layers split among ranks train as whole ones do, and every layout reads their checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYOUTS = [(0, 1), (1, 2), (2, 1)]
     ],
 )
 def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Of two ranks each."""
+    """Of replicas of two ranks each."""
     ranks, layouts = request.param
     found = told(ranks, train_split, scenes, tmp_path_factory.mktemp("split"), 2, layouts)
     return found | {"layouts": len(layouts)}
@@ -61,10 +61,7 @@ def test_a_checkpoint_of_any_layout_is_resumed_in_any_other(
         assert next_loss == pytest.approx(loss, rel=1e-5)
         torch.testing.assert_close(next_whole, after, rtol=1e-3, atol=1e-5)
     assert len(found["resumed"]) == len(layouts) - 1
-    for folder in (
-        "first",
-        *(f"again-{number}" for number in range(len(layouts) - 1)),
-    ):  # as everything else reads them, in this process alone
+    for folder in ("first", *(f"again-{number}" for number in range(len(layouts) - 1))):  # read by this process alone
         (checkpoint,) = (tmp_path / folder / CHECKPOINTS).glob("step_*")
         for kind, key in ((WEIGHTS, "weight"), (EMA, EMA), (MOMENTS, "exp_avg")):
             with open_tensors(checkpoint, kind) as tensors:

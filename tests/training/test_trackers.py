@@ -1,4 +1,4 @@
-"""Trackers that work, and trackers that break: a run never notices."""
+"""Trackers that work and trackers that break: neither disturbs the run."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_tracker_that_fails_in_the_middle_is_given_up_with_one_sentence() -> N
     deadline = time.monotonic() + 60
     while not said and time.monotonic() < deadline:
         time.sleep(0.001)
-    for step in range(2, trackers.LINES + 10):  # more than would wait for one that lives
+    for step in range(2, trackers.LINES + 10):  # more than the queue of a working one holds
         follower.log(step, {})
     end_all([follower], done=True)
     assert recorder.lines == [(0, {})]
@@ -108,7 +108,7 @@ def test_a_tracker_that_is_slow_at_the_end_is_left_behind() -> None:
 
 @pytest.mark.parametrize("place", [0, 1], ids=["first", "last"])
 def test_one_that_hangs_takes_no_time_from_another(run: Path, place: int) -> None:
-    from tensorboard.summary.writer import record_writer  # noqa: F401 - which takes seconds that are not counted here
+    from tensorboard.summary.writer import record_writer  # noqa: F401 - takes seconds that must not count below
     from torch.utils import tensorboard  # noqa: F401
 
     held, said = threading.Event(), []
@@ -132,7 +132,7 @@ def test_a_run_goes_on_where_tensorboard_cannot_write(tmp_path: Path, capsys: py
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # which would be a traceback
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # a user would see its traceback
 def test_tensorboard_on_a_full_disk_is_one_sentence(mount_disk: Callable[[str], Path]) -> None:
     run, said = mount_disk("8k"), []
     (run / "full").write_bytes(bytes(8 << 10))
@@ -151,7 +151,7 @@ def test_trackers_get_finite_numbers() -> None:
 
 
 @pytest.mark.parametrize(("log", "package"), [(Log(wandb="project"), "wandb"), (Log(mlflow="http://host"), "mlflow")])
-def test_what_is_asked_for_must_be_installed(log: Log, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_asked_for_must_be_installed(log: Log, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"log\.{package} .*pip install {package}, or delete log\.{package}"):
         require_installed(log)
@@ -203,7 +203,7 @@ def test_mlflow_goes_on_with_the_same_run(run: Path, tmp_path: Path) -> None:
 
 
 @MLFLOW
-def test_a_server_that_is_not_there_is_said_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_reported_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     said = attempt(lambda: MLflow(run, f"http://127.0.0.1:{free_port()}"), True, 1, 2)
     assert len(said) == 1
@@ -223,7 +223,7 @@ def test_weights_and_biases_offline_goes_on_with_the_same_run(run: Path, monkeyp
     assert list(folders[-1].rglob("media/images/*.png"))
 
 
-def test_tensorboard_forgets_steps_that_are_made_again(run: Path) -> None:
+def test_tensorboard_forgets_steps_that_are_repeated(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert attempt(lambda: TensorBoard(run, 0), False, 1, 2, 3, 2, 3) == [], "a bad batch is left out on the way"

@@ -1,4 +1,4 @@
-"""Runs of two real ranks that hang in every way a rank can, and who is named."""
+"""Runs of two real ranks that hang in every way a rank can, and which rank is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEADLINE = 200.0
 
 
 class Ranks:
-    """Two ranks under way in a run folder of their own, one of them disturbed."""
+    """Two running ranks in a run folder of their own, one of them disturbed."""
 
     def __init__(self, run: Path, disturbed: int, how: str, prepare: Callable[[Path], None] | None = None) -> None:
         self.run = run
@@ -61,7 +61,7 @@ class Ranks:
 
 
 def block(run: Path) -> None:
-    """A file system that does not answer."""
+    """As on a file system that does not answer."""
     (run / "heartbeat").mkdir()
     for rank in range(2):
         os.mkfifo(run / f"heartbeat/rank-{rank:05d}.json")
@@ -102,7 +102,7 @@ def test_a_rank_that_sleeps_is_named(started: dict[str, Ranks], rank: int) -> No
     assert f'The run hangs: rank {rank} on {os.uname().nodename} has been in "waiting for data" at step {AT}' in said
     assert said.count("\n") == 0 and f"newest whole checkpoint is {CHECKPOINT}" in said
     assert "rank 1" not in said or rank == 1
-    assert ranks.said(1) == ""  # one speaks for all
+    assert ranks.said(1) == ""  # one rank speaks for all
     [hang] = ranks.hangs()
     assert (hang["ranks"], hang["no_sign_of_life"], hang["attempt"]) == ([rank], [], ATTEMPT)
     assert f"mvlm: {hang['sentence']}" == said
@@ -113,7 +113,7 @@ def test_a_rank_that_sleeps_is_named(started: dict[str, Ranks], rank: int) -> No
     assert "background.py" in ranks.stack(1 - rank)
 
 
-def test_of_ranks_in_the_same_thing_that_which_keeps_out_of_the_exchange_is_named(started: dict[str, Ranks]) -> None:
+def test_of_ranks_doing_the_same_the_one_outside_the_exchange_is_named(started: dict[str, Ranks]) -> None:
     ranks = started["rank 1 sleeps beside the exchange"]
     assert ranks.codes(0, 1) == [75, 75]
     assert ranks.heartbeat(0)["marks"] == ranks.heartbeat(1)["marks"]
@@ -143,11 +143,11 @@ def test_a_rank_without_a_sign_of_life_is_named_by_the_other(
     assert [(hang["ranks"], hang["no_sign_of_life"]) for hang in ranks.hangs()] == [([rank], [rank])]
 
 
-def test_what_may_take_long_is_waited_for(started: dict[str, Ranks]) -> None:
+def test_work_that_may_take_long_is_waited_for(started: dict[str, Ranks]) -> None:
     ranks = started["rank 1 takes long"]
     assert ranks.codes(0, 1) == [0, 0]
     assert ranks.hangs() == [] and ranks.said(0) == ranks.said(1) == ""
-    assert ranks.stack(0)  # rank 0 waited for longer than it may, and looked
+    assert ranks.stack(0)  # rank 0 waited for longer than its own limit, and looked
 
 
 def test_a_run_that_does_not_hang_leaves_only_heartbeats(started: dict[str, Ranks]) -> None:
@@ -163,7 +163,7 @@ def test_a_run_folder_that_fails_does_not_keep_a_rank_from_ending(
     started: dict[str, Ranks], name: str, why: str
 ) -> None:
     ranks = started[name]
-    # They cannot tell each other: the connection that breaks with rank 1, for `mvlm train` 75, may end rank 0 first.
+    # They cannot tell each other: the connection that breaks with rank 1 (75 in `mvlm train`) may end rank 0 first.
     own, other = ranks.codes(1, 0)
     assert own == 75 and other in (75, 1)
     assert why in ranks.said(1)
@@ -211,7 +211,7 @@ BEHIND = {"marks": 18, "doing": "loading"}
         (beats({}, {}, {}), (), [0, 1, 2]),  # all in the same exchange
         (beats({}, OUTSIDE, {}), (), [1]),
         (beats(OUTSIDE, OUTSIDE), (), [0, 1]),
-        (beats({}, OUTSIDE, {}), (2,), [2]),  # which is reason enough
+        (beats({}, OUTSIDE, {}), (2,), [2]),  # silence is reason enough
         (beats({}, {}, {"stuck": False}), (), []),
         (beats({}, {}, {"marks": 30}), (2,), [2]),  # not because of its marks
         (beats({}, BEHIND, {}), (2,), [1, 2]),
@@ -251,5 +251,5 @@ def test_a_rank_is_quiet_when_nothing_new_comes_from_it_in_this_attempt(tmp_path
     (tmp_path / "rank-00000.json").write_text('{"attempt": 3, "ra')  # seen while it is written
     assert others.look(0) == replace(BEAT, time=look)
     assert not others.is_quiet(0)
-    replace(BEAT, doing="x").write(tmp_path)  # shorter than what stood there
+    replace(BEAT, doing="x").write(tmp_path)  # shorter than the file before
     assert others.look(0) == replace(BEAT, doing="x")

@@ -1,4 +1,4 @@
-"""One rank of a run that does nothing but wait and agree; what disturbs it is a scenario's."""
+"""One rank of a run that only waits and agrees; a scenario disturbs it."""
 
 from __future__ import annotations
 
