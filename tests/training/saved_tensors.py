@@ -1,4 +1,4 @@
-"""Whole tensors of an engine, put together of what each rank would save of them."""
+"""Whole tensors of an engine, put together from the parts that each rank would save."""
 
 from __future__ import annotations
 

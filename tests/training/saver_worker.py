@@ -1,4 +1,4 @@
-"""Run on two ranks: saves, failures of one rank and damage, what each rank saw of them to FOLDER/rank-R.json."""
+"""Run on two ranks: saves, failures of one rank and damage; each writes what it saw to FOLDER/rank-R.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mvlm.training.checkpoint.save import Saver
 
 
 class Trained:
-    """What a checkpoint takes from an engine: tensors that tell the step they are of."""
+    """In an engine's place: what a checkpoint takes from it, tensors whose values are the step."""
 
     disk = None
 

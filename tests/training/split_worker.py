@@ -74,7 +74,7 @@ def save(engine: Engine, run: Path) -> Path:
 
 
 def sums_of_a_step(engine: Engine, batches: list[Any]) -> tuple[list[int], list[int]]:
-    """What a step sums up among the ranks of a replica, as it is sent and as the plan counts it: elements and times."""
+    """Elements and calls of the sums over a replica's ranks in one step, as sent and as the plan counts them."""
     sent: list[int] = []
     plain = replicas.sum_within_
 
@@ -98,8 +98,10 @@ def stepped(engine: Engine, batches: list[Any], step: int) -> tuple[float, Whole
 
 
 def resume_across(shards: str, folder: Path, layouts: list[tuple[int, int]]) -> None:
-    """Train and save in the first layout, of ranks of a replica and ZeRO stage; resume in each of the others, from
-    there or from what the one before it has saved anew."""
+    """Train and save in the first layout (ranks of a replica, ZeRO stage), then resume in each of the others.
+
+    Each resumes from what the one before it has saved.
+    """
     dist.init()
     (size, stage), *others = layouts
     engine, batches = engine_at(shards, size, stage)

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: what they hold, what stays at whatever moment the process dies."""
+"""Checkpoints written while training goes on: what they hold, and what is left whenever the process dies."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def state_of(engine: Engine, step: int) -> TrainState:
 
 
 def snapshot(engine: Engine) -> dict[str, Tensor]:
-    """By the titles that checkpoints use."""
+    """Its tensors, by the titles that checkpoints use."""
     tensors = {}
     for name, whole in whole_tensors(engine):
         for key, tensor in whole.items():
@@ -70,7 +70,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_a_live_engine_goes_back(scenes: Path, tmp_path: Path, one_rank: None, stage: int) -> None:
+def test_a_live_engine_is_restored_to_an_earlier_step(scenes: Path, tmp_path: Path, one_rank: None, stage: int) -> None:
     """To the tensors, the update counter and the losses of the checkpoint's step, with and without moments."""
     engine, batches = prepared(scenes, stage)
     saver = Saver(engine, tmp_path, Checkpoint(), FencingToken(tmp_path))
@@ -130,9 +130,9 @@ def test_files_read_back_equal(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_while_files_are_written(scenes: Path, tmp_path: Path, one_rank: None) -> None:
-    """The writer is held up by a pipe in its file's place; what it then writes is of the step it began at.
+    """A pipe in place of its file holds the writer up; it then writes the tensors of the step it began at.
 
-    A pipe cannot be synced, so this checkpoint fails in the end, and what was latest stays.
+    A pipe cannot be synced, so this checkpoint fails in the end, and the latest one stays.
     """
     engine, batches = prepared(scenes, 0)
     engine.step(batches[0], 0.5, 0)
@@ -167,7 +167,7 @@ def names(run: Path) -> list[str]:
 
 
 def steps_saved(run: Path, config: Checkpoint, *steps: int) -> list[str]:
-    """By another attempt of the run's chain."""
+    """What is left after another attempt of the run's chain has saved these steps."""
     engine = Trained()
     saver = Saver(engine, run, config, FencingToken(run, resumes=True))
     for step in steps:
@@ -182,8 +182,8 @@ def test_the_newest_and_every_nth_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_lies_beyond_goes_when_the_run_has_passed_it(tmp_path: Path) -> None:
-    """A run that was gone back on is not mixed with the one that goes on; a repeated step is replaced."""
+def test_later_steps_are_deleted_once_a_run_that_went_back_has_passed_them(tmp_path: Path) -> None:
+    """Its checkpoints are not mixed with those from before; a repeated step is replaced."""
     steps_saved(tmp_path, Checkpoint(keep=4, keep_every=8), 2, 4, 6, 8)
     make_latest(tmp_path / "checkpoints/step_00000004")
     assert find_checkpoint(tmp_path).name == "step_00000004"
@@ -203,7 +203,7 @@ def test_leftovers_of_earlier_attempts_are_deleted(tmp_path: Path) -> None:
     assert names(tmp_path) == ["06.partial-3", "notes.partial-mine"]
 
 
-def test_a_saver_that_is_left_gives_up_what_is_pending(tmp_path: Path) -> None:
+def test_a_saver_gives_up_a_pending_checkpoint_when_an_error_ends_it(tmp_path: Path) -> None:
     steps_saved(tmp_path, Checkpoint(), 2)
     with pytest.raises(KeyError), Saver(Trained(), tmp_path, Checkpoint(), FencingToken(tmp_path)) as saver:
         saver.start(TrainState(4, 64, 0, "shards"))
@@ -271,7 +271,7 @@ def save_step_4(run: Path) -> None:
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(
     tmp_path: Path, before: tuple[int, int], latest: int
 ) -> None:
-    """A checkpoint of step 4 is saved, where one may lie already."""
+    """Step 4 is saved, perhaps over an earlier checkpoint of that step."""
     steps_saved(tmp_path / "before", Checkpoint(keep=2), *before)
     make_latest(tmp_path / f"before/checkpoints/step_0000000{latest}")
     found = []
@@ -297,7 +297,7 @@ def test_a_kill_at_any_moment_of_saving_the_only_checkpoint_again_leaves_it_or_t
     assert moments > 15
 
 
-def test_a_kill_at_any_moment_of_falling_back_is_made_good(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_of_falling_back_changes_nothing_in_the_end(tmp_path: Path) -> None:
     steps_saved(tmp_path / "before", Checkpoint(keep=3), 2, 4, 6)
     for step in (4, 6):
         (tmp_path / f"before/checkpoints/step_0000000{step}/weights-00000-of-00001.safetensors").write_bytes(b"")
@@ -311,7 +311,7 @@ def test_a_kill_at_any_moment_of_falling_back_is_made_good(tmp_path: Path) -> No
 
 
 def test_two_ranks_agree(tmp_path: Path) -> None:
-    """On a failure that one of them met, on damage that one of them saw, and on where to go on."""
+    """On a failure that only one met, on damage that only one saw, and on where to resume."""
     done = run_ranks(as_rank, tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
@@ -335,10 +335,10 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     assert equal(tensors, {name: whole["weight"] for name, whole in engine.whole_tensors()})
 
 
-def test_what_a_living_attempt_deletes_is_not_taken_for_damaged(
+def test_a_checkpoint_that_a_running_attempt_deletes_is_not_taken_for_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It saves, and deletes the one before, between another attempt's looking up the latest and reading it."""
+    """It saves and deletes the previous one after another attempt has looked up the latest and before that is read."""
     run, living = tmp_path / "run", iter((4, 6))
     steps_saved(run, Checkpoint(keep=1), 2)
 

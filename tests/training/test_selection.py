@@ -1,4 +1,4 @@
-"""The best checkpoint kept beside the newest, and a run that ends when evaluations find nothing better."""
+"""The best checkpoint is kept beside the newest, and a run ends when evaluations stop improving."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SELECT = ["eval.select=eval/score", "eval.every=2", "checkpoint.every=3", "check
 
 
 class Scores:
-    """An evaluation whose outcome is known: what `train` calls in place of the model's own.
+    """An evaluation with known scores, for `train` to call in place of the real one.
 
     Attributes:
-        seen: a weight of the model, by name, at each step that was evaluated.
+        seen: name and value of one weight of the model at each step that was evaluated.
     """
 
     def __init__(self, scores: dict[int, float], then: Callable[[int], None] = lambda step: None) -> None:
@@ -62,7 +62,7 @@ def test_the_best_stays_beside_the_newest_comes_back_from_a_mirror_and_is_missed
     assert step_of(best) == 4 and find_checkpoint(run / "checkpoints/best") == best
     with open_tensors(best, WEIGHTS) as files:
         name, weight = scores.seen[4]
-        assert (files[name].tensor() == weight).all(), "it is what was evaluated"
+        assert (files[name].tensor() == weight).all(), "it is the model that was evaluated"
     assert state_of(run, "step_00000012")["best"] == {"metric": "eval/score", "step": 4, "value": 0.5, "since": 4}
     assert sorted(path.name for path in mirror.glob("step_*")) == ["step_00000004.attempt-1", "step_00000012.attempt-1"]
     assert (mirror / "best").read_text() == "step_00000004.attempt-1"
@@ -87,10 +87,10 @@ def test_the_best_stays_beside_the_newest_comes_back_from_a_mirror_and_is_missed
 
     branch = [*words, f"checkpoint.resume={run}", "checkpoint.mirror=", "train.steps=15"]
     assert train_here(tmp_path / "branch", *branch, evaluate=Scores({15: 0.01})) == 0
-    assert step_of(find_checkpoint(tmp_path / "branch/best")) == 15, "what was best elsewhere is no measure"
+    assert step_of(find_checkpoint(tmp_path / "branch/best")) == 15, "the best of another run does not count"
 
 
-def test_a_run_ends_when_nothing_better_comes_however_often_it_is_stopped(
+def test_a_run_ends_when_nothing_better_comes_however_often_it_is_interrupted(
     train_here: TrainHere, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, words, codes = tmp_path / "run", [*words, "eval.patience=2"], list[int]()
@@ -116,8 +116,8 @@ def test_a_run_ends_when_nothing_better_comes_however_often_it_is_stopped(
     assert (status.state, status.note, status.best) == ("done", said.partition(": ")[2], 4)
 
     lines = read_metrics(run)
-    (run / "checkpoints/best").unlink()  # as a kill just before it was written would have it
-    assert train_here(run, *words, evaluate=Scores({})) == 0, "it has ended, and is not begun again"
+    (run / "checkpoints/best").unlink()  # as after a kill just before it was written
+    assert train_here(run, *words, evaluate=Scores({})) == 0, "it has ended and does not begin again"
     assert read_metrics(run) == lines and said in capfd.readouterr().err
     assert step_of(find_checkpoint(run / "best")) == 4
 
@@ -130,7 +130,7 @@ def test_a_run_whose_patience_ends_with_its_last_step_has_not_ended_early(
     assert "Ended early" not in capfd.readouterr().err
 
 
-def test_what_is_better() -> None:
+def test_which_evaluation_counts_as_better() -> None:
     higher, lower = Selector("eval/x", False, 2), Selector("eval/x", True, 0)
     first = higher.judge(None, 1, {"eval/x": 0.5})
     assert first == BestEvaluation("eval/x", 1, 0.5, 0)

@@ -1,4 +1,4 @@
-"""A checkpoint has all that says what its weights mean: what else the run folder holds may be lost or damaged."""
+"""A checkpoint holds all that its weights need to be read: everything else in the run folder may be lost or damaged."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_file_of_a_checkpoint_has_its_hash(run: Path) -> None:
         assert files[name]["sha256"] == hashlib.sha256(content).hexdigest()
 
 
-def test_what_a_purge_leaves_of_checkpoints_resumes_evaluates_and_exports(
+def test_checkpoints_without_the_rest_of_the_run_folder_resume_evaluate_and_export(
     run: Path, undisturbed: dict[int, tuple[float, ...]], resume_kept: Resume, tmp_path: Path
 ) -> None:
     for path in run.iterdir():
@@ -119,7 +119,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused_and_the_one_before_is_re
     assert losses_by_step(run) == before
 
 
-def test_a_flipped_bit_of_the_weights_is_refused_by_who_asks_the_model(run: Path) -> None:
+def test_weights_with_a_flipped_bit_are_not_loaded(run: Path) -> None:
     (weights, *_) = find_checkpoint(run).glob("weights-*")
     content = bytearray(weights.read_bytes())
     content[-4] ^= 1  # the last number's least bit
@@ -130,9 +130,7 @@ def test_a_flipped_bit_of_the_weights_is_refused_by_who_asks_the_model(run: Path
         load_run(run)
 
 
-def test_a_checkpoint_of_before_reads_its_runs_folder_and_says_what_is_missing(
-    resume_kept: Resume, tmp_path: Path
-) -> None:
+def test_an_old_checkpoint_reads_its_run_folder_and_says_what_is_missing(resume_kept: Resume, tmp_path: Path) -> None:
     old = shutil.copytree(KEPT / "zero0", tmp_path / "old")
     assert described_in(find_checkpoint(old)) == old
     assert load_run(old).step == 3

@@ -1,4 +1,4 @@
-"""Stage 1's gradients, laid flat and clipped here, against DeepSpeed's own way with them."""
+"""Stage 1's gradients, flattened and clipped here, against DeepSpeed's own reduction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mvlm.training.zero.shares import ParamSlice
 SIZE = SIZES["tiny"]
 BF16 = {"bf16": {"enabled": True}}
 OF_DEEPSPEED = {"reduce_scatter": False}
-"""What is left to DeepSpeed, and on one rank changes no number."""
+"""Leaves the reduction to DeepSpeed; on one rank it changes no number."""
 
 
 def trained(content: dict[str, Any]) -> tuple[list[dict[str, float]], list[Tensor], bool]:
@@ -47,10 +47,10 @@ def trained(content: dict[str, Any]) -> tuple[list[dict[str, float]], list[Tenso
 
 
 @pytest.mark.parametrize("precision", [BF16, pytest.param({}, marks=pytest.mark.campaign)], ids=["bf16", "fp32"])
-def test_steps_are_those_of_deepspeeds_own_way(
+def test_steps_equal_those_of_deepspeeds_own_reduction(
     one_rank: None, monkeypatch: pytest.MonkeyPatch, precision: dict[str, Any]
 ) -> None:
-    """In every bit, also where a norm is taken in several pieces."""
+    """In every bit, even if a norm is taken in several pieces."""
     monkeypatch.setattr(share_reduction, "NORMED", 5000)
     lines, tensors, is_own = trained(precision | {"zero_optimization": {"stage": 1}})
     expected, others, is_not = trained(precision | {"zero_optimization": {"stage": 1} | OF_DEEPSPEED})
@@ -58,7 +58,7 @@ def test_steps_are_those_of_deepspeeds_own_way(
     assert lines == expected
     assert len(tensors) == len(others) > 400
     assert all(torch.equal(one, other) for one, other in zip(tensors, others, strict=True))
-    assert max(line["norm"] for line in lines) > SIZE.config.optim.clip  # or nothing had been clipped
+    assert max(line["norm"] for line in lines) > SIZE.config.optim.clip  # else nothing was clipped
 
 
 @dataclass
@@ -120,7 +120,7 @@ def test_each_rank_is_left_with_its_share(monkeypatch: pytest.MonkeyPatch, rank:
     x = torch.ones(1, 1, dtype=torch.float64)
     for name, size in layers.items():
         if name != "unused":
-            place = torch.arange(1.0, size + 1, dtype=torch.float64)  # or a parameter's gradients would all be equal
+            place = torch.arange(1.0, size + 1, dtype=torch.float64)  # else a parameter's gradients would all be equal
             x = place * model[name](x.sum(-1, keepdim=True) * place)
     read = [parameter for name, parameter in model.named_parameters() if "unused" not in name]
     gradients = dict(zip(map(id, read), torch.autograd.grad(x.sum(), read, retain_graph=True), strict=True))
@@ -158,7 +158,7 @@ def test_each_rank_is_left_with_its_share(monkeypatch: pytest.MonkeyPatch, rank:
         (BF16 | {"zero_optimization": {"stage": 2}}, False, False),
     ],
 )
-def test_what_a_json_asks_of_deepspeed_is_left_to_it(more: dict[str, Any], own: bool, clipped: bool) -> None:
+def test_some_jsons_leave_the_reduction_to_deepspeed(more: dict[str, Any], own: bool, clipped: bool) -> None:
     train = replace(SIZE.config.train, global_batch=4, micro_batch=4)
     side = RunSide(("json", "toml"), "/nowhere", train, SIZE.config.optim, 1, (1000, 10), 1000)
     resolved = resolve({"zero_optimization": {"stage": 1}} | more, side)

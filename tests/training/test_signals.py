@@ -1,4 +1,4 @@
-"""When a rank asks for the end: signals, its launcher's death, the clock."""
+"""When a rank asks to stop: signals, its launcher's death, the clock."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ OUTER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv
 
 @pytest.mark.parametrize("victim", ["outer", "middle"])
 def test_the_death_of_any_launcher_above_is_noticed(victim: str) -> None:
-    """`deepspeed` starts a process that starts the ranks: whichever dies."""
+    """`deepspeed` starts a process that starts the ranks; either may die."""
     env = os.environ | {"RANK": "0", "PYTHONPATH": str(ROOT)}
     middle = MIDDLE.format(env=env)
-    # The names by which a launcher is known stand in the command line.
+    # A launcher is recognised by names in its command line.
     outer = subprocess.Popen(
         [sys.executable, "-c", OUTER, middle, RANK, "deepspeed"], stdout=subprocess.PIPE, text=True
     )
@@ -63,7 +63,7 @@ ASKED = "from mvlm.training.health.signals import StopRequests; print(StopReques
 
 
 @pytest.mark.parametrize(("name", "ends"), [("torchrun", True), ("deepspeed", True), ("rank.py", False)])
-def test_it_is_known_which_launchers_end_all_by_the_first_that_ends(tmp_path: Path, name: str, ends: bool) -> None:
+def test_it_is_known_which_launchers_end_all_ranks_when_one_ends(tmp_path: Path, name: str, ends: bool) -> None:
     script = tmp_path / name
     script.write_text(ASKS)
     command = [sys.executable, "-u", str(script), ASKED, "--deepspeed_config", "ds_configs/zero1.json"]
@@ -72,12 +72,12 @@ def test_it_is_known_which_launchers_end_all_by_the_first_that_ends(tmp_path: Pa
     assert done.stdout == f"{ends}\n"
 
 
-def test_a_process_that_nobody_launched_has_nobody_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_launcher_is_never_orphaned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     assert not StopRequests().orphaned()
 
 
-def test_the_end_leaves_room_for_steps_and_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_in_time_leaves_room_for_steps_and_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     stop = StopRequests()
     assert not stop.time_is_up(1e9, 1e9, 1e9)  # no limit
@@ -87,10 +87,10 @@ def test_the_end_leaves_room_for_steps_and_checkpoints(monkeypatch: pytest.Monke
     assert stop.time_is_up(1000.0, 1500.0, 0.0)
 
 
-def test_the_limit_of_slurm_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurms_time_limit_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 100))
     stop = StopRequests()
     assert not stop.time_is_up(10.0, 30.0, 0.0)  # 80 s and 5 % of the time
     assert stop.time_is_up(10.0, 45.0, 0.0)
-    stop.limit_time(60.0)  # the run's own goes before
+    stop.limit_time(60.0)  # the run's own limit takes precedence
     assert not stop.time_is_up(10.0, 45.0, 0.0)

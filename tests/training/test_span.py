@@ -1,4 +1,4 @@
-"""What travels among the ranks of ITM's groups, of any number of ranks in one process: one thread each."""
+"""What the ranks of an ITM group exchange; any number of ranks, each a thread of one process."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Ranks:
         return self._groups.setdefault(among, [threading.Barrier(among) for _ in range(self.world // among)])
 
     def run(self, act: Callable[[int], Any]) -> list[Any]:
-        """Of every rank, in order."""
+        """What `act` returns for every rank, in order."""
         with ThreadPoolExecutor(self.world) as pool:
             return list(pool.map(act, range(self.world)))
 
 
 LAYOUTS = [
-    # group, ranks, pairs of a micro-batch, and what follows: ranks and micro-batches of a span
+    # group, ranks and pairs of a micro-batch; and the resulting ranks and micro-batches of a span
     (4, 2, 8, 1, 1),
     (8, 4, 4, 2, 1),
     (16, 4, 4, 4, 1),
@@ -83,7 +83,7 @@ def test_a_group_of_one_pair_a_rank_is_exchanged_among_as_many_ranks(group: int,
 def check(group: int, world: int, pairs: int, length: int) -> list[tuple[int, ...]]:
     """Values and gradients of the exchange against rows of all tokens in one tensor; shapes alike on all ranks."""
     ranks, waves = span_shape(group, world, pairs)
-    whole = world * waves * pairs  # the same on all ranks: the pairs that a step computes are no more than these
+    whole = world * waves * pairs  # all the pairs of a step
     generator = torch.Generator().manual_seed(0)
     tokens_GLD, weight_GLD = (torch.randn(whole, length, 3, generator=generator).double() for _ in range(2))
     features = [torch.nn.functional.normalize(torch.randn(whole, 8, generator=generator), dim=-1) for _ in range(2)]
@@ -122,7 +122,7 @@ def check(group: int, world: int, pairs: int, length: int) -> list[tuple[int, ..
 
 
 def test_shapes_do_not_depend_on_what_is_drawn() -> None:
-    """So that no host has to know it."""
+    """So no host has to wait to know it."""
     shapes = []
     for drawn in (0, 7):
         among = Ranks(4)
@@ -139,7 +139,7 @@ def test_shapes_do_not_depend_on_what_is_drawn() -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_what_is_held_for_an_exchange() -> None:
+def test_the_bytes_that_an_exchange_holds() -> None:
     image, text = 100, 10
     assert exchange_bytes((1, 1), 8, (image, text)) == 0
     assert exchange_bytes((4, 1), 8, (image, text)) == 2 * 4 * 8 * image
@@ -159,7 +159,7 @@ def test_what_is_held_for_an_exchange() -> None:
         (64, 1, 1, 1, None),  # no smaller group has a negative
     ],
 )
-def test_the_remedy_for_groups_that_cost_a_second_pass_is_one(
+def test_the_suggested_group_size_avoids_a_second_pass(
     batch: int, ranks: int, pairs: int, at_once: int, remedy: int | None
 ) -> None:
     said = groups_warning(Objectives(), batch, ranks, pairs)

@@ -1,4 +1,4 @@
-"""Runs whose layers are split among ranks: rolled back, ended by a signal, without a node, and on without splitting."""
+"""Runs with layers split among ranks: rolled back, stopped by a signal, short of a node, resumed with whole layers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.ranks import run_ranks
 from tests.training.conftest import losses_by_step, train_in
 
 PAIRS, BAD, STOPPED = 8, 3, 5
-"""Of a step; the step that meets a bad batch, which is judged in the next one; and the one that a signal comes in."""
+"""Pairs of a step, the step with a bad batch (found in the next one), and the step in which a signal arrives."""
 WORDS = (f"train.global_batch={PAIRS}", "data.workers=0", "checkpoint.every=2")
 NODE = 2
 """Ranks of a node and of a replica."""
 
 
 def meet_a_bad_batch() -> None:
-    """The loss of the pair that begins that step's batch is no number."""
+    """The losses of that step are not finite."""
     forward = MaskVLM.forward
 
     def poisoned(self: Any, batch: Any, *beside: Any) -> Any:
@@ -54,7 +54,7 @@ def be_told_to_stop() -> None:
 
 
 def train_split_run(place: Path, scenes: Path, words: tuple[str, ...], split: int, stops: bool) -> int:
-    """As a rank; where layers are split each node has a run folder and memory of its own."""
+    """As one rank; with `checkpoint.peers=1` each node has a run folder and memory of its own."""
     rank = int(os.environ["RANK"])
     own = place / f"rank-{rank}"
     own.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def train_split_run(place: Path, scenes: Path, words: tuple[str, ...], split: in
 
 
 def whole_run(scenes: Path, place: Path) -> dict[int, tuple[float, ...]]:
-    """Losses and norms of the same run on one rank, which leaves out the bad batch from the start."""
+    """Losses and norms of the same run on one rank that leaves out the bad batch from the start."""
     (place / "run").mkdir(parents=True)
     (place / "run" / SKIPPED).write_text(json.dumps({"position": (BAD - 1) * PAIRS}) + "\n")
     done = run_ranks(train_split_run, place, scenes, WORDS, 1, False)

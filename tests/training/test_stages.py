@@ -1,4 +1,4 @@
-"""Stages of a run: that borders change nothing they should not, and that what they change is exact."""
+"""Stages of a run: borders change only what they should, and exactly that."""
 
 from __future__ import annotations
 
@@ -258,10 +258,10 @@ def lose_the_evaluation(config: Config) -> Any:
     return evaluate
 
 
-def test_an_evaluation_that_was_lost_at_a_border_is_made_up_for_before_the_next_stage(
+def test_an_evaluation_that_was_lost_at_a_border_is_repeated_before_the_next_stage(
     staged: Run, scenes: Path, left_out: Path, poison: Callable[..., None], tmp_path: Path
 ) -> None:
-    """With the settings of the stage that it ends; and a bad batch right after it goes back to what was saved then."""
+    """With the settings of the stage that it ends; a bad batch right after it rolls back to what was saved then."""
     words = select_score(scenes)
     with pytest.raises(HeldOutLost, match="A row is damaged"):
         staged("run", AVERAGED_AND_ENLARGED, *words, evaluator=lose_the_evaluation)
@@ -301,7 +301,7 @@ def test_a_stage_may_not_end_before_the_step_that_the_run_has_reached(
 def test_patience_that_ends_at_a_border_ends_the_run(
     staged: Run, scenes: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For trackers too, one of which would call it killed."""
+    """For trackers too, which would otherwise call it killed."""
     ends, finish = [], Monitor.finish
 
     def finish_told(monitor: Monitor, done: bool, *patience: float, **more: float) -> None:
@@ -335,10 +335,10 @@ def test_a_batch_that_changes_within_a_stage_is_in_the_ledger_and_the_warm_up_go
     assert rates[-1] == pytest.approx(1e-3 * 64 / (0.4 * sum(running.shares)), rel=0.05)  # of whole updates
 
 
-def test_a_warm_up_without_an_end_is_told_of_schedules_and_not_of_stages(
+def test_a_warm_up_without_an_end_is_warned_of_per_schedule_and_not_per_stage(
     staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A ramp's warm-up may take a stage of it; and a later stage is short, however long the run is."""
+    """A ramp's warm-up may take a whole stage of the ramp; a later stage may be short in a long run."""
     ramp = stage("train.steps = 4", "train.global_batch = [8, 16]", "optim.warmup_steps = 2")
     run = staged("run", ramp + stage("train.steps = 3", "optim.warmup_steps = 3"))
     said = [line for line in capsys.readouterr().err.splitlines() if "warm-up" in line or "Stage" in line]
@@ -350,7 +350,7 @@ def test_a_warm_up_without_an_end_is_told_of_schedules_and_not_of_stages(
     assert said[-1].removeprefix("warning: ") in capsys.readouterr().out
 
 
-def test_a_coming_stage_that_could_not_be_drawn_is_refused_when_the_run_is_resumed(
+def test_a_later_stage_whose_data_could_not_be_drawn_is_refused_when_the_run_is_resumed(
     staged: Run, two_sets: tuple[str, str]
 ) -> None:
     a, b = two_sets
@@ -361,7 +361,7 @@ def test_a_coming_stage_that_could_not_be_drawn_is_refused_when_the_run_is_resum
     assert find_checkpoint(run).name == "step_00000001"
 
 
-def test_a_stage_that_does_not_measure_what_selects_is_refused_before_the_run_begins(
+def test_a_stage_that_does_not_measure_the_selecting_metric_is_refused_before_the_run_begins(
     staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = stage("train.steps = 1") + stage("train.steps = 1", "objectives.itm = 0")
@@ -380,10 +380,10 @@ def test_a_stage_that_does_not_measure_what_selects_is_refused_before_the_run_be
         ("optim.clip = 0.5", "sets gradient_clipping to 1.0 but "),
     ],
 )
-def test_a_stage_that_its_deepspeed_json_does_not_go_with_is_refused_before_the_run_begins(
+def test_a_stage_that_contradicts_the_deepspeed_json_is_refused_before_the_run_begins(
     staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, sentence: str
 ) -> None:
-    """And not when hours of training have led there."""
+    """And not after hours of training."""
     with pytest.raises(UserError, match=sentence):
         staged("run", stage("train.steps = 1") + stage("train.steps = 1", line), *FLAT, zero=3, gradient_clipping=1.0)
     assert not (tmp_path / "run").exists()
@@ -392,10 +392,10 @@ def test_a_stage_that_its_deepspeed_json_does_not_go_with_is_refused_before_the_
     assert sentence in capsys.readouterr().out
 
 
-def test_a_stage_of_a_run_that_patience_has_ended_is_said_to_need_more_of_it(
+def test_appending_a_stage_to_a_run_that_patience_has_ended_says_to_raise_it(
     staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without which the command that trained it ends at once, and the stage never begins."""
+    """Otherwise the command that trained it ends at once, and the stage never begins."""
     select = [f"data.eval={scenes}/eval", "eval.every=1", "eval.select=eval/mean_recall"]
     words = ["train.steps=3", *FLAT, *select]
 
@@ -411,7 +411,7 @@ def test_a_stage_of_a_run_that_patience_has_ended_is_said_to_need_more_of_it(
         assert max(losses_by_step(run)) == last
 
 
-def test_a_stage_whose_layers_ranks_could_not_split_is_refused_beforehand(
+def test_a_stage_whose_layers_could_not_be_split_is_refused_before_the_run_begins(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, toml, split = tmp_path / "run", tmp_path / "run.toml", tmp_path / "split.json"
@@ -430,7 +430,7 @@ def test_a_stage_whose_layers_ranks_could_not_split_is_refused_beforehand(
 def test_a_stage_is_appended_to_a_run_that_has_ended(
     staged: Run, six_steps: dict[int, tuple[float, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It goes on in the order of a run of that length, and only the command that trained it is needed."""
+    """It draws in the order of a run of that length, and only the command that trained it is needed."""
     words = ["train.steps=3", *FLAT]
     run = staged("run", "", *words)
     assert main(["stage", "add", str(run), "--steps", "3"]) == 0
@@ -453,7 +453,7 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(
         (["--steps", "3", "train.micro_batch=5"], "train.global_batch 32 is not a multiple of 5 (train.micro_batch)"),
     ],
 )
-def test_a_stage_that_cannot_be_is_not_appended(
+def test_an_impossible_stage_is_not_appended(
     words: list[str], sentence: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -501,7 +501,7 @@ def test_a_run_that_begins_again_in_its_folder_has_none_of_the_earlier_stages(
     assert not (run / "stages.toml").exists() and not (run / "stages.jsonl").exists()
 
 
-def test_what_a_run_made_before_its_first_stage_was_appended_is_shown_as_stage_1(
+def test_the_steps_before_the_first_appended_stage_are_shown_as_stage_1(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
@@ -517,7 +517,7 @@ def test_what_a_run_made_before_its_first_stage_was_appended_is_shown_as_stage_1
 def test_stages_are_appended_to_a_run_that_is_going_on(
     staged: Run, scenes: Path, six_steps: dict[int, tuple[float, ...]]
 ) -> None:
-    """One in the middle of its only stage, and one while the next begins: its stages are read and not yet written."""
+    """One in the middle of its only stage, and one while the next begins: its stages are read but not yet written."""
     begun = list[int]()
 
     def append(run: Path, steps: int, *words: str) -> None:
@@ -532,7 +532,7 @@ def test_stages_are_appended_to_a_run_that_is_going_on(
         begun.append(config.train.steps)
         run = Path(config.run.dir)
         if len(begun) == 2:
-            assert not is_done(run) and Watcher(run).look().state != "done", "its only stage until now is over"
+            assert not is_done(run) and Watcher(run).look().state != "done", "only its first stage is over"
             append(run, 1, "--continue")
         return evaluate
 
@@ -550,7 +550,7 @@ def test_stages_are_appended_to_a_run_that_is_going_on(
 @pytest.mark.campaign
 @pytest.mark.parametrize("zero", [0, 2])
 def test_muons_moments_go_on_over_a_stage_that_freezes_and_enlarges(staged: Run, zero: int) -> None:
-    """The frozen text encoder stays as it was, and what is trained on has moments that were not begun anew."""
+    """The frozen text encoder stays as it was, and whatever still trains keeps its moments."""
     text = stage("train.steps = 2") + stage(
         "train.steps = 2", "train.freeze = ['text']", "model.image_size = 48", "schedule = 'continue'"
     )
@@ -580,7 +580,7 @@ def test_runs_killed_at_borders_go_on_with_other_ranks_and_see_the_same_rows(
 ) -> None:
     """Data, image size and batch change; all processes are killed as soon as a step at a border is logged.
 
-    What one rank does at stage 0 without a kill is the measure; the losses differ by rounding alone.
+    Compared with one rank at ZeRO stage 0 without a kill; the losses differ by rounding alone.
     """
     a, b = two_sets
     sets = (f'["{a}"]', f'["{a}", "{b}"]', f'["{b}"]', f'["{a}", "{b}"]')

@@ -1,4 +1,4 @@
-"""A run from another project's checkpoint: what is said, listed and saved, and that the run then stands by itself."""
+"""A run that starts from another checkpoint: what it says, lists and saves; later it no longer needs the file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def words(file: Path) -> list[str]:
     ]
 
 
-def test_both_encoders_of_a_file_and_nothing_of_it_is_needed_again(
+def test_both_encoders_are_read_from_a_file_that_is_not_needed_again(
     train_here: TrainHere, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def test_both_encoders_of_a_file_and_nothing_of_it_is_needed_again(
     assert torch.equal(saved["vision.vit.blocks.1.attn.qkv.weight"], qkv)
     embedding = theirs.text_encoder.bert.embeddings.word_embeddings.weight
     assert torch.equal(saved["text.model.embeddings.word_embeddings.weight"], embedding)
-    assert torch.equal(saved["mlm_head.classifier.weight"], embedding)  # as where the encoder is pretrained
+    assert torch.equal(saved["mlm_head.classifier.weight"], embedding)  # as for any pretrained encoder
 
     file.unlink()
     assert train_here(run, *given, "train.steps=2") == 0
@@ -62,7 +62,7 @@ def test_both_encoders_of_a_file_and_nothing_of_it_is_needed_again(
     assert load_run(run).model.vision.mean == CLIP[0]
 
 
-def test_a_checkpoint_that_is_nowhere_or_does_not_fit_is_refused(train_here: TrainHere, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_missing_or_does_not_fit_is_refused(train_here: TrainHere, tmp_path: Path) -> None:
     file = tmp_path / "albef.pth"
     with pytest.raises(UserError, match=r"No checkpoint at .*albef\.pth"):
         train_here(tmp_path / "run", *words(file))
@@ -72,8 +72,8 @@ def test_a_checkpoint_that_is_nowhere_or_does_not_fit_is_refused(train_here: Tra
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_one_encoder_of_a_run_of_ours(train_here: TrainHere, tmp_path: Path) -> None:
-    """By its averaged weights, its mask token with it; the text encoder is another one."""
+def test_one_encoder_is_read_from_a_run(train_here: TrainHere, tmp_path: Path) -> None:
+    """Its averaged weights, with the mask token; the text encoder is another one."""
     assert train_here(tmp_path / "first", "train.steps=2", "train.ema=0.5") == 0
     given, tokens = [f"model.vision_weights={tmp_path}/first", "model.text=bert"], tmp_path / "first/tokenizer"
     assert train_here(tmp_path / "second", *given, "train.steps=1", "optim.encoder_lr=0") == 0

@@ -1,4 +1,4 @@
-"""The spread over two real ranks."""
+"""The spread of step times over two real ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def measure(folder: Path, rank: int, port: int) -> None:
     dist.close()
 
 
-def test_every_rank_learns_the_spread_and_who_is_slow(tmp_path: Path) -> None:
+def test_every_rank_learns_the_spread_and_which_rank_is_slow(tmp_path: Path) -> None:
     port = free_port()
     ranks = [Copy(measure, tmp_path, rank, port) for rank in range(2)]
     assert [each.wait() for each in ranks] == [0, 0], [each.stderr for each in ranks]

@@ -1,4 +1,4 @@
-"""Nothing in our own code makes the host wait for the device between log steps."""
+"""Nothing in our own code makes the host wait for the device between logged steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 def owner(frame: FrameType | None, ours: str) -> str | None:
-    """The line of ours that this runs for; None where DeepSpeed comes first, on the way out from the innermost call."""
+    """The innermost line of ours on the stack; None if a frame of DeepSpeed's lies further in."""
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(DEEPSPEEDS):
@@ -43,10 +43,10 @@ def owner(frame: FrameType | None, ours: str) -> str | None:
 
 
 class Waits:
-    """Lines of ours that wait, with what they wait for, while it is entered.
+    """Collects lines of ours that wait, and for what, while it is entered.
 
-    A CPU waits for nothing: what would wait for a GPU is known by name. What Python calls on tensors is seen by the
-    function mode; what torch itself calls, in backward too, by the dispatch mode.
+    A CPU waits for nothing: calls that would wait for a GPU are known by name. The function mode sees what Python calls
+    on tensors; the dispatch mode sees what torch itself calls, in backward too.
     """
 
     def __init__(self, ours: str = OURS) -> None:
@@ -138,13 +138,13 @@ KINDS = [(0, 1, "token"), *((stage, 2, "token") for stage in range(4)), (0, 2, "
 def test_a_step_of_training_waits_for_nothing_in_our_code(
     one_rank: None, scenes: Path, stage: int, accumulation: int, masking: str
 ) -> None:
-    # A group of ITM's is both micro-batches where there are two.
+    # If there are two micro-batches, an ITM group spans both.
     switches = [f"objectives.image_masking={masking}", "objectives.itm_group=16"]
     config = configuration(str(scenes), 16 // accumulation, switches)
     model, loader = built(config, 0, 1)
     engine = engine_of(model, config, {"zero_optimization": {"stage": stage}}, 1)
     first, second, *_ = steps_of(loader)
-    engine.step(first, 0.5, 0, MetricAccumulator())  # which leaves some constants on the device
+    engine.step(first, 0.5, 0, MetricAccumulator())  # leaves some constants on the device
     with Waits() as waits:
         engine.step(second, 0.5, 1, MetricAccumulator())
     assert set(waits.found) == set()
