@@ -32,9 +32,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_pictures(scenes: Path, out: Path) -> None:
-    """Scenes as people have pictures: with a text file beside each."""
+    """Scenes as users have pictures: with a text file beside each."""
     out.mkdir()
-    for number, row in enumerate(mvlm.open(scenes / "train")[:80]):  # by keys that no split has been made by
+    for number, row in enumerate(mvlm.open(scenes / "train")[:80]):  # other keys than those of the split
         (out / f"{number}.png").write_bytes(row.encoded)
         (out / f"{number}.txt").write_text("\n".join(row.captions))
 
@@ -58,7 +58,7 @@ print("steps", [line["step"] for line in run.metrics])
 
 
 def test_a_wheel_trains_in_three_lines(environment: Path, scenes: Path, tmp_path: Path) -> None:
-    """Away from the checkout, as somebody who has installed it would."""
+    """Away from the checkout, as a user who has installed it would."""
     wheel = Installed(environment, tmp_path)
     write_pictures(scenes, tmp_path / "pictures")
     said = wheel.run("python", "-c", THREE_LINES, json.dumps(SMALL | {"train.steps": 2}))
@@ -79,7 +79,7 @@ def test_called_again_it_resumes(scenes: Path, tmp_path: Path, capfd: pytest.Cap
 def test_a_run_is_resumed_where_it_lies_now(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It was begun by a path from another working directory, and was moved since, with the shards in it."""
+    """It was started from another working directory and has been moved since, with the shards in it."""
     write_pictures(scenes, tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
     mvlm.train("pictures", "begun", SMALL | {"train.steps": 1})
@@ -124,7 +124,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(scenes: Path, tmp_path
 
 @pytest.mark.campaign
 def test_several_ranks_are_started_by_the_launcher(scenes: Path, tmp_path: Path) -> None:
-    """As many as there are GPUs; here they are processes on the CPU."""
+    """One for each GPU; here they are processes on the CPU."""
     corpus, run = find_shards(scenes), tmp_path / "run"
     assert corpus
     write_recipe(run, choose(corpus.images, corpus.train, corpus.eval, run, 0), "A test.")
@@ -159,7 +159,7 @@ def test_a_wheel_has_recipes_jobs_and_tools_under_its_own_name_alone(
 
 
 def test_extras_ask_for_what_the_requirements_do() -> None:
-    """The same ranges stand in two places, of which pip reads one."""
+    """The same ranges stand in two places, and pip reads only one of them."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = {line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
     assert {*extras["ray"], *extras["serve"]} <= lines
@@ -173,7 +173,7 @@ def test_no_bar_is_drawn_into_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys
     assert "done" in out and "\x1b" not in out
 
 
-def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_path: Path) -> None:
+def test_a_wrong_setting_is_refused_before_anything_is_launched(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has run\.dir, which is `out`"):
         mvlm.train(scenes, out=tmp_path / "run", settings={"run.dir": str(tmp_path / "other")})
     with pytest.raises(UserError, match="`settings` is a list: give a dict"):

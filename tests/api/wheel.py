@@ -1,4 +1,4 @@
-"""The package as people install it: a wheel, in an environment that knows nothing of the checkout."""
+"""The package as users install it: a wheel, in an environment that knows nothing of the checkout."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "requirements.txt", "READM
 
 
 def install(folder: Path) -> Path:
-    """Build the wheel and install it into an environment in `folder`; all that it needs are these tests' packages."""
+    """Build the wheel and install it into an environment in `folder`; its dependencies are these tests' packages."""
     sources, environment, wheels = folder / "sources", folder / "env", folder / "wheels"
     for name in SOURCES:
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -54,7 +54,7 @@ def install(folder: Path) -> Path:
     _run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     into = [*pip, "--python", str(environment / "bin/python"), "install", "--quiet", "--no-deps", "--no-index"]
     _run([*into, "--no-compile", *map(str, wheels.glob("*.whl"))])
-    # A line of a .pth file: what lies there can be imported, but no .pth file there is obeyed, as the checkout's is.
+    # By a .pth file, packages there can be imported, but no .pth file there is obeyed: the checkout's would be one.
     site = next(environment.glob("lib/python3*/site-packages"))
     (site / "peers.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return environment
