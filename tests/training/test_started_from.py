@@ -72,24 +72,22 @@ def test_a_checkpoint_that_is_missing_or_does_not_fit_is_refused(train_here: Tra
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_one_encoder_is_read_from_a_run(train_here: TrainHere, tmp_path: Path) -> None:
-    """Its averaged weights, with the mask token; the text encoder is another one."""
-    assert train_here(tmp_path / "first", "train.steps=2", "train.ema=0.5") == 0
-    given, tokens = [f"model.vision_weights={tmp_path}/first", "model.text=bert"], tmp_path / "first/tokenizer"
-    assert train_here(tmp_path / "second", *given, "train.steps=1", "optim.encoder_lr=0") == 0
-    started = load_file(tmp_path / "second/checkpoints/step_00000000/weights-00000-of-00001.safetensors")
-    expected = load_run(tmp_path / "first").model.named_parameters()
-    (filled,) = json.loads((tmp_path / "second/started_from.json").read_text())["parts"]
-    assert len(filled["matched"]) == 19 and "patch_embed.mask_token" in filled["matched"]
-    image = {name: weight for name, weight in expected if name.startswith("vision.")}
-    assert len(image) == 19 and all(torch.equal(started[name], weight) for name, weight in image.items())
+def test_both_encoders_are_read_from_a_run(train_here: TrainHere, tmp_path: Path) -> None:
+    """Its averaged weights, with the mask token."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train_here(first, "train.steps=2", "train.ema=0.5") == 0
+    weights = [f"model.vision_weights={first}", f"model.text_weights={first}"]
+    tokens = f"data.tokenizer={first}/tokenizer"
     with pytest.raises(UserError, match=r"holds a 'roberta' and model\.text 'bert' is a 'bert'"):
-        train_here(tmp_path / "third", *given, f"model.text_weights={tmp_path}/first", f"data.tokenizer={tokens}")
+        train_here(second, *weights, "model.text=bert", tokens)
     with pytest.raises(UserError, match="trains new tokens, which the weights of the text encoder"):
-        train_here(tmp_path / "third", *given, f"model.text_weights={tmp_path}/first")
-    given = [f"model.text={tmp_path}/first/text_encoder", f"data.tokenizer={tokens}"]
-    assert train_here(tmp_path / "third", *given, f"model.text_weights={tmp_path}/first", "train.steps=1") == 0
-    started = load_file(tmp_path / "third/checkpoints/step_00000000/weights-00000-of-00001.safetensors")
-    for name, weight in load_run(tmp_path / "first").model.named_parameters():
-        if name.startswith("text."):
-            assert torch.equal(started[name], weight)
+        train_here(second, *weights, "model.text=bert")
+    assert train_here(second, *weights, f"model.text={first}/text_encoder", tokens, "train.steps=1") == 0
+    image, _ = json.loads((second / "started_from.json").read_text())["parts"]
+    assert len(image["matched"]) == 19 and "patch_embed.mask_token" in image["matched"]
+    started = load_file(second / "checkpoints/step_00000000/weights-00000-of-00001.safetensors")
+    expected = dict(load_run(first).model.named_parameters())
+    assert sum(name.startswith("vision.") for name in expected) == 19
+    for name, weight in expected.items():
+        if name.startswith(("vision.", "text.")):
+            assert torch.equal(started[name], weight), name
