@@ -55,7 +55,7 @@ def cut_short(path: Path) -> Image.Image:
 
 @torch.no_grad()
 def features(model: TrainedModel, path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Those of one image and one text by themselves, and the probability of a match."""
+    """The features of one image and one text by themselves, and the probability of a match."""
     network = model.network
     image_1SD = network.encode_image(torch.from_numpy(view(path, CONFIG.model.image_size))[None])
     text_1L, valid_1L = model._tokens.batch([text])

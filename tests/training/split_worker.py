@@ -1,4 +1,4 @@
-"""What each rank does where ranks split the layers of a model among them."""
+"""What each rank does when ranks split the layers of a model among them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def lr_factor(step: int, warmup: int, total: int, floor: float) -> float:
     return dataclasses.replace(COSINE, total=total, warmup=warmup, floor=floor)(step)
 
 
-def of(config: Config, samples: int, state: TrainState | None = None) -> LearningRate:
+def learning_rate_of(config: Config, samples: int, state: TrainState | None = None) -> LearningRate:
     steps = schedule_steps(config.train, config.optim, samples, state)
     return learning_rate(config.train, config.optim, samples, steps, state)
 
@@ -73,9 +73,9 @@ def test_one_update_alone_is_at_the_peak() -> None:
         (["train.epochs=2", "train.global_batch=100", "optim.warmup_epochs=0.5"], 1010, (21, 5)),
         (["train.steps=70", "train.global_batch=100", "optim.warmup_epochs=5"], 1000, (70, 50)),
         (["train.steps=70", "optim.warmup_steps=7"], 1000, (70, 7)),
-        (["train.steps=5", "optim.warmup_steps=100"], 1000, (5, 4)),  # the peak is reached all the same
+        (["train.steps=5", "optim.warmup_steps=100"], 1000, (5, 4)),  # the peak is still reached
         (["train.steps=1", "optim.warmup_steps=0"], 1000, (1, 0)),
-        (["train.steps=70", "optim.warmup_steps=0"], 1000, (70, 0)),  # none, and not that of warmup_epochs
+        (["train.steps=70", "optim.warmup_steps=0"], 1000, (70, 0)),  # none, whatever warmup_epochs says
     ],
 )
 def test_epochs_become_steps(overrides: list[str], rows: int, expected: tuple[int, int]) -> None:
@@ -84,7 +84,7 @@ def test_epochs_become_steps(overrides: list[str], rows: int, expected: tuple[in
 
 
 @pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 9, 10]), (5, [5, 10]), (0, [10])])
-def test_what_is_due_every_so_often_is_due_after_the_last_step(every: int, steps: list[int]) -> None:
+def test_periodic_work_is_also_due_after_the_last_step(every: int, steps: list[int]) -> None:
     schedule = Schedule(10, COSINE, log_every=1, save_every=every, keep_every=0, eval_every=0)
     assert [step for step in range(1, 11) if schedule.is_due(schedule.save_every, step)] == steps
 
@@ -95,8 +95,8 @@ def test_wsd_is_that_of_transformers_from_the_end_of_the_warm_up(floor: float) -
     spans = {"num_warmup_steps": 5, "num_stable_steps": 25, "num_decay_steps": 20}
     theirs = rates_of_transformers(get_wsd_schedule, 50, decay_type="1-sqrt", min_lr_ratio=floor, **spans)
     assert [own(step) for step in range(5, 50)] == pytest.approx(theirs[5:])
-    if not floor:  # which theirs applies to the warm-up too
-        assert [own(step) for step in range(4)] == pytest.approx(theirs[1:5])  # whose first update does nothing
+    if not floor:  # theirs applies it to the warm-up too
+        assert [own(step) for step in range(4)] == pytest.approx(theirs[1:5])  # their first update does nothing
 
 
 def test_warm_up_and_stable_phase_are_minicpms() -> None:
@@ -118,47 +118,47 @@ def test_constant_stays_at_the_peak() -> None:
     assert [own(step) for step in (0, 3, 4, 50, 99)] == [0.25, 1, 1, 1, 1]
 
 
-def test_the_fall_of_wsd_begins_where_it_is_told_and_never_within_the_warm_up() -> None:
+def test_the_decay_of_wsd_begins_as_configured_and_never_within_the_warm_up() -> None:
     words = ["optim.schedule=wsd", "optim.warmup_steps=10", "train.steps=100", "train.global_batch=100"]
     config = load_config(ROOT / "mvlm/configs/tiny.toml", words)
-    assert of(config, 1000).decay == 10
-    trunk = of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "optim.decay_steps=0"]), 1000)
+    assert learning_rate_of(config, 1000).decay == 10
+    trunk = learning_rate_of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "optim.decay_steps=0"]), 1000)
     assert {trunk(step) for step in range(10, 100)} == {1.0}
-    longer = of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "optim.decay_steps=500"]), 1000)
+    longer = learning_rate_of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "optim.decay_steps=500"]), 1000)
     assert longer(9) == longer(10) == 1.0 > longer(11)
 
 
-def test_a_root_falls_on_in_samples_where_the_batch_changes() -> None:
-    """Halved at 4,000 samples, after a warm-up of 1,000: the same share at the same samples."""
+def test_an_inverse_square_root_goes_on_in_samples_when_the_batch_changes() -> None:
+    """The batch is halved at 4,000 samples, after a warm-up of 1,000: equal rates at equal samples."""
     words = ["train.epochs=10", "optim.warmup_epochs=1", "optim.schedule=inverse_sqrt"]
-    before = of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=20"]), 1000)
+    before = learning_rate_of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=20"]), 1000)
     halved = load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=10"])
-    after = of(halved, 1000, TrainState(step=200, samples_seen=4000, seed=0, manifest_fingerprint=""))
+    after = learning_rate_of(halved, 1000, TrainState(step=200, samples_seen=4000, seed=0, manifest_fingerprint=""))
     assert [after(200 + 2 * more) for more in range(100)] == pytest.approx([before(200 + more) for more in range(100)])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd", "inverse_sqrt"])
 @pytest.mark.parametrize("batch", [5, 20])
-def test_a_warm_up_goes_on_in_samples_where_the_batch_changes(schedule: str, batch: int) -> None:
-    """At half of a warm-up of 2,000 samples: the same share after as many samples."""
+def test_a_warm_up_goes_on_in_samples_when_the_batch_changes(schedule: str, batch: int) -> None:
+    """It changes halfway through a warm-up of 2,000 samples."""
     words = ["train.epochs=10", "optim.warmup_epochs=2", f"optim.schedule={schedule}"]
-    before = of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=10"]), 1000)
+    before = learning_rate_of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=10"]), 1000)
     changed = load_config(ROOT / "mvlm/configs/tiny.toml", [*words, f"train.global_batch={batch}"])
-    after = of(changed, 1000, TrainState(step=100, samples_seen=1000, seed=0, manifest_fingerprint=""))
+    after = learning_rate_of(changed, 1000, TrainState(step=100, samples_seen=1000, seed=0, manifest_fingerprint=""))
     assert before(99) == pytest.approx(0.5)
     seen = [1000 + batch * (more + 1) for more in range(1000 // batch)]
     assert [after(100 + more) for more in range(1000 // batch)] == pytest.approx([samples / 2000 for samples in seen])
 
 
-def test_no_rate_is_below_zero_where_bad_batches_were_left_out_before_the_batch_grew() -> None:
+def test_no_rate_is_negative_if_bad_batches_were_left_out_before_the_batch_grew() -> None:
     grown = load_config(ROOT / "mvlm/configs/tiny.toml", ["train.global_batch=1000", "optim.warmup_epochs=2"])
-    rate = of(
+    rate = learning_rate_of(
         grown, 4000, TrainState(step=10, samples_seen=150, seed=0, manifest_fingerprint="", skipped=(3, 4, 5, 6, 7))
     )
     assert 0 < rate(10) < rate(11) < 1
 
 
 @pytest.mark.parametrize("warmup", ["optim.warmup_steps=0", "optim.warmup_epochs=0"])
-def test_a_root_needs_a_warm_up(warmup: str) -> None:
+def test_an_inverse_square_root_needs_a_warm_up(warmup: str) -> None:
     with pytest.raises(UserError, match=r"optim.schedule is 'inverse_sqrt': it must be another without a warm-up"):
         load_config(ROOT / "mvlm/configs/tiny.toml", ["optim.schedule=inverse_sqrt", warmup])

@@ -77,7 +77,7 @@ class Optimizer:
         return torch.cat([tensor.flatten() for tensor in tensors])
 
     def allreduce_bucket(self, bucket: list[Tensor], _: torch.dtype) -> Tensor:
-        """The mean of what is the same on every rank, not in place."""
+        """The mean, not in place, of values that are the same on every rank."""
         mean = bucket[0].clone()
         bucket[0].zero_()
         return mean
@@ -106,7 +106,7 @@ class DeepSpeed:
 @pytest.mark.parametrize("rank", range(3))
 @pytest.mark.parametrize("early", [True, False])
 def test_each_rank_is_left_with_its_share(monkeypatch: pytest.MonkeyPatch, rank: int, early: bool) -> None:
-    """As if all three ranks had the same gradients: their mean is each one's."""
+    """As if all three ranks had the same gradients, so their mean is any one's."""
     monkeypatch.setattr(dist, "world", lambda: 3)
     layers = {"vision": 5, "text": 3, "cross_image": 4, "unused": 2, "heads": 7}
     model = nn.ModuleDict({name: nn.Linear(size, size) for name, size in layers.items()}).double()

@@ -22,10 +22,10 @@ from mvlm.training.warnings import groups_warning
 
 
 class Ranks:
-    """All-gathers of threads, each of which is a rank.
+    """All-gathers among threads, one for each rank.
 
     Attributes:
-        shapes: of what one rank gathered, in order.
+        shapes: of the tensors that each rank gathered, in order.
     """
 
     def __init__(self, world: int) -> None:
@@ -121,7 +121,7 @@ def check(group: int, world: int, pairs: int, length: int) -> list[tuple[int, ..
     return among.shapes[0]
 
 
-def test_shapes_do_not_depend_on_what_is_drawn() -> None:
+def test_shapes_do_not_depend_on_the_draw() -> None:
     """So no host has to wait to know it."""
     shapes = []
     for drawn in (0, 7):

@@ -81,7 +81,7 @@ def whole_run(scenes: Path, place: Path) -> dict[int, tuple[float, ...]]:
     return losses_by_step(place / "run")
 
 
-def same(found: dict[int, tuple[float, ...]], expected: dict[int, tuple[float, ...]]) -> None:
+def check_same(found: dict[int, tuple[float, ...]], expected: dict[int, tuple[float, ...]]) -> None:
     assert found.keys() == expected.keys() == set(range(1, 7))
     for step, values in expected.items():
         assert found[step] == pytest.approx(values, rel=1e-3), step
@@ -103,7 +103,7 @@ def test_a_node_of_split_layers_is_lost_after_a_roll_back_and_a_signal(scenes: P
     done = run_ranks(train_split_run, place, scenes, words, NODE, False, ranks=2 * NODE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"step_{STOPPED:08d} was made whole from what the nodes hold" in done.stdout + done.stderr
-    same(losses_by_step(place / "node-0/run"), expected)
+    check_same(losses_by_step(place / "node-0/run"), expected)
 
 
 @pytest.mark.campaign
@@ -115,4 +115,4 @@ def test_a_run_of_split_layers_goes_on_with_whole_ones(ranks: int, scenes: Path,
     assert done.returncode == ExitCode.REQUEUE, done.stdout + done.stderr
     done = run_ranks(train_split_run, place, scenes, WORDS, 1, False, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
-    same(losses_by_step(place / "run"), expected)
+    check_same(losses_by_step(place / "run"), expected)

@@ -90,7 +90,7 @@ def six_steps(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def two_stages(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two stages of three steps each at that learning rate, which nobody changes."""
+    """A run of two stages of three steps each at that learning rate; tests copy it."""
     with signals_kept():
         return train_stages(tmp_path_factory.mktemp("two"), scenes, "run", stage("train.steps = 3") * 2, *FLAT)
 
@@ -192,7 +192,7 @@ def test_a_run_goes_on_without_the_data_of_a_stage_that_is_over(
 
 
 def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None:
-    """From step 4, in stage 2, and from step 3, with which it began; order and warm-up go on over both stages."""
+    """From step 4, in stage 2, and from step 3, at its start; order and warm-up go on over both stages."""
     text = stage("train.steps = 3", "objectives.itm = 0")
     text += stage("train.steps = 3", "train.global_batch = 32", 'schedule = "continue"')
     words = ["checkpoint.keep=9", "optim.warmup_steps=4"]
@@ -566,7 +566,7 @@ def test_muons_moments_go_on_over_a_stage_that_freezes_and_enlarges(staged: Run,
                 name: weights[name].tensor() for name in weights if name.startswith("text.") or name == matrix
             }
             frozen = [name for name in moments if name.startswith("exp_avg/text.")]
-            assert bool(frozen) == (step == 2), "what is frozen has no moments"
+            assert bool(frozen) == (step == 2), "frozen parts have no moments"
             assert f"exp_avg/{matrix}" in moments and f"exp_avg_sq/{matrix}" not in moments
             assert weights["vision.vit.pos_embed"].shape[1] == (5 if step == 2 else 10)
     changed = [name for name in found[2] if not torch.equal(found[2][name], found[4][name])]

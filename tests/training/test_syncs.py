@@ -26,7 +26,7 @@ READING = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__",
 COPYING = {"tensor", "as_tensor", "from_numpy"}
 """Functions of torch that make a tensor of the host's pageable memory."""
 COUNTING = {"nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "equal", "bincount"}
-"""ATen's operations whose result, or its shape, depends on values: a device is waited for."""
+"""ATen's operations that wait for a device, as their result or its shape depends on values."""
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 

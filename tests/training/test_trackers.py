@@ -122,7 +122,7 @@ def test_one_that_hangs_takes_no_time_from_another(run: Path, place: int) -> Non
     held.set()
 
 
-def test_a_run_goes_on_where_tensorboard_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_on_if_tensorboard_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tensorboard").write_text("not a folder")
     with Monitor(tmp_path, 0, 3, Log()) as monitor:
         for step in (1, 2, 3):

@@ -116,7 +116,7 @@ def test_life_is_known_by_new_heartbeats_whatever_the_clock_says(running: Job) -
 
 
 def test_a_heartbeat_from_the_future_is_no_sign_of_life_until_another_comes(running: Job) -> None:
-    """The host's clock is ahead, or this one has been set back since the run ended."""
+    """That host's clock is ahead, or this one was set back after the run ended."""
     early = 3600.0
     for rank in range(2):
         running.beat(rank, time=running.now + early)
