@@ -5,6 +5,7 @@ Such a process has nothing else of the one that asks for it: neither what a test
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -20,8 +21,14 @@ from mvlm.runtime.launch import free_port
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
-# Installed packages alone: their server does not look where a module of tests is.
-CONTEXT.set_forkserver_preload(["hypothesis", "pytest", "data_tools.__main__", "deepspeed", "mvlm.training.fit.run"])
+# Installed packages alone: their server does not look where a module of tests is. The last two are what a run imports
+# as it builds its model and its engine.
+CONTEXT.set_forkserver_preload(
+    [
+        *("hypothesis", "pytest", "data_tools.__main__", "deepspeed", "mvlm.training.fit.run"),
+        *("transformers.models.roberta.modeling_roberta", "deepspeed.module_inject.auto_ep_layer"),
+    ]
+)
 
 
 class Copy:
@@ -104,6 +111,7 @@ def mvlm(*words: str) -> int:
 def _call(
     target: Callable[..., object], arguments: tuple[object, ...], said: list[str], variables: dict[str, str]
 ) -> None:
+    gc.freeze()  # or each garbage collection, and DeepSpeed asks for several, would scan everything that is imported
     sys.stdout.flush()  # of what was said while everything was imported
     for number, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY), number)
