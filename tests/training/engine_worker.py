@@ -10,10 +10,12 @@ import hashlib
 import json
 import math
 import sys
-from functools import partial
+from collections.abc import Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import torch
 
 from mvlm.batch import Batch, MetricAccumulator
@@ -25,7 +27,7 @@ from tests.training.saved_tensors import whole_tensors
 
 DECAY = 0.9  # of the average
 SOME = ("temperature.value", "mlm_head.classifier.weight", "mlm_head.classifier.bias", "match_head.classifier.bias")
-KEPT = 3  # the step gone back to, of the five that are trained
+KEPT = 3  # the step that is rolled back to, of five
 
 
 def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[str, Any]) -> dict[str, Any]:
@@ -41,27 +43,26 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
     to_kept = trained(engine, batches, 0, KEPT, averages)
     at_kept = kept(engine)
     undisturbed = trained(engine, batches, KEPT, len(batches), averages)
-    end = digest(engine)
+    end = digest(whole_tensors(engine))
 
     average_errors = errors(engine, averages) if engine.has_ema else math.nan
     with engine.ema_weights():
-        exchanged = digest(engine)
+        exchanged = digest(whole_tensors(engine))
         computed_with = errors(engine, averages, "weight") if engine.has_ema else math.nan
-    after_exchange = digest(engine)
-    frozen = [
-        torch.equal(whole["weight"].cpu(), given[name]) for name, whole in whole_tensors(engine) if len(whole) == 1
-    ]
+    tensors = dict(whole_tensors(engine))
+    after_exchange = digest(tensors.items())
+    frozen = [torch.equal(whole["weight"], given[name]) for name, whole in tensors.items() if len(whole) == 1]
 
     engine.objectives = dataclasses.replace(config.objectives, text=float("nan"))
     engine.step(batches[0], 0.5, 0)
     poisoned = {"grad_norm": norm(engine), "overflowed": engine.overflowed}
     engine.objectives = config.objectives
     restore(engine, at_kept)
-    found = digest(engine)
+    found = digest(whole_tensors(engine))
     engine.engine.eval()  # as before an evaluation
     repeated = trained(engine, batches, KEPT, len(batches))
     is_training = engine.model.training
-    end_again = digest(engine)
+    end_again = digest(whole_tensors(engine))
 
     restore(engine, at_start)
     from_the_start = trained(engine, batches, 0, KEPT)
@@ -76,7 +77,7 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
         "is_training": is_training,
         "kept": [at_kept["digest"], found],
         "end": [end, end_again],
-        "firsts": [first["kept"]["digest"], digest(engine)],
+        "firsts": [first["kept"]["digest"], digest(whole_tensors(engine))],
         "after_firsts": trained(engine, batches, KEPT, len(batches)),
         "averages": [len(averages), average_errors, computed_with],
         "exchanged": [end, exchanged, after_exchange],
@@ -89,7 +90,7 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
 def trained(
     engine: Engine, batches: list[list[Batch]], start: int, stop: int, averages: dict[str, torch.Tensor] | None = None
 ) -> list[dict[str, Any]]:
-    """One line a step, with every number that it gave; `averages` follow the weights in float64."""
+    """One line a step with all its numbers; `averages` follow the weights in float64."""
     lines = []
     for step in range(start, stop):
         tally, before = MetricAccumulator(), engine.updates
@@ -120,12 +121,12 @@ def norm(engine: Engine) -> float:
 
 
 def kept(engine: Engine) -> dict[str, Any]:
-    whole = {name: {key: t.cpu().clone() for key, t in tensors.items()} for name, tensors in whole_tensors(engine)}
+    whole = dict(whole_tensors(engine))
     return {
         "updates": engine.updates,
         "loss_scale": engine.loss_scale_state(),
         "whole": whole,
-        "digest": digest(engine),
+        "digest": digest(whole.items()),
     }
 
 
@@ -138,7 +139,7 @@ def restore(engine: Engine, state: dict[str, Any]) -> None:
 
 
 def fill(engine: Engine, state: dict[str, Any]) -> None:
-    """The same as a checkpoint is resumed from: each rank asks for what it has of a tensor alone."""
+    """As `restore`, the way a checkpoint is resumed: each rank asks only for its own part of a tensor."""
     engine.prepare_state(state["updates"])
     for name, parameter in engine.parameters():
         whole = state["whole"][name]
@@ -152,22 +153,28 @@ def piece(whole: dict[str, torch.Tensor], key: str, start: int, stop: int) -> to
     return whole[key].flatten()[start:stop]
 
 
-def digest(engine: Engine) -> str:
-    """Of every bit of what the engine would save; -0 counts as 0, which adding up shares of the ranks makes of it."""
+def digest(named: Iterable[tuple[str, dict[str, torch.Tensor]]]) -> str:
+    """Covers every bit of these tensors, except that -0 counts as 0: summing the ranks' shares turns it into 0."""
     total = hashlib.sha256()
-    for name, tensors in whole_tensors(engine):
+    for name, tensors in named:
         for key, tensor in tensors.items():
             total.update(f"{name} {key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            total.update((tensor.detach().cpu() + 0.0).contiguous().numpy().tobytes())
+            total.update((tensor + 0.0).numpy().tobytes())
     return total.hexdigest()
 
 
+def describe_cpu_once() -> None:
+    """DeepSpeed's AdamW for CPUs asks py-cpuinfo four times, a second of CPU each."""
+    cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
+
+
 def try_cases(shards: str, cases: dict[str, Any], file: Path, overrides: list[str]) -> None:
-    """As a rank; `cases` are DeepSpeed's configurations by name, and FILE gets by name what came of each."""
+    """What each rank runs; `cases` are DeepSpeed configurations by name, and `file` gets their results by name."""
     from deepspeed.accelerator import get_accelerator
 
     get_accelerator().is_fp16_supported = lambda: True  # a CPU can, slowly
     torch.set_num_threads(1)
+    describe_cpu_once()
     dist.init()
     first: dict[str, Any] = {}
     results = {name: run(shards, content, overrides, first) for name, content in cases.items()}

@@ -1,4 +1,4 @@
-"""Whole tensors of an engine, put together from the parts that each rank would save."""
+"""An engine's whole tensors, assembled from what each rank would save."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
     An element that no rank has is NaN.
     """
     own = [
-        (name, key, part.elements.detach().cpu().clone(), part.start, part.shape, part.cut)
+        (name, key, part.elements.detach().cpu().clone().numpy(), part.start, part.shape, part.cut)  # pickled quickly
         for name, parts in engine.own_parts()
         for key, part in parts.items()
     ]
@@ -26,5 +26,5 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
     for name, key, elements, start, shape, cut in (piece for of_rank in dist.gather_objects(own) for piece in of_rank):
         whole = found.setdefault(name, {}).setdefault(key, torch.full((math.prod(shape),), math.nan).view(shape))
         first, places = cut.positions(start, start + len(elements), whole.numel())
-        whole.view(-1)[first:][places] = elements
+        whole.view(-1)[first:][places] = torch.from_numpy(elements)
     yield from ((name, found[name]) for name, _ in engine.parameters())

@@ -1,4 +1,4 @@
-"""Every kind of engine: it trains alike, tells what went wrong, and can be set back while it lives, bit for bit."""
+"""Every kind of engine trains alike, reports what went wrong, and can be rolled back in place, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mvlm.training.gradient_norms import PARTS
 from mvlm.training.zero.stages import ZeroStage0State
 from tests.ranks import run_ranks
 from tests.training.conftest import is_compiled
-from tests.training.engine_worker import try_cases
+from tests.training.engine_worker import describe_cpu_once, try_cases
 
 BF16 = {"enabled": True}
 FP16 = {"enabled": True, "initial_scale_power": 18, "hysteresis": 1, "loss_scale_window": 2}
@@ -26,20 +26,20 @@ def zero(stage: int, **settings: Any) -> dict[str, Any]:
 
 
 ON_CPU = {"offload_optimizer": {"device": "cpu"}}
-PLAIN = "fp32 stage 0"  # which the others are held against
+PLAIN = "fp32 stage 0"  # which the others are compared with
 COMMON: dict[str, dict[str, Any]] = {
     PLAIN: {"zero_optimization": zero(0)},
     "bf16 stage 1": {"bf16": BF16, "zero_optimization": zero(1, overlap_comm=True)},
     "fp16 stage 2": {"fp16": FP16, "zero_optimization": zero(2)},
 }
-"""Each of DeepSpeed's kinds of state once; the rest is left to campaigns."""
+"""Each of DeepSpeed's kinds of state once; campaigns try the rest."""
 CASES = COMMON | {
     "fp32 stage 3 offload": {"zero_optimization": zero(3, **ON_CPU, offload_param={"device": "cpu"})},
     "bf16 stage 3": {"bf16": BF16, "zero_optimization": zero(3)},
     "bf16 stage 1, fp32 sums": {
         "bf16": BF16,
         "zero_optimization": zero(1),
-        "data_types": {"grad_accum_dtype": "fp32"},  # another optimiser of DeepSpeed's
+        "data_types": {"grad_accum_dtype": "fp32"},  # for which DeepSpeed has another optimiser
     },
     "fp32 stage 1": {"zero_optimization": zero(1)},
     "fp32 stage 3": {"zero_optimization": zero(3)},
@@ -48,7 +48,7 @@ CASES = COMMON | {
 }
 LOSSES = ("image", "text", "itc", "itm")
 ROUNDING = {"fp32": (2e-4, 2e-4), "bf16": (6e-3, 3e-2), "fp16": (2e-3, 3e-2)}
-"""By precision: of losses and of the gradient's norm, relative to fp32 at stage 0."""
+"""By precision, the tolerances of losses and of the gradient's norm, relative to fp32 at stage 0."""
 
 
 def results_of(
@@ -60,8 +60,13 @@ def results_of(
     return json.loads(file.read_text())
 
 
-def each(*precisions: str) -> pytest.MarkDecorator:
-    """Over the cases of these precisions."""
+def offload_environment(folder: Path) -> dict[str, str]:
+    """Rather than compile DeepSpeed's AdamW for CPUs for minutes, let torch's serve offloaded state."""
+    return {} if is_compiled("cpu_adam") else {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(folder)}
+
+
+def each_case(*precisions: str) -> pytest.MarkDecorator:
+    """Parametrises a test over the cases of these precisions."""
     cases = [
         pytest.param(case, marks=() if case in COMMON else pytest.mark.campaign)
         for case in CASES
@@ -74,15 +79,13 @@ def each(*precisions: str) -> pytest.MarkDecorator:
 def results(
     request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """Of the cases that are asked for, and of the plain one."""
+    """The results of the selected tests' cases and of the plain one."""
     calls = [item.callspec for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     asked = {PLAIN, *(call.params.get("case", PLAIN) for call in calls)}
     more = ["train.recompute=0.5", "train.ema=0.9", "train.freeze=['text']"]
     folder = tmp_path_factory.mktemp("engines")
-    # Where there is no compiler, torch's AdamW is used for offloaded state.
-    environment = {} if is_compiled("cpu_adam") else {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(folder)}
     cases = {case: CASES[case] for case in CASES if case in asked}
-    return results_of(cases, 2, scenes, folder, *more, **environment)
+    return results_of(cases, 2, scenes, folder, *more, **offload_environment(folder))
 
 
 def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision: str) -> None:
@@ -91,12 +94,12 @@ def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision
         for name in LOSSES:
             assert line[name] == pytest.approx(other[name], rel=losses), name
         assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=norm)
-        for name in (f"grad_norms/{part}" for part in PARTS):  # of which the small ones round more
+        for name in (f"grad_norms/{part}" for part in PARTS):  # small ones round more
             assert line[name] == pytest.approx(other[name], rel=5 * norm), name
 
 
-@each("fp32", "bf16", "fp16")
-def test_a_live_engine_set_back_repeats_itself(results: dict[str, Any], case: str) -> None:
+@each_case("fp32", "bf16", "fp16")
+def test_an_engine_rolled_back_in_place_repeats_its_steps(results: dict[str, Any], case: str) -> None:
     """After more updates, a poisoned one and an evaluation: weights, moments, losses, norms, scale, in every bit."""
     found = results[case]
     assert found["kept"][0] == found["kept"][1]
@@ -106,15 +109,15 @@ def test_a_live_engine_set_back_repeats_itself(results: dict[str, Any], case: st
     assert found["from_the_start"] == found["to_kept"]
 
 
-@each("fp32", "bf16")
-def test_all_train_alike(results: dict[str, Any], case: str) -> None:
+@each_case("fp32", "bf16")
+def test_all_engines_train_alike(results: dict[str, Any], case: str) -> None:
     found, plain = results[case], results[PLAIN]
     close(found["to_kept"] + found["undisturbed"], plain["to_kept"] + plain["undisturbed"], case[:4])
     assert [line["updates"] for line in found["to_kept"] + found["undisturbed"]] == [1, 2, 3, 4, 5]
 
 
-@each("fp32", "bf16", "fp16")
-def test_any_goes_on_from_what_another_saved(results: dict[str, Any], case: str) -> None:
+@each_case("fp32", "bf16", "fp16")
+def test_each_engine_resumes_from_the_state_of_another(results: dict[str, Any], case: str) -> None:
     found, plain = results[case], results[PLAIN]
     assert found["firsts"][0] == found["firsts"][1]
     if not any(line["overflowed"] for line in found["after_firsts"]):
@@ -122,8 +125,8 @@ def test_any_goes_on_from_what_another_saved(results: dict[str, Any], case: str)
     assert found["after_firsts"][0]["updates"] == (3 if found["after_firsts"][0]["overflowed"] else 4)
 
 
-@each("fp32", "bf16", "fp16")
-def test_each_group_has_its_own_rate_and_decay_after_all_that(results: dict[str, Any], case: str) -> None:
+@each_case("fp32", "bf16", "fp16")
+def test_groups_keep_their_own_rate_and_decay_through_rollbacks(results: dict[str, Any], case: str) -> None:
     rates = {name: (lr, decay) for name, lr, decay in results[case]["groups"]}
     assert rates == {
         "encoder_decay": (0.5 * 1e-3, 0.05),
@@ -133,9 +136,9 @@ def test_each_group_has_its_own_rate_and_decay_after_all_that(results: dict[str,
     }
 
 
-@each("fp32", "bf16", "fp16")
+@each_case("fp32", "bf16", "fp16")
 def test_an_average_follows_the_weights_and_takes_their_place(results: dict[str, Any], case: str) -> None:
-    """Against decay x average + (1 - decay) x weight in float64; once exchanged back, every bit is as before."""
+    """It is decay x average + (1 - decay) x weight in float64; once exchanged back, every bit is as before."""
     found = results[case]
     count, error, in_place = found["averages"]
     assert count == 4 and 0 < error < 1e-6 and in_place == error
@@ -143,20 +146,20 @@ def test_an_average_follows_the_weights_and_takes_their_place(results: dict[str,
     assert before == after != within
 
 
-@each("fp32", "bf16", "fp16")
+@each_case("fp32", "bf16", "fp16")
 def test_frozen_weights_keep_every_bit(results: dict[str, Any], case: str) -> None:
-    """In 16 bits too, where the model computes with rounded ones, and after all was written back."""
+    """In 16 bits too, where the model computes with rounded weights, and after rollbacks."""
     assert len(results[case]["frozen"]) == 21 and all(results[case]["frozen"])
 
 
-@each("fp32", "bf16", "fp16")
-def test_a_gradient_that_is_not_finite_is_seen_in_the_norm(results: dict[str, Any], case: str) -> None:
+@each_case("fp32", "bf16", "fp16")
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(results: dict[str, Any], case: str) -> None:
     poisoned = results[case]["poisoned"]
     assert not math.isfinite(poisoned["grad_norm"])
     assert poisoned["overflowed"] == case.startswith("fp16")
 
 
-@each("fp16")
+@each_case("fp16")
 def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str, Any], case: str) -> None:
     lines = results[case]["to_kept"] + results[case]["undisturbed"]
     overflows = [line["overflowed"] for line in lines]
@@ -174,8 +177,8 @@ def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str
     assert ["grad_norms/vision" in line for line in lines] == [not overflowed for overflowed in overflows]
 
 
-def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
-    """A layer of 2.6 million weights, since DeepSpeed leaves what is small in memory."""
+def test_parameters_offloaded_to_a_disk_train_as_in_memory(scenes: Path, tmp_path: Path) -> None:
+    """A layer of 2.6 million weights, since DeepSpeed leaves small ones in memory."""
     if not (is_compiled("async_io") and is_compiled("cpu_adam")):
         pytest.skip("async_io and cpu_adam, which take minutes to compile, have not been compiled here")
     wide = "model.text_args={hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10240, "
@@ -191,17 +194,17 @@ def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.campaign)])
-def test_an_optimizers_state_lies_on_a_disk(scenes: Path, tmp_path: Path, ranks: int) -> None:
-    """Updates, averages, roll-backs and what another saved come to the same bits as in memory, part by part."""
+def test_optimizer_state_offloaded_to_a_disk_gives_the_bits_of_one_in_memory(
+    scenes: Path, tmp_path: Path, ranks: int
+) -> None:
+    """In updates, averages, rollbacks and after resuming from another's state."""
     at = {"device": "nvme", "nvme_path": str(tmp_path / "disk")}
     on_disk = zero(3, offload_optimizer=at, offload_param={"device": "cpu"}, sub_group_size=10_000)
     cases = {
         "memory": {"bf16": BF16, "zero_optimization": on_disk | ON_CPU},
         "disk": {"bf16": BF16, "zero_optimization": on_disk},
     }
-    torch_serves = {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(tmp_path)}  # where DeepSpeed's is not compiled
-    environment = {} if is_compiled("cpu_adam") else torch_serves
-    found = results_of(cases, ranks, scenes, tmp_path, "train.ema=0.9", **environment)
+    found = results_of(cases, ranks, scenes, tmp_path, "train.ema=0.9", **offload_environment(tmp_path))
     assert (tmp_path / "disk").is_dir() or list(tmp_path.rglob("mvlm-*"))
     for name in ("to_kept", "undisturbed", "repeated", "from_the_start", "after_firsts", "end", "exchanged"):
         assert found["disk"][name] == found["memory"][name], name
@@ -214,12 +217,13 @@ def test_deepspeeds_adamw_serves_offloaded_state(results: dict[str, Any]) -> Non
     assert results["fp32 stage 3 offload"]["optimizer"] == "DeepSpeedCPUAdam"
 
 
-def test_deepspeeds_adamw_goes_on_in_every_bit() -> None:
-    """It multiplies up beta ** updates, and a new one would take the power."""
+def test_deepspeeds_adamw_resumes_bit_for_bit() -> None:
+    """It multiplies beta once an update, where a new one would compute beta ** updates."""
     if not is_compiled("cpu_adam"):
         pytest.skip("DeepSpeed's AdamW for CPUs, which takes minutes to compile, has not been compiled here")
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+    describe_cpu_once()
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(1000, generator=generator), torch.randn(60, 1000, generator=generator)
 
