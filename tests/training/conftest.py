@@ -19,6 +19,7 @@ from mvlm.config.load import given_keys, load_config
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.training.fit.run import train
+from mvlm.training.health.signals import StopRequests
 from mvlm.training.validation import Evaluate
 from tests.conftest import ROOT, TINY
 
@@ -28,9 +29,9 @@ TrainHere = Callable[..., int]
 
 
 def is_compiled(extension: str) -> bool:
-    """Whether one of DeepSpeed's extensions is there, which a test would otherwise compile for minutes; CI has all.
+    """Whether one of DeepSpeed's extensions has been compiled, which takes minutes; in CI all have.
 
-    One that another environment compiled would be compiled anew for this one's torch.
+    One that another environment compiled would be compiled again for this one's torch.
     """
     folder = Path(_get_build_directory(extension, verbose=False))
     if not any(folder.glob("*.so")):
@@ -50,14 +51,15 @@ def one_rank() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def rank_variables(surroundings: None) -> None:
-    """Those of `one_rank`, which each file of tests takes back and the next needs again."""
+    """Set those of `one_rank` again, which `surroundings` removes after each file of tests."""
     if torch_dist.is_initialized():
         dist.init()
 
 
 @pytest.fixture
 def train_here(one_rank: None, own_signals: None, scenes: Path, tmp_path: Path) -> TrainHere:
-    """train_here(run folder, overrides, deepspeed={...}, evaluate=...) -> exit code, on one rank in this process."""
+    """train_here(run folder, overrides, deepspeed={...}, evaluate=..., stop=...) -> exit code, on one rank in this
+    process."""
     return partial(train_in, tmp_path, scenes)
 
 
@@ -68,23 +70,24 @@ def train_in(
     *overrides: str,
     deepspeed: dict[str, Any] | None = None,
     evaluate: Evaluate | None = None,
+    stop: StopRequests | None = None,
 ) -> int:
-    """The same with the DeepSpeed JSON in `place`, for fixtures of more than one test, which keep their signals."""
+    """The same with the DeepSpeed JSON in `place`, for fixtures that several tests share; they call `signals_kept`."""
     file = place / "deepspeed.json"
     file.write_text(json.dumps(deepspeed or {}))
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
-    return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words), lambda config: evaluate)
+    return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words), lambda config: evaluate, stop)
 
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """poison({position: factor}): losses of the batches that begin there come to the trainer multiplied."""
+    """poison({position: factor}) multiplies the losses of the batches that begin at these positions."""
     forward = MaskVLM.forward
 
     def apply(factors: dict[int, float]) -> None:
         def poisoned(self, batch, *beside):
             losses = forward(self, batch, *beside)
-            if batch.position_B.is_meta:  # its operations are counted
+            if batch.position_B.is_meta:  # for counting operations
                 return losses
             factor = next((f for at, f in factors.items() if (batch.position_B == at).any()), 1.0)
             return {name: loss * factor for name, loss in losses.items()}
@@ -95,7 +98,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def leave_out(run: Path, *positions: int) -> None:
-    """As a run would that met a bad batch before."""
+    """List these batches as bad, as a run does that has met them."""
     run.mkdir()
     (run / SKIPPED).write_text(
         "".join(json.dumps({"position": position, "samples": [{}]}) + "\n" for position in positions)
@@ -118,7 +121,7 @@ def resume_kept(one_rank: None, own_signals: None, tmp_path: Path) -> Resume:
 
 
 def resume_in(place: Path, stage: int, *overrides: str) -> Path:
-    """The same with the copy in `place`, for fixtures of more than one test, which keep their signals."""
+    """The same with the copy in `place`, for fixtures that several tests share; they call `signals_kept`."""
     folder, toml = place / f"zero{stage}", str(KEPT / "run.toml")
     if not folder.exists():
         shutil.copytree(KEPT / f"zero{stage}", folder)
@@ -135,6 +138,6 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def losses_by_step(run: Path) -> dict[int, tuple[float, ...]]:
-    """The last that was written of each step: all losses and the gradient's norm."""
+    """All losses and the gradient's norm of each step, as last written."""
     names = ("loss", "image", "text", "itc", "itm", "grad_norm")
     return {line["step"]: tuple(line[name] for name in names) for line in read_metrics(run) if "loss" in line}
