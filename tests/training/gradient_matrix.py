@@ -1,6 +1,6 @@
 """The gradient of a global batch under options and layouts, against plain autograd through one graph of all of it.
 
-Generated from `OPTIONS`: so few combinations that any two, or more, values of as many options meet in one.
+Few combinations of `OPTIONS` are tried, generated so that any two (or more) values of different options meet in one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.training.saved_tensors import whole_tensors
 
 G, STEP = 32, 5
 EXACT = 2e-5
-"""The error that rounding in fp32 may leave; another draw of dropout is beyond 0.1."""
+"""The error that fp32 rounding may cause; another draw of dropout makes more than 0.1."""
 VISION = "model.vision_args={patch_size=16, embed_dim=32, depth=2, num_heads=2, drop_path_rate=%s}"
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -48,19 +48,19 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "ranks": (2, 1),
     "stage": (3, 2, 1, 0),
 }
-"""The values of each, those that ask for more before those that ask for less."""
+"""The values of each option, the more demanding first."""
 
 Row = dict[str, Any]
 
 
 @cache
 def covering_rows(values: int = 2) -> list[Row]:
-    """Of all rows the one in which the most values meet that met in no row before it, so many at a time, until all of
-    them have."""
+    """Rows in which all combinations of so many values occur, chosen greedily: next comes the row with the most
+    combinations that no earlier one has."""
     every = [dict(zip(OPTIONS, row, strict=True)) for row in itertools.product(*OPTIONS.values())]
-    # Of several the one that asks for most, on one rank, which needs no launch.
+    # Of equals the most demanding is taken, on one rank if possible, which needs no launch.
     rows, chosen = sorted(every, key=lambda row: row["ranks"]), []
-    bits: dict[tuple[tuple[str, Any], ...], int] = {}  # of each meeting one: sets of them take twice as long
+    bits: dict[tuple[tuple[str, Any], ...], int] = {}  # one for each combination: sets would take twice as long
     met = [sum(1 << bits.setdefault(m, len(bits)) for m in itertools.combinations(row.items(), values)) for row in rows]
     missing = (1 << len(bits)) - 1
     while missing:
@@ -92,7 +92,7 @@ def config_of(row: Row, shards: str, micro: int, *more: str) -> Config:
 
 
 def alike(batch: Batch) -> Batch:
-    """Of every twelve pairs four say the same; where they are an ITM group, it has no negatives."""
+    """Four of every twelve pairs have the same caption; if they are an ITM group, it has no negatives."""
     caption_id_B = torch.where(batch.position_B // 4 % 3 == 0, -1, batch.caption_id_B)
     return dataclasses.replace(batch, caption_id_B=caption_id_B)
 
@@ -103,15 +103,15 @@ def global_batch(config: Config, rank: int, world: int) -> tuple[MaskVLM, list[B
 
 
 def engine_gradients(row: Row, shards: str) -> Gradients:
-    """By name, from one update: AdamW's first moment is then a tenth of the gradient."""
+    """By name, from one update, after which AdamW's first moment is a tenth of the gradient."""
     world = dist.world()
     config = config_of(row, shards, G // (world * row["accumulation"]))
     model, micro_batches = global_batch(config, dist.rank(), world)
     assert len(micro_batches) == row["accumulation"]
     engine = engine_of(model, config, {"zero_optimization": {"stage": row["stage"]}}, world)
-    torch.manual_seed(dist.rank())  # what was drawn before must not matter
+    torch.manual_seed(dist.rank())  # earlier draws must not matter
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrast, "KEPT_BELOW", 0)  # two ranks that keep all features are parity_worker.py's layouts
+        patch.setattr(contrast, "KEPT_BELOW", 0)  # in parity_worker.py two ranks keep all features
         patch.setattr(contrast, "BLOCK", 1)
         engine.step(micro_batches, 0.5, STEP)
     share = 1 - config.optim.betas[0]
@@ -119,7 +119,7 @@ def engine_gradients(row: Row, shards: str) -> Gradients:
 
 
 def reference_gradients(row: Row, shards: str) -> Gradients:
-    """Of a row with dropout, micro-batch by micro-batch with the same draws; of any other, the whole batch at once."""
+    """Micro-batch by micro-batch with the same draws if the row has dropout, else of the whole batch at once."""
     random = row["dropout"] or row["drop_path"]
     parts = row["ranks"] * row["accumulation"] if random else 1
     config = config_of(row, shards, G // parts)
@@ -153,7 +153,7 @@ def reference_gradients(row: Row, shards: str) -> Gradients:
 
 
 def across(model: MaskVLM, batches: list[Batch], everybody: list[tuple[Any, ...]]) -> list[Negatives]:
-    """For each micro-batch negatives from all of them, as features and tokens of one graph."""
+    """Each micro-batch's negatives, drawn from all of them, as features and tokens of one graph."""
     owns, images, texts = zip(*everybody, strict=True)
     image_GE, text_GE = (torch.cat([getattr(own, name) for own in owns]) for name in ("image_BE", "text_BE"))
     own = Encoded(image_GE, text_GE, *torch.cat([ids_of(batch) for batch in batches]).unbind(1))
@@ -169,11 +169,11 @@ def across(model: MaskVLM, batches: list[Batch], everybody: list[tuple[Any, ...]
 
 
 class Encoding(Exception):
-    """Stops a forward pass where it has encoded; its arguments are features and tokens, in their graph."""
+    """Stops a forward pass after the encoders; its arguments are features and tokens, in their graph."""
 
 
 def encoded(losses: Callable[[Negatives], Losses]) -> tuple[Any, ...]:
-    """Features, image tokens and text tokens of a micro-batch, in the graph of a pass that goes no further."""
+    """Features, image tokens and text tokens of a micro-batch, in the graph of a pass that ends there."""
 
     def negatives(own: Encoded, _: Tensor, *tokens: Tensor) -> tuple[Negative, Negative]:
         raise Encoding(own, *tokens)
@@ -198,7 +198,7 @@ def contrastive_loss(owns: list[Encoded], temperature: Tensor, bias: Tensor | No
 
 
 def errors(found: Gradients, expected: Gradients) -> dict[str, float]:
-    """Relative to the parameter's own gradient, or to a thousandth of the largest where that is next to nothing."""
+    """Relative to the parameter's own gradient, or to a thousandth of the largest if that is greater."""
     least = max(gradient.norm().item() for gradient in expected.values()) / 1000
     wrong = {}
     for name, gradient in found.items():
@@ -209,7 +209,7 @@ def errors(found: Gradients, expected: Gradients) -> dict[str, float]:
 
 
 def worst(row: Row, shards: str) -> tuple[str, float]:
-    """The parameter whose gradient is furthest from the reference's, and by how much; all ranks must call, and the
+    """The parameter whose gradient is furthest from the reference's, and how far; all ranks must call, but only the
     first one's answer counts."""
     found = engine_gradients(row, shards)
     if dist.rank():
@@ -218,12 +218,12 @@ def worst(row: Row, shards: str) -> tuple[str, float]:
 
 
 def worst_of_each(rows: Iterable[Row], shards: str) -> dict[str, tuple[str, float]]:
-    """By the names of those rows that are for as many ranks as there are."""
+    """The worst parameter by row, of the rows for as many ranks as there are."""
     return {name_of(row): worst(row, shards) for row in rows if row["ranks"] == dist.world()}
 
 
 def try_rows_for_four(shards: str, file: Path) -> None:
-    """As a rank."""
+    """What each rank runs."""
     dist.init()
     found = worst_of_each(covering_rows(4), shards)
     if dist.rank() == 0:
