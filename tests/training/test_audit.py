@@ -1,4 +1,4 @@
-"""Micro-batches that another rank computes once more: the same bits, unless one of the two has miscomputed."""
+"""Micro-batches that another rank computes again: the same bits, unless one of the two has miscomputed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.training.conftest import losses_by_step, read_metrics, train_in
 from tests.training.test_checksums import LAYOUTS, flip
 
 WORDS = (
-    "objectives.itm_group=8",  # which no micro-batch holds
+    "objectives.itm_group=8",  # more than a micro-batch
     "model.dropout=0.1",
     "train.global_batch=8",
     "data.workers=0",
@@ -31,7 +31,7 @@ FAULTY_STEP = 3
 
 
 def miscompute(times: int) -> None:
-    """Have a bit of an activation flip in the passes of a step, in the first so many times that it is made."""
+    """Have a bit of an activation flip in the passes of `FAULTY_STEP`, the first `times` that it is computed."""
     step, passes, left = Engine.step, Engine._passes, [times]
     now: list[int] = []
 
@@ -54,27 +54,27 @@ def miscompute(times: int) -> None:
 
 
 def train_ranks(
-    place: Path, scenes: Path, folder: Path, words: tuple[str, ...], layout: dict[str, Any], times: int
+    place: Path, scenes: Path, layout: str, words: tuple[str, ...], times: int = 0, plain: bool = False
 ) -> int:
-    """As one rank of several: `times` that rank 1 miscomputes."""
+    """What each rank runs: an audited run in which rank 1 miscomputes `times`; with `plain`, a plain one before it."""
     dist.init()
-    if times and dist.rank() == 1:
-        miscompute(times)
-    (own := place / str(dist.rank())).mkdir(exist_ok=True)
+    (own := place / str(dist.rank())).mkdir()
     try:
-        return train_in(own, scenes, folder, *words, deepspeed=layout)
+        if plain:
+            assert train_in(own, scenes, place / "plain", *words, deepspeed=LAYOUTS[layout]) == 0
+        if times and dist.rank() == 1:
+            miscompute(times)
+        return train_in(own, scenes, place / "run", *words, "train.audit=1", deepspeed=LAYOUTS[layout])
     except UserError as error:
         print(error)
         return int(error.exit_code)
 
 
 def test_a_rank_that_miscomputes_once_is_named_and_rolled_back(scenes: Path, tmp_path: Path) -> None:
-    """Its ITM groups, and contrast, span both ranks."""
-    layout, words = LAYOUTS["fp32 stage 0"], (*WORDS, "train.steps=5")
-    place = tmp_path, scenes
-    plain = run_ranks(train_ranks, *place, tmp_path / "plain", words, layout, 0, ranks=2)
-    done = run_ranks(train_ranks, *place, tmp_path / "run", (*words, "train.audit=1"), layout, 1, ranks=2)
-    assert (plain.returncode, done.returncode) == (0, 0), plain.stderr + done.stdout + done.stderr
+    """ITM groups and the contrast span both ranks."""
+    words = (*WORDS, "train.steps=5")
+    done = run_ranks(train_ranks, tmp_path, scenes, "fp32 stage 0", words, 1, True, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr.count("in step 3 a micro-batch came out differently on a second rank") == 1
     assert "than on rank 1 on" in done.stderr
     assert "At step 3 a micro-batch came out differently on a second rank: back to step_00000002." in done.stderr
@@ -93,24 +93,22 @@ def test_micro_batches_are_drawn_by_their_share() -> None:
 @pytest.mark.campaign
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_comes_out_differently_where_nothing_is_wrong(
+def test_nothing_comes_out_differently_if_nothing_is_wrong(
     layout: str, ranks: int, scenes: Path, tmp_path: Path
 ) -> None:
-    """Two micro-batches a step, of groups that span both; the run is the one that it is without audit."""
+    """Two micro-batches a step, with groups that span both; the audit changes nothing in the run."""
     words = (*WORDS, f"train.global_batch={8 * ranks}", "train.micro_batch=4", "train.steps=4", "train.ema=0.9")
-    place = tmp_path, scenes
-    for name, more in (("plain", ()), ("run", ("train.audit=1",))):
-        done = run_ranks(train_ranks, *place, tmp_path / name, (*words, *more), LAYOUTS[layout], 0, ranks=ranks)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "came out differently" not in done.stdout + done.stderr
+    done = run_ranks(train_ranks, tmp_path, scenes, layout, words, 0, True, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "came out differently" not in done.stdout + done.stderr
     assert losses_by_step(tmp_path / "run") == losses_by_step(tmp_path / "plain")
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run_ends_where_a_rank_miscomputes_again_and_again(layout: str, scenes: Path, tmp_path: Path) -> None:
-    words = (*WORDS, "train.micro_batch=2", "train.steps=5", "train.audit=1")
-    done = run_ranks(train_ranks, tmp_path, scenes, tmp_path / "run", words, LAYOUTS[layout], 99, ranks=2)
+def test_a_run_ends_if_a_rank_miscomputes_again_and_again(layout: str, scenes: Path, tmp_path: Path) -> None:
+    words = (*WORDS, "train.micro_batch=2", "train.steps=5")
+    done = run_ranks(train_ranks, tmp_path, scenes, layout, words, 99, ranks=2)
     assert done.returncode == ExitCode.REQUEUE, done.stdout + done.stderr
     assert "At step 3 a micro-batch came out differently on a second rank, the 4th time in this attempt" in done.stdout
     assert done.stderr.count("than on rank 1 on") == 4
@@ -119,20 +117,20 @@ def test_a_run_ends_where_a_rank_miscomputes_again_and_again(layout: str, scenes
 
 @pytest.mark.campaign
 @pytest.mark.parametrize(
-    "kept",
+    "option",
     [
         "data.flip=false",
         "objectives.contrastive='sigmoid'",
         "objectives.itc_exchange='ring'",
         "train.recompute=1",
-        "objectives.itm_group=2",  # which each micro-batch holds
+        "objectives.itm_group=2",  # within each micro-batch
         "objectives.itm=0",
     ],
 )
-def test_other_ways_to_compute(kept: str, scenes: Path, tmp_path: Path) -> None:
-    """Of two micro-batches on each of two ranks, over all of which groups go."""
-    words = (*WORDS, "train.micro_batch=2", "train.steps=3", "train.audit=1", kept)
-    done = run_ranks(train_ranks, tmp_path, scenes, tmp_path / "run", words, LAYOUTS["bf16 stage 1"], 0, ranks=2)
+def test_nothing_comes_out_differently_with_other_options(option: str, scenes: Path, tmp_path: Path) -> None:
+    """Two micro-batches on each of two ranks, with groups that span all of them."""
+    words = (*WORDS, "train.micro_batch=2", "train.steps=3", option)
+    done = run_ranks(train_ranks, tmp_path, scenes, "bf16 stage 1", words, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "came out differently" not in done.stdout + done.stderr
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line][-1] == 3

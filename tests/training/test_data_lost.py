@@ -1,4 +1,4 @@
-"""A run whose data stop coming saves what it has done and asks to be started again."""
+"""A run whose data stops coming saves what it has done and asks to be started again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JSON = str(ROOT / "ds_configs/cpu.json")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Of 400 rows in 40 shards; it goes away after ten of them."""
+    """A store of 400 rows in 40 shards that goes away after serving ten of them."""
     pytest.importorskip("aiohttp")
     store = Store(write_shards(tmp_path / "shards", make_rows(400), shard_rows=10))
     store.start(lasts=10)
@@ -52,7 +52,7 @@ def signal_when_gone(store: Store) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_store_that_goes_away(
+def test_a_run_whose_store_goes_away_resumes_exactly(
     train_here: TrainHere,
     store: Store,
     tmp_path: Path,
@@ -72,7 +72,7 @@ def test_a_store_that_goes_away(
     store.start(lasts=5)
     waits = Thread(target=signal_when_gone, args=(store,))
     waits.start()
-    assert train_here(run, *given, "data.patience=60") == 75  # at once, though an hour is left
+    assert train_here(run, *given, "data.patience=60") == 75  # at once, though it might wait an hour
     waits.join()
     assert "Stopped by a signal at step" in capfd.readouterr().err
     store.start()
@@ -82,7 +82,7 @@ def test_a_store_that_goes_away(
 
 
 def train_while_shards_are_replaced(folder: Path, run: Path, given: list[str]) -> int:
-    """As a rank: what `folder` serves is spoiled at step 2."""
+    """What each rank runs: the shards in `folder`, which is served, are spoiled at step 2."""
 
     def replace_shards(model: Any, _: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
         for path in folder.glob("*.arrow") if step == 2 else ():
@@ -99,25 +99,24 @@ def train_while_shards_are_replaced(folder: Path, run: Path, given: list[str]) -
         return int(error.exit_code)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_mistake_in_the_data_loses_no_steps(store: Store, tmp_path: Path, ranks: int) -> None:
-    """Shards are replaced at the store, by those that it has again when the run goes on."""
+def test_a_mistake_in_the_data_loses_no_steps(store: Store, tmp_path: Path) -> None:
+    """The store's shards are spoiled on two ranks and restored before the run goes on."""
     store.stop()
     store.start()
     run, kept = tmp_path / "run", shutil.copytree(store.folder, tmp_path / "kept")
-    a_quarter = "data.cache_gb=0.00035"  # which the tokenizer's reading of all has filled
+    a_quarter = "data.cache_gb=0.00035"  # full once the tokenizer has read all shards
     place = store.folder, run, [store.url, a_quarter]
-    done = run_ranks(train_while_shards_are_replaced, *place, ranks=ranks)
+    done = run_ranks(train_while_shards_are_replaced, *place, ranks=2)
     assert done.returncode == 1 and "its hash is not the manifest's" in done.stdout, done.stderr
     step = read_metrics(run)[-1]["step"]
     assert 0 < step < STEPS and find_checkpoint(run).name == f"step_{step:08d}"
     assert f"at step {step}, saved in" in done.stderr and "Stopped for lack of data (rank" in done.stderr
     shutil.copytree(kept, store.folder, dirs_exist_ok=True)
-    assert run_ranks(train_while_shards_are_replaced, *place, ranks=ranks).returncode == 0
+    assert run_ranks(train_while_shards_are_replaced, *place).returncode == 0
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, STEPS + 1))
 
 
-def test_a_loader_process_that_is_killed(one_rank: None, scenes: Path, tmp_path: Path) -> None:
+def test_a_run_whose_loader_process_is_killed_is_saved(one_rank: None, scenes: Path, tmp_path: Path) -> None:
     run, before = tmp_path / "run", set(psutil.Process().children())
 
     def kill_loaders(model: Any, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
@@ -137,7 +136,7 @@ def test_a_loader_process_that_is_killed(one_rank: None, scenes: Path, tmp_path:
 
 @pytest.mark.campaign
 def test_two_ranks_wait_for_a_store_together(store: Store, trained: Path, tmp_path: Path) -> None:
-    """For longer than the watchdog lets any of them be still."""
+    """For longer than the watchdog allows a rank to make no progress."""
     run = tmp_path / "run"
     tokenizer = f"data.tokenizer={trained}/tokenizer"
     given = words(run, store.url, "data.patience=0.8", "train.hang_minutes=0.4", tokenizer)
