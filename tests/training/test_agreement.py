@@ -1,4 +1,4 @@
-"""What the ranks tell each other once a step: on time, alike on all, and before anything is saved."""
+"""What ranks tell each other each step arrives on time, the same on all, and before anything is saved."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
 from mvlm.training.health.anomaly import AnomalyDetector
 from mvlm.training.stream import TrainingStream
-from tests.ranks import Copy, free_port
+from tests.ranks import run_ranks
 from tests.training.conftest import TrainHere
 
-READINGS = [(0.1, 1e16, 0.0), (0.7, 1.0, 1.0), (3.3, -1e16, 0.0)]  # whose sum depends on its order
+READINGS = [(0.1, 1e16, 0.0), (0.7, 1.0, 1.0), (3.3, -1e16, 0.0)]  # their sum depends on the order
 
 
 def sockets() -> int:
     return sum(os.readlink(link).startswith("socket:") for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
 
 
-def agree(folder: Path, rank: int, world: int, port: int, large: int) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
+def agree(folder: Path, large: int) -> None:
+    """What each rank runs."""
     dist.LARGE, before = large, sockets()
     dist.init()
+    rank, world = dist.rank(), dist.world()
     (folder / f"{rank}.sockets").write_text(str(sockets() - before))
-    while len(list(folder.glob("*.sockets"))) < world:  # none sends before all have counted
+    while len(list(folder.glob("*.sockets"))) < world:  # no rank sends before all have counted
         time.sleep(0.01)
     found = []
     for turn in range(3):
         begun = Agreement(StepFlags(signalled=rank == 1, faults=rank + turn, ready=1), READINGS[rank])
-        dist.all_reduce(torch.ones(2))  # another exchange meanwhile disturbs nothing
+        dist.all_reduce(torch.ones(2))  # another exchange meanwhile does no harm
         flags, reading = begun.wait()
         found.append([*flags, *(number.hex() for number in reading)])
     own = [torch.full((2, 3), rank + 0.5), torch.full((2, 2), rank), torch.full((2,), rank + 0.5)]
@@ -66,9 +67,9 @@ def agree(folder: Path, rank: int, world: int, port: int, large: int) -> None:
 @pytest.mark.parametrize("connects", ["all with all", "as needed"])
 def test_ranks_agree_to_the_last_bit(connects: str, tmp_path: Path) -> None:
     large = dist.LARGE if connects == "all with all" else 2
-    world, port = len(READINGS), free_port()
-    ranks = [Copy(agree, tmp_path, rank, world, port, large) for rank in range(world)]
-    assert [each.wait() for each in ranks] == [0] * world, [each.stderr for each in ranks]
+    world = len(READINGS)
+    done = run_ranks(agree, tmp_path, large, ranks=world)
+    assert done.returncode == 0, done.stderr
     opened = [int((tmp_path / f"{rank}.sockets").read_text()) for rank in range(1, world)]
     mesh = 1 + 1 + world - 1  # to the store, to listen, to the others
     assert all(count == mesh if connects == "all with all" else count < mesh for count in opened)
@@ -84,10 +85,10 @@ def test_messages_grow_with_the_logarithm_of_the_ranks() -> None:
     assert [rounds(world) for world in (1, 2, 3, 8, 512, 4096, 4100)] == [0, 1, 3, 3, 9, 12, 14]
 
 
-def test_it_is_read_a_step_later_and_nothing_unjudged_is_saved(
+def test_losses_are_read_a_step_later_and_judged_before_they_are_saved(
     tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The eighth step, after which a checkpoint is due, has no loss at first."""
+    """At the eighth step, after which a checkpoint is due, the loss is NaN the first time."""
     events: list[str] = []
     judged: set[int] = set()
     step, judge, start = Engine.step, AnomalyDetector.judge, Saver.start
@@ -109,7 +110,7 @@ def test_it_is_read_a_step_later_and_nothing_unjudged_is_saved(
         events.append(f"saved {state.step}")
         start(self, state)
 
-    monkeypatch.setattr(TrainingStream, "is_here", TrainingStream.wait)  # however slowly this machine reads
+    monkeypatch.setattr(TrainingStream, "is_here", TrainingStream.wait)  # however slowly the machine reads
     monkeypatch.setattr(Engine, "step", stepping)
     monkeypatch.setattr(AnomalyDetector, "judge", judging)
     monkeypatch.setattr(Saver, "start", starting)
@@ -119,4 +120,4 @@ def test_it_is_read_a_step_later_and_nothing_unjudged_is_saved(
     assert find_checkpoint(tmp_path / "run").name == "step_00000012"
     assert [event for event in events if "saved" in event] == ["saved 0", "saved 4", "saved 8", "saved 12"]
     assert events[1:9] == ["begun", "read"] + ["begun", "step", "read"] * 2
-    assert events.count("step") == 12 + 4  # those from the checkpoint of step 4 to the broken one, once more
+    assert events.count("step") == 12 + 4  # steps 5 to 8 are repeated

@@ -1,4 +1,4 @@
-"""What a run uses of its device, against torch's own count of a step's operations."""
+"""The share of its device's peak that a run uses, against torch's own count of a step's operations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mvlm.training.logging.mfu import Arithmetic, FlopsOfBatches, peak_flops
 
 
 def test_mfu_is_the_share_of_executed_operations() -> None:
-    """Of batches whose captions are of other lengths than those of the batch that is counted."""
+    """Though only the first batch's operations are counted, and others have captions of other lengths."""
     size = SIZES["tiny"]
     model = build(size)
     arithmetic = Arithmetic(FlopsOfBatches(model), peak=1e12)
@@ -28,14 +28,14 @@ def test_mfu_is_the_share_of_executed_operations() -> None:
     assert Arithmetic(None, peak=1e12).metrics([batch], 50.0) == {}
 
 
-def test_an_encoder_that_gives_its_layers_a_parameter_is_counted() -> None:
-    """As DeBERTa does with the embeddings of distances."""
+def test_an_encoder_that_passes_its_layers_a_parameter_is_counted() -> None:
+    """As DeBERTa passes the embeddings of distances."""
     text = "relative_attention=true, pos_att_type=['p2c','c2p'], num_hidden_layers=1, num_attention_heads=2"
     words = ("model.text=deberta-v2", f"model.text_args={{{text}, hidden_size=32, intermediate_size=64}}")
     size = SIZES["tiny"]
     size = replace(size, overrides=(*size.overrides, *words))
-    batch = make_batch(size, build(size).grid)
-    assert Arithmetic(FlopsOfBatches(build(size)), peak=None).metrics([batch], 50.0)["tflops"] > 0
+    model = build(size)
+    assert Arithmetic(FlopsOfBatches(model), peak=None).metrics([make_batch(size, model.grid)], 50.0)["tflops"] > 0
 
 
 @pytest.mark.parametrize(
@@ -59,5 +59,5 @@ def test_an_encoder_that_gives_its_layers_a_parameter_is_counted() -> None:
         ("some other card", True, False, None),
     ],
 )
-def test_peaks_are_those_of_the_card(name: str, low_precision: bool, tf32: bool, peak: float | None) -> None:
+def test_the_peak_is_that_of_the_card(name: str, low_precision: bool, tf32: bool, peak: float | None) -> None:
     assert peak_flops(name, low_precision, tf32) == peak

@@ -1,4 +1,4 @@
-"""Captured steps train as others do; on the CPU, where what would be captured is recorded and made again."""
+"""Captured steps train as others do; on the CPU, operations that would be captured are recorded and replayed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMON = "bf16 stage 1"
 
 
 def batches() -> list[Batch]:
-    """Of texts that are all 30 tokens long and all 16, in turn."""
+    """With texts of 30 tokens and of 16 in turn."""
     grid = build(SIZE).grid
     longest = replace(SIZE, overrides=(*SIZE.overrides, "data.text_length=16"))
     return [make_batch((SIZE, longest)[step % 2], grid, 4, (30, 16)[step % 2], step * 4, COARSE) for step in range(4)]
@@ -50,22 +50,22 @@ def recorded() -> Iterator[list[RecordedGraph]]:
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=() if case == COMMON else pytest.mark.campaign) for case in STAGES]
 )
-def test_captured_steps_are_the_others(one_rank: None, recorded: list[RecordedGraph], case: str) -> None:
-    """In every bit, under each of DeepSpeed's ways with gradients."""
+def test_captured_steps_equal_plain_ones(one_rank: None, recorded: list[RecordedGraph], case: str) -> None:
+    """In every bit, for each of DeepSpeed's ways to handle gradients."""
     plain = engine_of(*STAGES[case], captured=False, size=SIZE)
     expected = history(plain)
     assert not recorded
     captured = engine_of(*STAGES[case], captured=True, size=SIZE)
     assert history(captured) == expected
     assert len({tuple(line.values()) for line in expected}) == len(expected)
-    # Two parts, two passes, two sizes; each replayed at all of its size's steps.
+    # Two parts, two passes, two sizes; each is replayed at both steps of its size.
     assert [graph.replays for graph in recorded] == [2] * 8
     weights = zip(whole_tensors(plain), whole_tensors(captured), strict=True)
     assert all(torch.equal(one["weight"], other["weight"]) for (_, one), (_, other) in weights)
 
 
-def test_a_captured_step_is_given_to_the_device_in_few_calls() -> None:
-    """At the full model's depth; some 2 ms of a host that takes 10 µs for each."""
+def test_a_captured_step_is_launched_in_few_calls() -> None:
+    """At the full model's depth; some 2 ms on a host that takes 10 µs for each."""
     found = json.loads(FILE.read_text(encoding="utf-8"))
     with recording(), negatives_as_one_call():
         calls = passes(captured=True)
@@ -74,7 +74,7 @@ def test_a_captured_step_is_given_to_the_device_in_few_calls() -> None:
     assert all(one["graphs"] == 4 and one["launching"] <= 196 for one in found["captured"].values())
 
 
-def test_what_is_not_captured_is_said(
+def test_a_model_that_is_not_captured_says_why(
     recorded: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = build(SIZE)
@@ -87,10 +87,10 @@ def test_what_is_not_captured_is_said(
     assert "encode" not in vars(model)
 
 
-def test_a_step_that_cannot_be_captured_is_made_all_the_same(
+def test_a_step_that_cannot_be_captured_runs_as_it_is(
     recorded: list[RecordedGraph], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As where a value is read on the host, or memory is short."""
+    """Such as one that reads a value on the host."""
     model, batch = build(SIZE), batches()[0]
     expected = {name: loss.item() for name, loss in model(batch).items()}
     plain = model.vision.normalize

@@ -1,4 +1,4 @@
-"""What becomes of a run when its checkpoint, its disk or its configuration is not what it should be."""
+"""How a run resumes, and what it does if its checkpoint, disk or configuration is not as it should be."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mvlm.errors import StorageLost, UserError
 from mvlm.pretrained.runs import load_run
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.fit import run as loop
-from tests.conftest import TINY
+from tests.conftest import TINY, signals_kept
 from tests.ranks import mvlm, run_ranks
-from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
+from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics, train_in
 
 STEP = "checkpoints/step_00000004"
 
@@ -31,17 +31,10 @@ STEP = "checkpoints/step_00000004"
 @pytest.fixture(scope="module")
 def sound(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> Path:
     """A run of six updates with a checkpoint after the fourth."""
-    from mvlm.config.load import given_keys, load_config
-    from mvlm.training.fit.run import train
-
-    run = tmp_path_factory.mktemp("sound") / "run"
-    (run.parent / "ds.json").write_text("{}")
-    words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=6", "checkpoint.every=4"]
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    assert train(load_config(TOML, words), (str(run.parent / "ds.json"), TOML), given_keys(TOML, words)) == 0
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    return run
+    place = tmp_path_factory.mktemp("sound")
+    with signals_kept():
+        assert train_in(place, scenes, place / "run", "checkpoint.every=4") == 0
+    return place / "run"
 
 
 @pytest.fixture
@@ -65,7 +58,7 @@ def refused(train_here: TrainHere, run: Path, *overrides: str) -> str:
     return str(error.value)
 
 
-def test_going_on_repeats_the_losses(sound: Path, copy: Path, train_here: TrainHere) -> None:
+def test_a_resumed_run_repeats_the_losses(sound: Path, copy: Path, train_here: TrainHere) -> None:
     assert train_here(copy) == 0
     steps = [line["step"] for line in read_metrics(copy)]
     assert steps == [1, 2, 3, 4, 5, 6, 5, 6]
@@ -86,7 +79,7 @@ def damage_file(path: Path, damage: str) -> None:
     if damage == "cut":
         path.write_bytes(data[: len(data) // 2])
     elif damage == "flipped":
-        data[-1000] ^= 0x40  # still a file of the right length that safetensors reads
+        data[-1000] ^= 0x40  # the length is right, and safetensors reads it
         path.write_bytes(data)
     elif damage == "grown":
         path.write_bytes(data + b"more")
@@ -116,7 +109,7 @@ def test_a_damaged_latest_gives_way_to_the_one_before(
     run = tmp_path / "run"
     shutil.copytree(sound, run)
     latest = run / "checkpoints/step_00000006"
-    if damage == "other":  # a state that reads well, and is not the one that was written
+    if damage == "other":  # readable, but not the state that was written
         (latest / name).write_text((latest / name).read_text().replace('"samples_seen": 96', '"samples_seen": 80'))
     elif damage:
         damage_file(latest / name, damage)
@@ -133,15 +126,17 @@ def test_a_damaged_latest_gives_way_to_the_one_before(
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(copy: Path, tmp_path: Path, train_here: TrainHere) -> None:
-    """A whole one lies beside it; but the user named this one."""
+    """Though an intact one lies beside it: the user named this one."""
     (copy / "checkpoints/latest").write_text("step_00000006")
     damage_file(copy / "checkpoints/step_00000006" / WEIGHTS_FILE, "flipped")
     with pytest.raises(UserError, match=WEIGHTS_FILE):
         train_here(tmp_path / "new", f"checkpoint.resume={copy}")
 
 
-def test_the_run_itself_goes_before_what_it_began_with(sound: Path, tmp_path: Path, train_here: TrainHere) -> None:
-    """A job that is started again by the same command must not begin again."""
+def test_a_run_resumes_itself_rather_than_what_it_began_with(
+    sound: Path, tmp_path: Path, train_here: TrainHere
+) -> None:
+    """A job that is restarted with the same command must not begin again."""
     words = [f"checkpoint.resume={sound}/checkpoints/step_00000004", "checkpoint.every=1"]
     run = tmp_path / "run"
     assert train_here(run, *words, "train.steps=5") == 0
@@ -150,7 +145,7 @@ def test_the_run_itself_goes_before_what_it_began_with(sound: Path, tmp_path: Pa
 
 
 def test_optimizer_state_may_be_deleted(sound: Path, copy: Path, tmp_path: Path, train_here: TrainHere) -> None:
-    """The weights still evaluate and initialise; going on is refused, though an older whole checkpoint lies there."""
+    """The weights still evaluate and initialise; resuming is refused, though there is an older intact checkpoint."""
     newest = copy / "checkpoints/step_00000006"
     (copy / "checkpoints/latest").write_text(newest.name)
     (newest / MOMENTS_FILE).unlink()
@@ -158,11 +153,11 @@ def test_optimizer_state_may_be_deleted(sound: Path, copy: Path, tmp_path: Path,
     assert "no optimizer moments" in message and "checkpoint.init" in message and "damaged" not in message
     found, expected = (dict(load_run(run).model.named_parameters()) for run in (copy, sound))
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-    assert train_here(tmp_path / "warm", f"checkpoint.init={copy}") == 0
-    assert train_here(tmp_path / "same", f"checkpoint.init={sound}") == 0
+    assert train_here(tmp_path / "warm", f"checkpoint.init={copy}", "train.steps=2") == 0
+    assert train_here(tmp_path / "same", f"checkpoint.init={sound}", "train.steps=2") == 0
     assert losses_by_step(tmp_path / "warm") == losses_by_step(tmp_path / "same")
     damage_file(newest / WEIGHTS_FILE, "cut")
-    (copy / STEP / MOMENTS_FILE).unlink()  # whole, but no run can fall back to it
+    (copy / STEP / MOMENTS_FILE).unlink()  # so no run can fall back to this one
     assert "step_00000006 is damaged" in refused(train_here, copy)
 
 
@@ -175,10 +170,10 @@ def test_a_damaged_description_is_an_error_of_the_checkpoint(
     assert STEP in refused(train_here, copy)
 
 
-def test_a_run_without_latest_goes_on_and_keeps_what_is_whole(
+def test_a_run_without_latest_resumes_and_keeps_intact_checkpoints(
     copy: Path, train_here: TrainHere, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With two kept and two there, it once began from scratch and deleted both."""
+    """It once began from scratch and deleted both."""
     before = content(copy / STEP)
     (copy / "checkpoints/latest").unlink()
     assert train_here(copy) == 0
@@ -191,37 +186,37 @@ def test_a_run_without_latest_goes_on_and_keeps_what_is_whole(
     assert (copy / "checkpoints/latest").read_text() == "step_00000006"
 
 
-def test_a_run_whose_checkpoints_are_all_lost_is_not_begun_anew(copy: Path, train_here: TrainHere) -> None:
+def test_a_run_whose_checkpoints_are_all_lost_does_not_start_over(copy: Path, train_here: TrainHere) -> None:
     for step in (4, 6):
         shutil.rmtree(copy / f"checkpoints/step_{step:08d}")
     message = refused(train_here, copy)
     assert "names" in message and "set another run.dir to start over" in message
 
 
-def test_another_seed_cannot_go_on(copy: Path, train_here: TrainHere) -> None:
+def test_resuming_with_another_seed_is_refused(copy: Path, train_here: TrainHere) -> None:
     message = refused(train_here, copy, "run.seed=5")
     assert "run.seed was 0 " in message and " is 5 here" in message
 
 
-def test_other_shards_cannot_go_on(copy: Path, scenes: Path, train_here: TrainHere) -> None:
+def test_resuming_with_other_shards_is_refused(copy: Path, scenes: Path, train_here: TrainHere) -> None:
     message = refused(train_here, copy, f"data.train={scenes}/eval")
     assert "data.train" in message and "fingerprint" in message
 
 
 @pytest.mark.parametrize("override", ["model.contrastive_width=8", "model.cross_depth=2"])
-def test_another_model_cannot_go_on(copy: Path, train_here: TrainHere, override: str) -> None:
+def test_resuming_with_another_model_is_refused(copy: Path, train_here: TrainHere, override: str) -> None:
     assert f"{override.partition('=')[0]} was " in refused(train_here, copy, override)
 
 
 def test_weights_alone_start_a_new_run(sound: Path, scenes: Path, tmp_path: Path, train_here: TrainHere) -> None:
-    """Weights go over, moments and position do not: other shards and another seed are no mistake then."""
+    """Weights are taken over, moments and position are not: other shards and another seed are no mistake then."""
     init = f"checkpoint.init={sound}"
-    overrides = ["run.seed=5", f"data.train={scenes}/eval", "optim.lr=1e-9", "optim.encoder_lr=1e-9"]
+    overrides = ["run.seed=5", f"data.train={scenes}/eval", "optim.lr=1e-9", "optim.encoder_lr=1e-9", "train.steps=2"]
     assert train_here(tmp_path / "warm", init, *overrides) == 0
     assert train_here(tmp_path / "cold", *overrides) == 0
     warm, cold = (losses_by_step(tmp_path / name)[1] for name in ("warm", "cold"))
     assert warm[0] < cold[0] - 0.1
-    assert [line["step"] for line in read_metrics(tmp_path / "warm")] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in read_metrics(tmp_path / "warm")] == [1, 2]
 
 
 def test_only_the_newest_are_kept(tmp_path: Path, train_here: TrainHere) -> None:
@@ -230,10 +225,10 @@ def test_only_the_newest_are_kept(tmp_path: Path, train_here: TrainHere) -> None
     assert names == ["latest", "step_00000004", "step_00000005", "step_00000006"]
 
 
-def test_a_checkpoint_out_of_sight_is_not_taken_for_damaged(
+def test_an_unreachable_checkpoint_is_not_taken_for_damaged(
     copy: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What stands in for a server that does not answer for a moment is a socket, which no open() reaches."""
+    """A socket, which open() cannot open, stands in for a server that does not answer for a moment."""
     before, state = sorted((copy / "checkpoints").iterdir()), copy / STEP / "state.json"
     saved = state.read_bytes()
     state.unlink()
@@ -249,7 +244,7 @@ def test_a_checkpoint_out_of_sight_is_not_taken_for_damaged(
 
 
 def killed(*words: str) -> int:
-    """A run that ends without notice as its checkpoint of step 4 is about to get its name."""
+    """A run that is killed as its checkpoint of step 4 is about to be renamed."""
     rename = os.rename
 
     def killed_here(source: Any, target: Any) -> None:
@@ -284,7 +279,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(
 def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
     mount_disk: Callable[[str], Path], train_here: TrainHere
 ) -> None:
-    """A checkpoint takes 1.8 MB, that of step 0 a third of it: the one of step 4 does not fit beside the others."""
+    """A checkpoint takes 1.8 MB, that of step 0 a third of that: the one of step 4 does not fit beside the others."""
     run = mount_disk("3m") / "run"
     with pytest.raises(UserError, match=r"could not be written .*No space left.*free some room"):
         train_here(run, "checkpoint.every=2")
@@ -309,10 +304,10 @@ def test_numbers_in_files_read_back_equal(sound: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["restore", "FencingToken"])
-def test_a_start_that_a_living_attempt_deletes_gives_way_to_its_newest(
+def test_a_checkpoint_that_a_running_attempt_deletes_gives_way_to_its_newest(
     sound: Path, copy: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Until this one has claimed its number the other goes on, saves, and deletes what it no longer keeps."""
+    """Until this attempt has claimed its number the other goes on, saves, and deletes what it no longer keeps."""
     module = loop if moment == "FencingToken" else checkpoints
     real = getattr(module, moment)
 

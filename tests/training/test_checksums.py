@@ -1,9 +1,8 @@
-"""Bits that memory changes between two updates: seen wherever they are, rolled back, and never saved."""
+"""Bits that change in memory between two updates are found wherever they are, rolled back, and never saved."""
 
 from __future__ import annotations
 
 import json
-import os
 import struct
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from mvlm.training.engine import Engine
 from mvlm.training.zero import checksums
 from mvlm.training.zero.checksums import Checksums, sum_bits
 from tests.conftest import TINY, mvlm_command, run_command
-from tests.ranks import Copy, free_port, run_ranks
+from tests.ranks import run_ranks
 from tests.training.conftest import TOML, TrainHere, losses_by_step
 from tests.training.parity_worker import built, configuration, engine_of
 
@@ -58,8 +57,8 @@ def test_any_flipped_bit_changes_a_sum_and_two_do(together: int, monkeypatch: py
     assert int(sum_bits(tensors)) == found
 
 
-def test_a_sum_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Python's integers, of a tensor that fills two rows, two short ones end to end, and some of another kind."""
+def test_a_sum_follows_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python's integers: a tensor that fills two rows, two short ones end to end, and one of another dtype."""
     monkeypatch.setattr(checksums, "ROW", 8)
     monkeypatch.setitem(checksums.TOGETHER, "cpu", 16)
     long, short, other, last = torch.randn(32, 1), torch.randn(9), torch.randn(6).bfloat16(), torch.randn(5)
@@ -81,7 +80,7 @@ def signed(number: int) -> int:
 
 
 def splitmix(number: int) -> int:
-    """With the shifts of signed integers, which is what torch has."""
+    """With the shifts of signed integers, as torch has them."""
     for shift, odd in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         number = signed(number)
         number = (number ^ (number >> shift)) * odd
@@ -96,7 +95,7 @@ def flip(tensor: Tensor, place: int, bit: int) -> None:
 
 
 def kinds(engine: Engine) -> dict[str, Tensor]:
-    """One tensor of each kind that a rank has in memory, of a parameter that is trained and of one that is not."""
+    """One tensor of each kind that a rank has in memory, of a trained parameter and of a frozen one."""
     owner = max(engine._state._owners(), key=torch.numel)
     state = {
         key: kept for key, kept in engine._state._base.state[owner].items() if torch.is_tensor(kept) and kept.dim()
@@ -114,10 +113,10 @@ def kinds(engine: Engine) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "layout", [pytest.param(name, marks=() if name in QUICK else pytest.mark.campaign) for name in LAYOUTS]
 )
-def test_every_kind_is_rolled_back_as_if_nothing_had_been(
+def test_a_flip_in_each_kind_of_tensor_is_rolled_back_without_a_trace(
     layout: str, tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bit of each flips after the fifth step, whenever that has been made, one kind after another."""
+    """One kind after another, a bit flips each time the fifth step has been made."""
     step, flipped, seen = Engine.step, [], []
 
     def stepping(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
@@ -143,7 +142,7 @@ def test_every_kind_is_rolled_back_as_if_nothing_had_been(
 
 
 def flip_after(number: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a bit flip after an update, whenever that is made."""
+    """Have a bit flip each time this update has been made."""
     step = Engine.step
 
     def stepping(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
@@ -155,8 +154,8 @@ def flip_after(number: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "step", stepping)
 
 
-def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory changes after the update that a checkpoint is due at, while the one before is still being written."""
+def test_changed_memory_is_not_saved(tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes after the update at which a checkpoint is due, while the previous one is still being written."""
     write = ShareWriter.run
 
     def write_late(self: ShareWriter) -> None:
@@ -171,7 +170,7 @@ def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypat
     assert find_checkpoint(tmp_path / "run").name == "step_00000003"
 
 
-def test_memory_that_changes_between_resuming_and_the_first_update_is_seen(
+def test_memory_that_changes_between_resuming_and_the_first_update_is_rolled_back(
     tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step, made = Engine.step, []
@@ -182,20 +181,21 @@ def test_memory_that_changes_between_resuming_and_the_first_update_is_seen(
         made.append(before + 1)
         return step(self, micro_batches, factor, before, metrics)
 
-    assert train_here(tmp_path / "plain", *ON) == 0
     with monkeypatch.context() as patch:
         flip_after(6, "exp_avg", patch)
         with pytest.raises(MemoryCorrupted):
             train_here(tmp_path / "run", *ON)
+    undisturbed = losses_by_step(tmp_path / "run")
     monkeypatch.setattr(Engine, "step", flipped_first)
     assert train_here(tmp_path / "run", *ON) == 0
     assert made[-5:] == [4, 5, 6, 7, 8] and made.count(4) == 2
     assert "before step 4 weights or moments had changed in memory" in capsys.readouterr().err
-    assert losses_by_step(tmp_path / "run") == losses_by_step(tmp_path / "plain")
+    assert {4, 5} <= undisturbed.keys()
+    assert losses_by_step(tmp_path / "run").items() >= undisturbed.items()
 
 
 @pytest.mark.campaign
-def test_a_run_ends_on_a_node_whose_memory_fails_again_and_again(
+def test_a_run_ends_if_memory_fails_again_and_again(
     tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flip_after(4, "master", monkeypatch)
@@ -206,8 +206,8 @@ def test_a_run_ends_on_a_node_whose_memory_fails_again_and_again(
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_is_seen_where_nothing_has_changed(layout: str, scenes: Path, tmp_path: Path) -> None:
-    """Two ranks, accumulation, dropout, an EMA that takes the weights' place in evaluations, and checkpoints."""
+def test_nothing_is_found_if_nothing_has_changed(layout: str, scenes: Path, tmp_path: Path) -> None:
+    """With two ranks, accumulation, dropout, an EMA that replaces the weights in evaluations, and checkpoints."""
     (tmp_path / "ds.json").write_text(json.dumps(LAYOUTS[layout]))
     own = ["train.steps=6", "train.checksums=true", "train.ema=0.9", "train.micro_batch=4", "model.dropout=0.1"]
     own += ["eval.every=2", "eval.limit=32", "checkpoint.every=2", f"run.dir={tmp_path / 'run'}"]
@@ -221,7 +221,7 @@ def test_nothing_is_seen_where_nothing_has_changed(layout: str, scenes: Path, tm
 
 
 def exchange_negative_zeros(scenes: Path) -> None:
-    """As a rank: all weights, and so their averages, are -0, which no update changes where a gradient is 0."""
+    """What each rank runs: all weights, and so their averages, are -0."""
     dist.init()
     config = configuration(str(scenes), 8, ["train.checksums=true", "train.ema=0.9"])
     model, _ = built(config, dist.rank(), dist.world())
@@ -236,14 +236,15 @@ def exchange_negative_zeros(scenes: Path) -> None:
     dist.close()
 
 
-def test_averages_that_take_the_weights_place_leave_the_sign_of_zeros(scenes: Path) -> None:
+def test_exchanging_weights_and_averages_keeps_the_sign_of_zeros(scenes: Path) -> None:
     done = run_ranks(exchange_negative_zeros, scenes, ranks=2)
     assert done.returncode == 0, done.stderr
 
 
-def compare_copies(folder: Path, rank: int, port: int, unlike: bool) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=str(port))
+def compare_copies(folder: Path, unlike: bool) -> None:
+    """What each rank runs."""
     dist.init()
+    rank = dist.rank()
     own, copy = torch.full((3,), float(rank)), torch.arange(5.0)
     if unlike and rank == 1:
         flip(copy, 4, 0)
@@ -254,9 +255,8 @@ def compare_copies(folder: Path, rank: int, port: int, unlike: bool) -> None:
 
 
 @pytest.mark.parametrize("unlike", [False, True])
-def test_ranks_copies_are_compared(unlike: bool, tmp_path: Path) -> None:
-    """What is a rank's own may differ."""
-    port = free_port()
-    ranks = [Copy(compare_copies, tmp_path, rank, port, unlike) for rank in range(2)]
-    assert [each.wait() for each in ranks] == [0, 0], [each.stderr for each in ranks]
+def test_ranks_compare_their_copies(unlike: bool, tmp_path: Path) -> None:
+    """Each rank's own tensors may differ."""
+    done = run_ranks(compare_copies, tmp_path, unlike, ranks=2)
+    assert done.returncode == 0, done.stderr
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [float(unlike)] * 2

@@ -1,4 +1,4 @@
-"""When blocks are compiled, how often, and what happens where the compiler fails."""
+"""When blocks are compiled, how often, and what happens if the compiler fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PAIRS = 32
 
 
 def batches(model: MaskVLM, count: int) -> Iterator[Batch]:
-    """Of captions of 5 to 30 tokens, as a compiled run fills them up."""
+    """Captions of 5 to 30 tokens, padded as in a compiled run."""
     length = SIZES["tiny"].config.data.text_length
     drawn = np.random.default_rng(0)
     for number in range(count):
@@ -72,14 +72,14 @@ def total(model: MaskVLM, batch: Batch) -> float:
     return sum(loss.item() for loss in model(batch).values())
 
 
-def test_two_hundred_steps_of_other_captions_compile_a_few_sizes_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`fullgraph` makes an error of what would end a block's graph, as `slice.indices` did on torch 2.11."""
+def test_captions_of_a_hundred_steps_compile_a_few_sizes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fullgraph` raises an error at whatever would break a block's graph, as `slice.indices` did on torch 2.11."""
     torch.compiler.reset()
     counter, model = CompileCounter(), ready()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
     compile_blocks(model, stage=2)
     by_size: dict[tuple[int, int, int], list[Batch]] = {}
-    for batch in batches(model, 200):
+    for batch in batches(model, 100):
         size = len(batch.packing.token_T), batch.text_BL.shape[1], batch.masked.token_BC.shape[1]
         by_size.setdefault(size, []).append(batch)
     assert len(by_size) <= 6
@@ -99,7 +99,7 @@ def test_two_hundred_steps_of_other_captions_compile_a_few_sizes_once(monkeypatc
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
-def test_a_compiler_that_fails_is_left_with_one_sentence(
+def test_a_compiler_that_fails_is_reported_once_and_not_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.compiler.reset()
@@ -124,8 +124,8 @@ class _Block(nn.Module):
         return x + self.down(self.up(x).relu())
 
 
-def test_every_size_is_compiled_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By torch's default the third would run what was compiled for any size."""
+def test_each_size_is_compiled_separately(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's default the second would be compiled for any size, and the third would use that."""
     torch.compiler.reset()
     counter, model = CompileCounter(), nn.Sequential(nn.Sequential(_Block()))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
@@ -157,7 +157,7 @@ def test_an_evaluation_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
         ("captured", "", True, 1, True),
     ],
 )
-def test_auto_compiles_where_a_gpu_has_shown_it(
+def test_auto_compiles_on_a_gpu_with_a_proof(
     monkeypatch: pytest.MonkeyPatch, choice: Any, proof: str, gpu: bool, stage: int, expected: bool
 ) -> None:
     monkeypatch.setattr(compilation, "PROOF", proof)
@@ -198,12 +198,11 @@ EAGER = update("eager", 800.0)
         ([], "not been measured"),
     ],
 )
-def test_a_proof_is_equal_losses_and_more_speed(lines: list[Line], reason: str | None) -> None:
+def test_a_proof_needs_equal_losses_and_more_speed(lines: list[Line], reason: str | None) -> None:
     found = why_not_compiled(lines)
     assert found is None if reason is None else reason in str(found)
 
 
-def test_auto_rests_on_a_kept_proof() -> None:
-    """It compiles if the proof that is kept shows it to be right, and by no other."""
+def test_auto_compiles_only_by_a_proof_that_is_kept() -> None:
     assert bool(compilation.PROOF) == (why_not_compiled(read(RESULTS / "step.jsonl")) is None)
     assert compilation.PROOF in ("", "step.jsonl")

@@ -1,13 +1,11 @@
-"""Branches of a trunk whose learning rate falls to zero: `mvlm decay`, and what it leaves alone."""
+"""`mvlm decay`: branches of a trunk whose learning rate falls to zero."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from mvlm.config.load import load_stored_config
 from mvlm.decay.branches import OWNED, Branch
 from mvlm.errors import UserError
 from mvlm.runtime import chain
-from mvlm.training.health.signals import SIGNALS
 from mvlm.training.zero.config import RunSide, resolve
 from tests.conftest import ROOT, written
 from tests.training.conftest import TrainHere, losses_by_step, read_metrics
@@ -30,9 +27,8 @@ TRUNK = ["optim.schedule=constant", "optim.warmup_steps=0", "checkpoint.every=2"
 
 
 @pytest.fixture
-def launched(one_rank: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+def launched(one_rank: None, own_signals: None, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that were launched, each in this process."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     words: list[list[str]] = []
 
     def execute(command: list[str]) -> int:
@@ -40,9 +36,7 @@ def launched(one_rank: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[l
         return main(command[3:])
 
     monkeypatch.setattr(chain, "execute", execute)
-    yield words
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return words
 
 
 def test_a_branch_has_neither_its_trunks_mirror_nor_copies_on_its_peers(train_here: TrainHere, tmp_path: Path) -> None:
@@ -57,7 +51,7 @@ def test_a_branch_has_neither_its_trunks_mirror_nor_copies_on_its_peers(train_he
 def test_a_trunk_whose_batch_has_changed_and_that_has_ended_early_is_decayed_to_the_end(
     train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]]
 ) -> None:
-    """What nothing improves any more ends by eval.patience, a branch of it does not."""
+    """eval.patience ends the trunk, which no longer improves, but not its branches."""
     trunk = tmp_path / "trunk"
     evaluated = [f"data.eval={scenes}/eval", "eval.limit=4", "eval.every=1", "log.pictures=0"]
     still = ["eval.select=eval/mean_recall", "eval.patience=1", "optim.lr=1e-20", "optim.encoder_lr=0"]
@@ -72,7 +66,7 @@ def test_a_trunk_whose_batch_has_changed_and_that_has_ended_early_is_decayed_to_
     assert [step for step, _ in result["trunk"]] == [1, 2, 3, 4]
 
 
-def test_a_branch_that_owes_its_evaluation_is_not_done(
+def test_a_branch_that_still_owes_an_evaluation_is_not_done(
     train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]]
 ) -> None:
     shards, branch = shutil.copytree(scenes / "eval", tmp_path / "eval"), tmp_path / "trunk-decay/step_00000002"
@@ -87,7 +81,7 @@ def test_a_branch_that_owes_its_evaluation_is_not_done(
     assert main(words) == 0 and len(launched) == 2
 
 
-def test_a_run_whose_rate_has_left_its_peak_is_no_trunk(
+def test_a_run_whose_rate_has_left_its_peak_is_refused_as_a_trunk(
     train_here: TrainHere, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trunk = tmp_path / "trunk"
@@ -98,7 +92,7 @@ def test_a_run_whose_rate_has_left_its_peak_is_no_trunk(
 
 
 @pytest.mark.parametrize("override", ["run.dir=elsewhere", "train.steps=9", "train.epochs=2", "optim.schedule=cosine"])
-def test_what_makes_a_branch_is_not_overridden(
+def test_settings_that_define_a_branch_cannot_be_overridden(
     tmp_path: Path, override: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["decay", str(tmp_path), "--at", "1", "--steps", "3", "--launch", LAUNCH, override]) == 1
@@ -115,7 +109,6 @@ def test_a_trunk_may_be_the_current_folder(
 
 
 def test_a_trunk_is_not_decayed_from_within_its_own_decay(train_here: TrainHere, tmp_path: Path) -> None:
-    """Of wsd whose fall is a tenth of the run, unless something else is said, or none."""
     trunk = tmp_path / "trunk"
     assert train_here(trunk, *TRUNK, "optim.schedule=wsd", "optim.decay_steps=2", "train.steps=4") == 0
     at_the_peak, falling = (Branch(trunk, at, 1, tmp_path / "out", ("mvlm",)) for at in (2, 4))
@@ -126,7 +119,7 @@ def test_a_trunk_is_not_decayed_from_within_its_own_decay(train_here: TrainHere,
 
 
 def test_a_trunk_with_stages_is_not_decayed_from_within_a_decay_of_one(staged: Run) -> None:  # noqa: F811
-    """Which spans the stages that continue its schedule; the next one is at its peak again."""
+    """A stage's decay spans the stages that continue its schedule; the next stage is at its peak again."""
     falling = ["optim.schedule = 'wsd'", "optim.decay_steps = 3"]
     tables = stage("train.steps = 2", *falling) + stage("train.steps = 2", "schedule = 'continue'")
     trunk = staged("trunk", tables + stage("train.steps = 2"), *TRUNK)
@@ -141,7 +134,7 @@ def test_a_trunk_with_stages_is_not_decayed_from_within_a_decay_of_one(staged: R
 
 
 @pytest.mark.campaign
-def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
+def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_unchanged(
     train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     trunk, evaluated = (
@@ -159,7 +152,7 @@ def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
     found = losses_by_step(branch)
     assert sorted(found) == [3, 4, 5]
     assert found[3] == own[3], "the same samples and weights"
-    assert found[4] == own[4], "the same moments: the first update of the fall is made at the peak"
+    assert found[4] == own[4], "the same moments: the first update of the decay is made at the peak"
     assert found[5] != own[5]
     rates = [line["lr"] / 1e-3 for line in read_metrics(branch) if "loss" in line]
     assert rates == pytest.approx([1.0, 1 - math.sqrt(1 / 3), 1 - math.sqrt(2 / 3)])
@@ -173,7 +166,7 @@ def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
     assert "mean_recall" in capfd.readouterr().out
 
     launched.clear()
-    assert main(command) == 0 and launched == [], "what is done is not done again"
+    assert main(command) == 0 and launched == [], "finished branches are not run again"
     assert main([*command[:4], "--steps", "2", "--launch", LAUNCH]) == 1
     assert "decays in 3 steps and not in 2: give --steps 3" in capfd.readouterr().err
     assert main(["decay", str(trunk), "--at", "3", "--steps", "2"]) == 1
@@ -181,7 +174,7 @@ def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "ds_configs").glob("*[!e].json")), ids=lambda path: path.stem)
-def test_a_trunks_deepspeed_json_makes_itself_again(file: Path) -> None:
+def test_a_trunks_resolved_deepspeed_json_resolves_to_itself(file: Path) -> None:
     run, content = config(), json.loads(file.read_text())
     side = RunSide(("a", "b"), "run", run.train, run.optim, 2, (10, 1), 10**7)
     whole = resolve(content, side)

@@ -1,10 +1,9 @@
-"""Parts that are not trained, and averages of those that are: what is computed, saved, resumed and evaluated."""
+"""Frozen parts, and averages of trained ones: what is computed, saved, resumed and evaluated."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvlm.batch import Batch
-from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import load_run
-from mvlm.training.fit.run import train
-from mvlm.training.health.signals import SIGNALS
 from mvlm.training.optim import parameter_groups
 from mvlm.training.parallelize import freeze, recompute_blocks
-from tests.conftest import TINY
-from tests.training.conftest import TOML, TrainHere, losses_by_step
+from tests.conftest import signals_kept
+from tests.training.conftest import TrainHere, losses_by_step, train_in
 from tests.training.parity_worker import built, configuration, steps_of
 
 
@@ -53,7 +49,7 @@ def test_frozen_parts_are_in_no_group_and_get_no_gradient(scenes: Path, parts: t
 
 @pytest.mark.parametrize("recompute", [0.0, 1.0])
 def test_backward_does_not_enter_a_frozen_encoder(scenes: Path, recompute: float) -> None:
-    """Its tokens know of no way back, and no product is computed twice in it."""
+    """Its tokens require no gradient, and nothing in it is recomputed."""
     model, _, batch = model_and_batch(scenes, f"train.recompute={recompute}")
     freeze(model, ("vision",))
     recompute_blocks(model, recompute)
@@ -71,7 +67,7 @@ def test_backward_does_not_enter_a_frozen_encoder(scenes: Path, recompute: float
     assert (calls["cross_text.blocks.0"] > before["cross_text.blocks.0"]) == bool(recompute)
 
 
-def test_freezing_what_is_not_there_or_all_there_is_is_refused(scenes: Path) -> None:
+def test_freezing_unknown_parts_or_everything_is_refused(scenes: Path) -> None:
     model, *_ = model_and_batch(scenes)
     with pytest.raises(UserError, match=r"names 'visoin', which is not a part of this model; did you mean 'vision'\?"):
         freeze(model, ("visoin",))
@@ -80,7 +76,7 @@ def test_freezing_what_is_not_there_or_all_there_is_is_refused(scenes: Path) -> 
     with pytest.raises(UserError, match="leaves nothing to train"):
         freeze(model, tuple(name for name, _ in model.named_children()))
     model, *_ = model_and_batch(scenes, "objectives.image=0")
-    with pytest.raises(UserError, match="leaves nothing to train"):  # of all that is not frozen no loss is computed
+    with pytest.raises(UserError, match="leaves nothing to train"):  # no loss depends on the part that is not frozen
         freeze(model, tuple(name for name, _ in model.named_children() if name != "image_decoder"))
 
 
@@ -100,24 +96,19 @@ def tensors(run: Path, step: int, kind: str) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> tuple[Path, list[Any]]:
-    """A run that was not disturbed, and what it evaluated: the step, and each weight of the model that it was given."""
-    run, seen = tmp_path_factory.mktemp("whole") / "run", []
-    (run.parent / "ds.json").write_text("{}")
+    """An undisturbed run, and for each of its evaluations the step and the weights of the model that it was given."""
+    place, seen = tmp_path_factory.mktemp("whole"), []
 
     def evaluate(model: MaskVLM, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
         seen.append((step, {name: parameter.detach().clone() for name, parameter in model.named_parameters()}))
         return {"eval/steps": step}, None
 
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", *WORDS, "eval.every=2"]
-    files = str(run.parent / "ds.json"), TOML
-    assert train(load_config(TOML, words), files, given_keys(TOML, words), lambda _: evaluate) == 0
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    return run, seen
+    with signals_kept():
+        assert train_in(place, scenes, place / "run", *WORDS, "eval.every=2", evaluate=evaluate) == 0
+    return place / "run", seen
 
 
-def test_the_average_is_the_formulas_and_frozen_weights_stay(whole: tuple[Path, Any]) -> None:
+def test_the_average_follows_the_formula_and_frozen_weights_stay(whole: tuple[Path, Any]) -> None:
     run, _ = whole
     first = tensors(run, 0, "weights")
     expected = {name: weight.double() for name, weight in first.items() if not name.startswith("vision.")}
@@ -134,7 +125,7 @@ def test_the_average_is_the_formulas_and_frozen_weights_stay(whole: tuple[Path, 
     assert not any("/vision." in title for title in tensors(run, STEPS, "moments"))
 
 
-def test_evaluation_reads_the_average_and_training_does_not(whole: tuple[Path, Any]) -> None:
+def test_evaluation_uses_the_average_and_training_does_not(whole: tuple[Path, Any]) -> None:
     run, seen = whole
     assert [step for step, _ in seen] == [2, 4]
     for step, given in seen:
@@ -150,8 +141,8 @@ def content(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [*folder.glob("*.safetensors"), folder / "state.json"]}
 
 
-def test_going_on_gives_the_same_bits(whole: tuple[Path, Any], train_here: TrainHere, tmp_path: Path) -> None:
-    """Weights, moments and averages after two more steps, of a run that was not evaluated either."""
+def test_a_resumed_run_has_the_same_bits(whole: tuple[Path, Any], train_here: TrainHere, tmp_path: Path) -> None:
+    """Weights, moments and averages after two more steps, though this run is not evaluated."""
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)
     (run / "checkpoints/latest").write_text("step_00000002")
@@ -162,7 +153,7 @@ def test_going_on_gives_the_same_bits(whole: tuple[Path, Any], train_here: Train
     assert {step: losses_by_step(whole[0])[step] for step in (3, 4)} == losses_by_step(run)
 
 
-def test_another_stage_goes_on_and_other_frozen_parts_do_not(
+def test_another_stage_can_resume_but_other_frozen_parts_cannot(
     whole: tuple[Path, Any], train_here: TrainHere, tmp_path: Path
 ) -> None:
     resume = f"checkpoint.resume={whole[0]}/checkpoints/step_00000002"
@@ -178,10 +169,10 @@ def test_another_stage_goes_on_and_other_frozen_parts_do_not(
             train_here(tmp_path / "other", *WORDS, resume, f"train.freeze={parts}")
 
 
-def test_a_run_without_an_average_can_begin_one_and_end_it(
+def test_a_resumed_run_can_begin_or_end_an_average(
     whole: tuple[Path, Any], train_here: TrainHere, tmp_path: Path
 ) -> None:
-    """It begins as the weights are; and the next run starts from the average, which is said."""
+    """It begins equal to the weights; a run that starts from this one takes the average and says so."""
     resume = f"checkpoint.resume={whole[0]}/checkpoints/step_00000002"
     assert train_here(tmp_path / "off", *WORDS, resume, "train.ema=0", "train.steps=3") == 0
     assert not list((tmp_path / "off/checkpoints").glob("*/ema-*"))
