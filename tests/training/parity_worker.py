@@ -1,6 +1,6 @@
-"""What each rank does: a few steps in each of several layouts, every number of them to a JSON file.
+"""What each rank runs: a few steps in each of several layouts, whose numbers all go to a JSON file.
 
-The first step of each is also held against the oracle of tests/model: every pair by itself, in float64.
+The first step of each is also compared with the oracle of tests/model: every pair by itself, in float64.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tests.training.saved_tensors import whole_tensors
 Gradients = dict[str, Tensor]
 
 STEPS = 4
-# Softmax does not see a bias that all keys share: its gradient is rounding noise, which Adam makes a step of.
+# Softmax ignores a bias that all keys share: its gradient is rounding noise, of which Adam makes a full step.
 NOISE = ("key.bias", "key_value.bias", "qkv.bias")
 SWITCHES = [
     (),
@@ -58,10 +58,9 @@ SWITCHES = [
     ("exclude_duplicates=false",),
     ("itm_negatives=uniform",),
 ]
-"""What `forward` reads anew in every step; those that a model is built for are in tests/model/test_maskvlm.py."""
+"""Settings that `forward` reads in each step; tests/model/test_maskvlm.py has those that a model is built for."""
 
 LAYOUTS = [(1, 2), (3, 1), (0, 2), (2, 2), (3, 2)]  # ZeRO stage, accumulation; campaigns train all
-
 
 WEIGHTS = [
     *("objectives.image=0.5", "objectives.text=2", "objectives.itc=0.7", "objectives.itm=3"),
@@ -114,7 +113,7 @@ def engine_of(
     world: int,
     settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda ds_config: ds_config,
 ) -> Engine:
-    """As a run makes it, of this DeepSpeed JSON."""
+    """The engine that a run makes with this DeepSpeed JSON."""
     ds_config = resolved(model, config, content, world)
     return parallelize(
         model,
@@ -165,12 +164,12 @@ def reference_step(shards: str) -> tuple[dict[str, float], Gradients]:
 
 
 def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dict[str, float]:
-    """Relative error of each parameter's gradient, which AdamW's first moment is a tenth of after one update.
+    """Relative error of each parameter's gradient: after one update AdamW's first moment is a tenth of it.
 
-    All ranks must call; those that have no reference are told nothing.
+    All ranks must call; those without a reference get nothing.
 
-    A bias's is relative to its weight's gradient where that is greater: what is added up for both rounds alike, and for
-    the biases of the contrastive projections nearly all of it cancels.
+    A bias's error is relative to its weight's gradient if that is greater: both sums round alike, and in the biases of
+    the contrastive projections nearly everything cancels.
     """
     found = {name: whole["exp_avg"].double().cpu() for name, whole in whole_tensors(engine) if not name.endswith(NOISE)}
     if not reference:
@@ -187,7 +186,7 @@ def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dic
 
 
 def plain_and_pruned(shards: str, switches: list[tuple[str, ...]]) -> dict[str, dict[str, float]]:
-    """Under ZeRO-3 and by switch: how far the losses and gradients of the plain passes are from those of the pruned."""
+    """By switch, under ZeRO-3, the distance between losses and gradients of plain passes and of pruned ones."""
     shape = [*WEIGHTS, "model.cross_depth=2", "model.decoder_depth=2", "optim.clip=0"]
     config = configuration(shards, 16 // dist.world(), shape)
     model, loader = built(config, dist.rank(), dist.world())
@@ -208,7 +207,7 @@ def plain_and_pruned(shards: str, switches: list[tuple[str, ...]]) -> dict[str, 
 
 
 def step_by(engine: Engine, batches: list[Batch], fusion: str, views: str) -> dict[str, Tensor]:
-    """Losses and gradients by name, of a step that moves no weight."""
+    """Losses and gradients by name, from a step that moves no weight."""
     FUSION.choose(fusion)
     VIEWS.choose(views)
     losses = engine.step(batches, 0.0, 0)
@@ -220,7 +219,7 @@ def step_by(engine: Engine, batches: list[Batch], fusion: str, views: str) -> di
 
 
 def part_norms(model: MaskVLM) -> dict[str, float]:
-    """Of the gradients as they are; what stands in the model beside its encoders and the decoder is a head."""
+    """Norms of the unclipped gradients by part; everything but the encoders and decoders is a head."""
     squares: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         is_head = "head" in name or "projection" in name or name.startswith("temperature")
@@ -255,7 +254,7 @@ def plain_run(shards: str) -> dict[str, list[float]]:
 
 
 def train_layouts(shards: str, file: Path, short: bool = False) -> None:
-    """As a rank: each of the layouts and switches, or two of each."""
+    """What each rank runs: each of the layouts and switches, or two of each."""
     dist.init()
     losses, gradients = reference_step(shards) if dist.rank() == 0 else ({}, {})
     layouts = LAYOUTS[: 2 if short else None]
@@ -264,7 +263,7 @@ def train_layouts(shards: str, file: Path, short: bool = False) -> None:
         for stage, accumulation in layouts
     }
     results |= {"passes": plain_and_pruned(shards, SWITCHES[:7:6] if short else SWITCHES), "plain": plain_run(shards)}
-    from tests.training.gradient_matrix import covering_rows, worst_of_each  # which imports what stands above
+    from tests.training.gradient_matrix import covering_rows, worst_of_each  # a circular import
 
     results["matrix"] = worst_of_each(covering_rows(), shards)
     if dist.rank() == 0:
@@ -274,7 +273,7 @@ def train_layouts(shards: str, file: Path, short: bool = False) -> None:
 
 
 def train_stages(shards: str, file: Path, *stages: int) -> None:
-    """As a rank: these ZeRO stages alone, without accumulation."""
+    """What each rank runs: only these ZeRO stages, without accumulation."""
     dist.init()
     losses, gradients = reference_step(shards) if dist.rank() == 0 else ({}, {})
     results = {f"zero{stage}_accumulation1": engine_run(shards, stage, 1, gradients) for stage in stages}

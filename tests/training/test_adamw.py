@@ -1,4 +1,4 @@
-"""Every library's fused AdamW makes torch's updates."""
+"""Every library's fused AdamW makes the same updates as torch's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_groups(dtype: torch.dtype) -> list[dict[str, Any]]:
 
 
 def train(groups: list[dict[str, Any]], adamw: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """20 updates at a changing rate; the weights after them."""
+    """The weights after 20 updates at a changing rate."""
     generator = torch.Generator().manual_seed(1)
     parameters = [parameter for group in groups for parameter in group["params"]]
     for step in range(20):
@@ -56,7 +56,7 @@ def test_twenty_updates_are_those_of_torch_in_float64(build: Any) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_cannot_run_here_is_refused() -> None:
+def test_an_optimizer_that_cannot_run_here_is_refused() -> None:
     if probes.apex("amp_C") is None:
         pytest.skip("apex is built here")
     with pytest.raises(UserError, match=r"kernels\.optimizer = 'apex' cannot run here"):
@@ -66,8 +66,8 @@ def test_what_cannot_run_here_is_refused() -> None:
     assert optimizer.choice == "auto"
 
 
-def test_apex_is_taken_by_name_alone_and_not_at_stage_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is built: its count of updates is one for the whole group, which stage 3 updates in pieces."""
+def test_apex_is_chosen_only_by_name_and_never_at_stage_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if it is built: it counts updates for a whole group, which stage 3 updates in pieces."""
     monkeypatch.setattr(optimizer, "_probed", dict.fromkeys(("apex", "deepspeed", "torch")))
     cuda = torch.device("cuda")
     assert [optimizer.first([], {}, cuda, stage).name for stage in (0, 1, 2, 3)] == ["torch"] * 4

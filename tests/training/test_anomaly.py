@@ -22,7 +22,7 @@ from tests.data.made_shards import make_rows, write_shards
 
 
 def judged(detector: AnomalyDetector, losses: list[float], norms: list[float] | None = None) -> list[Anomaly]:
-    """What is found when these steps follow each other, 16 samples each."""
+    """What is found in these successive steps of 16 samples each."""
     found = []
     norms = norms or [1.0] * len(losses)
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
@@ -35,7 +35,7 @@ def judged(detector: AnomalyDetector, losses: list[float], norms: list[float] | 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_values_that_are_no_numbers_are_found_at_the_first_step(value: float) -> None:
+def test_values_that_are_not_finite_are_found_from_the_first_step(value: float) -> None:
     (bad,) = judged(AnomalyDetector(0.0, ()), [value])
     assert (bad.step, bad.position) == (1, 0)
     assert str(value) in bad.reason
@@ -57,18 +57,18 @@ def test_a_small_loss_may_jump_by_multiples() -> None:
     assert judged(AnomalyDetector(3.0, ()), [*usual, 1.1])
 
 
-def test_too_few_losses_say_nothing_of_a_spike() -> None:
+def test_too_few_losses_reveal_no_spike() -> None:
     assert not judged(AnomalyDetector(3.0, ()), [1.0] * (ENOUGH - 1) + [100.0])
     assert judged(AnomalyDetector(3.0, ()), [1.0] * ENOUGH + [100.0])
 
 
-def test_a_spike_does_not_raise_what_is_usual() -> None:
+def test_a_spike_does_not_raise_the_median() -> None:
     detector = AnomalyDetector(3.0, ())
     assert len(judged(detector, [1.0] * ENOUGH + [100.0] * 50)) == 50
     assert detector.recent_losses == (1.0,) * ENOUGH
 
 
-def test_the_history_goes_over_from_one_process_to_the_next() -> None:
+def test_the_history_passes_from_one_process_to_the_next() -> None:
     detector = AnomalyDetector(3.0, ())
     judged(detector, [float(step) for step in range(1, 100)])
     assert detector.recent_losses == tuple(float(step) for step in range(100 - HISTORY, 100))
@@ -101,16 +101,16 @@ def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: 
     assert [sample["key"] for sample in line["samples"]] == [mixture.row(row).key for row in rows]
     assert line["samples"][0]["where"] == mixture.where(rows[0])
     with open(tmp_path / SKIPPED, "a") as file:
-        file.write('{"position": 6')  # a kill cut it off
+        file.write('{"position": 6')  # cut off by a kill
     again = Skipped(tmp_path, (), 10, 0, 16)
     assert again.positions == {32}
     assert skipped.positions == {32, 48}
     assert skipped.positions_before(48) == (32,)
     again.add(Anomaly(5, 64, "the loss is nan"), 16, draws, mixture)
-    assert Skipped(tmp_path, (), 10, 0, 16).positions == {32, 64}, "what is listed next is not lost with it"
+    assert Skipped(tmp_path, (), 10, 0, 16).positions == {32, 64}, "the next line is not lost with it"
 
 
-def test_samples_that_were_left_out_stay_so_in_batches_of_another_size(scenes: Path, tmp_path: Path) -> None:
+def test_samples_stay_left_out_in_batches_of_another_size(scenes: Path, tmp_path: Path) -> None:
     mixture = Mixture([scenes / "train"])
     skipped = Skipped(tmp_path, (), 10, 0, 16)
     skipped.add(Anomaly(4, 48, "the loss is nan"), 16, MixtureSampler([len(mixture)], [1.0], 0), mixture)
@@ -120,7 +120,7 @@ def test_samples_that_were_left_out_stay_so_in_batches_of_another_size(scenes: P
         [48, 56],
         [42, 52, 62],
     ]
-    assert Skipped(tmp_path, (32,), 10, 64, 32).positions == {32}, "the checkpoint knows what lies before it"
+    assert Skipped(tmp_path, (32,), 10, 64, 32).positions == {32}, "the checkpoint knows those before it"
 
 
 def test_left_out_pairs_of_images_with_several_captions_are_listed_by_their_rows(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A minute of pretraining on a world with known answers, then scenes that were held out."""
+"""A minute of pretraining on a world with known answers, measured on held-out scenes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from tests.conftest import mvlm_command, run_command
 
-# What would keep a model from learning is told sooner, and by more, by the oracle and by parity with the plain loop.
+# The oracle and the parity with the plain loop show sooner, and more precisely, what would keep a model from learning.
 pytestmark = pytest.mark.campaign
 
 SMALLER = [
@@ -51,10 +51,10 @@ def measure(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Measure
 
 
 @pytest.mark.parametrize(("part", "least"), [("eval", 0.85), ("novel", 0.7)])
-def test_hidden_words_are_read_off_the_image(measure: Measure, part: str, least: float) -> None:
+def test_masked_words_are_read_off_the_image(measure: Measure, part: str, least: float) -> None:
     accuracy = measure("reconstruction", part, "--words", WORDS)["word_accuracy"]
     assert accuracy["right"] > least
-    for other in ("none", "wrong"):  # then only that it is one of six colours or of four shapes
+    for other in ("none", "wrong"):  # known is only that it is one of six colours or of four shapes
         assert accuracy[other] < 0.4
 
 

@@ -1,4 +1,4 @@
-"""Attempts at one run: each its own number, and the earlier ones are told."""
+"""Attempts at one run: each has its own number, and earlier ones learn that they are superseded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_each_attempt_has_its_own_number(tmp_path: Path) -> None:
     assert sorted(numbers) == list(range(1, 41))
 
 
-def test_only_the_newest_goes_on(tmp_path: Path) -> None:
+def test_only_the_newest_is_not_superseded(tmp_path: Path) -> None:
     first = FencingToken(tmp_path)
     assert not first.superseded()
     second = FencingToken(tmp_path)
@@ -32,7 +32,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         FencingToken(tmp_path / "run")
 
 
-def test_one_that_a_full_disk_stopped_breaks_no_chain(mount_disk: Callable[[str], Path]) -> None:
+def test_an_attempt_that_a_full_disk_stopped_breaks_no_chain(mount_disk: Callable[[str], Path]) -> None:
     disk = mount_disk("64k")
     chain = FencingToken(disk / "run").writer.chain
     (disk / "full").write_bytes(bytes(60 << 10))

@@ -1,4 +1,4 @@
-"""`train.micro_batch = "auto"`: bounded by memory, agreed, and kept when a run is resumed."""
+"""`train.micro_batch = "auto"`: bounded by memory, and kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def described(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.campaign
-def test_it_is_bounded_by_memory_and_kept(
+def test_auto_is_bounded_by_memory_and_kept(
     train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -38,9 +38,9 @@ def test_it_is_bounded_by_memory_and_kept(
     assert described(whole)["micro_batch"] == 16  # the whole global batch: a model of kilobytes
 
     one, two = asked
-    assert one < two < 2 * one + 1000  # what grows with the pairs, beside gradients
+    assert one < two < 2 * one + 1000  # beside what grows with the pairs there are gradients
     parameters = described(whole)["parameters"]
-    enough_for_eight = one + parameters * 12 + 10 * (two - one)  # and not for sixteen: five slopes more
+    enough_for_eight = one + parameters * 12 + 10 * (two - one)  # sixteen need five times (two - one) more
     monkeypatch.setattr(auto_batch, "available_memory", lambda: enough_for_eight / auto_batch.HOST_SHARE)
     run = tmp_path / "run"
     assert train_here(run, AUTO, "train.steps=2") == 0
@@ -56,19 +56,21 @@ def test_it_is_bounded_by_memory_and_kept(
     assert losses_by_step(run) == losses_by_step(given)
 
 
-def test_a_run_that_had_a_given_one_finds_its_own_when_resumed(train_here: TrainHere, tmp_path: Path) -> None:
+def test_a_run_resumed_with_auto_replaces_the_size_that_it_was_given(train_here: TrainHere, tmp_path: Path) -> None:
     assert train_here(tmp_path / "run", "train.micro_batch=8", "train.steps=1") == 0
     assert train_here(tmp_path / "run", AUTO, "train.steps=2") == 0
     assert described(tmp_path / "run")["micro_batch"] == 16
 
 
-def test_no_room_at_all_is_a_sentence(train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_for_one_pair_is_a_sentence(
+    train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(auto_batch, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match="not even 1 pair fit into the memory of every rank"):
         train_here(tmp_path / "run", AUTO)
 
 
-def test_the_largest_that_does_not_run_out_is_taken() -> None:
+def test_the_largest_size_that_does_not_run_out_of_memory_is_taken() -> None:
     tried = []
 
     def attempt(pairs: int) -> None:

@@ -1,4 +1,4 @@
-"""Blocks compiled, and blocks computed again in backward: the same training, with less kept."""
+"""Compiled blocks, and blocks that backward recomputes: the same training, with less kept in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 
 def kept(model: nn.Module) -> int:
-    """Values that stay in memory between forward and backward, weights left out."""
+    """Bytes of the values, weights apart, that stay in memory between forward and backward."""
     alive: dict[int, weakref.ref] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -100,7 +100,7 @@ def test_memory_falls_with_the_share() -> None:
 
 
 class SmallBlock(nn.Module):
-    """Little to compile."""
+    """Quick to compile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ def test_stage_3_cannot_be_compiled() -> None:
         compile_blocks(make_vit(1), stage=3)
 
 
-def test_a_missing_compiler_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"train\.compile needs a C\+\+ compiler"):
         compile_blocks(make_vit(1), stage=0)

@@ -1,4 +1,4 @@
-"""Settings that are changed between a stop and a resume: told and taken, or refused; never silently."""
+"""Settings that change between a stop and a resume are applied and reported, or refused; never silently."""
 
 from __future__ import annotations
 
@@ -85,8 +85,7 @@ OTHER: dict[str, Any] = {
     "log.mlflow": "folder",
     "run.dir": "elsewhere",
 }
-"""Possible values of the keys for which neither a number doubled, nor a switch turned, nor "plain" is one."""
-
+"""Values of the keys for which `another` would find no valid one by doubling, negating or "plain"."""
 
 OF_DATA_EVAL = ("eval.select", "eval.patience", "eval.foils", "eval.classes")
 """Keys that mean nothing without data.eval."""
@@ -108,7 +107,7 @@ def resumed(*overrides: str, checkpoint: Path = CHECKPOINT) -> Resumed:
 
 
 @pytest.mark.parametrize("key", sorted(flat(Config())))
-def test_every_key_is_taken_and_told_or_refused_by_name(key: str) -> None:
+def test_a_change_of_any_key_is_applied_and_reported_or_refused_by_name(key: str) -> None:
     stored = flat(load_stored_config(KEPT / "zero0/config.toml"))[key]
     given, kind = another(key, stored), ON_RESUME[key]
     words = kept_words(KEPT / "zero0", f"{key}={as_toml(given)}")
@@ -122,7 +121,7 @@ def test_every_key_is_taken_and_told_or_refused_by_name(key: str) -> None:
         found = resumed(*words)
         assert flat(found.config)[key] == value
         sentences = [sentence for sentence in found.reported if f"{key}: " in sentence]
-        quiet = kind is OnResume.ORDER or key in ("run.dir", "checkpoint.resume")  # the first is told when it applies
+        quiet = kind is OnResume.ORDER or key in ("run.dir", "checkpoint.resume")  # an order is reported as it applies
         assert len(sentences) == (0 if quiet else 1)
         if sentences:
             assert f"{key}: {as_toml(stored)} -> {as_toml(value)}" in sentences[0]
@@ -133,7 +132,7 @@ def test_every_key_is_taken_and_told_or_refused_by_name(key: str) -> None:
         assert all(part in sentence for part in (as_toml(stored), as_toml(value), "leave it out", "checkpoint.init"))
 
 
-def test_what_may_change_leaves_the_model_its_parameters() -> None:
+def test_settings_that_may_change_leave_the_models_parameters_as_they_are() -> None:
     def parameters(config: Config) -> dict[str, torch.Size]:
         with torch.device("meta"):
             model = build_model(config.blueprint, Vocabulary(300, 1))
@@ -147,18 +146,18 @@ def test_what_may_change_leaves_the_model_its_parameters() -> None:
         assert parameters(resumed(*kept_words(KEPT / "zero0", given)).config) == before, key
 
 
-def test_every_key_says_what_a_change_does() -> None:
+def test_on_resume_has_every_key() -> None:
     assert set(ON_RESUME) == set(flat(Config()))
 
 
-def test_what_is_not_set_any_more_is_kept_and_told() -> None:
+def test_a_setting_that_is_no_longer_given_is_kept_and_reported() -> None:
     found = resumed(*kept_words(KEPT / "zero2"), checkpoint=KEPT / "zero2/checkpoints/step_00000003")
     assert found.config.train.ema == 0.9
-    (told,) = (sentence for sentence in found.reported if "Kept" in sentence)
-    assert "train.ema = 0.9 (default 0.0)" in told
+    (reported,) = (sentence for sentence in found.reported if "Kept" in sentence)
+    assert "train.ema = 0.9 (default 0.0)" in reported
 
 
-def test_changes_are_told_taken_and_kept_with_each_attempt(
+def test_changes_are_reported_applied_and_kept_with_each_attempt(
     resume_kept: Resume, capfd: pytest.CaptureFixture[str]
 ) -> None:
     changes = ["optim.lr=0.005", "objectives.itc=0.5", "objectives.itm=0", "optim.clip=0.5", "train.ema=0.9"]
@@ -217,7 +216,9 @@ def test_a_change_that_a_kept_key_would_hide_is_refused(key: str, hiding: str) -
     assert flat(resume_config(both, frozenset([key, name]), start).config)[key] == 99
 
 
-def test_a_changed_stage_is_told(resume_kept: Resume, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_zero_stage_is_reported(
+    resume_kept: Resume, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = resume_kept(0)
     capfd.readouterr()
     run.rename(tmp_path / "zero1")
@@ -230,8 +231,8 @@ def steps(config: Config, samples: int, state: TrainState | None = None) -> tupl
     return schedule_steps(config.train, config.optim, samples, state)
 
 
-def test_with_another_batch_the_learning_rate_goes_on_from_where_it_was() -> None:
-    """Halved at 4,000 of 10,000 samples, of which a warm-up takes the first 1,000."""
+def test_with_another_batch_the_learning_rate_continues_from_where_it_was() -> None:
+    """The batch is halved at 4,000 of 10,000 samples, the first 1,000 of which are warm-up."""
     words = ["train.epochs=10", "optim.warmup_epochs=1", "optim.warmup_steps=-1", "train.steps=0"]
     before = load_config(TOML, [*words, "train.global_batch=20"])
     after = load_config(TOML, [*words, "train.global_batch=10"])
@@ -246,7 +247,7 @@ def test_with_another_batch_the_learning_rate_goes_on_from_where_it_was() -> Non
     assert steps(before, 1000, skipped) == (500, 50)
 
 
-def test_a_loss_that_is_weighted_anew_is_no_spike(resume_kept: Resume, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_with_new_weights_is_no_spike(resume_kept: Resume, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anomaly, "ENOUGH", 1)
     run = resume_kept(0, "objectives.text=30", "train.max_skipped=0")
     assert min(line["loss"] for line in read_metrics(run)[3:]) > 3 * max(line["loss"] for line in read_metrics(run)[:3])

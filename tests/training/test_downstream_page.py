@@ -19,7 +19,7 @@ SMALLER = {"6000": "400", "4000": "160", "400": "20", "width >= 224 and source =
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder to run them in, with the pictures and files that the page speaks of."""
+    """A folder to run the commands in, with the pictures and files that the page mentions."""
     folder = tmp_path_factory.mktemp("page")
     for name in ("examples", "ds_configs"):
         (folder / name).symlink_to(ROOT / name)
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
 
 
 def run(words):
-    """In this process; training is given a tiny model and two steps."""
+    """Run a command in this process, training with a tiny model for two steps."""
     match words:
         case ["python", "-m", "data_tools", *rest]:
             return data_tools([SMALLER.get(word, word) for word in rest])

@@ -1,4 +1,4 @@
-"""A user's DeepSpeed JSON meets the run's TOML: what agrees is filled in, what contradicts is named."""
+"""A user's DeepSpeed JSON meets the run's TOML: gaps are filled in, contradictions are named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture(autouse=True)
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that "auto" turns no bf16 on for, whatever this machine is."""
+    """A CPU on which "auto" leaves bf16 off, whatever this machine is."""
     monkeypatch.setattr(probes, "CPU_FLAGS", frozenset())
 
 
@@ -35,7 +35,6 @@ def config(*overrides: str) -> Config:
 
 
 def batch_of(*overrides: str) -> Train:
-    """What a batch is divided by."""
     return config(*overrides).train
 
 
@@ -54,7 +53,7 @@ def refusal(content: dict[str, Any], *overrides: str) -> str:
     return message
 
 
-def test_a_scheduler_of_deepspeed_is_no_other_schedule() -> None:
+def test_a_deepspeed_scheduler_must_be_the_runs_schedule() -> None:
     named = {"scheduler": {"type": "WarmupCosineLR", "params": {"cos_min_ratio": 0.1}}}
     assert "WarmupCosineLR" in refusal(named, "optim.schedule=wsd") and resolved(named)
     resolved(HUGGING_FACE, "optim.schedule=wsd")
@@ -107,7 +106,7 @@ def test_hugging_faces_auto_is_filled_in_everywhere(stage: int) -> None:
     zero = found["zero_optimization"]
     assert zero["reduce_bucket_size"] == 2_000_000  # a tenth of the model
     assert zero["stage3_param_persistence_threshold"] == 100_000
-    assert "optimizer" not in found and "scheduler" not in found  # ours are handed over as objects
+    assert "optimizer" not in found and "scheduler" not in found  # DeepSpeed gets ours as objects
 
 
 def test_the_users_own_json_is_not_changed() -> None:
@@ -211,7 +210,7 @@ def test_a_contradiction_names_both_values_and_both_files(
         ({"zero_optimization": {"offload_optimizer": {"device": "auto"}}}, ("offload_optimizer.device", "auto")),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(content: dict[str, Any], parts: tuple[str, ...]) -> None:
+def test_settings_that_cannot_work_are_refused_by_name(content: dict[str, Any], parts: tuple[str, ...]) -> None:
     message = refusal(content)
     for part in parts:
         assert part in message
@@ -228,12 +227,12 @@ def test_fp16_with_a_zero_stage_is_let_through() -> None:
 
 
 @pytest.mark.parametrize("content", [{"zero_optimization": None}, {"zero_optimization": {}}, {"optimizer": None}])
-def test_nothing_said_is_stage_0(content: dict[str, Any]) -> None:
+def test_the_default_is_stage_0(content: dict[str, Any]) -> None:
     assert resolved(content)["zero_optimization"]["stage"] == 0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.name)
-def test_the_files_we_ship_resolve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_files_resolve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/scratch")
     assert "auto" not in json.dumps(resolved(read_deepspeed_json(path)))
 
@@ -329,7 +328,7 @@ def test_a_whole_zero_2_file_is_refused_for_its_schedule_alone() -> None:
     assert "scheduler" not in found
 
 
-def test_auto_that_deepspeed_knows_a_default_for_is_left_to_it() -> None:
+def test_auto_is_left_to_deepspeed_if_it_has_a_default() -> None:
     zero = resolved({"zero_optimization": {"stage": 3, "stage3_max_live_parameters": "auto", "sub_group_size": "auto"}})
     assert {"stage3_max_live_parameters", "sub_group_size"}.isdisjoint(zero["zero_optimization"])
 
@@ -345,7 +344,7 @@ def test_auto_that_deepspeed_knows_a_default_for_is_left_to_it() -> None:
         (False, False, "amx_bf16", True),
     ],
 )
-def test_bf16_auto_is_on_where_the_device_gains_by_it(
+def test_bf16_auto_is_on_if_the_device_gains_by_it(
     cuda: bool, native: bool, flags: str, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probes, "CPU_FLAGS", frozenset(flags.split()))
@@ -366,7 +365,7 @@ def test_hpz_auto_is_the_ranks_of_a_node(hosts: list[str], size: int, monkeypatc
     assert found["zero_optimization"]["zero_hpz_partition_size"] == size
 
 
-def test_parameters_in_files_cannot_be_summed() -> None:
+def test_checksums_do_not_go_with_parameters_on_nvme() -> None:
     zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/scratch"}}
     content = {"bf16": {"enabled": True}, "zero_optimization": zero}
     resolved(content)
@@ -442,7 +441,7 @@ def test_the_most_ranks_that_divide_the_batch_are_used(overrides: list[str], wor
 
 
 class Asked(dict[str, Any]):
-    """Notes which of its keys are asked for, whether they are there or not."""
+    """Notes which keys are asked for, present or not."""
 
     def __init__(self, content: dict[str, Any], name: str, found: set[str]) -> None:
         super().__init__(content)
@@ -515,7 +514,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known(content: dict[str, Any],
         ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "zero_optimization.mics_shard_size"),
     ],
 )
-def test_what_would_change_the_training_is_refused(content: dict[str, Any], name: str) -> None:
+def test_settings_that_would_change_the_training_are_refused(content: dict[str, Any], name: str) -> None:
     assert f"{name!r} cannot work here" in refusal(content)
 
 
@@ -535,7 +534,7 @@ def test_what_would_change_the_training_is_refused(content: dict[str, Any], name
         ({}, ("train.compile=true",), "train.compile"),
     ],
 )
-def test_what_layers_that_are_split_do_not_go_with_is_refused(
+def test_settings_that_do_not_go_with_split_layers_are_refused(
     content: dict[str, Any], words: tuple[str, ...], reason: str
 ) -> None:
     split = {"tensor_parallel": {"autotp_size": 2}}
@@ -552,8 +551,8 @@ def test_what_layers_that_are_split_do_not_go_with_is_refused(
         ("zero_hpz_partition_size", 2),
     ],
 )
-def test_what_muon_does_not_go_with_is_refused_by_whoever_reads_the_json(key: str, value: object) -> None:
-    """So by check and plan too, and not when the model has been built."""
+def test_settings_that_do_not_go_with_muon_are_refused_as_the_json_is_read(key: str, value: object) -> None:
+    """So check and plan refuse them too, and training does before it builds the model."""
     content = {"zero_optimization": {"stage": 3, key: value}}
     resolved(content)
     message = refusal(content, "optim.name=muon")
@@ -561,7 +560,7 @@ def test_what_muon_does_not_go_with_is_refused_by_whoever_reads_the_json(key: st
 
 
 @pytest.mark.parametrize("value", [-1, "two", 1.5, True])
-def test_ranks_that_split_layers_are_a_number(value: object) -> None:
+def test_the_number_of_ranks_that_split_layers_is_checked(value: object) -> None:
     assert "tensor_parallel.autotp_size is" in refusal({"tensor_parallel": {"autotp_size": value}})
 
 
@@ -572,13 +571,13 @@ def test_ranks_that_split_layers_are_launched_together() -> None:
         usable_ranks(train, 3, 4)
 
 
-def test_gradients_are_summed_as_the_trainer_expects() -> None:
+def test_settings_that_sum_gradients_otherwise_are_refused() -> None:
     for key, value in (("gradient_allreduce_op", "sum"), ("managed_gradient_accumulation", False)):
         assert f"sets {key} to {value!r} but" in refusal({key: value})
     resolved({"gradient_allreduce_op": "mean", "managed_gradient_accumulation": True})
 
 
-def test_what_does_nothing_here_is_told_and_kept_from_deepspeed() -> None:
+def test_settings_without_effect_here_are_reported_and_kept_from_deepspeed() -> None:
     given = {
         "activation_checkpointing": {"partition_activations": True, "cpu_checkpointing": False},
         "checkpoint": {"use_node_local_storage": True},
@@ -593,8 +592,8 @@ def test_what_does_nothing_here_is_told_and_kept_from_deepspeed() -> None:
     found = resolved(given)
     assert not given.keys() & found.keys() - {"zero_optimization", "steps_per_print"}
     assert "mics_shard_size" not in found["zero_optimization"] and found["steps_per_print"] == 10
-    told = unused(given | {"tensor_parallel": {"autotp_size": 2, "preset_model": "llama"}}, "user.json")
-    assert [sentence.split(" is not used: ")[0] for sentence in told] == [
+    reported = unused(given | {"tensor_parallel": {"autotp_size": 2, "preset_model": "llama"}}, "user.json")
+    assert [sentence.split(" is not used: ")[0] for sentence in reported] == [
         "user.json: activation_checkpointing",
         "user.json: checkpoint",
         "user.json: tensor_parallel.preset_model",
@@ -620,14 +619,14 @@ def test_bf16_may_go_by_its_former_name() -> None:
         ({"flops_profiler": True}, "refused by DeepSpeed"),
     ],
 )
-def test_a_value_that_deepspeed_would_not_take_is_named(content: dict[str, Any], words: str) -> None:
+def test_a_value_that_deepspeed_would_refuse_is_named(content: dict[str, Any], words: str) -> None:
     assert words in refusal(content)
 
 
-def test_deepspeed_is_told_to_be_silent_by_whoever_reads_its_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = ("DS_ACCELERATOR", "DEEPSPEED_LOG_LEVEL")
+def test_reading_a_deepspeed_json_silences_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = ("DS_ACCELERATOR", "DEEPSPEED_LOG_LEVEL")
     for ask in (lambda: check_keys({}, "ds.json"), lambda: check_values({}, "ds.json")):
-        for name in told:
+        for name in variables:
             monkeypatch.setenv(name, "x")
             monkeypatch.delenv(name)
         ask()
@@ -637,9 +636,9 @@ def test_deepspeed_is_told_to_be_silent_by_whoever_reads_its_json(monkeypatch: p
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("command", ["check", "plan"])
-def test_a_command_that_reads_a_json_says_nothing_of_deepspeeds(command: str) -> None:
+def test_a_command_that_reads_a_json_prints_none_of_deepspeeds_lines(command: str) -> None:
     words = ["tiny", "--deepspeed_config", "cpu", *(["--gpu", "rtx-4090"] if command == "plan" else [])]
-    environment = {name: value for name, value in os.environ.items() if name not in ("DS_ACCELERATOR",)}
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     ended = subprocess.run(
         [sys.executable, "-m", "mvlm", command, *words],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Fine-tuning in the same loop: what it starts from, what it leaves, that resuming is exact, and its numbers."""
+"""Fine-tuning in the same loop: what it takes over from pretraining, exact resuming, and its measurements."""
 
 from __future__ import annotations
 
@@ -40,24 +40,14 @@ STEPS = 4
 
 @pytest.fixture(scope="session")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """worlds(task) -> a folder with `train` and `eval` shards of it."""
+    """worlds(task) -> a folder with `train` and `eval` shards."""
     folder = tmp_path_factory.mktemp("worlds")
 
     def made(task: str) -> Path:
         out = folder / task
         if not out.exists():
-            words = [
-                "synth",
-                "--task",
-                WORLDS.get(task, task),
-                "--count",
-                "160",
-                "--seed",
-                "3",
-                "--split",
-                "train=0.8,eval=0.2",
-            ]
-            assert data_tools([*words, "--out", str(out)]) == 0
+            words = ["--task", WORLDS.get(task, task), "--count", "160", "--seed", "3", "--split", "train=0.8,eval=0.2"]
+            assert data_tools(["synth", *words, "--out", str(out)]) == 0
         return out
 
     return made
@@ -90,7 +80,7 @@ def test_a_task_starts_from_pretraining_and_is_measured(
     assert train_here(run, *tuning(shards, task, pretrained, "model.image_size=48")) == 0
 
     said = capsys.readouterr().err.replace("\n", "")
-    whole = task == "entailment"  # the words of its sentences are those of captions
+    whole = task == "entailment"  # its sentences use the words of captions
     assert ("Texts are cut at data.text_length = " in said) != whole
     assert "vision.vit.pos_embed resized from 1 x 5 x 32 to 1 x 10 x 32; 6 new (head.0.weight, " in said
     listed = json.loads((run / "started_from.json").read_text())["parts"][0]
@@ -124,7 +114,7 @@ def test_a_task_starts_from_pretraining_and_is_measured(
 
 
 def unanswered_questions_are_predicted(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """test-dev and test-std, as published: what the server takes comes out, and nothing can be trained on them."""
+    """From test-dev and test-std as published come the files that the server takes; training on them is refused."""
     (folder / "test2015").mkdir()
     asked = [(262144000, 262144, "what colour is the circle?"), (262144001, 262144, "where is the star?")]
     Image.new("RGB", (48, 48), "red").save(folder / "test2015/COCO_test2015_000000262144.jpg")
@@ -146,7 +136,7 @@ def unanswered_questions_are_predicted(run: Path, folder: Path, capsys: pytest.C
         find_answers(Task("vqa"), Mixture((str(shards),), task="vqa"))
 
 
-def test_going_on_with_a_task_changes_no_loss(
+def test_resuming_a_task_changes_no_loss(
     train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], tmp_path: Path
 ) -> None:
     words = tuning(worlds("vqa"), "vqa", pretrained, "model.dropout=0.1", "checkpoint.every=2")
@@ -163,7 +153,7 @@ def task_losses(run: Path) -> dict[int, tuple[float, float]]:
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in read_metrics(run) if "loss" in line}
 
 
-def test_retrieval_has_its_two_losses_alone(train_here: TrainHere, pretrained: Path, tmp_path: Path) -> None:
+def test_retrieval_has_only_its_two_losses(train_here: TrainHere, pretrained: Path, tmp_path: Path) -> None:
     words = ["task.name=retrieval", f"checkpoint.init={pretrained}", "data.tokenizer=''", "train.steps=2"]
     assert train_here(tmp_path / "run", *words) == 0
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
@@ -171,10 +161,10 @@ def test_retrieval_has_its_two_losses_alone(train_here: TrainHere, pretrained: P
     assert load_run(tmp_path / "run").blueprint.objectives.image == 0
 
 
-def test_a_run_that_begins_with_another_reads_texts_as_that_one_does(
+def test_a_run_that_starts_from_another_uses_its_tokens(
     train_here: TrainHere, pretrained: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    """By tokens that its weights know, though those of its own captions would be as many."""
+    """The weights know these, though the run's own captions would yield as many."""
     words = [f"checkpoint.init={pretrained}", f"data.train={scenes}/eval", "train.steps=1"]
     assert train_here(tmp_path / "run", *words, "data.tokenizer=auto") == 0
     known = load_tokenizer(str(pretrained / "tokenizer")).get_vocab()
@@ -193,10 +183,10 @@ def test_a_metric_that_is_not_measured_is_refused_before_training(worlds: Callab
         Evaluator(data, Task("entailment"), Objectives(), 32, Eval(select="eval/mean_recall"), 0)
 
 
-def test_a_pair_that_cannot_be_read_is_stood_in_for_by_two(
+def test_stand_ins_replace_both_images_of_an_unreadable_pair(
     worlds: Callable[[str], Path], pretrained: Path, tmp_path: Path
 ) -> None:
-    """And by nothing after it: what cannot be read may take long to say so."""
+    """And all pairs after it, unread: an unreadable one may take long to fail."""
     shards = shutil.copytree(worlds("nlvr2") / "eval", tmp_path / "shards")
     shard = shards / "000000.arrow"
     shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\0PNG", 1))
@@ -211,7 +201,7 @@ def test_a_pair_that_cannot_be_read_is_stood_in_for_by_two(
     assert dataset.samples([2])[0].any()
 
 
-def test_nor_is_accuracy_on_questions_without_answers(tmp_path: Path) -> None:
+def test_accuracy_on_questions_without_answers_is_refused_as_metric(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "COCO_test2015_000000000001.jpg")
     asked = [{"image_id": 1, "question_id": number, "question": "what is it?"} for number in range(2)]
     (tmp_path / "asked.json").write_text(json.dumps({"questions": asked}))
@@ -223,7 +213,7 @@ def test_nor_is_accuracy_on_questions_without_answers(tmp_path: Path) -> None:
         Evaluator(Data(eval=(shards,)), Task("vqa"), Objectives(), 32, Eval(select="eval/accuracy"), 0)
 
 
-def test_nor_is_one_of_an_objective_without_weight_or_of_no_kind_of_foils(
+def test_metrics_of_objectives_without_weight_and_of_unknown_kinds_of_foils_are_refused(
     worlds: Callable[[str], Path], scenes: Path
 ) -> None:
     data, foils = Data(eval=(f"{scenes}/eval",)), (f"{worlds('foils')}/eval",)
@@ -259,7 +249,7 @@ def test_a_store_of_held_out_data_is_given_up_before_the_other_ranks_do(
     assert evaluate._mixture.cache.outages.patience == waits < dist.TIMEOUT.total_seconds() / 60
 
 
-def test_mistakes_are_told_in_a_sentence(
+def test_mistakes_are_reported_in_a_sentence(
     train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], scenes: Path, tmp_path: Path
 ) -> None:
     shards = worlds("vqa")
@@ -285,7 +275,7 @@ def test_two_ranks_train_and_predict_as_one(
     shards, toml, ds = worlds("nlvr2"), str(ROOT / "mvlm/configs/nlvr2.toml"), str(ROOT / "ds_configs/cpu.json")
     small = [*TINY, "model.vision=vit_base_patch16_224", "model.text=roberta", "model.text_weights=random"]
     words = [*small, *tuning(shards, "nlvr2", pretrained, "data.workers=1")]
-    auto = "train.micro_batch=auto"  # which the ranks agree on: all of their share fits
+    auto = "train.micro_batch=auto"  # the ranks agree: the whole of their share fits
     two = mvlm_command("train", toml, "--deepspeed_config", ds, f"run.dir={tmp_path}/two", *words, auto, ranks=2)
     done = run_command(two)
     assert done.returncode == 0, done.stdout + done.stderr

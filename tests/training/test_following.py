@@ -1,4 +1,4 @@
-"""Evaluation as a job of its own, and what is evaluated while a run trains: retrieval, foils and classification."""
+"""Evaluation as a job of its own, and during training: retrieval, foils and classification."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def words(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("damaged", ["rows", "foils", "classes"])
-def test_what_cannot_be_read_is_told_once_all_is_over(
+def test_unreadable_held_out_data_is_reported_after_the_evaluation(
     one_rank: None, trained: Path, words: list[str], tmp_path: Path, damaged: str
 ) -> None:
     config = load_config(TOML, [*TINY, *words, "eval.select="])
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_told_once_all_is_over(
 
 
 @pytest.mark.campaign
-def test_a_job_beside_a_run_finds_what_the_run_would_have_found(
+def test_a_job_beside_a_run_finds_what_the_run_itself_would(
     train_here: TrainHere, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     itself, left = tmp_path / "itself", tmp_path / "left"
@@ -116,7 +116,7 @@ def test_a_job_beside_a_run_finds_what_the_run_would_have_found(
     assert step_of(found) == best and fingerprint(found) == fingerprint(find_checkpoint(itself / "best"))
 
     assert main(["evaluate", "--follow", str(left)]) == 0
-    assert read_evaluations(left) == lines, "what is known is not measured again"
+    assert read_evaluations(left) == lines, "known steps are not evaluated again"
     with open(left / EVALUATING / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["evaluate", "--follow", str(left)]) == 1
@@ -135,7 +135,7 @@ def test_a_metric_that_is_not_measured_is_refused_before_training(words: list[st
         evaluator(load_config(TOML, [*TINY, *words, "eval.select=eval/recall"]))
 
 
-def test_following_takes_what_the_run_says(capfd: pytest.CaptureFixture[str]) -> None:
+def test_following_takes_the_task_from_the_run(capfd: pytest.CaptureFixture[str]) -> None:
     for words in (["--follow", "runs/x", "retrieval", "--checkpoint", "x", "--data", "x"], ["--data", "x"]):
         with pytest.raises(SystemExit) as ended:
             main(["evaluate", *words])
@@ -144,16 +144,16 @@ def test_following_takes_what_the_run_says(capfd: pytest.CaptureFixture[str]) ->
     assert "leave the task out" in said and "a task is required, or --follow RUN" in said
 
 
-def test_a_checkpoint_is_not_followed_and_a_run_that_is_gone_no_longer(
+def test_neither_a_checkpoint_nor_a_deleted_run_is_followed(
     train_here: TrainHere, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The one never becomes a run, the other would be waited for to no end."""
+    """Either would be waited for forever."""
     run = tmp_path / "run"
     assert train_here(run, *words, "eval.every=-1", "train.steps=2", "checkpoint.every=1") == 0
     checkpoint = find_checkpoint(run)
     assert main(["evaluate", "--follow", str(checkpoint)]) == 1
     assert f"{checkpoint} is a checkpoint, which has no log: give the folder of its run." in capsys.readouterr().err
-    (run / RUN_JSON).unlink()  # as of a run that has not come to its end
+    (run / RUN_JSON).unlink()  # as if the run had not ended
     job = EvaluationJob(run, (), lambda sentence: shutil.rmtree(run) if "step 2" in sentence else None)
     with pytest.raises(UserError, match=f"{run} has been moved or deleted: follow the run where it is now"):
         job.follow()
@@ -166,7 +166,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         read_evaluations(tmp_path)
 
 
-def test_a_step_that_was_evaluated_again_counts_as_it_was_last(tmp_path: Path) -> None:
+def test_the_last_evaluation_of_a_step_counts(tmp_path: Path) -> None:
     lines = [{"step": 4, SELECT: 0.9}, {"step": 8, SELECT: 0.5}, {"step": 4, SELECT: 0.1}]
     (tmp_path / EVALUATIONS).write_text("".join(json.dumps(line | {"weights": "w"}) + "\n" for line in lines))
     job = EvaluationJob(tmp_path, (), print)
@@ -175,7 +175,7 @@ def test_a_step_that_was_evaluated_again_counts_as_it_was_last(tmp_path: Path) -
     assert best and (best.step, best.value) == (8, 0.5)
 
 
-def test_what_was_evaluated_before_eval_select_was_changed_is_no_best(tmp_path: Path) -> None:
+def test_evaluations_from_before_eval_select_was_changed_are_not_the_best(tmp_path: Path) -> None:
     lines = [{"step": 4, "eval/mean_recall": 0.9}, {"step": 8, SELECT: 0.5}]
     (tmp_path / EVALUATIONS).write_text("".join(json.dumps(line | {"weights": "w"}) + "\n" for line in lines))
     job = EvaluationJob(tmp_path, (), print)
@@ -194,7 +194,7 @@ def empty_index(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_weights, empty_index])
-def test_a_damaged_checkpoint_is_told_once_as_what_it_is(
+def test_a_damaged_checkpoint_is_reported_once_as_damaged(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
 ) -> None:
     run = tmp_path / "run"

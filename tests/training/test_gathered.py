@@ -1,5 +1,4 @@
-"""Features that real gloo ranks have of each other, in blocks and by a ring, against the formula on the whole batch in
-float64."""
+"""Features that gloo ranks exchange, in blocks and by a ring, against the formula on the whole batch in float64."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ SHARE, WIDTH = 6, 16
 
 
 def whole_batch(pairs: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Images, texts, temperature and bias in float64, and image and caption of each pair, of which some share one."""
+    """Images, texts, temperature and bias in float64, and the image and caption of each pair; some pairs share one."""
     generator = torch.Generator().manual_seed(pairs)
     image, text = (torch.randn(pairs, WIDTH, generator=generator, dtype=torch.float64) for _ in "ab")
     sides = [torch.nn.functional.normalize(x, dim=-1) for x in (image, text)]
     ids = torch.arange(2 * pairs).view(pairs, 2)
-    ids[pairs - 1, 0], ids[SHARE, 1] = ids[0, 0], ids[1, 1]  # of two ranks each, where there are two
+    ids[pairs - 1, 0], ids[SHARE, 1] = ids[0, 0], ids[1, 1]  # across ranks
     return [*sides, torch.tensor([0.2]).double(), torch.tensor([-1.0]).double()], ids
 
 
@@ -69,7 +68,7 @@ def on_rank(rank: int, ranks: int, meeting: str) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("ranks", [2, 3, 16])
-def test_every_rank_has_its_part_of_the_whole(ranks: int, tmp_path: Path) -> None:
-    """Two ranks in training steps are in tests/training/gradient_matrix.py."""
+def test_every_rank_has_its_share_of_loss_and_gradients(ranks: int, tmp_path: Path) -> None:
+    """tests/training/gradient_matrix.py tries two ranks in training steps."""
     meeting = str(tmp_path / "meeting")
     torch.multiprocessing.start_processes(on_rank, (ranks, meeting), nprocs=ranks, start_method="forkserver")

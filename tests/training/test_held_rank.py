@@ -1,4 +1,4 @@
-"""A rank that is held: it imports all that it needs, and touches nothing of the run before it is told to begin."""
+"""A held rank imports all that it needs, and touches nothing of the run before it is told to begin."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_a_held_rank_waits_for_a_word_and_ends_without_it(released: bool, scenes
 
 
 def held(pipe: str, words: list[str]) -> int:
-    """A target: `mvlm` with a pipe as its standard input."""
+    """What the rank runs: `mvlm` with a pipe as its standard input."""
     sys.stdin = open(pipe)  # noqa: SIM115 - until this process ends
     return mvlm(*words)
 
 
 def reads(pid: int, path: str) -> bool:
-    """Whether a process waits for what comes from a file."""
+    """Whether a process is blocked reading a file."""
     call = Path(f"/proc/{pid}/syscall").read_text().split()  # its number and arguments, or "running"
     return call[0] == "0" and os.readlink(f"/proc/{pid}/fd/{int(call[1], 16)}") == path
