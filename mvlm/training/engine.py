@@ -158,6 +158,8 @@ class Engine:
         cannot_halve = self._loss_scale is not None and self._loss_scale.is_smallest
         self._gradients.wanted = metrics is not None
         parts = self._accumulate(micro_batches, step, metrics)
+        if self._loss_scale:
+            self._loss_scale.finish_update()
         if self._reduction and self._reduction.grad_norm is not None:
             self.grad_norm = self._reduction.grad_norm
         elif not self._plain:

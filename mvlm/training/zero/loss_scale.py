@@ -1,4 +1,4 @@
-"""fp16's loss scale, which DeepSpeed halves when gradients overflow."""
+"""fp16's loss scale, which DeepSpeed halves when gradients overflow and doubles when they have not for long."""
 
 from __future__ import annotations
 
@@ -17,8 +17,22 @@ class LossScale:
 
     def __init__(self, scaler: Any) -> None:
         self._scaler = scaler
+        self._update, self._doubled = scaler.update_scale, 0.0
         if scaler.dynamic:
             scaler.raise_error_at_min_scale = False  # the engine says it in a sentence
+            scaler.update_scale = self._update_later
+
+    def _update_later(self, overflowed: bool) -> None:
+        """Keep a doubled scale until `finish_update`: DeepSpeed has yet to divide this update's gradients by it."""
+        before = self._scaler.cur_scale
+        self._update(overflowed)
+        if self._scaler.cur_scale > before:
+            self._doubled, self._scaler.cur_scale = self._scaler.cur_scale, before
+
+    def finish_update(self) -> None:
+        """Double the scale if that is due, after an update."""
+        if self._doubled:
+            self._scaler.cur_scale, self._doubled = self._doubled, 0.0
 
     @property
     def now(self) -> float:
