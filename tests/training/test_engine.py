@@ -17,7 +17,7 @@ from tests.training.conftest import is_compiled
 from tests.training.engine_worker import describe_cpu_once, try_cases
 
 BF16 = {"enabled": True}
-FP16 = {"enabled": True, "initial_scale_power": 18, "hysteresis": 1, "loss_scale_window": 2}
+FP16 = {"enabled": True, "initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 2}
 """The gradients overflow until the scale is about 2 ** 15."""
 
 
@@ -113,7 +113,7 @@ def test_an_engine_rolled_back_in_place_repeats_its_steps(results: dict[str, Any
 def test_all_engines_train_alike(results: dict[str, Any], case: str) -> None:
     found, plain = results[case], results[PLAIN]
     close(found["to_kept"] + found["undisturbed"], plain["to_kept"] + plain["undisturbed"], case[:4])
-    assert [line["updates"] for line in found["to_kept"] + found["undisturbed"]] == [1, 2, 3, 4, 5]
+    assert [line["updates"] for line in found["to_kept"] + found["undisturbed"]] == [1, 2, 3, 4]
 
 
 @each_case("fp32", "bf16", "fp16")
@@ -122,7 +122,7 @@ def test_each_engine_resumes_from_the_state_of_another(results: dict[str, Any], 
     assert found["firsts"][0] == found["firsts"][1]
     if not any(line["overflowed"] for line in found["after_firsts"]):
         close(found["after_firsts"], plain["undisturbed"], case[:4])
-    assert found["after_firsts"][0]["updates"] == (3 if found["after_firsts"][0]["overflowed"] else 4)
+    assert found["after_firsts"][0]["updates"] == (2 if found["after_firsts"][0]["overflowed"] else 3)
 
 
 @each_case("fp32", "bf16", "fp16")
@@ -164,7 +164,7 @@ def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str
     lines = results[case]["to_kept"] + results[case]["undisturbed"]
     overflows = [line["overflowed"] for line in lines]
     assert overflows[0] and not all(overflows)
-    assert [line["updates"] for line in lines] == [overflows[: at + 1].count(False) for at in range(5)]
+    assert [line["updates"] for line in lines] == [overflows[: at + 1].count(False) for at in range(4)]
     scale, last, expected = 2.0 ** FP16["initial_scale_power"], 0, []
     for at, overflowed in enumerate(overflows):
         if overflowed:
@@ -173,6 +173,7 @@ def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str
             scale *= 2
         expected.append(scale)
     assert [line["loss_scale"]["cur_scale"] for line in lines] == expected
+    assert expected[-1] > min(expected)
     assert [line["grad_norm"] == math.inf for line in lines] == overflows
     assert ["grad_norms/vision" in line for line in lines] == [not overflowed for overflowed in overflows]
 
