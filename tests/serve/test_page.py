@@ -1,4 +1,4 @@
-"""The page in a real browser, by mouse, by finger, by keyboard and on a telephone's width."""
+"""The page in a real browser: by mouse, by touch, by keyboard, and at a phone's width."""
 
 import dataclasses
 import shutil
@@ -37,6 +37,7 @@ if not (Path(CHROMIUM).exists() and Path(DRIVER).exists()):
 OPTIONS = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
 OPTIONS += "disable-component-update disable-sync"
 MARKUP = '<img src=x onerror="document.title=1">'
+ON_A_PHONE = pytest.mark.parametrize("page", [375], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def browser(tmp_path_factory):
 
 
 class Page:
-    """What a person does on it."""
+    """What a person does on the page."""
 
     def __init__(self, browser, address, width):
         self.browser, self.address = browser, f"{address}/"
@@ -65,12 +66,12 @@ class Page:
         self.settle()
 
     def wait(self, condition):
-        """Elements may be drawn anew while they are looked at."""
+        """Elements may be redrawn while they are inspected."""
         patient = WebDriverWait(self.browser, 60, 0.05, ignored_exceptions=[StaleElementReferenceException])
         return patient.until(lambda _: condition())
 
     def settle(self):
-        """Until nothing is painted, asked or drawn any more."""
+        """Wait until no request or drawing is under way."""
         script = "return document.querySelectorAll('[aria-busy], .waiting').length"
         self.wait(lambda: self.browser.execute_script(script) == 0)
 
@@ -90,7 +91,7 @@ class Page:
         ActionChains(self.browser).send_keys(*keys).perform()
 
     def after(self, act):
-        """Do it, and wait for a restored picture; it may be the same as before, the first squares being random."""
+        """Act and wait for a restored picture, which may equal the previous one: the first squares are random."""
         self.browser.execute_script("arguments[0].removeAttribute('src')", self.one("with-sentence"))
         act()
         self.wait(lambda: self.source("with-sentence"))
@@ -100,15 +101,17 @@ class Page:
         return [row.text for row in self.all("#guesses tbody tr")]
 
 
-@pytest.fixture(params=[1280, 375])
+@pytest.fixture
 def page(browser, served, request):
-    page = Page(browser, served[1], request.param)
+    """The page at a desktop's width, or at that of `parametrize("page", [width], indirect=True)`."""
+    page = Page(browser, served[1], getattr(request, "param", 1280))
     yield page
     severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert [entry for entry in severe if "status of 400" not in entry["message"]] == []
 
 
-def test_no_width_needs_scrolling_to_the_side(page):
+@pytest.mark.parametrize("page", [1280, 375], indirect=True)
+def test_the_page_never_scrolls_sideways(page):
     page.one("query").send_keys("red circle " + "x" * 80, Keys.ENTER)
     page.wait(lambda: page.all("#found li"))
     page.one("sentence").send_keys("y" * 120)
@@ -127,7 +130,7 @@ def test_squares_are_hidden_by_mouse(page):
     assert page.hidden() == [False, True, False, False]
     shown = [page.one(name).text.removeprefix("L1 ") for name in ("l1-with", "l1-without")]
     said = "L1 is {} with the sentence and {} without it."
-    assert page.one("patches-status").text == said.format(*shown)  # which is read out
+    assert page.one("patches-status").text == said.format(*shown)  # read out by screen readers
     drag = ActionChains(page.browser).click_and_hold(cells[0]).move_to_element(cells[2]).release()
     page.after(drag.perform)
     assert page.hidden() == [True, True, True, False]
@@ -137,7 +140,8 @@ def test_squares_are_hidden_by_mouse(page):
     page.after(lambda: page.one("sentence").send_keys(" green star"))
 
 
-def test_squares_are_hidden_by_a_finger_and_the_page_stays_where_it_is(page):
+@ON_A_PHONE
+def test_squares_are_hidden_by_touch_without_scrolling_the_page(page):
     page.one("clear").click()
     cells = page.all("[role=gridcell]")
     page.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", cells[2])
@@ -152,7 +156,7 @@ def test_squares_are_hidden_by_a_finger_and_the_page_stays_where_it_is(page):
 def test_squares_are_hidden_by_keyboard(page):
     page.one("clear").click()
     page.browser.execute_script("arguments[0].focus()", page.one("sentence"))
-    for _ in range(30):  # to the grid, as a person without a mouse gets there
+    for _ in range(30):  # reach the grid as a person without a mouse does
         page.press(Keys.TAB)
         if page.browser.switch_to.active_element.get_attribute("role") == "gridcell":
             break
@@ -170,7 +174,7 @@ def test_guesses_of_hidden_words_change_with_the_picture(page):
     assert [chip.get_attribute("aria-pressed") for chip in page.all("#chips button")][:2] == ["true", "false"]
     first = page.guesses()
     best = first[0].split()[0]
-    assert page.one("words-status").text == f"Likeliest with the picture: “{best}”."  # which is read out
+    assert page.one("words-status").text == f"Likeliest with the picture: “{best}”."  # read out by screen readers
     page.all("#chips button")[1].send_keys(" ")
     page.wait(lambda: len(page.all("#guesses table")) == 2)
     page.all("#chips button")[1].click()
@@ -182,7 +186,8 @@ def test_guesses_of_hidden_words_change_with_the_picture(page):
     assert len(set(zip(*rows, strict=True))) == 3, "with the picture, without one, with the other"
 
 
-def test_search_shows_pictures_and_takes_them_down_to_the_pair(page):
+@ON_A_PHONE
+def test_a_picture_found_by_search_can_be_opened_with_its_caption(page):
     page.one("query").send_keys("red circle top left", Keys.ENTER)
     page.wait(lambda: len(page.all("#found img")) == 32)
     script = "return [...document.querySelectorAll('#found img')].every((i) => i.complete && i.naturalWidth > 0)"
@@ -192,8 +197,8 @@ def test_search_shows_pictures_and_takes_them_down_to_the_pair(page):
     assert page.one("sentence").get_attribute("value") == caption
 
 
-@pytest.mark.parametrize("page", [375], indirect=True)
-def test_more_is_shown_and_an_address_goes_back_to_what_was_asked(page):
+@ON_A_PHONE
+def test_more_results_are_shown_and_going_back_restores_the_query(page):
     def captions():
         return [item.text for item in page.all("#found li p:first-of-type")]
 
@@ -213,13 +218,12 @@ def test_more_is_shown_and_an_address_goes_back_to_what_was_asked(page):
     page.browser.refresh()
     page.wait(lambda: captions() == first)
     assert page.one("more").is_displayed()
-    page.browser.execute_script("window.fetch = () => new Promise(() => {})")  # whose answer does not come
+    page.browser.execute_script("window.fetch = () => new Promise(() => {})")  # never answers
     page.one("query").send_keys(" and blue star", Keys.ENTER)
     page.wait(lambda: not page.one("more").is_displayed())
 
 
-@pytest.mark.parametrize("page", [1280], indirect=True)
-def test_back_goes_from_similar_pictures_to_the_sentence_and_from_there_to_nothing(page):
+def test_going_back_leads_from_similar_pictures_to_the_sentence_to_an_empty_search(page):
     page.one("query").send_keys("red circle top left", Keys.ENTER)
     page.wait(lambda: len(page.all("#found li")) == 32)
     first, address = page.one("found").text, page.browser.current_url
@@ -236,8 +240,8 @@ def test_back_goes_from_similar_pictures_to_the_sentence_and_from_there_to_nothi
     assert not page.one("more").is_displayed()
 
 
-@pytest.mark.parametrize("page", [375], indirect=True)
-def test_what_is_drawn_by_mouse_finger_and_keyboard_is_searched_for(page):
+@ON_A_PHONE
+def test_a_drawing_by_mouse_touch_and_keyboard_is_searched_for(page):
     board = page.one("drawing")
 
     def after(act):
@@ -265,33 +269,20 @@ def test_what_is_drawn_by_mouse_finger_and_keyboard_is_searched_for(page):
     assert not page.one("undo").is_enabled()
 
 
-def test_pictures_of_ones_own(page, tmp_path):
-    good, bad = tmp_path / "good.png", tmp_path / "<b>bad.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(good)
-    bad.write_text("no picture")
-    page.after(lambda: page.one("file").send_keys(str(good)))
-    page.one("file").send_keys(str(bad))
-    page.wait(lambda: "This is not a picture that can be shown" in page.one("pair-status").text)
-    page.one("query-file").send_keys(str(good))
-    page.wait(lambda: len(page.all("#found img")) == 32)
-
-
-@pytest.mark.parametrize("page", [1280], indirect=True)
-def test_a_picture_that_is_refused_leaves_the_one_before(page, tmp_path):
-    bad = tmp_path / "bad.png"
+def test_a_refused_picture_leaves_the_previous_one(page, tmp_path):
+    bad = tmp_path / "<b>bad.png"
     bad.write_text("no picture")
     seen = page.source("view")
     page.one("file").send_keys(str(bad))
-    page.wait(lambda: "This is not a picture" in page.one("pair-status").text)
+    page.wait(lambda: "This is not a picture that can be shown" in page.one("pair-status").text)
     assert page.source("view") == seen
     assert page.all("#samples button")[0].get_attribute("aria-pressed") == "true"
     page.after(page.one("random").click)
     assert page.one("patches-status").text.startswith("L1 is ")
 
 
-@pytest.mark.parametrize("page", [1280], indirect=True)
 @pytest.mark.parametrize("sentence", ["a " * 1000, "\u6f22" * 2000])
-def test_a_sentence_as_long_as_the_field_takes_is_answered(page, sentence):
+def test_the_longest_sentence_the_field_takes_is_answered(page, sentence):
     field = page.one("sentence")
     page.browser.execute_script("arguments[0].value = arguments[1]", field, sentence[:-1])
     field.send_keys(sentence[-1])
@@ -301,7 +292,7 @@ def test_a_sentence_as_long_as_the_field_takes_is_answered(page, sentence):
     assert "Guesses" in page.one("guesses").text
 
 
-def test_markup_stays_text(page):
+def test_markup_is_shown_as_text(page):
     page.one("sentence").clear()
     page.one("sentence").send_keys(MARKUP)
     page.wait(lambda: [chip.text for chip in page.all("#chips button")] == MARKUP.split())
@@ -310,7 +301,7 @@ def test_markup_stays_text(page):
     assert page.browser.title == "MaskVLM" and not page.all("#guesses img, #chips img")
 
 
-def test_everything_has_a_name(page):
+def test_every_control_and_picture_has_an_accessible_name(page):
     script = """return [...document.querySelectorAll('button, input, [role=gridcell], img[src]')].filter((e) =>
         !(e.textContent.trim() || e.alt || e.ariaLabel || e.labels?.length || e.querySelector('img')?.alt)).length"""
     assert page.browser.execute_script(script) == 0
@@ -318,11 +309,7 @@ def test_everything_has_a_name(page):
 
 @contextmanager
 def slow_for(name, address):
-    """The server, behind one that takes its time with one file.
-
-    Yields:
-        the address of the latter.
-    """
+    """A proxy to the server at `address` that delays the file `name`; yields its own address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -352,22 +339,22 @@ def slow_for(name, address):
             server.shutdown()
 
 
-def test_a_model_of_contrast_alone_says_what_it_knows_nothing_of(browser, tmp_path):
+def test_a_model_without_reconstruction_says_what_it_cannot_do(browser, tmp_path):
     objectives = dataclasses.replace(CONFIG.objectives, image=0.0, text=0.0)
     process, address = start(write_run(tmp_path / "run", dataclasses.replace(CONFIG, objectives=objectives)))
     try:
         browser.get(address)
-        for panel, what in (("patches", "reconstructing images"), ("words", "filling in words")):
+        for panel, task in (("patches", "reconstructing images"), ("words", "filling in words")):
             said = WebDriverWait(browser, 30).until(
                 lambda driver, panel=panel: driver.find_element(By.CSS_SELECTOR, f"#{panel} h2 + .wrong")
             )
-            assert f"may know nothing about {what}" in said.text
+            assert f"may know nothing about {task}" in said.text
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(100)
 
 
-def test_captions_are_read_from_their_own_side_and_long_ones_leave_room_for_others(browser, tmp_path):
+def test_captions_follow_their_writing_direction_and_long_ones_leave_room_for_others(browser, tmp_path):
     hebrew = "\u05db\u05dc\u05d1 \u05d7\u05d5\u05dd."
     shards, run = make_shards(tmp_path / "corpus", [[hebrew], ["word " * 400]]), write_run(tmp_path / "run", CONFIG)
     assert main(["index", str(shards), "--checkpoint", str(run), "--out", str(tmp_path / "index")]) == 0
@@ -385,7 +372,7 @@ def test_captions_are_read_from_their_own_side_and_long_ones_leave_room_for_othe
         process.wait(100)
 
 
-def test_a_script_may_come_later_than_the_first_answer(browser, served):
+def test_a_script_may_load_after_the_first_answer(browser, served):
     browser.get_log("browser")
     with slow_for("/search.js", served[1]) as address:
         page = Page(browser, f"{address}#find=red+circle", 1280)
@@ -394,13 +381,12 @@ def test_a_script_may_come_later_than_the_first_answer(browser, served):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-@pytest.mark.parametrize("page", [1280], indirect=True)
-def test_an_answer_that_comes_when_nothing_is_hidden_any_more_is_not_shown(page):
+def test_an_answer_is_dropped_once_nothing_is_hidden(page):
     page.browser.execute_script("""
         const fetched = window.fetch;
-        window.fetch = async (...words) => {
+        window.fetch = async (...args) => {
           await new Promise((done) => setTimeout(done, 400));
-          return fetched(...words);
+          return fetched(...args);
         };""")
     chip = page.all("#chips button")[0]
     chip.click()
@@ -408,14 +394,13 @@ def test_an_answer_that_comes_when_nothing_is_hidden_any_more_is_not_shown(page)
     chip.click()
     chip.click()
     page.all("[role=gridcell]")[0].click()
-    time.sleep(0.3)  # it is asked for
+    time.sleep(0.3)  # the request has begun
     page.one("clear").click()
     time.sleep(1)
     assert page.all("#guesses table") == [] and page.one("words-status").text == "No word is hidden yet."
     assert page.one("patches-status").text == "Nothing is hidden yet." and not page.all("[aria-busy]")
 
 
-@pytest.mark.parametrize("page", [1280], indirect=True)
 def test_a_file_can_be_chosen_again_after_something_else(page, tmp_path):
     own = tmp_path / "own.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(own)
@@ -433,8 +418,7 @@ def test_a_file_can_be_chosen_again_after_something_else(page, tmp_path):
     page.wait(lambda: page.one("found").text == first)
 
 
-@pytest.mark.parametrize("page", [1280], indirect=True)
-def test_a_sentence_that_is_cut_is_told_beside_what_is_shown(page):
+def test_a_truncated_sentence_is_reported_beside_the_results(page):
     page.one("query").send_keys("red circle " * 20, Keys.ENTER)
     page.wait(lambda: len(page.all("#found img")) == 32)
     assert "pictures, best first. This model reads" in page.one("search-status").text
