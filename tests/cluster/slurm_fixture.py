@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.__main__ import main
 from cluster.job import load_job, split_overrides
 from cluster.slurm import backend
 from tests.conftest import ROOT, TINY
@@ -54,6 +55,12 @@ class SlurmCluster:
         done = self.on(sys.executable, "-m", "cluster", *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def in_this_process(self, *words: object) -> str:
+        """The same without starting an interpreter; `logs`, which writes to a file descriptor, needs `cluster`."""
+        with self.at_hand(), redirect_stdout(StringIO()) as printed:
+            assert main([str(word) for word in words]) == 0
+        return printed.getvalue()
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:

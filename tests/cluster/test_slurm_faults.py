@@ -6,6 +6,7 @@ The others use the time that SLURM takes, above all to see that a node is lost.
 import json
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,10 +14,11 @@ from mvlm.checkpoint.newest import newest_whole
 from tests.cluster.slurm_fixture import SlurmJob, StepClock, wait_for
 from tests.conftest import ROOT
 
-STEPS, SWEEP_STEPS = 90, 120
+STEPS, SWEEP_STEPS = 60, 120
 SWEEP = '[sweep]\nparallel = 2\nvalues."optim.lr" = [1e-3, 1e-4]\n'
 FAULTY, QUIET = 'job.sbatch=["--exclude=n4,n5"]', 'job.sbatch=["--nodelist=n4,n5"]'
 HOSTILE = "$(touch pwned)"
+TAGS = "two words, and more"
 TWO_NODES = ["job.nodes=2", "job.requeue=5", f"train.steps={STEPS}"]
 
 LAUNCHERS = ("pdsh", "torchrun")
@@ -36,7 +38,7 @@ class Story:
 
     def tell(self):
         self.job.submit(*TWO_NODES, FAULTY)
-        self.undisturbed.submit(*TWO_NODES, QUIET, "job.launcher=deepspeed")
+        self.undisturbed.submit(*TWO_NODES, QUIET, "job.launcher=deepspeed", f"job.environment.MLFLOW_TAGS={TAGS}")
         with StepClock(self.job) as clock:
             self.warn_of_the_limit()
             self.kill_a_node()
@@ -50,14 +52,22 @@ class Story:
         wait_for(lambda: not self.slurm.on("squeue", "--noheader").stdout)
 
     def warn_of_the_limit(self):
-        self.job.make_steps(1, more_than=10)
-        self.status_while_running = self.slurm.cluster("status", self.job.file)
+        self.job.make_steps(1, more_than=5)
+        with suspended(self.job.ranks("n1")):
+            self.status_while_running = self.slurm.in_this_process("status", self.job.file)
         self.injected["signal before the limit"] = time.monotonic()
         assert self.slurm.on("scancel", "--batch", "--signal=USR1", self.job.id).returncode == 0
         self.job.end(1)
+        wait_for(self.environment_of_a_rank, lambda: self.undisturbed.said(1))
+
+    def environment_of_a_rank(self):
+        """Of the undisturbed job; None before one has begun."""
+        ranks = (rank for rank in self.undisturbed.ranks("n5") if rank.cmdline()[1:3] == ["-m", "mvlm"])
+        self.environment = next((rank.environ() for rank in ranks), None)
+        return self.environment
 
     def kill_a_node(self):
-        self.job.make_steps(2, more_than=self.job.steps(1)[-1] + 5)
+        self.job.make_steps(2, more_than=self.job.steps(1)[-1] + 2)
         self.injected["node killed"] = time.monotonic()
         self.slurm.node("kill", "n2")
         if self.trials:
@@ -103,6 +113,17 @@ class Story:
         self.cancelled[launcher] = self.slurm.cluster("cancel", self.launched[launcher].logs)
 
 
+@contextmanager
+def suspended(processes):
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
 @pytest.fixture(scope="module")
 def story(request, slurm, scenes, tmp_path_factory):
     calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
@@ -130,6 +151,11 @@ def test_a_job_outlives_a_signal_a_dead_node_and_a_cut_link(story):
 def test_its_losses_are_those_of_an_undisturbed_run_bit_for_bit(story):
     assert story.undisturbed.exit_codes() == ["0"]
     assert losses(story.job) == losses(story.undisturbed)
+
+
+def test_deepspeeds_launcher_leaves_the_environment_as_it_is_and_out_of_its_log(story):
+    assert story.environment["MLFLOW_TAGS"] == TAGS
+    assert TAGS not in (story.undisturbed.attempt(1) / "launcher.log").read_text()
 
 
 def test_no_step_is_made_twice_after_a_signal(story):
@@ -183,7 +209,7 @@ def test_cancel_has_the_ranks_save_under_every_launcher(story, launcher):
 def test_status_and_logs_tell_all_attempts_without_accounts(story):
     assert story.slurm.on("sacct").returncode != 0
     assert " is RUNNING on n[1-2], " in story.status_while_running and "attempt 1 runs" in story.status_while_running
-    status = story.slurm.cluster("status", story.job.logs.parent)
+    status = story.slurm.in_this_process("status", story.job.logs.parent)
     assert "is not in the queue\n  attempt 1 was preempted, everything saved (" in status
     assert "\n  attempt 4 is done (" in status and f"step {STEPS}  loss" in status
     printed = story.slurm.cluster("logs", "-f", story.job.file)

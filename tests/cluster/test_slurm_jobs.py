@@ -3,13 +3,10 @@
 import ast
 import json
 import sys
-from contextlib import redirect_stdout
-from io import StringIO
 
 import pytest
 
 from benchmarks.claim.__main__ import main as claim
-from cluster.__main__ import main
 from mvlm.errors import UserError
 from tests.cluster.pipeline_fixture import course, small_pipeline  # noqa: F401 - a fixture
 from tests.cluster.slurm_fixture import SlurmJob, wait_for
@@ -41,8 +38,7 @@ def test_a_mistake_ends_the_job_and_nothing_of_the_job_file_is_run(slurm, make):
     job = make("mistake")
     job.logs = job.folder / HOSTILE.replace("\\", "")  # which SLURM's paths cannot have
     variable = f"job.environment.GREETING={HOSTILE}"
-    words = [f"job.logs='''{job.logs}'''", variable, *job.words, f"data.train=/{HOSTILE}", "job.requeue=2"]
-    printed = slurm.cluster("submit", job.file, "--on", "slurm", *words)
+    printed = job.submit(f"job.logs='''{job.logs}'''", variable, f"data.train=/{HOSTILE}", "job.requeue=2")
     assert f"mistake is job {job.id};" in printed
     assert job.end(1) == "1"
     wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
@@ -50,7 +46,7 @@ def test_a_mistake_ends_the_job_and_nothing_of_the_job_file_is_run(slurm, make):
     assert told.startswith("mvlm: ") and HOSTILE in told and told.count("\n") == 1
     assert job.exit_codes() == ["1"] and (job.logs / f"slurm-{job.id}.log").exists()
     assert not list(job.folder.rglob("pwned"))
-    status = slurm.cluster("status", job.logs)
+    status = slurm.in_this_process("status", job.logs)
     assert "attempt 1 failed with exit code 1" in status and "no step" in status
 
 
@@ -65,10 +61,10 @@ def test_gpus_and_further_options_reach_slurm(slurm, make, request_):
     assert (known["NumNodes"], known["TimeLimit"], known["CPUs/Task"]) == ("2-3", "1-02:00:00", "2")
     assert (known["Requeue"], known["JobName"]) == ("1", "gpus") and f"Comment={HOSTILE} " in known["all"]
     assert f"gpus is job {job.id};" in printed and f"logs -f {job.logs}" in printed
-    assert f"job {job.id} is PENDING (JobHeldUser)" in slurm.cluster("status", job.file)
+    assert f"job {job.id} is PENDING (JobHeldUser)" in slurm.in_this_process("status", job.file)
     again = slurm.on(sys.executable, "-m", "cluster", "submit", job.file, "--on", "slurm")
     assert again.returncode == 1 and f"is in the queue already, as job {job.id}" in again.stderr
-    assert slurm.cluster("cancel", job.file) == "gpus has ended before its first step.\n"
+    assert slurm.in_this_process("cancel", job.file) == "gpus has ended before its first step.\n"
     over = slurm.on(sys.executable, "-m", "cluster", "cancel", job.file)
     assert over.returncode == 1 and "there is nothing to cancel" in over.stderr
 
@@ -82,12 +78,7 @@ def test_what_slurm_refuses_is_one_sentence(slurm, make):
 
 
 def test_a_pipeline_fails_at_a_mistake_and_is_mended(slurm, pipeline):
-    def in_this_process(*words):
-        with slurm.at_hand(), redirect_stdout(StringIO()) as printed:
-            assert main([str(word) for word in words]) == 0
-        return printed.getvalue()
-
-    course(in_this_process, pipeline, "slurm", "failed")
+    course(slurm.in_this_process, pipeline, "slurm", "failed")
     assert slurm.on("squeue", "--noheader", "--name=small-behind").stdout == ""
 
 
@@ -150,7 +141,7 @@ def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
     assert job.end(2) == "137"
     wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
     assert job.exit_codes() == ["137", "137"]  # and not the 75 of the rank that has lost another
-    assert slurm.cluster("status", job.logs).count("failed with exit code 137") == 2
+    assert slurm.in_this_process("status", job.logs).count("failed with exit code 137") == 2
 
 
 def test_the_ranks_have_what_the_script_exports_on_a_cluster_that_wants_jobs_without_an_environment(slurm, make):
@@ -173,15 +164,6 @@ def test_an_allocation_around_the_submission_does_not_place_the_ranks(slurm, mak
     job = make("within")
     job.submit(f"job.venv={environment(job, 'exit 0')}", "job.requeue=0")
     assert job.end(1) == "0", job.said(1)
-
-
-def test_deepspeeds_launcher_leaves_the_environment_as_it_is_and_out_of_its_log(slurm, make):
-    job, text = make("quoted"), "two words, and more"
-    venv = environment(job, 'echo "$MLFLOW_TAGS"')
-    job.submit(f"job.venv={venv}", "job.launcher=deepspeed", f"job.environment.MLFLOW_TAGS={text}", "job.requeue=0")
-    assert job.end(1) == "0", job.said(1)
-    assert (job.attempt(1) / "rank-00000.log").read_text() == f"{text}\n"
-    assert text not in (job.attempt(1) / "launcher.log").read_text()
 
 
 @pytest.mark.campaign  # tests/benchmarks/test_claim.py runs the cells here
