@@ -23,6 +23,8 @@ export RAY_gcs_rpc_server_reconnect_timeout_s=600
 export RAY_metrics_report_interval_ms=1000
 # What other tests hold in memory is no reason to end a worker.
 export RAY_memory_monitor_refresh_ms=0
+# No worker is started before there is work for it: each costs a second of CPU.
+export RAY_prestart_worker_first_driver=0 RAY_enable_worker_prestart=0
 # A token of the cluster's own: otherwise a ~/.ray/auth_token that something else left decides.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/ray_token
 STORE=$((100 * 1024 * 1024))
@@ -38,7 +40,8 @@ head() { # CPUS
   fi
   for _ in 1 2 3; do # Ray gives a raylet 30 s to start, which a loaded machine may not keep
     node_on head ray start --head --node-ip-address="$(node_ip head)" --port=6379 --node-name=head \
-      --num-cpus="$1" --object-store-memory=$STORE --dashboard-host="$(node_ip head)" >>"$DIR/head.log" 2>&1 && return
+      --num-cpus="$1" --object-store-memory=$STORE --dashboard-host="$(node_ip head)" \
+      --no-monitor >>"$DIR/head.log" 2>&1 && return
     node_on head ray stop --force >>"$DIR/head.log" 2>&1 || true
   done
   cat "$DIR/head.log" >&2; return 1

@@ -14,7 +14,7 @@ import pytest
 from cluster.pipeline.proof import read_proof
 from tests.cluster.pipeline_fixture import IMAGES, SHARDS, write_images
 from tests.cluster.ray_fixture import cannot_run_here, ray_cluster, ray_jobs  # noqa: F401 - fixtures
-from tests.data_tools.made import tree, write_folder
+from tests.data_tools.made import run, tree, write_folder
 
 STEPS = 40
 PIPELINE = (
@@ -58,7 +58,7 @@ def plain(two_nodes, cluster, jobs):
     job.wait_for_progress(1)
     with job.paused(1):
         job.wait("a scrape of its metrics", lambda: len(seen.metrics) == 3 or seen.metrics.update(scraped(cluster)))
-        seen.status, seen.rival = job.ask("status").stdout, job.submit()
+        seen.status, seen.rival = job.ask("status").stdout, job.ask("submit", "--on", "ray")
         seen.dashboard = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/train/v2/runs/v1"))
     seen.followed = job.ask("logs", "-f").stdout
     return job, seen
@@ -115,10 +115,10 @@ def test_a_preflight_measures_the_nodes_that_ray_gives(plain, cluster, tmp_path)
 
 def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(plain, cluster, tmp_path):
     write_folder(tmp_path / "in", 40)
-    words = ["data_tools", "shard", "folder", tmp_path / "in", "--workers", "2", "--shard-mb", "0.02", "--out"]
-    made = cluster.on_head(*words, tmp_path / "ray", "--engine", "ray")
+    words = ["shard", "folder", tmp_path / "in", "--shard-mb", "0.02", "--out"]
+    made = cluster.on_head("data_tools", *words, tmp_path / "ray", "--engine", "ray", "--workers", "2")
     assert made.returncode == 0, made.stderr
-    assert cluster.on_head(*words, tmp_path / "local").returncode == 0
+    run(*words, tmp_path / "local", "--workers", "1")
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
 
 
