@@ -99,7 +99,7 @@ def alike(batch: Batch) -> Batch:
 
 def global_batch(config: Config, rank: int, world: int) -> tuple[MaskVLM, list[Batch]]:
     model, loader = built(config, rank, world)
-    return model, [alike(batch) for batch in steps_of(loader)[0]]
+    return model, [alike(batch) for batch in steps_of(loader, 1)[0]]
 
 
 def engine_gradients(row: Row, shards: str) -> Gradients:

@@ -17,7 +17,7 @@ from mvlm.errors import ExitCode
 from mvlm.runtime import dist, rendezvous
 from mvlm.runtime.rendezvous import Rendezvous
 from tests.conftest import ROOT, TINY
-from tests.ranks import free_port, run_ranks
+from tests.ranks import Copy, free_port, run_ranks
 
 IMPATIENT = """
 import sys
@@ -92,20 +92,24 @@ def test_a_first_rank_that_gives_no_answer_is_named() -> None:
     assert f"RanksApart: Rank 0 at 127.0.0.1:{store.port} is gone (no answer)" in joins(1, store.port)
 
 
+def keep_store(port: int) -> None:
+    """As the first rank, until it is killed."""
+    store = torch_dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    assert store.port == port
+    signal.pause()
+
+
 def test_a_word_is_found_however_slow_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first rank that has waited in vain for the second has a millisecond left for the third."""
-    words = "store = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)"
-    words = f"import sys, torch; {words}; print(store.port, flush=True); sys.stdin.read()"
-    keeper = subprocess.Popen([sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with keeper:
-        assert keeper.stdout and keeper.stdin
-        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-        monkeypatch.setenv("MASTER_PORT", keeper.stdout.readline().strip())
-        monkeypatch.setenv("RANK", "1")
-        rendezvous = Rendezvous(30.0)
-        rendezvous.post("here/1", True)
-        keeper.send_signal(signal.SIGSTOP)
-        threading.Timer(0.5, keeper.send_signal, [signal.SIGCONT]).start()
-        assert rendezvous.read("here/1", 0.001) is True
-        assert rendezvous.read("here/2", 0.001) is None
-        keeper.stdin.close()
+    port = free_port()
+    keeper = Copy(keep_store, port)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setenv("RANK", "1")
+    rendezvous = Rendezvous(30.0)
+    rendezvous.post("here/1", True)
+    keeper.send_signal(signal.SIGSTOP)
+    threading.Timer(0.5, keeper.send_signal, [signal.SIGCONT]).start()
+    assert rendezvous.read("here/1", 0.001) is True
+    assert rendezvous.read("here/2", 0.001) is None
+    keeper.wait(0)

@@ -76,7 +76,9 @@ class StopAt3:
         return (self.run / "metrics.jsonl").read_text().count("\n") >= 3
 
 
-@pytest.mark.parametrize("protocol", ["file", pytest.param("memory", marks=pytest.mark.campaign), "s3"])
+@pytest.mark.parametrize(
+    "protocol", ["s3", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("file", "memory"))]
+)
 def test_a_run_goes_on_when_its_folder_is_lost(
     protocol: str,
     scenes: Path,

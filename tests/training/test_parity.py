@@ -14,7 +14,7 @@ from tests.training.gradient_matrix import EXACT
 from tests.training.parity_worker import train_layouts, train_stages
 
 WHOLE: dict[str, Any] = {"short": False, "layouts": 5, "switches": 14}
-SHORT: dict[str, Any] = {"short": True, "ranks": 2, "layouts": 2, "switches": 2}
+SHORT: dict[str, Any] = {"short": True, "ranks": 2, "layouts": 2, "switches": 1}
 RANKS = [
     pytest.param(SHORT, id="2 ranks, short"),
     *(pytest.param(WHOLE | {"ranks": ranks}, id=f"{ranks} ranks", marks=pytest.mark.campaign) for ranks in (1, 2, 4)),

@@ -103,7 +103,7 @@ def test_a_run_goes_on_without_a_few_images_and_loses_no_steps_to_too_many(
         assert ended.returncode == (tolerance == 4) and "Traceback" not in ended.stderr, ended.stderr
         return ended.stderr
 
-    run, last = tmp_path / "run", tmp_path / "last"
+    run = tmp_path / "run"
     said = train(run, 4, 16)
     assert re.search(r"mvlm: [5-8] images cannot be used, .*data\.tolerance = 4.*000000\.arrow row \d", said), said
     rows, lines = listed(run), read_metrics(run)
@@ -112,7 +112,9 @@ def test_a_run_goes_on_without_a_few_images_and_loses_no_steps_to_too_many(
     assert counts == sorted(counts) and 0 < counts[-1] <= 4
     step = lines[-1]["step"]
     assert find_checkpoint(run).name == f"step_{step:08d}" and f"at step {step}, saved in" in said
-    train(last, 4, step)  # they are too many once all steps are made
-    assert find_checkpoint(last).name == f"step_{step:08d}"
+    if ranks == 1:  # too many are found only after the last step
+        last = tmp_path / "last"
+        train(last, 4, step)
+        assert find_checkpoint(last).name == f"step_{step:08d}"
     train(run, 8, 16)
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, 17))
