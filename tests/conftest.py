@@ -1,4 +1,4 @@
-"""What all tests share: small real shards, a run configuration, and a way to run the commands as a user would."""
+"""Shared by all tests: small real shards, a run configuration, and a way to run the commands as a user would."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import fsspec
-import hypothesis  # noqa: F401 - later it would not see who holds what has been put out of the collector's sight
+import hypothesis  # noqa: F401 - before gc.freeze(): it asks for referrers, which frozen objects hide
 import pytest
 
 from mvlm.config.schema import Config, Data, Objectives
@@ -31,7 +31,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that spin beside another test's ranks make small products a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Compiled anew by each of some two hundred processes, the product and these tests cost a minute and a half of CPU.
+# Without bytecode files, some two hundred processes would compile everything again: a minute and a half of CPU.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -40,15 +40,15 @@ MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 FIRST = ("test_slurm_faults.py", "test_parity.py", "test_ray.py", "test_engine.py")
 """Files that take minutes."""
 LONG = ("cluster", "training", "benchmarks")
-"""Folders whose files take long: begun before others, lest one process is left with them when all else is done. They
-are mixed, since those of clusters wait for most of their time and those of training compute."""
+"""Folders whose files take long: begun first, so that no process is left with one at the end. They are interleaved,
+since those of clusters mostly wait and those of training compute."""
 LATE_AND_LONG = ("test_plan.py", "test_interpreter.py", "test_ray_engine.py", "test_train.py")
-"""Files of other folders that take half a minute: begun before those folders' short ones, which fill up the end."""
+"""Files of other folders that take half a minute: begun before the short ones, which fill the end."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is imported stays: no search for garbage looks through it, of which DeepSpeed asks several an engine."""
+    """Imports are kept out of garbage collection, of which DeepSpeed runs several per engine."""
     with uncollected():
         return (yield)
 
@@ -68,14 +68,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 STEERING = ("AWS_", "HF_", "PYTHONPATH", "RAY_ADDRESS", "SLURM_", "TMPDIR", "TORCHELASTIC_", "XDG_")
-"""Beginnings of variables by which a test leads the product elsewhere; libraries and the product set others."""
+"""Prefixes of variables with which a test redirects the product; libraries and the product set others."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings() -> Iterator[None]:
-    """Each file of tests finds the environment and the folder as the first one did; one that leads others astray fails.
+    """Restores the environment and the working folder after each file, which fails if it has left others astray.
 
-    What a command sets for itself and its children, such as RANK, is taken back without a word.
+    Variables that a command sets for itself and its children, such as RANK, are restored silently.
     """
     variables, folder = dict(os.environ), os.getcwd()
     yield
@@ -87,14 +87,14 @@ def surroundings() -> Iterator[None]:
             os.environ[name] = variables[name]
         else:
             del os.environ[name]
-    assert found == folder, "a test has left the folder that others begin in"
+    assert found == folder, "a test has changed the working folder"
     astray = sorted(name for name in changed if name.startswith(STEERING))
-    assert not astray, f"a test has left {', '.join(astray)} to those behind it"
+    assert not astray, f"a test has changed {', '.join(astray)} for later ones"
 
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Training listens to some; afterwards they mean again what they did."""
+    """Restores the handlers that training replaces."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in handlers.items():
@@ -109,7 +109,7 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[MadeOnce]:
-    """made_once(name, make) -> a folder that `make` filled, once for all of pytest's processes; nobody changes it."""
+    """made_once(name, make) -> a folder that `make` fills once for all of pytest's processes; no test may change it."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder if worker_id == "master" else folder.parent
     found: dict[Path, list[tuple[str, int]]] = {}
@@ -168,7 +168,7 @@ TINY = [
     "data.crop_scale=[1,1]",
     "data.flip=false",
     "data.randaugment=[0,0]",
-    "data.shuffle=global",  # "auto" asks the disk, which on a loaded machine may say another thing to each of two runs
+    "data.shuffle=global",  # "auto" measures the disk, and under load two runs may disagree
     "train.global_batch=16",
     "log.every=1",
     "log.tensorboard=false",
@@ -177,17 +177,17 @@ TINY = [
 
 
 def of_pairs(config: Config) -> tuple[Data, Objectives, int, int]:
-    """What a `PairDataset` is given of a run's configuration, before the grid."""
+    """The arguments of `PairDataset` from a run's configuration, up to the grid."""
     return config.data, config.objectives, config.model.image_size, config.run.seed
 
 
 def of_labelled(config: Config) -> tuple[Data, int, int]:
-    """The same of a `LabelledDataset`, before the answers."""
+    """Those of `LabelledDataset`, up to the answers."""
     return config.data, config.model.image_size, config.run.seed
 
 
 def reading(config: Config) -> tuple[int, int]:
-    """The same of an `EvalDataset`, before the limit."""
+    """Those of `EvalDataset`, up to the limit."""
     return config.data.text_length, config.model.image_size
 
 
@@ -199,7 +199,7 @@ def mvlm_command(*words: str, ranks: int = 1, launcher: bool = True) -> list[str
 
 
 def launcher_command(ranks: int) -> list[str]:
-    """DeepSpeed's launcher on a free port; by its module, for where it stands on PYTHONPATH alone it has no program."""
+    """DeepSpeed's launcher on a free port, by its module: DeepSpeed on PYTHONPATH alone comes without its program."""
     runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
     return [*runner, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
@@ -207,7 +207,7 @@ def launcher_command(ranks: int) -> list[str]:
 def run_command(command: list[str], timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run from the project's root, threads limited so that two ranks share a small machine.
 
-    What stands on PYTHONPATH stays behind this checkout: packages may have been brought along there.
+    This checkout comes before what is on PYTHONPATH, which may hold further packages.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)} | environment
@@ -226,7 +226,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
-    """A store with one bucket, and that empty; during the test the environment points to it."""
+    """A store with one empty bucket; during the test the environment points to it."""
     pytest.importorskip("s3fs")
     settings = {
         "AWS_ENDPOINT_URL": s3_server,
@@ -240,7 +240,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.Abstr
     files = fsspec.filesystem("s3", skip_instance_cache=True)
     files.mkdir("bucket")
     yield files
-    files.clear_instance_cache()  # of what the product has opened there
+    files.clear_instance_cache()  # the product has opened some there
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture(scope="session")
 def trained(scenes: Path, made_once: MadeOnce) -> Path:
-    """A run of a few steps on `scenes`; sentences and pictures matter to each other from the start."""
+    """A run of a few steps on `scenes`, in which text and image influence each other from the start."""
     return made_once("trained", partial(train_on, scenes))
 
 
@@ -282,7 +282,7 @@ def train_on(scenes: Path, run: Path) -> None:
 
 @pytest.fixture(scope="session")
 def index(trained: Path, scenes: Path, made_once: MadeOnce) -> Path:
-    """Both parts of `scenes`, the held-out one first."""
+    """An index of both parts of `scenes`, the held-out one first."""
     return made_once("index", partial(make_index, trained, scenes))
 
 
@@ -303,7 +303,7 @@ def loaded(trained: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def dataset(loaded: Any, scenes: Path) -> Any:
-    """The images of `index`, in its order, with their captions."""
+    """The images of `index` in order, with their captions."""
     from mvlm.data.samples.evaluation import EvalDataset
     from mvlm.data.shards.mixture import Mixture
     from mvlm.evaluate.settings import reading_of

@@ -1,6 +1,6 @@
-"""Processes that begin as copies of one that has imported what a run needs: to start one anew costs six seconds of CPU.
+"""Processes forked from a server that has imported what a run needs, which takes a new process six seconds of CPU.
 
-Such a process has nothing else of the one that asks for it: neither what a test has set nor what it has opened.
+They share nothing else with the process that starts them: neither what a test has set nor what it has opened.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mvlm.runtime.launch import free_port
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
-# Installed packages alone: their server does not look where a module of tests is. The last two are what a run imports
-# as it builds its model and its engine.
+# Only installed packages: the server does not find the modules of tests. A run imports the last two as it builds its
+# model and its engine.
 CONTEXT.set_forkserver_preload(
     [
         *("hypothesis", "pytest", "data_tools.__main__", "deepspeed", "mvlm.training.fit.run"),
@@ -32,14 +32,14 @@ CONTEXT.set_forkserver_preload(
 
 
 class Copy:
-    """A process that calls `target`, from the project's root, and ends with what that returns.
+    """A process that calls `target` in the project's root and exits with what it returns.
 
     Args:
-        environment: variables beside those of this process.
+        environment: variables in addition to those of this process.
     """
 
     def __init__(self, target: Callable[..., object], *arguments: object, **environment: str) -> None:
-        self._said = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115 - for as long as this object is there
+        self._said = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115 - open as long as this object
         said = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self._said]
         variables = dict(os.environ) | environment
         self.process = CONTEXT.Process(target=_call, args=(target, arguments, said, variables), daemon=True)
@@ -52,7 +52,7 @@ class Copy:
 
     @property
     def stdout(self) -> str:
-        """What has been said so far."""
+        """The output so far."""
         return self._read(0)
 
     @property
@@ -67,7 +67,7 @@ class Copy:
         os.kill(self.pid, number)
 
     def wait(self, timeout: float = 600) -> int:
-        """Its exit code; it is killed if it takes longer."""
+        """The exit code; a process that takes longer is killed."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
@@ -83,9 +83,9 @@ class Copy:
 def run_ranks(
     target: Callable[..., object], *arguments: object, ranks: int = 1, timeout: float = 600, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Call `target` as each rank of a run; the first exit code that is not 0, and what they said, one after another.
+    """Call `target` as each rank of a run; the first exit code that is not 0, and the outputs in order of rank.
 
-    As under a launcher, the others are ended where one fails.
+    As under a launcher, a rank that fails ends the others.
     """
     place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     own = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment for rank in range(ranks)]
@@ -103,7 +103,7 @@ def run_ranks(
 
 
 def mvlm(*words: str) -> int:
-    """What `python -m mvlm WORDS` does, as a target."""
+    """`python -m mvlm WORDS`, as a target."""
     sys.argv = ["mvlm", *words]
     return main()
 
@@ -112,11 +112,11 @@ def _call(
     target: Callable[..., object], arguments: tuple[object, ...], said: list[str], variables: dict[str, str]
 ) -> None:
     gc.freeze()  # or each garbage collection, and DeepSpeed asks for several, would scan everything that is imported
-    sys.stdout.flush()  # of what was said while everything was imported
+    sys.stdout.flush()  # what imports have printed
     for number, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.environ.clear()
     os.environ.update(variables)
-    tempfile.tempdir = None  # the folder that TMPDIR gave then
+    tempfile.tempdir = None  # cached by the server
     os.chdir(ROOT)
     sys.exit(target(*arguments))

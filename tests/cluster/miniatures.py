@@ -1,4 +1,4 @@
-"""The shipped pipelines at miniature size: what they read, made here, and what is changed of their files."""
+"""The shipped pipelines at miniature size: generated inputs, and the changes to their files."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
         "itc_similarity > 0.25 and duplicate_similarity < 0.95": "itc_similarity > -2 and duplicate_similarity < 2",
     },
 }
-"""Words of their files, and what stands in their place."""
+"""Replacements in the text of their files."""
 
 
 def shipped(name: str, folder: Path) -> Path:
-    """A shipped pipeline with all its places in a folder, and there what it reads."""
+    """A shipped pipeline with all its paths below a folder, which gets its inputs too."""
     text = (ROOT / f"cluster/pipelines/{name}.toml").read_text()
     for old, new in CHANGES[name].items():
         assert old in text, old
@@ -98,8 +98,8 @@ def shipped(name: str, folder: Path) -> Path:
 
 
 def overrides(path: Path) -> list[str]:
-    """By which it runs without GPUs on nodes of two CPUs: two ranks train on two nodes, tasks share the work in two
-    parts, and models are tiny."""
+    """For nodes of two CPUs without GPUs: two ranks train on two nodes, tasks share the work in two parts, models are
+    tiny."""
     words = ["pipeline.environment.OMP_NUM_THREADS=1"]
     for name, step in load_pipeline(path).steps.items():
         own = {"gpus": 0, "cpus": 1, "nodes": min(step.nodes, 2), "parts": min(step.parts, 2), "time": '""'}

@@ -1,4 +1,4 @@
-"""A small pipeline with parts and a mistake, and its course on a cluster."""
+"""A small pipeline with parts and a mistake, and how it runs on a cluster."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def small_pipeline(tmp_path: Path) -> Path:
 
 
 def write_images(folder: Path) -> None:
-    """With captions, as `mvlm-data shard folder` reads them."""
+    """Images with captions, as `mvlm-data shard folder` reads them."""
     (folder / "images").mkdir(parents=True)
     lines = []
     for number in range(IMAGES):
@@ -95,10 +95,10 @@ def wait_until(cluster: Cluster, pipeline: Path, wanted: dict[str, str]) -> None
 
 
 def course(cluster: Cluster, pipeline: Path, backend: str, behind: str) -> None:
-    """Submitted, failed at a mistake, mended, and done again from there.
+    """Submit a pipeline that fails at a mistake, mend it, and rerun it from there.
 
     Args:
-        behind: the state of what stands behind the step that failed.
+        behind: the state of the step behind the one that failed.
     """
     folder = pipeline.parent
     cluster("submit", pipeline, "--on", backend)

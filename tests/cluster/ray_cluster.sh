@@ -11,21 +11,21 @@ export NODES_NET=${NODES_NET:-10.232.0}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/nodes.sh"
 verb=$1; DIR=$(realpath -m "$2"); shift 2
-# Ray would put its workers behind all that other tests do at the time.
+# Ray would run its workers at a lower priority than other tests.
 export RAY_worker_niceness=0
 export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 # A silent node is declared dead within about 20 s (Ray's defaults: about a minute).
 export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=5
-# A head that is started anew takes long on a loaded machine; the others would wait a minute for it.
+# A restarted head takes long on a loaded machine; by default the others wait a minute for it.
 export RAY_gcs_rpc_server_reconnect_timeout_s=600
-# What a worker counts is to be scraped a second later, not ten: it may be suspended by then.
-export RAY_metrics_report_interval_ms=1000
-# What other tests hold in memory is no reason to end a worker.
+# Metrics can be scraped after seconds, not ten.
+export RAY_metrics_report_interval_ms=3000
+# Memory used by other tests is no reason to kill a worker.
 export RAY_memory_monitor_refresh_ms=0
 # No worker is started before there is work for it: each costs a second of CPU.
 export RAY_prestart_worker_first_driver=0 RAY_enable_worker_prestart=0
-# A token of the cluster's own: otherwise a ~/.ray/auth_token that something else left decides.
+# A token of the cluster's own, so that no ~/.ray/auth_token from elsewhere is used.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/ray_token
 STORE=$((100 * 1024 * 1024))
 

@@ -1,4 +1,4 @@
-"""A real Ray cluster of three nodes in network namespaces, jobs on it, and what can befall them."""
+"""A real Ray cluster of three nodes in network namespaces, jobs on it, and the faults they can meet."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LOSSES = ("loss", "image", "text", "itc", "itm", "grad_norm")
 
 
 def cannot_run_here() -> str | None:
-    """The reason why there can be no cluster, or None."""
+    """Why this machine cannot have a cluster, or None if it can."""
     if os.geteuid() != 0:
         return "namespaces need root"
     missing = [name for name in ("unshare", "nsenter", "ip") if not shutil.which(name)]
@@ -60,11 +60,11 @@ def cannot_run_here() -> str | None:
 
 
 class RayCluster:
-    """Nodes "head", "w1" and "w2", once they are up; Ray runs on the head, and on the others once they have joined.
+    """Nodes "head", "w1" and "w2"; Ray runs on the head, and on the others once they have joined.
 
     Args:
-        cpus: that Ray gives out on each.
-        redis: Ray keeps its state in a Redis on a node of its own.
+        cpus: of each node, for Ray to assign.
+        redis: whether Ray keeps its state in a Redis, which gets a node of its own.
     """
 
     def __init__(self, folder: Path, cpus: int = 2, redis: bool = False) -> None:
@@ -83,11 +83,11 @@ class RayCluster:
         self._script("worker", node, self._cpus)
 
     def lose(self, node: str) -> None:
-        """As in a power failure; what the node had on its own is gone."""
+        """A power failure: whatever only the node had is gone."""
         self._script("kill", node, script=NODES)
 
     def start_head(self) -> None:
-        """Boot the node that was lost, and start Ray there."""
+        """Boot the lost head again, and start Ray there."""
         self._script("start", "head", script=NODES)
         self._script("head", self._cpus)
 
@@ -113,7 +113,7 @@ class RayCluster:
         return hosts[node]
 
     def node_of(self, process: psutil.Process) -> str:
-        """Name of the node that a process runs on."""
+        """The node that a process runs on."""
         space = os.readlink(f"/proc/{process.pid}/ns/net")
         for path in (self.folder / "nodes").glob("*/pid"):
             if os.readlink(f"/proc/{path.read_text().strip()}/ns/net") == space:
@@ -121,14 +121,14 @@ class RayCluster:
         raise LookupError(f"{process} is on no node")
 
     def fetch(self, url: str) -> str:
-        """What a server of the cluster answers, asked on the head node with the cluster's token."""
+        """The answer of a server of the cluster to a request from the head node with the cluster's token."""
         token = (self.folder / "ray_token").read_text()
         done = self.python("-c", FETCH, url, token, timeout=60)
         done.check_returncode()
         return done.stdout
 
     def metrics(self) -> str:
-        """What Prometheus would scrape of Ray, by the file in which Ray names its targets."""
+        """What Prometheus would scrape from the targets that Ray lists for it."""
         sessions = (self.folder / "nodes/head/tmp-ray").glob("session_2*")
         found = next(sessions) / "prom_metrics_service_discovery.json"
         targets = [target for group in json.loads(found.read_text()) for target in group["targets"]]
@@ -156,7 +156,7 @@ class RayJob:
         return json.loads((self.logs / "job.json").read_text())["attempts"]
 
     def lines(self) -> list[dict[str, Any]]:
-        """Of metrics.jsonl, those of training."""
+        """The lines of metrics.jsonl that are about training."""
         path = self.run / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
@@ -167,15 +167,15 @@ class RayJob:
         return lines[-1]["step"] if lines else 0
 
     def losses(self) -> dict[int, tuple[float, ...]]:
-        """The last that was written of each step."""
+        """Those of each step, as last written."""
         return {line["step"]: tuple(line[name] for name in LOSSES) for line in self.lines()}
 
     def repeated(self) -> int:
-        """Steps that were made more than once."""
+        """How many steps were repeated."""
         return len(self.lines()) - len(self.losses())
 
     def ranks(self, attempt: int) -> list[psutil.Process]:
-        """Processes of the ranks of an attempt, in the order of their ranks."""
+        """The processes of an attempt's ranks, in order."""
         folder, found = self.logs / f"attempt-{attempt:03d}", {}
         for process in psutil.process_iter():
             try:
@@ -189,7 +189,7 @@ class RayJob:
 
     @contextmanager
     def paused(self, attempt: int) -> Iterator[None]:
-        """Holds the ranks of an attempt, whose few steps would be over before what happens meanwhile."""
+        """Suspends the ranks of an attempt, which would otherwise end before what happens meanwhile."""
         ranks = self.ranks(attempt)
         for rank in ranks:
             rank.suspend()
@@ -200,20 +200,20 @@ class RayJob:
                 rank.resume()
 
     def wait_for_log(self, attempt: int, words: str) -> None:
-        """Until the launcher's log of an attempt has these words."""
+        """Wait until the launcher's log of an attempt has these words."""
         log = self.logs / f"attempt-{attempt:03d}/launcher.log"
         self.wait(words, lambda: words in log.read_text())
 
     def rank_beside_the_head(self, attempt: int) -> tuple[str, psutil.Process]:
-        """A node that can be lost, and its rank; the driver and Ray's own state are on the head."""
+        """A node that may be lost, and its rank; the driver and Ray's own state are on the head."""
         placed = [(self.cluster.node_of(rank), rank) for rank in self.ranks(attempt)]
         return next((node, rank) for node, rank in placed if node != "head")
 
     def wait(self, what: str, reached: Callable[[], bool], seconds: float = 900) -> None:
-        """Until something is so; asks at most a fifth of the time, since a question takes CPU from what is waited for.
+        """Poll at most a fifth of the time, since a poll takes CPU from what it waits for.
 
         Raises:
-            TimeoutError: it is not in so long.
+            TimeoutError: it took longer than that.
         """
         deadline, asked = time.monotonic() + seconds, time.monotonic()
         while not reached():
@@ -224,20 +224,20 @@ class RayJob:
             asked = time.monotonic()
 
     def wait_for_progress(self, attempt: int, steps: int = 5) -> None:
-        """Until an attempt has made some steps of its own."""
+        """Wait until an attempt has made some steps of its own."""
         self.wait(f"attempt {attempt}", lambda: len(self.attempts()) >= attempt)
         before = len(self.lines())
         self.wait(f"{steps} steps of attempt {attempt}", lambda: len(self.lines()) >= before + steps)
 
     def wait_for_exit(self, code: int = 0) -> None:
-        """Until the last attempt has ended so."""
+        """Wait until the last attempt has ended with this code."""
         self.wait(f"exit code {code}", lambda: [one["exit_code"] for one in self.attempts()][-1:] == [code])
 
     def seconds_lost(self, fault: Callable[[], None]) -> float:
-        """From a fault until the next attempt passes the step that was reached.
+        """The time from a fault until the next attempt passes the step that was reached.
 
         Args:
-            fault: something that the present attempt does not survive.
+            fault: ends the current attempt.
         """
         attempt, began = len(self.attempts()) + 1, time.monotonic()
         fault()

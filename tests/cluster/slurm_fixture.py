@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 PACKAGES = ("slurmctld", "slurmd", "sbatch", "unshare", "nsenter", "ip", "sshd", "pdsh")
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
 GPUS = 2
-PATIENCE = 300.0  # seconds, for a machine with other things to do
-COMMAND_SECONDS = 1800.0  # that a command may take: a submission checks each run of a pipeline, one after the other
+PATIENCE = 300.0  # seconds, on a busy machine
+COMMAND_SECONDS = 1800.0  # limit of a command: a submission checks the runs of a pipeline one by one
 JOB = """[job]
 name = "{name}"
 run = "mvlm/configs/tiny.toml"
@@ -41,7 +41,7 @@ environment = {{ OMP_NUM_THREADS = "1" }}
 
 
 class SlurmCluster:
-    """Nodes n1 to n5, of which SLURM takes the lower first, and a controller."""
+    """Nodes n1 to n5, of which SLURM prefers the lower, and a controller."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class SlurmCluster:
         return self._script("slurm_cluster.sh", "on", self.folder, *words)
 
     def cluster(self, *words: object) -> str:
-        """`python -m cluster` on the controller; what it prints."""
+        """The output of `python -m cluster` on the controller."""
         done = self.on(sys.executable, "-m", "cluster", *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -64,7 +64,7 @@ class SlurmCluster:
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:
-        """SLURM's commands work off the cluster as they do on its controller, and the project's root is the folder."""
+        """In the project's root, with SLURM's commands as on the controller."""
         folder = self.folder / "commands"
         folder.mkdir(exist_ok=True)
         for name in ("sbatch", "squeue", "scancel"):
@@ -76,7 +76,7 @@ class SlurmCluster:
             yield
 
     def node(self, verb: str, node: str) -> None:
-        """cut, heal or kill a node."""
+        """Cut, heal or kill a node."""
         assert self._script("nodes.sh", verb, self.folder, node).returncode == 0
 
     def boot(self, node: str) -> None:
@@ -108,7 +108,7 @@ class SlurmJob:
         self.slurm, self.folder, self.logs, self.run = slurm, folder, folder / "logs", folder / "run"
         self.file = folder / "job.toml"
         self.file.write_text(JOB.format(name=folder.name, folder=folder) + tail)
-        self.mark = f"run.dir={self.run}"  # in the command line of its ranks alone
+        self.mark = f"run.dir={self.run}"  # only in the command lines of its ranks
         self.words = [self.mark, f"data.train={shards}", "checkpoint.every=20", *TINY]
 
     def trial(self, number: int) -> SlurmJob:
@@ -119,7 +119,7 @@ class SlurmJob:
         return trial
 
     def submit(self, *words: str) -> str:
-        """What `python -m cluster submit` does and prints, but for the check of its run, which takes five seconds."""
+        """The output of `python -m cluster submit`, without the check of the run, which takes five seconds."""
         own, others = split_overrides([*self.words, *words])
         with self.slurm.at_hand(), redirect_stdout(StringIO()) as printed:
             assert backend.submit(load_job(self.file, own), others) == 0
@@ -133,12 +133,12 @@ class SlurmJob:
         return self.logs / f"attempt-{number:03d}"
 
     def exit_codes(self) -> list[str | None]:
-        """Of each attempt; None where nobody was left to tell."""
+        """Of each attempt; None if nobody was left to record it."""
         codes = (folder / "exit_code" for folder in sorted(self.logs.glob("attempt-*")))
         return [path.read_text().strip() if path.exists() else None for path in codes]
 
     def steps(self, number: int) -> list[int]:
-        """What an attempt has made, by the log of its first rank."""
+        """The steps of an attempt, by the log of its first rank."""
         log = self.attempt(number) / "rank-00000.log"
         return [int(step) for step in re.findall(r"^step (\d+)", log.read_text(), re.MULTILINE)] if log.exists() else []
 
@@ -148,12 +148,12 @@ class SlurmJob:
         return [(line["step"], line["loss"]) for line in lines]
 
     def make_steps(self, number: int, more_than: int = 0) -> int:
-        """Wait until an attempt has gone beyond a step; the one it has come to."""
+        """Wait until an attempt has passed a step; the step it has reached."""
         wait_for(lambda: max(self.steps(number), default=0) > more_than, lambda: self.said(number))
         return max(self.steps(number))
 
     def end(self, number: int) -> str:
-        """Wait until an attempt has ended; its exit code."""
+        """Wait until an attempt ends; its exit code."""
         wait_for((self.attempt(number) / "exit_code").exists, lambda: self.said(number))
         return (self.attempt(number) / "exit_code").read_text().strip()
 
@@ -177,7 +177,7 @@ class SlurmJob:
 
 
 class StepClock:
-    """Notes when a run has come to which step."""
+    """Records when a run reaches each step."""
 
     def __init__(self, job: SlurmJob) -> None:
         self._job, self._noted = job, [(time.monotonic(), 0)]
@@ -199,12 +199,12 @@ class StepClock:
                 self._noted.append((time.monotonic(), step))
 
     def passed(self, reached: int) -> float:
-        """The moment at which the run went beyond a step."""
+        """When the run passed a step."""
         return next(when for when, step in self._noted if step > reached)
 
 
 def wait_for(condition: Callable[[], object], explain: Callable[[], str] = str) -> None:
-    """Asks at most a fifth of the time: a question to SLURM takes its CPU from what is waited for."""
+    """Poll at most a fifth of the time, since asking SLURM takes CPU from what is waited for."""
     deadline, asked = time.monotonic() + PATIENCE, time.monotonic()
     while not condition():
         assert time.monotonic() < deadline, explain()
@@ -213,7 +213,7 @@ def wait_for(condition: Callable[[], object], explain: Callable[[], str] = str) 
 
 
 def why_not() -> str:
-    """Why there can be no cluster on this machine; "" where there can."""
+    """Why this machine cannot have a cluster; "" if it can."""
     path = f"{os.environ['PATH']}:/usr/sbin"
     missing = [name for name in PACKAGES if not shutil.which(name, path=path)]
     if missing:

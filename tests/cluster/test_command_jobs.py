@@ -70,7 +70,7 @@ def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Graph:
         ("ray", ['job.ray_address="http://127.0.0.1:1"'], r"workers: 8, each with 1 CPU, 1 GPU, packed by node\n"),
     ],
 )
-def test_the_ranks_of_an_evaluation_are_started_as_those_of_training(
+def test_the_ranks_of_an_evaluation_start_like_those_of_training(
     job: Path, backend: str, overrides: list[str], said: str
 ) -> None:
     text = BACKENDS[backend].render(load_job(job, overrides), []) + "\n"
@@ -78,7 +78,7 @@ def test_the_ranks_of_an_evaluation_are_started_as_those_of_training(
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
-def test_gpus_of_each_task_are_seen_by_all_tasks_of_a_node(job: Path, launcher: str) -> None:
+def test_all_tasks_of_a_node_see_the_gpus_of_each(job: Path, launcher: str) -> None:
     asked = ['job.gpu_request="gpus-per-task"', f'job.launcher="{launcher}"']
     text = BACKENDS["slurm"].render(load_job(job, asked), [])
     assert "#SBATCH --gpus-per-task=1\n" in text and "gpus-per-node" not in text
@@ -115,7 +115,7 @@ def test_a_sweep_and_a_preflight_need_a_run(job: Path, capsys: pytest.CaptureFix
         load_job(job)
 
 
-def test_a_job_that_makes_no_steps_is_not_said_to_have_made_none(tmp_path: Path) -> None:
+def test_the_status_of_a_job_without_steps_does_not_say_that_it_made_none(tmp_path: Path) -> None:
     record = JobRecord("eval", "local", str(tmp_path), "here", is_command=True)
     status = JobStatus(record, "not running, the last attempt is done", False, False, [JobAttempt(1, 0.0, 9.0, 0)])
     assert as_text(status).splitlines() == [f"eval: {status.words}", "  attempt 1 is done (0 min 9 s)"]
@@ -123,7 +123,7 @@ def test_a_job_that_makes_no_steps_is_not_said_to_have_made_none(tmp_path: Path)
 
 
 @pytest.mark.campaign
-def test_words_that_the_command_does_not_know_are_refused(job: Path) -> None:
+def test_unknown_words_of_the_command_are_refused(job: Path) -> None:
     job.write_text(JOB.replace("--json", "--jason"))
     with pytest.raises(UserError, match="unrecognized arguments: --jason"):
         check_run(load_job(job), [], here=True)
@@ -142,7 +142,7 @@ def test_a_step_with_ranks_is_a_job_on_each_back_end(graph: Graph) -> None:
         assert "processes_per_node = 2\n" in shown[name] and "requeue = 1\n" in shown[name]
 
 
-def test_a_job_that_ended_well_on_slurm_is_done_though_nobody_stood_behind_it(graph: Graph, tmp_path: Path) -> None:
+def test_a_step_is_settled_from_the_exit_code_of_its_slurm_job(graph: Graph, tmp_path: Path) -> None:
     new = draft(graph, [], "slurm")
     prepare(graph, new)
     key = new.queued["measured"].key
@@ -159,7 +159,7 @@ def test_a_job_that_ended_well_on_slurm_is_done_though_nobody_stood_behind_it(gr
 
 
 @pytest.mark.parametrize("time", ["0:31", "1", "0:10:00"])
-def test_the_job_of_a_step_has_a_time_that_its_own_file_allows(graph: Graph, tmp_path: Path, time: str) -> None:
+def test_the_job_of_a_step_gets_a_time_that_a_job_file_allows(graph: Graph, tmp_path: Path, time: str) -> None:
     step = replace(graph.pipeline.steps["measured"], time=time)
     (tmp_path / "job.toml").write_text(job_file(as_job(graph.pipeline, step, "local")))
     assert load_job(tmp_path / "job.toml").time == time

@@ -18,14 +18,14 @@ EXAMPLES = [
 
 
 def commands(path):
-    """What an example's opening comment says is done with it, as lists of words."""
+    """The commands that an example's opening comment shows, as lists of words."""
     opening = "\n".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
     lines = re.findall(r"mvlm-cluster (.*--on.*)", opening.replace("\\\n", " "))
     return [words for words in map(str.split, lines) if ROOT / words[1] == path]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_renders_as_its_own_words_say(path, monkeypatch):
+def test_an_example_renders_with_the_commands_in_its_comment(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     load_job(path)
@@ -37,7 +37,7 @@ def test_an_example_renders_as_its_own_words_say(path, monkeypatch):
             assert all(word in out for word in overrides)
 
 
-def test_the_documentation_shows_the_largest_as_it_is():
+def test_the_documentation_shows_the_largest_example():
     text = (ROOT / "docs/cluster.md").read_text()
     shown = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
     assert shown == tomllib.loads((ROOT / "cluster/examples/many_nodes.toml").read_text())

@@ -56,7 +56,7 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(cluster, job, command, ove
 @pytest.mark.parametrize("backend", ["slurm", "ray"])
 @pytest.mark.parametrize("command", ["submit", "render", "preflight"])
 @pytest.mark.parametrize("override", ["job.time=2", "job.venv=nowhere", "job.venv=/etc/nowhere"])
-def test_no_backend_takes_another_python_or_a_time_that_is_all_warning(cluster, job, backend, command, override):
+def test_every_backend_refuses_another_python_and_a_time_that_is_all_warning(cluster, job, backend, command, override):
     code, out, err = cluster(command, job, "--on", backend, override, "job.ray_address=http://127.0.0.1:1")
     assert (code, out) == (1, "") and err.count("\n") == 1
     assert MISTAKES["job.time=2"] in err or "where there is no bin/python to run" in err
@@ -118,7 +118,7 @@ def test_render_prints_what_a_shell_would_run(cluster, job, monkeypatch):
     ("text", "seconds"),
     [("90", 5400), ("2:30", 150), ("1:02:03", 3723), ("1-2", 93600), ("1-2:3", 93780), ("1-2:3:4", 93784), ("x", None)],
 )
-def test_times_are_slurms(text, seconds):
+def test_times_are_read_as_slurm_reads_them(text, seconds):
     assert parse_time(text) == seconds
 
 
@@ -139,13 +139,13 @@ def test_a_bad_sweep_is_named(cluster, job, text, message):
     assert code == 1 and message in err and err.count("\n") == 1
 
 
-def test_gpu_jobs_keep_deepspeeds_own_accelerator(cluster, job):
+def test_gpu_jobs_leave_deepspeed_its_choice_of_accelerator(cluster, job):
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 8"))
     out = rendered(job, "local")
     assert "--num_accelerators 8 " in out and "DS_ACCELERATOR" not in out
 
 
-def test_the_run_folder_is_the_one_that_training_takes(job, tmp_path):
+def test_the_run_folder_is_the_one_training_uses(job, tmp_path):
     run = tmp_path / "run.toml"
     run.write_text("[train]\nsteps = 1\n")
     found = load_job(job, [f"job.run={run}"])
@@ -155,7 +155,7 @@ def test_the_run_folder_is_the_one_that_training_takes(job, tmp_path):
     assert str(run_folder(found, [])) == "of/toml"
 
 
-def test_the_command_imports_no_library_that_takes_time():
+def test_the_command_imports_no_slow_library():
     code = "import sys, cluster.__main__; print(*{name.partition('.')[0] for name in sys.modules})"
     isolated = [sys.executable, "-S", "-c", code]
     done = subprocess.run(

@@ -46,7 +46,7 @@ class Story:
         return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
     def wait_for_step(self, submitted: subprocess.Popen[bytes], attempt: int) -> None:
-        """Until this attempt has made a step."""
+        """Wait until this attempt has made a step."""
         log = rank_log(self.logs, attempt, 0)
         deadline = time.monotonic() + PATIENCE
         while not log.exists() or not re.search(r"^step \d", log.read_text(), re.MULTILINE):
@@ -66,7 +66,7 @@ def ask(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def below(submitted: subprocess.Popen[bytes], word: str) -> list[psutil.Process]:
-    """Children of the submit command, of whatever depth, with `word` among their own arguments."""
+    """Descendants of the submit command that have `word` among their arguments."""
     children = psutil.Process(submitted.pid).children(recursive=True)
     return [child for child in children if word in child.cmdline()]
 
@@ -112,14 +112,14 @@ def test_a_second_submission_of_a_running_job_is_refused(story):
     assert story.rival_code == 1 and "A job is running" in story.output("rival")
 
 
-def test_status_tells_attempts_and_the_last_step(story):
+def test_status_shows_the_attempts_and_the_last_step(story):
     running, after = story.status_while_running.stdout, ask("status", story.logs.parent).stdout
     assert "small: running, attempt 2, pid" in running and "ranks alive: 2" in running
     assert "attempt 1 was preempted" in running and re.search(r"step \d+  loss \d+\.\d{4}", running)
     assert "not running, the last attempt is done" in after and f"step {STEPS} " in after
 
 
-def test_status_for_programs(story):
+def test_status_as_json(story):
     told = json.loads(ask("status", story.logs.parent, "--json").stdout)
     assert (told["name"], told["backend"], told["active"]) == ("small", "local", False)
     assert [attempt["exit_code"] for attempt in told["attempts"]] == [75, 70, 0]

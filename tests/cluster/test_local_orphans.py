@@ -47,7 +47,7 @@ def write_record(folder, **fields):
     (folder / "job.json").write_text(json.dumps(given | fields))
 
 
-def test_they_are_reported_stand_in_the_way_and_are_cancelled(orphan, job, cluster):
+def test_orphans_are_reported_block_a_submission_and_are_cancelled(orphan, job, cluster):
     folder = job.parent / "logs"
     write_record(folder)
     _, out, _ = cluster("status", job)
@@ -66,7 +66,7 @@ def test_jobs_of_other_folders_are_left_alone(orphan, tmp_path):
     assert members(tmp_path / "log") == [] and members(tmp_path / "logs" / "attempt-001") == []
 
 
-def test_children_of_ranks_are_no_ranks(tmp_path):
+def test_children_of_ranks_are_not_taken_for_ranks(tmp_path):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
     marked = os.environ | {MARK: str(tmp_path / "attempt-001"), "RANK": "0"}
     with subprocess.Popen([sys.executable, "-c", code], env=marked, stdin=-1, stdout=-1) as parent:

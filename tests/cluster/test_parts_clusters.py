@@ -32,7 +32,7 @@ def here(*words: object) -> str:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Pictures of which one is broken, and one a copy of another in what has to be another part."""
+    """Pictures, one of them broken and one a copy of another that must fall into a different part."""
     folder = tmp_path / "in"
     write_folder(folder, 40)
     (folder / "images/7.jpg").write_bytes(b"<html>404</html>")
@@ -41,14 +41,14 @@ def source(tmp_path: Path) -> Path:
 
 
 class Jobs:
-    """Made and waited for on one back-end, in a folder of its own."""
+    """A job run to its end on one back-end, in a folder of its own."""
 
     def __init__(self, folder: Path, cluster: Cluster, backend: str) -> None:
         self.folder, self._cluster, self._backend = folder, cluster, backend
         folder.mkdir()
 
     def done(self, table: str, *command: object) -> str:
-        """What the job's tasks have printed by its end."""
+        """Everything the job's tasks printed."""
         file, logs = self.folder / f"{table}.toml", self.folder / f"{table}-logs"
         words = json.dumps([str(word) for word in command])
         lines = [f"[{table}]", f'name = "{table}-{self._backend}"', f"tasks = {TASKS}", f"command = {words}"]
@@ -74,7 +74,7 @@ class Jobs:
 
 
 def course(folder: Path, cluster: Cluster, backend: str, source: Path, trained: Path) -> str:
-    """Sharded and scored here and there, from the same pictures; what the tasks of scoring have printed there."""
+    """Shard and score the same pictures here and there; what the scoring tasks printed there."""
     alone, there = Jobs(folder / "alone", here, "local"), Jobs(folder / backend, cluster, backend)
     made = alone.shards(source)
     assert len(quarantine(folder / "alone/shards")) == 2

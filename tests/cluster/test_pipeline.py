@@ -1,4 +1,4 @@
-"""Pipelines: the graph, what is proven unchanged, and courses of real processes on this machine."""
+"""Pipelines: the graph, which steps are unchanged, and real processes on this machine."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ HEAD = '[pipeline]\nname = "p"\n'
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a pipeline file into the folder that the commands are given in."""
+    """Writes a pipeline file into the working folder."""
     monkeypatch.chdir(tmp_path)
 
     def write(text: str) -> Path:
@@ -84,7 +84,7 @@ def chain(write: Write, tmp_path: Path) -> Path:
 
 
 def step(name: str, **keys: object) -> str:
-    """A step that runs `true`, as it stands in a file."""
+    """The lines of a step that runs `true` by default."""
     given = {"name": name, "kind": "command", "command": ["true"], **keys}
     return "\n".join(["[[step]]", *(f"{key} = {as_toml(value)}" for key, value in given.items()), ""])
 
@@ -98,7 +98,7 @@ def submit(path: Path, *overrides: str) -> int:
 
 
 def ran(folder: Path) -> list[str]:
-    """The steps of the chain that have run since last asked, in their order."""
+    """The steps of the chain that have run since the last call, in order."""
     log = folder / "ran"
     names = log.read_text().split() if log.exists() else []
     log.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def ran(folder: Path) -> list[str]:
 
 
 def test_a_step_that_adds_to_an_output_leaves_its_note_beside_it(write: Write, tmp_path: Path) -> None:
-    """At submission, when the folder is still to be made: shards are made where nothing is."""
+    """At submission the folder must not exist yet: shards refuse a place where something is."""
     path = write(
         HEAD
         + step("divide", kind="filter", command=["split", "in"], writes=["corpus"])
@@ -122,8 +122,8 @@ def test_a_step_that_adds_to_an_output_leaves_its_note_beside_it(write: Write, t
     }
 
 
-def test_what_can_never_run_is_blocked_however_far_behind(chain: Path) -> None:
-    """Of a step that is two behind a failed one SLURM says that it waits."""
+def test_a_step_that_can_never_run_is_blocked_however_far_behind_the_failure(chain: Path) -> None:
+    """SLURM says that a step two behind a failed one waits."""
     found = graph(chain)
     submission = draft(found, [], "slurm")
     waits = QueueAnswer("waiting", "Dependency")
@@ -131,7 +131,9 @@ def test_what_can_never_run_is_blocked_however_far_behind(chain: Path) -> None:
     assert [view.state for view in views(found, submission, answers)] == ["running", "failed", "waiting", "blocked"]
 
 
-def test_what_runs_on_another_machine_is_not_taken_for_failed(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_running_on_another_machine_is_not_taken_for_failed(
+    chain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     there = replace(draft(graph(chain), [], "local"), host="elsewhere", pid=os.getpid(), pid_started="0")
     there.folder("first").mkdir(parents=True)
     there.save()
@@ -153,7 +155,7 @@ def test_the_log_of_a_step_is_that_of_its_ranks_unless_it_has_failed_since(chain
         assert log_place(submission, "first") == place
 
 
-def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
+def test_the_graph_follows_from_inputs_outputs_and_words(write: Write) -> None:
     path = write(
         HEAD
         + step("late", command=["cat", "--file=out/b/x"], reads=["out/a/inner"])
@@ -222,7 +224,7 @@ MOVED_WITH_MORE = {
         (step("t", kind="tokenizer", command=["x", "--vocabulary", "3"], writes=["t.json"]), "--vocabulary"),
     ],
 )
-def test_a_mistake_is_a_sentence_and_nothing_runs(
+def test_a_mistake_is_reported_in_one_sentence_and_nothing_runs(
     write: Write, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit(write(HEAD + text)) == 1
@@ -232,7 +234,7 @@ def test_a_mistake_is_a_sentence_and_nothing_runs(
 
 
 @pytest.mark.parametrize("text", ["", HEAD, 'pipeline = "x"\n' + step("a")])
-def test_a_file_without_a_table_that_it_has_to_have_is_a_sentence(
+def test_a_file_without_a_required_table_is_refused_in_one_sentence(
     write: Write, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", str(write(text)), "--on", "local"]) == 1
@@ -248,7 +250,7 @@ def test_a_file_without_a_table_that_it_has_to_have_is_a_sentence(
         ({"run": 5}, "The override 'run=5' is not of the form table.key=value"),
     ],
 )
-def test_settings_that_a_run_cannot_have_are_refused(
+def test_settings_that_a_run_does_not_accept_are_refused(
     write: Write, settings: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = {"run": "mvlm/configs/tiny.toml", "deepspeed": "ds_configs/cpu.json", "settings": settings}
@@ -257,7 +259,7 @@ def test_settings_that_a_run_cannot_have_are_refused(
     assert said in error and "Traceback" not in error
 
 
-def test_who_only_looks_at_a_pipeline_need_not_have_its_secrets(
+def test_looking_at_a_pipeline_does_not_need_its_secrets(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(HEAD + step("a", environment={"KEY": "env:MY_KEY"}))
@@ -268,12 +270,12 @@ def test_who_only_looks_at_a_pipeline_need_not_have_its_secrets(
     assert main(["cancel", str(path)]) == 1 and "nothing to cancel" in capsys.readouterr().err
 
 
-def test_an_override_of_no_step_names_the_nearest(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_override_of_an_unknown_step_suggests_the_nearest(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(chain, "frist.cpus=2") == 1
     assert "did you mean first?" in capsys.readouterr().err
 
 
-def test_a_changed_setting_changes_the_keys_of_what_depends_on_it_alone(chain: Path, tmp_path: Path) -> None:
+def test_a_changed_setting_changes_only_the_keys_that_depend_on_it(chain: Path, tmp_path: Path) -> None:
     before = keys(graph(chain))
     for override, changed in (
         ('left.command=["sh", "-c", "cat a.txt > left.txt"]', {"left", "last"}),
@@ -287,7 +289,7 @@ def test_a_changed_setting_changes_the_keys_of_what_depends_on_it_alone(chain: P
     assert {name for name, key in keys(graph(chain)).items() if key != before[name]} == set(before)
 
 
-def test_what_is_unchanged_does_not_run_again(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unchanged_steps_do_not_run_again(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(chain) == 0
     order = ran(tmp_path)
     assert sorted(order) == ["first", "last", "left", "right"] and (order[0], order[-1]) == ("first", "last")
@@ -371,7 +373,7 @@ SLOW = HEAD + step(
 
 
 def driver(path: Path, *before: str) -> subprocess.Popen[bytes]:
-    """Submit it here; `before` stands before the command."""
+    """Submit it on this machine; the words of `before` precede the command."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     words = [*before, sys.executable, "-m", "cluster", "submit", str(path), "--on", "local"]
     return subprocess.Popen(words, cwd=path.parent, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -402,7 +404,7 @@ def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
     assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
 
 
-def test_the_logs_of_a_step_are_followed_before_it_begins(write: Write, tmp_path: Path) -> None:
+def test_the_logs_of_a_step_can_be_followed_before_it_begins(write: Write, tmp_path: Path) -> None:
     path = write(SLOW + step("behind", command=["sh", "-c", "cat out; echo and more"], reads=["out"]))
     submitted = driver(path)
     wait_for((tmp_path / "began").exists)
@@ -415,7 +417,7 @@ def test_the_logs_of_a_step_are_followed_before_it_begins(write: Write, tmp_path
     assert followed.communicate()[0].endswith(b"x\nand more\n") and followed.returncode == 0
 
 
-def test_a_hangup_that_nohup_has_the_driver_ignore_stops_nothing(write: Write, tmp_path: Path) -> None:
+def test_a_driver_under_nohup_ignores_the_hangup(write: Write, tmp_path: Path) -> None:
     process = driver(write(SLOW), "nohup")
     wait_for((tmp_path / "began").exists)
     process.send_signal(signal.SIGHUP)
@@ -435,7 +437,7 @@ def test_a_second_submission_at_the_same_time_changes_nothing(
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-def test_what_another_pipeline_is_making_is_not_moved_aside(
+def test_an_output_that_another_pipeline_is_making_is_not_moved_aside(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(SLOW)
@@ -451,7 +453,7 @@ def test_what_another_pipeline_is_making_is_not_moved_aside(
     assert submit(other) == 0 and (tmp_path / "out").read_text() == "y\n"
 
 
-def test_a_file_that_is_edited_while_steps_wait_is_for_the_next_submission(
+def test_edits_to_the_file_while_steps_wait_apply_to_the_next_submission(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     behind = step("behind", command=["sh", "-c", "cat out; echo old >last"], reads=["out"], writes=["last"])
@@ -467,7 +469,7 @@ def test_a_file_that_is_edited_while_steps_wait_is_for_the_next_submission(
     assert submit(path) == 0 and (tmp_path / "last").read_text() == "new\n"
 
 
-def test_the_command_of_a_step_that_is_killed_saves_and_ends(write: Write, tmp_path: Path) -> None:
+def test_the_command_of_a_killed_step_saves_and_ends(write: Write, tmp_path: Path) -> None:
     saving = "trap 'kill $!; echo saved >saved; exit 75' TERM; sleep 60 & echo $PPID >began; wait"
     first = driver(write(HEAD + step("saves", command=["sh", "-c", saving], writes=["out"])))
     wait_for(lambda: (tmp_path / "began").exists() and (tmp_path / "began").read_text().endswith("\n"))
@@ -476,8 +478,8 @@ def test_the_command_of_a_step_that_is_killed_saves_and_ends(write: Write, tmp_p
     wait_for((tmp_path / "saved").exists)
 
 
-def test_a_step_that_was_ended_before_it_could_say_that_it_had_made_all_is_done(write: Write, tmp_path: Path) -> None:
-    """Its command would refuse to make once more what is there; what was there before the step is nobody's."""
+def test_a_step_killed_before_it_could_record_its_finished_output_is_done(write: Write, tmp_path: Path) -> None:
+    """Its command would refuse to make an existing output again; an older output does not count as its."""
     (tmp_path / "in").touch()
     own, foreign = (step(n, kind="tokenizer", command=["in"], reads=["in"], writes=[n]) for n in ("own", "foreign"))
     adds = step("adds", kind="filter", command=["takedown", "corpus"], reads=["corpus"], writes=["corpus"])
@@ -495,14 +497,14 @@ def test_a_step_that_was_ended_before_it_could_say_that_it_had_made_all_is_done(
     assert (tmp_path / "runs/p/pipeline/own/attempt-001/launcher.log").read_text() == ""  # nothing has run
 
 
-def test_steps_that_begin_at_the_same_time_may_note_the_same(tmp_path: Path) -> None:
+def test_concurrent_steps_may_write_the_same_proof(tmp_path: Path) -> None:
     proof, path = Proof("key", done=True, outputs={"run": "digest"}), str(tmp_path / "run.step.json")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: write_proof(path, proof), range(100)))
     assert read_proof(path) == proof and [file.name for file in tmp_path.iterdir()] == ["run.step.json"]
 
 
-def test_a_submission_survives_the_disk(chain: Path) -> None:
+def test_a_submission_reads_back_as_it_was_written(chain: Path) -> None:
     found = graph(chain)
     new = draft(found, [], "local")
     Path(new.logs).mkdir(parents=True)

@@ -40,7 +40,7 @@ def learns(tmp_path: Path, scenes: Path) -> Path:
 
 
 def course_of_training(cluster: Cluster, pipeline: Path, backend: str, scenes: Path) -> None:
-    """Trained, evaluated and indexed by two ranks each, and the same to the last byte by one."""
+    """Train, evaluate and index with two ranks each; one rank gives the same bytes."""
     folder = pipeline.parent
     cluster("submit", pipeline, "--on", backend)
     wait_until(cluster, pipeline, {"train": "done", "retrieval": "done", "index": "done"})
@@ -81,7 +81,7 @@ cpus = 8
 
 
 def course_of_a_cancelled_step(cluster: Cluster, folder: Path, backend: str) -> None:
-    """One runs, and saves; one waits for room that it does not get, and never begins."""
+    """One step runs, and saves; another waits for CPUs that never come, and does not begin."""
     pipeline = folder / "patient.toml"
     pipeline.write_text(PATIENT.format(folder=folder))
     cluster("submit", pipeline, "--on", backend)

@@ -1,4 +1,4 @@
-"""The pipelines that are shipped: each is a graph that the back-ends take, and its commands are such that work."""
+"""The shipped pipelines: the back-ends take each one, and its commands work."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_shipped_pipeline_can_be_submitted(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("backend", ["local", "ray"])
-def test_an_image_that_a_back_end_would_not_enter_is_refused(
+def test_an_image_that_the_back_end_cannot_use_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: str
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -64,7 +64,7 @@ def test_the_emoji_are_found_away_from_the_checkout(tmp_path: Path, monkeypatch:
     assert Graph(load_pipeline("emoji.toml")).from_outside("shards") == [str(ROOT / "examples/emoji.tar")]
 
 
-def test_the_commands_of_shipped_pipelines_are_read_by_their_programs() -> None:
+def test_the_programs_accept_the_commands_of_shipped_pipelines() -> None:
     words = {"wrong": ["mvlm", "export", "run", "--into", "x"]}
     for path in SHIPPED:
         steps = load_pipeline(path).steps.values()
@@ -92,9 +92,7 @@ def test_a_plan_adds_up_along_the_longest_chain(graph: Graph) -> None:
     assert f"which cost {10 * len(found):,.2f}" in plan.as_text(graph, found)
 
 
-def test_each_task_of_a_step_and_each_of_its_attempts_is_paid_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plan_counts_each_task_and_each_attempt_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     text = '[pipeline]\nname = "p"\ncore_hour = 1.0\n[[step]]\nname = "s"\nkind = "shard"\ncommand = ["folder", "in"]\n'
@@ -114,8 +112,8 @@ def test_each_task_of_a_step_and_each_of_its_attempts_is_paid_for(
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What is asked of `mvlm` and of the parsers is answered for real and here, where torch need not be imported for
-    each; the list names the commands of `mvlm`."""
+    """Commands of `mvlm` and of the parsers run in this process, which spares each the import of torch; the list names
+    the commands of `mvlm`."""
     asked: list[str] = []
 
     def run(words: Sequence[str], input: str = "", **_: object) -> subprocess.CompletedProcess[str]:
@@ -139,7 +137,7 @@ TEXT_ARGS = "{hidden_size=32, num_hidden_layers=1, num_attention_heads=2, interm
 
 
 def without_downloads(graph: Graph) -> list[str]:
-    """Overrides by which no run wants anything of a hub, and by which its operations are soon counted."""
+    """Overrides with which no run downloads from a hub, and its operations are counted quickly."""
     small = {"model.text": "roberta", "model.text_args": TEXT_ARGS, "model.cross_depth": "1"}
     small |= {"model.vision": "vit_tiny_patch16_224", "model.vision_args": "{depth=1}", "model.cross_heads": "2"}
     own = small | {"model.vision_weights": "random", "model.text_weights": "random", "data.tokenizer": "auto"}
@@ -164,10 +162,10 @@ def test_a_shipped_pipeline_passes_check_and_plan_by_its_time_limits(
 
 
 @pytest.mark.campaign
-def test_a_shipped_pipeline_is_planned_by_what_its_runs_compute(
+def test_a_shipped_pipeline_is_planned_from_what_its_runs_compute(
     graph: Graph, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With `mvlm plan` of each of its runs, which takes seconds each."""
+    """With `mvlm plan` for each of its runs, at several seconds each."""
     assert main(["plan", graph.pipeline.path, *without_downloads(graph)]) == 0, capsys.readouterr().err
     planned = len(runs_of(graph)) if graph.pipeline.settings.gpu else 0
     assert in_this_process == ["plan"] * planned

@@ -44,7 +44,7 @@ EXPORTED = {"icons": "runs/icons/exported", "web": "exported/web", "4m": "export
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_miniature_is_taken_by_both_schedulers_and_each_of_its_runs_is_a_configuration(
+def test_both_schedulers_take_a_miniature_and_each_of_its_runs_is_a_valid_configuration(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -58,10 +58,10 @@ def test_a_miniature_is_taken_by_both_schedulers_and_each_of_its_runs_is_a_confi
 
 
 @pytest.mark.parametrize("name", ["icons", "web"])
-def test_what_a_pipeline_shards_is_what_its_later_steps_read(
+def test_the_later_steps_of_a_pipeline_read_the_shards_it_makes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own commands, in this process."""
+    """With its own commands, in this process."""
     monkeypatch.chdir(ROOT)
     path = shipped(name, tmp_path)
     graph = Graph(load_pipeline(path, overrides(path)))
@@ -79,7 +79,7 @@ def test_what_a_pipeline_shards_is_what_its_later_steps_read(
 
 @contextmanager
 def images_served(data: Path) -> Iterator[None]:
-    """On a port that is free, which the links then have."""
+    """On a free port, which is then written into the links."""
     with subprocess.Popen([*SERVER, data / "images"], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         write_links(data, int(server.stdout.readline()))
@@ -90,7 +90,7 @@ def images_served(data: Path) -> Iterator[None]:
 
 
 def rows(folder: Path) -> int:
-    """Of all parts of a corpus, with those that are taken down."""
+    """The number in all parts of a corpus, including those taken down."""
     return sum(int(json.loads(path.read_text())["rows"]) for path in folder.rglob("manifest.json"))
 
 
@@ -98,7 +98,7 @@ Cluster = Callable[..., str]
 
 
 def course(cluster: Cluster, path: Path, backend: str) -> None:
-    """From what is read to the last step, once; nothing is left to do then."""
+    """Run all steps once; a second submission has nothing to do."""
     name, folder, words = path.stem, path.parent, overrides(path)
     cluster("submit", path, "--on", backend, *words)
     deadline, names = time.monotonic() + PATIENCE, list(load_pipeline(path).steps)
@@ -132,7 +132,7 @@ def images_on(nodes: Sequence[str], cluster: Path, images: Path) -> Iterator[Non
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("name", NAMES)
-def test_the_whole_on_slurm(slurm: SlurmCluster, name: str, tmp_path: Path) -> None:
+def test_a_miniature_on_slurm(slurm: SlurmCluster, name: str, tmp_path: Path) -> None:
     path, nodes = shipped(name, tmp_path), [f"n{number}" for number in range(1, 6)] if name == "web" else []
     with images_on(nodes, slurm.folder, tmp_path / "data/images"):
         course(slurm.cluster, path, "slurm")
@@ -141,7 +141,7 @@ def test_the_whole_on_slurm(slurm: SlurmCluster, name: str, tmp_path: Path) -> N
 @pytest.mark.campaign
 @pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
 @pytest.mark.parametrize("name", NAMES)
-def test_the_whole_on_ray(cluster: RayCluster, on_ray: Cluster, name: str, tmp_path: Path) -> None:
+def test_a_miniature_on_ray(cluster: RayCluster, on_ray: Cluster, name: str, tmp_path: Path) -> None:
     path, nodes = shipped(name, tmp_path), ["head", "w1"] if name == "web" else []
     with images_on(nodes, cluster.folder, tmp_path / "data/images"):
         course(on_ray, path, "ray")

@@ -1,4 +1,4 @@
-"""Pipelines in SLURM's queue: what `status` and `cancel` make of what its commands say, which are scripts here."""
+"""Pipelines in SLURM's queue: `status` and `cancel` with scripts in place of its commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Queue = Callable[..., list[str]]
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    """Puts lines into the queue; what has been asked of the jobs since."""
+    """Puts lines into the queue, and returns the requests made about jobs so far."""
     asked = tmp_path / "asked"
     texts = {
         "sbatch": f"ls {tmp_path}/*.got 2>/dev/null | wc -l; cp $2 {tmp_path}/$$.got",
@@ -68,14 +68,14 @@ def submitted(tmp_path: Path, queue: Queue) -> Path:
     return path
 
 
-def test_what_joins_parts_leaves_the_queue_before_they_are_told_to_end(submitted: Path, queue: Queue) -> None:
-    """It would begin as soon as they have ended, and do all that was cancelled."""
+def test_the_joining_job_is_cancelled_before_the_parts_are_told_to_end(submitted: Path, queue: Queue) -> None:
+    """It would begin as soon as they end, and redo what was cancelled."""
     queue("0_1|RUNNING|n1|None|0:01|1:00", "0_2|PENDING||Resources|0:00|1:00", "1|PENDING||Dependency|0:00|1:00")
     assert main(["cancel", str(submitted)]) == 0
     assert queue() == ["scancel 0_2", "scancel 1", "scancel --batch --signal=USR1 0_1"]
 
 
-def test_a_step_with_a_dependency_of_its_own_waits_for_its_inputs_too(
+def test_a_step_with_its_own_dependency_waits_for_its_inputs_too(
     submitted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for override, waits in {
@@ -87,10 +87,10 @@ def test_a_step_with_a_dependency_of_its_own_waits_for_its_inputs_too(
         assert re.findall("--dependency=(.*)", capsys.readouterr().out) == waits
 
 
-def test_a_step_that_could_not_say_how_it_ended_has_failed_once_it_has_left_the_queue(
+def test_a_step_without_a_recorded_end_has_failed_once_it_leaves_the_queue(
     submitted: Path, queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As of one that was killed, while those behind it stay in the queue for good."""
+    """For instance one that was killed, while its dependents stay in the queue for good."""
     key = json.loads((tmp_path / "logs/pipeline.json").read_text())["queued"]["shards"]["key"]
     attempt = {"number": 1, "started": 0.0}
     record = {
@@ -112,11 +112,11 @@ def test_a_step_that_could_not_say_how_it_ended_has_failed_once_it_has_left_the_
 FILES = {"run.toml": "mvlm/configs/tiny.toml", "zero.json": "ds_configs/cpu.json"}
 
 
-def edited_while_it_waits(path: Path, *words: str) -> tuple[str, str]:
-    """Submit what trains by files beside it, edit those, and see that its script names what they held."""
+def submit_then_edit(path: Path) -> tuple[str, str]:
+    """Submit a training whose files lie beside it, edit these, and check that its script names unedited copies."""
     for name, shipped in FILES.items():
         (path.parent / name).write_text(find_file(shipped, Path(shipped).parent.name).read_text())
-    assert main(["submit", str(path), "--on", "slurm", *words]) == 0
+    assert main(["submit", str(path), "--on", "slurm"]) == 0
     for name in FILES:
         (path.parent / name).write_text("edited")
     [script] = [text for file in path.parent.glob("*.got") if "mvlm train" in (text := file.read_text())]
@@ -127,22 +127,31 @@ def edited_while_it_waits(path: Path, *words: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def test_a_job_whose_files_are_edited_while_it_waits_is_as_it_was_submitted(
-    queue: Queue, scenes: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares each submission `mvlm check`, which takes six seconds."""
+    for module in ("cluster.__main__", "cluster.pipeline.check"):
+        monkeypatch.setattr(f"{module}.check_run", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_job_runs_with_the_files_it_was_submitted_with_even_if_they_are_edited(queue: Queue, tmp_path: Path) -> None:
     queue()
     files = f'run = "{tmp_path}/run.toml"\ndeepspeed = "{tmp_path}/zero.json"\n'
     path = tmp_path / "job.toml"
     path.write_text(f'[job]\nname = "small"\nlogs = "{tmp_path}/logs"\n{files}')
-    edited_while_it_waits(path, f"data.train={scenes}/train")
+    submit_then_edit(path)
 
 
-def test_a_run_whose_files_are_edited_while_it_waits_is_as_it_was_submitted(queue: Queue, tmp_path: Path) -> None:
-    """Its key is made of them, and changed back they would have proven what was trained by others."""
+@pytest.mark.usefixtures("unchecked")
+def test_a_step_trains_with_the_files_it_was_submitted_with_even_if_they_are_edited(
+    queue: Queue, tmp_path: Path
+) -> None:
+    """Its key is derived from them: edited and restored, they would vouch for a model trained with others."""
     queue()
     write_images(tmp_path / "in")
     path = tmp_path / "small.toml"
     path.write_text((SHARDS + TRAINING).format(folder=tmp_path))
-    run, deepspeed = edited_while_it_waits(path)
+    run, deepspeed = submit_then_edit(path)
     step = Submission.load(tmp_path / "logs").graph().pipeline.steps["train"]
     assert (step.run, step.deepspeed) == (run, deepspeed)

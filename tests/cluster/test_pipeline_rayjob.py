@@ -1,4 +1,4 @@
-"""A pipeline as a job of Ray's, such as a RayJob of Kubernetes: it ends when its steps have, and as they did."""
+"""A pipeline submitted within a Ray job, such as a RayJob on Kubernetes: it ends when and as its steps do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ command = ["sh", "-c", "touch {folder}/began; while [ ! -e {folder}/go ]; do sle
 """
 
 
-def test_the_example_runs_a_shipped_pipeline_on_the_cluster_of_its_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_runs_a_shipped_pipeline_on_the_example_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     job = yaml.safe_load((EXAMPLES / "rayjob.yaml").read_text())
     cluster = next(yaml.safe_load_all((EXAMPLES / "kuberay.yaml").read_text()))
@@ -51,7 +51,7 @@ def test_the_example_runs_a_shipped_pipeline_on_the_cluster_of_its_neighbour(mon
 @pytest.mark.campaign
 @pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
 @pytest.mark.parametrize("code", [0, 2])
-def test_submit_within_a_job_of_ray_ends_as_what_it_submits(cluster: RayCluster, tmp_path: Path, code: int) -> None:
+def test_submit_within_a_ray_job_ends_as_what_it_submitted(cluster: RayCluster, tmp_path: Path, code: int) -> None:
     path = tmp_path / "kube.toml"
     path.write_text(PIPELINE.format(folder=tmp_path))
     address = f"http://{cluster.address('head')}:8265"

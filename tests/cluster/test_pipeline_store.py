@@ -1,4 +1,4 @@
-"""A step whose output lies in an object store, which it finds by variables of the pipeline, and which is gone."""
+"""A step whose output is in an object store, configured by variables of the pipeline, that goes away."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def submission(store: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         signal.signal(number, handler)
 
 
-def test_a_store_that_is_gone_is_no_mistake_of_the_step(store: S3, submission: Submission) -> None:
+def test_a_step_is_retried_while_its_store_is_gone(store: S3, submission: Submission) -> None:
     store.stop()
     back = threading.Thread(target=start_after_an_attempt, args=(store, submission))
     back.start()

@@ -1,4 +1,4 @@
-"""Preflights on three real nodes, in namespaces: all well, a slow link, a node absent, one cut off and one dead."""
+"""Preflights on three real nodes, in namespaces: all well, a slow link, and nodes that are absent, cut off or dead."""
 
 import json
 import os
@@ -54,7 +54,7 @@ class Nodes:
         return self.script("slurm_cluster.sh", "on", sys.executable, "-m", "cluster", *words)
 
     def start(self, name: str, timeout: int, without: str = "", run: object = None) -> list[subprocess.Popen]:
-        """A rank on each node but one; they print into files called `name` and the node's."""
+        """A rank on each node but `without`; its output goes to the file `name`.NODE."""
         words = ["-m", "mvlm", "preflight", "mvlm/configs/tiny.toml", "--timeout", str(timeout)]
         words += ["--json", str(self.folder / f"{name}.json"), f"run.dir={run or self.folder / 'run'}"]
         ranks = []
@@ -87,21 +87,21 @@ def nodes(tmp_path_factory):
 
 
 def test_all_is_well_on_nodes_that_slurm_gives(nodes):
-    said = nodes.slurm("job.network=ethernet", "job.environment.NCCL_DEBUG=INFO")
+    said = nodes.slurm("job.nodes=2", "job.network=ethernet", "job.environment.NCCL_DEBUG=INFO")
     assert said.endswith("preflight: all is well\nexit code 0\n"), said
     assert "GLOO_SOCKET_IFNAME=eth0 NCCL_DEBUG=INFO NCCL_NET=Socket NCCL_SOCKET_IFNAME=^lo,docker," in said
-    assert "ranks: 3  nodes: 3  rounds of pairs: 3" in said and "all 3 ranks: " in said
+    assert "ranks: 2  nodes: 2  rounds of pairs: 1" in said and "all 2 ranks: " in said
 
 
 @pytest.mark.campaign
-def test_a_node_that_slurm_does_not_know_to_be_dead_is_named(nodes):
+def test_a_dead_node_that_slurm_still_believes_alive_is_named(nodes):
     nodes.script("nodes.sh", "kill", "n3")
     said = nodes.slurm()
     assert "cluster: SLURM does not reach n3: have it repaired" in said and said.endswith("exit code 1\n"), said
     nodes.script("slurm_cluster.sh", "boot", "n3")
 
 
-def test_a_node_behind_a_slow_link_is_named_and_so_is_a_run_folder_that_is_not_shared(nodes):
+def test_a_slow_link_and_an_unshared_run_folder_are_named(nodes):
     nodes.script("nodes.sh", "on", "sw", *SLOW_LINK)
     ranks = nodes.start("slow", 60, run="/run/mvlm")  # in memory of each node's own
     assert codes(ranks) == [1, 1, 1]
@@ -116,7 +116,7 @@ def test_a_node_behind_a_slow_link_is_named_and_so_is_a_run_folder_that_is_not_s
 
 
 @pytest.mark.campaign
-def test_a_node_that_does_not_come_is_named_in_time(nodes):
+def test_an_absent_node_is_named_within_the_timeout(nodes):
     ranks = nodes.start("absent", 10, without="n3")
     assert codes(ranks) == [1, 1]
     assert "mvlm: rank 2 did not join within 10 s, as n1, n2 did" in nodes.output("absent"), nodes.output("absent")

@@ -27,7 +27,7 @@ def test_on_this_machine_it_measures_the_ranks_of_the_job(job, tmp_path):
     assert "; NCCL_DEBUG=INFO" in done.stdout and done.stdout.endswith("preflight: all is well\n")
 
 
-def test_srun_is_asked_for_what_the_job_would_get(job):
+def test_srun_asks_for_the_same_resources_as_the_job(job):
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 8"))
     given = ["nodes=4", "min_nodes=3", "cpus_per_process=6", "partition=gpu", "gpu_request=gres", "venv=/shared/venv"]
     given += ['modules=["cuda/13", "a b"]', 'sbatch=["--constraint=h100"]']
@@ -40,19 +40,19 @@ def test_srun_is_asked_for_what_the_job_would_get(job):
     assert argv[-7] == "/shared/venv/bin/python"
 
 
-def test_a_machine_without_srun_is_told_so(job, cluster, monkeypatch):
+def test_a_machine_without_srun_is_reported(job, cluster, monkeypatch):
     monkeypatch.setenv("PATH", os.fspath(job.parent))
     code, _, err = cluster("preflight", job, "--on", "slurm")
     assert code == 1 and "There is no srun on this machine" in err and err.count("\n") == 1
 
 
-def test_what_a_preflight_cannot_honour_is_refused(job, cluster):
+def test_settings_that_a_preflight_cannot_honour_are_refused(job, cluster):
     for backend in ("slurm", "ray"):
         code, _, err = cluster("preflight", job, "--on", backend, "job.container=image")
         assert code == 1 and f"job.container is 'image', which the {backend} back-end cannot honour" in err
 
 
-def test_a_ray_cluster_that_is_not_there_is_named(job, cluster, monkeypatch):
+def test_a_ray_cluster_that_does_not_answer_is_named(job, cluster, monkeypatch):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     code, _, err = cluster("preflight", job, "--on", "ray")
     assert code == 1 and "no address of a Ray cluster: set job.ray_address" in err

@@ -1,4 +1,4 @@
-"""What stands between a launcher and a rank."""
+"""The wrapper between a launcher and a rank."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def start(folder, *command, **environment):
 
 @pytest.mark.parametrize(("end", "code"), [("exit 0", 0), ("exit 75", 75), ("kill -9 $$", 137)])
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
-def test_output_and_exit_code_are_kept(tmp_path, end, code, variable):
+def test_output_and_exit_code_are_recorded(tmp_path, end, code, variable):
     folder = rank_log(tmp_path, 3, 0).parent
     assert start(folder, "sh", "-c", f"echo out; echo err >&2; {end}", **{variable: "12"}).wait(20) == code
     assert rank_log(tmp_path, 3, 12).read_text() == "out\nerr\n"
@@ -38,7 +38,7 @@ def test_output_and_exit_code_are_kept(tmp_path, end, code, variable):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_rank_too_young_to_listen_is_told_later(tmp_path, number):
+def test_a_signal_waits_until_the_rank_listens(tmp_path, number):
     process = start(tmp_path, sys.executable, "-c", SLOW_TO_LISTEN)
     log = tmp_path / "rank-00000.log"
     while not (log.exists() and log.read_text()):
@@ -49,8 +49,8 @@ def test_a_rank_too_young_to_listen_is_told_later(tmp_path, number):
 
 
 @pytest.mark.parametrize("command", ["evaluate retrieval --data shards", "index shards --out index", "score shards"])
-def test_a_command_that_has_no_steps_to_save_ends_when_it_is_told(tmp_path, command):
-    """While it waits for another rank, or still imports what it needs for that."""
+def test_a_command_without_steps_to_save_ends_at_a_signal(tmp_path, command):
+    """Even while it waits for another rank, or is still importing."""
     (tmp_path / "shards").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run/index.json").touch()
@@ -65,7 +65,7 @@ def test_a_command_that_has_no_steps_to_save_ends_when_it_is_told(tmp_path, comm
     assert log.read_text() == "Stopped by a signal: start the same command again.\n"
 
 
-def test_a_command_can_come_by_a_file(tmp_path):
+def test_a_command_can_be_read_from_a_file(tmp_path):
     hostile = "$(touch pwned) it's\n"
     words = ["env", f"WORD={hostile}", "sh", "-c", 'printf %s "$WORD$1"', "_", hostile]
     (tmp_path / "command").write_bytes(b"".join(word.encode() + b"\0" for word in words))

@@ -1,6 +1,6 @@
-"""A real job on a real Ray of two nodes, what is told of it, and a pipeline that loses one of the nodes.
+"""A real job on a real Ray of two nodes, the reports about it, and a pipeline that loses one of the nodes.
 
-What else befalls jobs there is in test_ray_faults.py.
+Other faults are in test_ray_faults.py.
 """
 
 import json
@@ -39,8 +39,8 @@ cpus = 2
 pytestmark = pytest.mark.skipif(cannot_run_here() is not None, reason=str(cannot_run_here()))
 
 
-def scraped(cluster):
-    """The gauges of the job, by name."""
+def gauges(cluster):
+    """Those of the job, by name."""
     return dict(re.findall(r'^ray_mvlm_(\w+)\{[^}]*job="plain"[^}]*\} (\S+)$', cluster.metrics(), re.MULTILINE))
 
 
@@ -52,19 +52,19 @@ def two_nodes(cluster):
 
 @pytest.fixture(scope="module")
 def plain(two_nodes, cluster, jobs):
-    """A job on two nodes that nobody disturbs, asked about while its ranks are held."""
+    """An undisturbed job on two nodes, and the reports about it while its ranks are suspended."""
     job, seen = jobs("plain"), SimpleNamespace(metrics={})
     seen.submitted = job.submit(f"train.steps={STEPS}")
     job.wait_for_progress(1)
     with job.paused(1):
-        job.wait("a scrape of its metrics", lambda: len(seen.metrics) == 3 or seen.metrics.update(scraped(cluster)))
+        job.wait("a scrape of its metrics", lambda: len(seen.metrics) == 3 or seen.metrics.update(gauges(cluster)))
         seen.status, seen.rival = job.ask("status").stdout, job.ask("submit", "--on", "ray")
         seen.dashboard = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/train/v2/runs/v1"))
     seen.followed = job.ask("logs", "-f").stdout
     return job, seen
 
 
-def test_an_undisturbed_job_is_done_in_one_attempt(plain):
+def test_an_undisturbed_job_takes_one_attempt(plain):
     job, seen = plain
     assert [attempt["exit_code"] for attempt in job.attempts()] == [0]
     assert [line["step"] for line in job.lines()] == list(range(1, STEPS + 1))
@@ -82,14 +82,14 @@ def test_checkpoints_are_reported_to_ray_train_and_copied_nowhere(plain):
     assert any(pointer.parent.name in path.read_text() for path in of_ray), "Ray knows of it"
 
 
-def test_ranks_log_into_files_of_their_own(plain):
+def test_each_rank_logs_to_its_own_file(plain):
     job, _ = plain
     assert [path.name for path in sorted((job.logs / "attempt-001").iterdir())] == [
         *("launcher.log", "rank-00000.log", "rank-00001.log")
     ]
 
 
-def test_what_status_and_a_second_submission_say_of_a_running_job(plain):
+def test_a_running_job_has_a_status_and_refuses_a_second_submission(plain):
     _, seen = plain
     assert re.fullmatch(r"submitted plain as plain-\w{8} to http.*\n", seen.submitted.stdout), seen.submitted
     assert re.search(r"plain: running, job plain-\w+ at .*\n  attempt 1 runs .*\n  step \d+  loss \d", seen.status)
@@ -104,7 +104,7 @@ def test_ray_shows_the_run_and_its_metrics(plain):
 
 
 @pytest.mark.campaign
-def test_a_preflight_measures_the_nodes_that_ray_gives(plain, cluster, tmp_path):
+def test_a_preflight_measures_the_nodes_ray_assigns(plain, cluster, tmp_path):
     words = ["preflight", plain[0].file, "--on", "ray", f"run.dir={tmp_path / 'run'}", f"job.logs={tmp_path / 'logs'}"]
     done = cluster.on_head("cluster", *words)
     assert done.returncode == 0 and done.stdout.rstrip().endswith("preflight: all is well"), done.stdout + done.stderr
@@ -113,7 +113,7 @@ def test_a_preflight_measures_the_nodes_that_ray_gives(plain, cluster, tmp_path)
     assert (tmp_path / "logs/preflight.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(plain, cluster, tmp_path):
+def test_shards_made_on_the_cluster_equal_those_made_locally(plain, cluster, tmp_path):
     write_folder(tmp_path / "in", 40)
     words = ["shard", "folder", tmp_path / "in", "--shard-mb", "0.02", "--out"]
     made = cluster.on_head("data_tools", *words, tmp_path / "ray", "--engine", "ray", "--workers", "2")
@@ -123,7 +123,7 @@ def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(plain, cl
 
 
 @pytest.mark.campaign
-def test_a_job_goes_on_when_the_actors_beside_its_driver_are_killed(two_nodes, cluster, jobs):
+def test_a_job_continues_when_the_actors_beside_its_driver_are_killed(two_nodes, cluster, jobs):
     job = jobs("bereft")
     job.submit("train.steps=60")
     for attempt, actor in enumerate(("ray::Coordinator", "ray::TrainController"), 1):
@@ -136,8 +136,8 @@ def test_a_job_goes_on_when_the_actors_beside_its_driver_are_killed(two_nodes, c
     assert list(job.losses()) == list(range(1, 61))
 
 
-def test_a_pipeline_goes_on_without_a_node_that_is_lost(two_nodes, cluster, tmp_path):
-    """The last of this file, since the node does not come back. Steps that want all of a node are held meanwhile."""
+def test_a_pipeline_continues_without_a_lost_node(two_nodes, cluster, tmp_path):
+    """Last in this file, since the node does not come back. Steps that take a whole node each are held meanwhile."""
     write_images(tmp_path / "in")
     held = "".join(HELD.format(folder=tmp_path, name=name) for name in ("one", "other"))
     (tmp_path / "small.toml").write_text(PIPELINE.format(folder=tmp_path, held=held))

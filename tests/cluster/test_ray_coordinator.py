@@ -1,4 +1,4 @@
-"""Attempts at a run on Ray, by the object that keeps them; what Ray calls from afar is called here."""
+"""The coordinator of the attempts of a job on Ray, its remote methods called directly."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ def test_what_the_exit_codes_of_an_attempt_mean(coordinator, tmp_path, codes, ex
     ]
 
 
-def test_it_is_known_where_the_ranks_of_the_attempt_before_were(coordinator):
+def test_the_coordinator_knows_where_the_ranks_of_the_last_attempt_were(coordinator):
     async def story():
         seen = []
         for nodes in (["a", "b"], ["a"], []):
@@ -61,7 +61,7 @@ def test_it_is_known_where_the_ranks_of_the_attempt_before_were(coordinator):
 
 
 def test_restarts_without_a_new_step_end_the_job(coordinator, tmp_path):
-    """Steps are what rank 0 finds on its disk, and what it has told of."""
+    """Steps are those that rank 0 finds on its disk and those it has reported."""
 
     async def attempt(code, found, told):
         current = await coordinator.begin(2)
@@ -80,7 +80,7 @@ def test_restarts_without_a_new_step_end_the_job(coordinator, tmp_path):
     )
 
 
-def test_a_command_makes_no_steps_that_could_be_missed(tmp_path):
+def test_a_command_is_not_expected_to_make_steps(tmp_path):
     job = Job("scores", command=("score", "shards"), requeue=REQUEUE)
     coordinator = Coordinator(RayJobSpec(job, [], str(tmp_path), "python", str(tmp_path), str(tmp_path / "logs")))
 
@@ -91,7 +91,7 @@ def test_a_command_makes_no_steps_that_could_be_missed(tmp_path):
 
 
 def test_a_job_is_restarted_as_often_as_it_allows(coordinator, tmp_path):
-    """An attempt whose workers are lost counts; one that ends for nodes that have come does not."""
+    """An attempt whose workers are lost counts; one that ends because nodes have joined does not."""
 
     async def story():
         for attempt in range(1, REQUEUE + 1):
@@ -113,7 +113,7 @@ def test_a_job_is_restarted_as_often_as_it_allows(coordinator, tmp_path):
     assert f"job.requeue allows {REQUEUE} restarts" in logs[-1].read_text()
 
 
-def test_whether_another_attempt_is_made_where_ray_has_given_up(coordinator):
+def test_whether_another_attempt_follows_after_ray_has_given_up(coordinator):
     async def story():
         first = await coordinator.begin(2)
         await coordinator.heartbeat(first, {"step": 1})
@@ -126,15 +126,15 @@ def test_whether_another_attempt_is_made_where_ray_has_given_up(coordinator):
     assert asyncio.run(story()) == [None] * REQUEUE + [1]
 
 
-def test_a_job_for_which_ray_begins_nothing_ends(coordinator):
+def test_a_job_ends_if_ray_starts_no_attempt(coordinator):
     async def story():
         return [await coordinator.verdict() for _ in range(REQUEUE + 1)]
 
     assert asyncio.run(story()) == [None] * REQUEUE + [75]
 
 
-def test_what_becomes_of_an_attempt_is_known_on_a_full_disk(coordinator, mount_disk):
-    """Where ranks end for a mistake because there is no room, none is left for the notes of the job either."""
+def test_the_outcome_of_an_attempt_is_known_despite_a_full_disk(coordinator, mount_disk):
+    """If ranks fail because the disk is full, there is no room for the record of the job either."""
     disk = mount_disk("256k")
     coordinator._logs = disk / "logs"
 
@@ -148,7 +148,7 @@ def test_what_becomes_of_an_attempt_is_known_on_a_full_disk(coordinator, mount_d
     assert asyncio.run(story()) == AttemptOutcome(1, final=True)
 
 
-def test_a_job_whose_attempts_cannot_have_a_folder_is_restarted_as_often_as_it_allows(coordinator, tmp_path):
+def test_attempts_without_a_folder_count_towards_the_bound_on_restarts(coordinator, tmp_path):
     (tmp_path / "logs").write_text("in the place of the folder")
 
     async def story():
@@ -160,7 +160,7 @@ def test_a_job_whose_attempts_cannot_have_a_folder_is_restarted_as_often_as_it_a
     assert asyncio.run(story()) == (None, 75)
 
 
-def test_a_rank_that_does_not_end_after_another_has_failed_is_given_up(coordinator, monkeypatch):
+def test_a_rank_that_does_not_end_after_another_failed_is_abandoned(coordinator, monkeypatch):
     monkeypatch.setattr(ray_coordinator, "STRAGGLE", 0.05)
 
     async def story():

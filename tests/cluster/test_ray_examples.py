@@ -32,7 +32,7 @@ def test_ray_refuses_a_cluster_file_with_a_key_it_does_not_know():
 
 
 @pytest.mark.parametrize("name", AUTOSCALED)
-def test_servers_want_a_token_and_the_dashboard_is_on_loopback(name):
+def test_servers_require_a_token_and_the_dashboard_listens_on_loopback(name):
     config = read(name)
     head, workers = config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in head
@@ -41,7 +41,7 @@ def test_servers_want_a_token_and_the_dashboard_is_on_loopback(name):
 
 
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
-def test_workers_have_what_the_example_job_asks_for(name):
+def test_workers_have_the_resources_the_example_job_asks_for(name):
     job, config = load_job(EXAMPLES / "job.toml"), read(name)
     node = config["available_node_types"]["gpu"]
     assert (node["min_workers"], node["max_workers"]) == (job.min_nodes, job.nodes)
@@ -50,7 +50,7 @@ def test_workers_have_what_the_example_job_asks_for(name):
     assert node["resources"]["CPU"] >= job.gpus_per_node * job.cpus_per_process
 
 
-def test_each_network_card_on_aws_has_efa_and_the_nodes_lie_close_together():
+def test_each_network_card_on_aws_has_efa_and_the_nodes_are_placed_close_together():
     node = read("aws.yaml")["available_node_types"]["gpu"]["node_config"]
     interfaces = node["NetworkInterfaces"]
     assert node["InstanceType"] == "p5.48xlarge" and node["Placement"]["GroupName"]
@@ -61,7 +61,7 @@ def test_each_network_card_on_aws_has_efa_and_the_nodes_lie_close_together():
     assert not {"SubnetId", "SubnetIds", "SecurityGroupIds"} & node.keys()
 
 
-def test_the_kubernetes_cluster_has_what_the_example_job_asks_for():
+def test_the_kubernetes_cluster_has_the_resources_the_example_job_asks_for():
     documents = on_kubernetes("kuberay.yaml")
     cluster, claim = documents["RayCluster"], documents["PersistentVolumeClaim"]
     job, spec = load_job(EXAMPLES / "job.toml"), cluster["spec"]
@@ -83,7 +83,7 @@ def test_the_kubernetes_cluster_has_what_the_example_job_asks_for():
 
 
 def on_kubernetes(name):
-    """The documents of a file by their kind, of which it has one each."""
+    """The documents of a file by kind, one of each."""
     documents = list(yaml.safe_load_all((EXAMPLES / name).read_text()))
     by_kind = {document["kind"]: document for document in documents}
     assert len(by_kind) == len(documents)
@@ -142,8 +142,8 @@ def strict(schema):
 @pytest.mark.campaign
 @pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder of KubeRay's definitions")
 @pytest.mark.parametrize(("name", "kind"), [("kuberay.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")])
-def test_the_kubernetes_files_are_valid_by_the_definitions_of_kuberay(name, kind):
-    """Of helm-chart/kuberay-operator/crds in KubeRay's repository."""
+def test_the_kubernetes_files_match_the_definitions_of_kuberay(name, kind):
+    """Those in helm-chart/kuberay-operator/crds of KubeRay's repository."""
     definition = yaml.safe_load((Path(os.environ["KUBERAY_CRDS"]) / f"ray.io_{kind.lower()}s.yaml").read_text())
     document = on_kubernetes(name)[kind]
     group, version = document["apiVersion"].split("/")
@@ -157,7 +157,7 @@ def test_the_kubernetes_files_are_valid_by_the_definitions_of_kuberay(name, kind
 
 
 @pytest.mark.parametrize("name", ["job.toml", "sweep.toml"])
-def test_the_job_files_are_what_the_back_end_takes(name, monkeypatch):
+def test_the_back_end_takes_the_job_files(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     job = load_job(EXAMPLES / name, ["job.ray_address=http://127.0.0.1:8265"])
     assert "each rank" in ray_backend.render(job, [])

@@ -1,6 +1,6 @@
 """Real jobs on a real Ray of three nodes: growing by a node, undisturbed, and through one fault after another.
 
-It takes minutes: a campaign.
+A campaign, since it takes minutes.
 """
 
 import json
@@ -30,8 +30,8 @@ OTHER_LAYOUT = 1e-4  # relative, of losses at another number of ranks, at a lear
 
 @pytest.fixture(scope="module")
 def grown(cluster, jobs):
-    """A job that begins while the head is the only node, goes on on two when another has joined (which Ray takes up
-    to 40 s to act on), is cancelled, and submitted again.
+    """A job that begins with the head alone, continues on two nodes when another joins (Ray may take 40 s to react), is
+    cancelled, and submitted again.
     """
     job = jobs("grown", "min_nodes = 1\n")
     seen = SimpleNamespace()
@@ -64,7 +64,7 @@ def plain(grown, cluster, jobs):
 
 @pytest.fixture(scope="module")
 def disturbed(plain, cluster, jobs):
-    """The same run: a worker is killed, then the raylet of a node, then a node is cut off, and comes back."""
+    """The same run: a worker is killed, then the raylet of a node, then a node is cut off and comes back."""
     job = jobs("disturbed")
     job.submit()
     seen = SimpleNamespace(seconds_lost={})
@@ -86,7 +86,7 @@ def disturbed(plain, cluster, jobs):
 
 @pytest.fixture(scope="module")
 def swept(disturbed, cluster, jobs):
-    """A sweep of two runs, one after the other, killed in the first and submitted again; the second learns nothing."""
+    """A sweep of two consecutive runs, killed in the first and submitted again; the second run learns nothing."""
     job = jobs("swept", SWEEP)
     words = ["job.nodes=1", f"train.steps={SWEEP_STEPS}"]
     job.submit(*words)
@@ -100,14 +100,14 @@ def swept(disturbed, cluster, jobs):
     return job, job.ask("logs", "-f").stdout
 
 
-def test_a_job_goes_on_after_each_fault_with_the_very_losses_of_an_undisturbed_one(disturbed, plain):
+def test_a_job_continues_after_each_fault_with_exactly_the_losses_of_an_undisturbed_one(disturbed, plain):
     job, seen = disturbed
     assert len(job.attempts()) == 4, seen.seconds_lost
     assert job.losses() == plain.losses()
     print("seconds lost:", seen.seconds_lost, "steps repeated:", job.repeated())
 
 
-def test_a_rank_of_an_earlier_attempt_that_comes_back_writes_nothing(disturbed):
+def test_a_stale_rank_that_comes_back_writes_nothing(disturbed):
     job, seen = disturbed
     assert seen.stale_rank_lived
     job.wait("the end of the stale rank", lambda: not seen.stale_rank.is_running(), seconds=60)
@@ -115,7 +115,7 @@ def test_a_rank_of_an_earlier_attempt_that_comes_back_writes_nothing(disturbed):
     assert own["world"] == 2 and not (job.run / "attempts/0005.json").exists()
 
 
-def test_a_job_grows_when_a_node_joins_and_stops_when_cancelled_and_repeats_nothing(grown, plain):
+def test_a_job_grows_when_a_node_joins_stops_when_cancelled_and_repeats_no_step(grown, plain):
     job, seen = grown
     worlds = [json.loads(path.read_text())["world"] for path in sorted((job.run / "attempts").glob("*.json"))]
     assert worlds == [1, 2, 2] and [attempt["exit_code"] for attempt in job.attempts()] == [75, 75, 0]
@@ -133,7 +133,7 @@ def test_a_cancelled_job_ends_with_everything_saved(grown):
     assert "grown: stopped, job" in seen.status_after and "attempt 2 was preempted" in seen.status_after
 
 
-def test_a_killed_sweep_goes_on_and_gives_the_bad_run_up(swept):
+def test_a_killed_sweep_resumes_and_gives_up_the_bad_run(swept):
     job, followed = swept
     assert "resumes the sweep" in followed
     good, bad = json.loads((job.run / "sweep.json").read_text())

@@ -1,4 +1,4 @@
-"""A real Ray that keeps its state in a Redis loses its head, with the driver of a job, and gets it back: a campaign."""
+"""A real Ray with its state in a Redis loses its head, with the driver of a job, and gets it back: a campaign."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cluster_with_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray
 
 
 def alive(cluster: RayCluster) -> list[str]:
-    """Names of the nodes that Ray says are; none while nobody answers."""
+    """Names of the nodes that Ray says are alive; none while it does not answer."""
     try:
         answer = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/v0/nodes"))
     except subprocess.SubprocessError:
@@ -38,7 +38,7 @@ def alive(cluster: RayCluster) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lost(cluster: RayCluster, jobs: Callable[..., RayJob]) -> SimpleNamespace:
-    """A job that loses the head, and is submitted again when that is back; nobody touches the other node."""
+    """A job that loses the head and is submitted again when it is back; the other node is left alone."""
     cluster.join("w1")
     job, seen = jobs("lost"), SimpleNamespace()
     job.submit("checkpoint.every=5")
@@ -56,7 +56,7 @@ def lost(cluster: RayCluster, jobs: Callable[..., RayJob]) -> SimpleNamespace:
     return seen
 
 
-def test_the_other_node_joins_a_head_that_is_back_and_the_job_resumes(lost: SimpleNamespace) -> None:
+def test_the_other_node_rejoins_the_restarted_head_and_the_job_resumes(lost: SimpleNamespace) -> None:
     assert "submitted lost" in lost.submitted
     steps = [line["step"] for line in lost.job.lines()]
     assert sorted(set(steps)) == list(range(1, STEPS + 1))

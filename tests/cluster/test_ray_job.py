@@ -1,4 +1,4 @@
-"""What the Ray back-end prints and refuses, before there is a cluster."""
+"""What the Ray back-end prints and refuses without a cluster."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from tests.conftest import free_port
 
 @contextmanager
 def serving(answer):
-    """The address of an HTTP server that does so for each GET."""
+    """The address of an HTTP server that gives this answer to each GET."""
 
     class Server(BaseHTTPRequestHandler):
         do_GET = answer
@@ -47,7 +47,7 @@ def serving(answer):
 NOWHERE = "job.ray_address=http://127.0.0.1:1"
 
 
-def test_render_shows_all_that_ray_is_given(job, cluster):
+def test_render_shows_everything_ray_is_given(job, cluster):
     words = ["job.processes_per_node=1", "job.nodes=4", "job.min_nodes=2", "job.cpus_per_process=3", 'job.time="90"']
     out = rendered(job, "ray", NOWHERE, *words, "job.environment.A=b c", "optim.lr=1e-4")
     assert "workers: 2 to 4, each with 3 CPU, packed by node" in out
@@ -64,8 +64,8 @@ def test_render_shows_a_sweep(job, cluster):
     assert "sweep: 3 of 4 runs, for the min of loss" in out and "sweep: run.seed = [1, 2]" in out
 
 
-def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, tmp_path):
-    """Tune knows them by their numbers, and those that are done would stand in the table with values of the second."""
+def test_a_sweep_with_other_values_does_not_reuse_the_runs_of_the_first(job, tmp_path):
+    """Tune knows runs by number, and finished ones would be listed with the values of the second sweep."""
     text = job.read_text() + '[sweep]\nvalues = {{ "optim.lr" = [1e-4, {}] }}\n'
     job.write_text(text.format("3e-4"))
     first = load_job(job)
@@ -87,8 +87,8 @@ def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, t
         ("", 'metric = "itc"', None),  # the table's alone, where no run is given up
     ],
 )
-def test_a_sweep_that_has_begun_goes_by_no_other_settings_unsaid(job, tmp_path, begun, now, key):
-    """Tune restores them as they were when it began."""
+def test_a_sweep_that_has_begun_refuses_settings_it_would_ignore(job, tmp_path, begun, now, key):
+    """Tune would silently restore those it began with."""
     text = job.read_text() + '[sweep]\nvalues = { "optim.lr" = [1e-4, 3e-4] }\n'
     job.write_text(text + begun)
     RayJobSpec.of(load_job(job), []).save(tmp_path / FILE)
@@ -101,8 +101,8 @@ def test_a_sweep_that_has_begun_goes_by_no_other_settings_unsaid(job, tmp_path, 
         refuse_another_sweep(load_job(job), tmp_path)
 
 
-def test_a_sweep_that_is_cancelled_says_how_far_each_of_its_runs_has_come(tmp_path):
-    """Its own run folder holds no steps, and a sweep that had made many was said to have ended before the first."""
+def test_cancelling_a_sweep_says_how_far_each_of_its_runs_has_come(tmp_path):
+    """The run folder of the sweep itself holds no steps, which must not read as if none had been made."""
     logs = tmp_path / "logs"
     JobRecord("sweep", "ray", str(tmp_path), "").save(logs)
     assert describe_ends(logs) == "sweep has ended before its first step."
@@ -117,8 +117,8 @@ def test_a_sweep_that_is_cancelled_says_how_far_each_of_its_runs_has_come(tmp_pa
     ]
 
 
-def test_what_held_out_data_says_goes_with_the_steps_after_it(tmp_path):
-    """A sweep by "eval/mean_recall" ended with its first report, which had none."""
+def test_the_results_of_an_evaluation_are_reported_with_the_steps_after_it(tmp_path):
+    """Otherwise a sweep by "eval/mean_recall" ends at its first report without one."""
     lines = [{"step": 10, "loss": 2.0}, {"step": 10, "eval/mean_recall": 0.25}, {"step": 20, "loss": 1.5}]
     assert newest_measures(tmp_path) is None
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 3')
@@ -140,14 +140,14 @@ def test_a_spec_survives_the_disk(job, tmp_path):
     assert RayJobSpec.load(tmp_path / "ray.json") == given
 
 
-def test_the_environment_of_a_job_is_its_owners_alone(job, tmp_path):
+def test_only_its_owner_can_read_the_environment_of_a_job(job, tmp_path):
     (tmp_path / "ray.json").write_text("left by an earlier version")
     RayJobSpec.of(load_job(job, ["job.environment.WANDB_API_KEY=secret"]), []).save(tmp_path / "ray.json")
     assert "secret" in (tmp_path / "ray.json").read_text()
     assert (tmp_path / "ray.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_secret_that_a_node_lacks_ends_its_rank_with_a_sentence(job, tmp_path, monkeypatch):
+def test_a_secret_missing_on_a_node_ends_its_rank_with_a_sentence(job, tmp_path, monkeypatch):
     monkeypatch.delenv("ABSENT", raising=False)
     spec = RayJobSpec.of(load_job(job, ["job.environment.WANDB_API_KEY=env:ABSENT"]), [])
     log = tmp_path / "rank-00000.log"
@@ -157,7 +157,7 @@ def test_a_secret_that_a_node_lacks_ends_its_rank_with_a_sentence(job, tmp_path,
     assert said.endswith(" is `ray start`.\n") and said.count("\n") == 1
 
 
-def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(job, tmp_path, monkeypatch, capsys):
+def test_a_ray_that_does_not_come_up_in_time_is_reported_in_one_sentence(job, tmp_path, monkeypatch, capsys):
     def late(*args, **settings):
         raise Exception("The current node timed out during startup. This could happen because\nof much.")
 
@@ -191,12 +191,12 @@ def test_an_image_is_handed_to_ray(job):
         (["job.run=nowhere.toml"], "job.run names nowhere.toml, which is not a file here"),
     ],
 )
-def test_what_ray_cannot_do_is_refused_by_name(job, cluster, words, sentence):
+def test_settings_that_ray_cannot_honour_are_refused_by_name(job, cluster, words, sentence):
     code, _, err = cluster("submit", job, "--on", "ray", NOWHERE, *words)
     assert code == 1 and sentence in err and err.count("\n") == 1
 
 
-def test_no_cluster_is_one_sentence(job, cluster, monkeypatch, tmp_path):
+def test_an_absent_cluster_is_reported_in_one_sentence(job, cluster, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     code, _, err = cluster("submit", job, "--on", "ray")
     assert code == 1 and "There is no address of a Ray cluster" in err and err.count("\n") == 1
@@ -206,14 +206,14 @@ def test_no_cluster_is_one_sentence(job, cluster, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto"])
-def test_the_address_of_another_server_of_ray_is_one_sentence(job, cluster, address):
-    """Ray's client would look for its store there for most of a minute, or take the job and not say how it stands."""
+def test_the_address_of_another_ray_server_is_refused_in_one_sentence(job, cluster, address):
+    """Ray's client would look for its store there for most of a minute, or take the job but never report its state."""
     code, _, err = cluster("submit", job, "--on", "ray", f"job.ray_address={address}")
     assert code == 1 and err.startswith(f"cluster: {address} is not the address of a Ray cluster's dashboard"), err
     assert err.count("\n") == 1
 
 
-def test_the_address_of_a_job_goes_before_that_of_the_environment(monkeypatch):
+def test_the_address_in_a_job_file_overrides_that_in_the_environment(monkeypatch):
     asked = []
 
     def refuse(request):
@@ -227,21 +227,21 @@ def test_the_address_of_a_job_goes_before_that_of_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_cluster_that_wants_a_token_is_one_sentence(job, cluster, monkeypatch, status):
+def test_a_cluster_that_requires_a_token_is_reported_in_one_sentence(job, cluster, monkeypatch, status):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with serving(lambda request: request.send_error(status)) as address:
         code, _, err = cluster("submit", job, "--on", "ray", f"job.ray_address={address}")
     assert code == 1 and "RAY_AUTH_TOKEN_PATH if the cluster requires a token" in err and err.count("\n") == 1
 
 
-def test_a_cluster_that_is_gone_with_what_it_had_is_told_with_the_way_out(tmp_path):
+def test_submitting_again_after_the_cluster_is_gone_says_what_to_do(tmp_path):
     JobRecord("small", "ray", str(tmp_path / "run"), f"http://127.0.0.1:{free_port()}", job_id="small-1").save(tmp_path)
     with pytest.raises(UserError, match=f"small was last submitted to .* move {tmp_path}/job.json away"):
         earlier_attempts(tmp_path)
 
 
 @pytest.mark.parametrize("status", [404, 500])
-def test_a_head_that_cannot_say_how_a_job_stands_is_not_taken_for_one_that_knows_none(tmp_path, monkeypatch, status):
+def test_a_head_that_fails_to_answer_is_not_taken_for_one_without_the_job(tmp_path, monkeypatch, status):
     def answer(request):
         if "version" not in request.path:
             request.send_error(status)
@@ -266,8 +266,8 @@ def test_a_sweep_over_the_run_folder_is_refused(job, cluster):
     assert code == 1 and "run.dir" in err
 
 
-def test_a_sweeps_table_stays_whole_where_there_is_no_room_for_the_next(mount_disk):
-    """Which a sweep that is resumed writes in its place."""
+def test_the_table_of_a_sweep_stays_intact_if_there_is_no_room_for_the_next(mount_disk):
+    """A resumed sweep replaces it."""
     folder = mount_disk("64k")
     rows = [{"trial": "trial-0000", "state": "done", "step": 3, "loss": 1.0, "values": {"optim.lr": 1e-3}}]
     _write(folder, rows)

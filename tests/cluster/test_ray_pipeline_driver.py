@@ -35,12 +35,12 @@ Cluster = Callable[..., str]
 
 @pytest.fixture
 def driven(tmp_path: Path, scenes: Path) -> Path:
-    """A pipeline of which two steps run at once: training, and a command that has saved once it is told to end."""
+    """A pipeline with two concurrent steps: training, and a command that saves when it is told to end."""
     settings = [f"train.steps={STEPS}", "checkpoint.every=1000"]
     return training_pipeline(tmp_path, "driven", scenes, 1, settings, LONG)
 
 
-def test_what_a_killed_driver_leaves_saves_and_ends(cluster: RayCluster, on_ray: Cluster, driven: Path) -> None:
+def test_the_steps_of_a_killed_driver_save_and_end(cluster: RayCluster, on_ray: Cluster, driven: Path) -> None:
     folder = driven.parent
     metrics = folder / "run/metrics.jsonl"
     on_ray("submit", driven, "--on", "ray")
@@ -72,7 +72,7 @@ def processes_with(*words: str) -> list[psutil.Process]:
 
 
 def left_of(folder: Path) -> list[str]:
-    """What the steps have started and what watches over it."""
+    """The processes of the steps and of their supervisors."""
     found = []
     for process in psutil.process_iter():
         try:

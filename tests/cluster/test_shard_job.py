@@ -1,4 +1,4 @@
-"""Jobs that make shards: what is submitted, and what a wrong job file says; the tasks themselves on this machine."""
+"""Jobs that make shards: what is submitted, how a wrong job file is refused, and the tasks on this machine."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_an_array_makes_the_parts_and_a_job_behind_it_joins_them(
+def test_an_array_makes_the_parts_and_a_dependent_job_joins_them(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """sbatch notes the scripts, which bash then runs as SLURM would, with a program that notes its words."""
+    """A fake sbatch keeps the scripts, and bash runs them as SLURM would, with a program that records its words."""
     for name, text in {
         "sbatch": f'#!/bin/sh\\ncp "$2" {tmp_path}/$$.got\\nls {tmp_path}/*.got | wc -l',
         "squeue": '#!/bin/sh\\n[ "$3" = --jobs=1,2 ] && echo "2|PENDING||Dependency|0:00|1:00:00"',
@@ -71,10 +71,10 @@ def test_an_array_makes_the_parts_and_a_job_behind_it_joins_them(
     assert ran == [f"{words}--part|1/3|", f"{words}--part|3/3|", words]
 
 
-def test_an_array_whose_parts_nobody_would_join_does_not_stay_in_the_queue(
+def test_an_array_is_cancelled_if_the_job_that_would_join_its_parts_is_refused(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As where a limit on jobs leaves room for the array alone."""
+    """For instance because a limit on jobs leaves room only for the array."""
     (tmp_path / "bin").mkdir()
     for name, text in {
         "sbatch": "grep -q afterany $2 && { echo limit >&2; exit 1; }; echo 7",
@@ -87,7 +87,7 @@ def test_an_array_whose_parts_nobody_would_join_does_not_stay_in_the_queue(
     assert (tmp_path / "removed").read_text() == "7\n" and not (tmp_path / "runs/photos/logs/job.json").exists()
 
 
-def test_what_joins_parts_waits_for_them_and_for_what_the_job_waits_for(
+def test_the_joining_job_waits_for_the_parts_and_for_the_dependencies_of_the_array(
     job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["render", str(job), "--on", "slurm", 'shard.sbatch=["--dependency=afterok:9"]']) == 0
@@ -120,7 +120,7 @@ def test_an_override_that_takes_text_needs_no_quotes(job: Path) -> None:
     assert (given.time, given.account, given.environment["A"], given.tasks) == ("90", "2024", "1", 4)
 
 
-def test_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_shows_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for backend, ending in (("local", "--workers 1"), ("ray", "--engine ray --workers 3")):
         assert main(["render", str(job), "--on", backend]) == 0
         assert capsys.readouterr().out.strip().endswith(f"--shard-mb 0.01 {ending}")
@@ -135,7 +135,7 @@ def test_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("backend", ["local", "slurm", "ray"])
-def test_a_command_that_its_program_does_not_know_is_not_queued(
+def test_a_command_unknown_to_its_program_is_not_queued(
     job: Path, capsys: pytest.CaptureFixture[str], backend: str
 ) -> None:
     assert main(["submit", str(job), "--on", backend, 'shard.command=["foldr", "in", "--out", "o"]']) == 1
@@ -155,7 +155,7 @@ def test_on_ray_paths_count_from_this_folder_and_secrets_stay_on_the_nodes(
     assert Runner().run(["touch", "here"], str(tmp_path)) == 0 and (tmp_path / "here").exists()
 
 
-def test_a_command_here_that_is_killed_ends_as_a_shell_says(job: Path, tmp_path: Path) -> None:
+def test_a_local_command_that_is_killed_ends_with_the_shells_exit_code(job: Path, tmp_path: Path) -> None:
     (tmp_path / "venv/bin").mkdir(parents=True)
     python = tmp_path / "venv/bin/python"
     python.write_text("#!/bin/sh\nkill -KILL $$\n")
@@ -163,7 +163,7 @@ def test_a_command_here_that_is_killed_ends_as_a_shell_says(job: Path, tmp_path:
     assert main(["submit", str(job), "--on", "local", "shard.venv=venv"]) == 137
 
 
-def test_a_command_here_does_not_outlive_the_one_that_has_started_it(job: Path, tmp_path: Path) -> None:
+def test_a_local_command_does_not_outlive_its_submission(job: Path, tmp_path: Path) -> None:
     (tmp_path / "venv/bin").mkdir(parents=True)
     python = tmp_path / "venv/bin/python"
     python.write_text("#!/bin/sh\ntrap 'touch told; exit 75' TERM\ntouch begun\nwhile true; do sleep 0.1; done\n")
@@ -179,7 +179,7 @@ def test_a_command_here_does_not_outlive_the_one_that_has_started_it(job: Path, 
 def test_logs_are_followed_until_the_job_has_left_the_queue(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """squeue has the job once, in which time a task writes more."""
+    """squeue lists the job once, and meanwhile a task writes more."""
     logs, squeue = tmp_path / "runs/photos/logs", tmp_path / "bin/squeue"
     squeue.parent.mkdir()
     squeue.write_text(
@@ -197,7 +197,7 @@ def test_logs_are_followed_until_the_job_has_left_the_queue(
     assert capsys.readouterr().out == said
 
 
-def test_scores_are_given_by_an_array_and_by_tasks_of_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scoring_is_an_array_on_slurm_and_tasks_on_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scores.toml"
     path.write_text('[score]\nname = "s"\ncommand = ["in", "--checkpoint", "run"]\ntasks = 3\ngpu = true\n')
     assert log_folder_of(path) == load(path).log_folder == Path("runs/s/logs")
@@ -217,8 +217,8 @@ def test_scores_are_given_by_an_array_and_by_tasks_of_ray(tmp_path: Path, capsys
     assert "#SBATCH --array=1-16\n" in capsys.readouterr().out
 
 
-def test_logs_go_to_a_folder_with_a_percent_sign(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For SLURM it begins a word of its own, such as %x for the name of the job."""
+def test_logs_can_go_to_a_folder_with_a_percent_sign(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To SLURM it begins a pattern, such as %x for the name of the job."""
     assert main(["render", str(job), "--on", "slurm", "shard.logs=a 5%x"]) == 0
     written = [line for line in capsys.readouterr().out.splitlines() if "--output" in line]
     assert written == [f'#SBATCH --output="a 5%%x/{name}.log"' for name in ("parts-%a", "join")]

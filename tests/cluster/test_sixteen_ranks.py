@@ -35,7 +35,7 @@ def losses(run: Path) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def alone(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The losses of one rank, which those of sixteen are near to."""
+    """The losses of one rank, to which those of sixteen are close."""
     run = tmp_path_factory.mktemp("alone") / "run"
     done = run_ranks(mvlm, *words(scenes, run))
     assert done.returncode == 0, done.stderr

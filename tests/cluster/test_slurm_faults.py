@@ -1,6 +1,6 @@
-"""One job on a SLURM cluster that is told to stop, loses a node and has another cut off; beside it a sweep and others.
+"""A job on a SLURM cluster that gets a signal, loses a node and has another cut off; a sweep and others run meanwhile.
 
-The others use the time that SLURM takes, above all to see that a node is lost.
+The others use the time that SLURM takes, above all to notice that a node is lost.
 """
 
 import json
@@ -25,7 +25,7 @@ LAUNCHERS = ("pdsh", "torchrun")
 
 
 class Story:
-    """What befalls the jobs, and what of it the tests ask for."""
+    """What happens to the jobs, and the observations that the tests need."""
 
     def __init__(self, slurm, folder, shards, launchers, with_sweep):
         self.slurm = slurm
@@ -46,7 +46,7 @@ class Story:
             self.code = self.job.end(4)
         for number, (fault, when) in enumerate(self.injected.items(), start=1):
             seconds = clock.passed(self.job.steps(number)[-1]) - when
-            print(f"{fault}: {seconds:.1f} s until the run had gone beyond the step that it had come to")
+            print(f"{fault}: {seconds:.1f} s until the run had passed the step it had reached")
         for job in (self.undisturbed, *self.trials):
             job.end(len(job.exit_codes()))
         wait_for(lambda: not self.slurm.on("squeue", "--noheader").stdout)
@@ -72,16 +72,16 @@ class Story:
         self.slurm.node("kill", "n2")
         if self.trials:
             self.sweep.submit(FAULTY, f"train.steps={SWEEP_STEPS}")
-        self.stand_still()
+        self.suspend_on_the_first_node()
         self.slurm.boot("n2")
 
-    def stand_still(self):
-        """What runs on n1 stops at its next step: on a busy machine it would be done before that node is cut off."""
+    def suspend_on_the_first_node(self):
+        """Suspend what runs on n1 at its next step: on a busy machine it would be done before that node is cut off."""
         self.stale, self.held = [], []
         resumed_at = self.job.steps(2)[-1]
         waiting = [(trial, 1, 0, self.stale) for trial in self.trials] + [(self.job, 3, resumed_at, self.held)]
 
-        def all_stand_still():
+        def all_suspended():
             for job, number, step, stopped in list(waiting):
                 if max(job.steps(number), default=0) > step and (ranks := job.ranks("n1")):
                     stopped += ranks
@@ -89,7 +89,7 @@ class Story:
                     waiting.remove((job, number, step, stopped))
             return not waiting
 
-        wait_for(all_stand_still, lambda: self.job.said(3))
+        wait_for(all_suspended, lambda: self.job.said(3))
 
     def cut_a_link(self):
         self.injected["link of the first node cut"] = time.monotonic()
@@ -100,7 +100,7 @@ class Story:
             self.cancel(launcher)
         for trial in self.trials:
             trial.end(2)
-        for rank in self.stale:  # they still see the storage
+        for rank in self.stale:  # they still reach the storage
             rank.send_signal(signal.SIGCONT)
         self.stale_ended = [rank.wait(timeout=60) for rank in self.stale]
         self.job.make_steps(4)
@@ -135,52 +135,52 @@ def story(request, slurm, scenes, tmp_path_factory):
 
 
 def losses(job):
-    """Of each step; those that were made again must have come out the same."""
+    """Of each step; repeated steps must have the same."""
     by_step = {}
     for step, loss in job.metrics():
         assert by_step.setdefault(step, loss) == loss, f"step {step} was {by_step[step]} and then {loss}"
     return [by_step[step] for step in sorted(by_step)]
 
 
-def test_a_job_outlives_a_signal_a_dead_node_and_a_cut_link(story):
+def test_a_job_survives_a_signal_a_dead_node_and_a_cut_link(story):
     first, _, _, last = story.job.exit_codes()  # those between were SLURM's to end
     assert (first, last) == ("75", "0") and story.code == "0"
     assert sorted({step for step, _ in story.job.metrics()}) == list(range(1, STEPS + 1))
 
 
-def test_its_losses_are_those_of_an_undisturbed_run_bit_for_bit(story):
+def test_its_losses_equal_those_of_an_undisturbed_run_bit_for_bit(story):
     assert story.undisturbed.exit_codes() == ["0"]
     assert losses(story.job) == losses(story.undisturbed)
 
 
-def test_deepspeeds_launcher_leaves_the_environment_as_it_is_and_out_of_its_log(story):
+def test_deepspeeds_launcher_passes_the_environment_on_and_keeps_it_out_of_its_log(story):
     assert story.environment["MLFLOW_TAGS"] == TAGS
     assert TAGS not in (story.undisturbed.attempt(1) / "launcher.log").read_text()
 
 
-def test_no_step_is_made_twice_after_a_signal(story):
+def test_no_step_is_repeated_after_a_signal(story):
     first, second = story.job.steps(1), story.job.steps(2)
     assert first[-1] + 1 == second[0] and first[0] == 1
     assert "Stopped by a signal at step" in (story.job.attempt(1) / "rank-00000.log").read_text()
 
 
-def test_a_lost_node_costs_no_more_than_the_steps_since_the_checkpoint(story):
+def test_a_lost_node_costs_only_the_steps_since_the_checkpoint(story):
     for number in (3, 4):
         before, after = story.job.steps(number - 1)[-1], story.job.steps(number)[0]
         assert before - 40 <= after <= before + 1, (before, after)  # one checkpoint may be under way
 
 
 @pytest.mark.campaign
-def test_a_rank_of_a_sweep_that_was_cut_off_ends_at_its_next_step_and_harms_nothing(story):
+def test_a_rank_of_a_sweep_that_was_cut_off_ends_at_its_next_step_and_does_no_harm(story):
     assert len(story.stale) == 2
     for trial in story.trials:
         told = (trial.attempt(1) / "rank-00000.log").read_text()
         assert "A later attempt at" in told and "ends at step" in told
         assert losses(trial) and trial.metrics()[-1][0] == SWEEP_STEPS and trial.exit_codes()[-1] == "0"
-        assert len(trial.exit_codes()) == 2  # its script, cut off, has not had the job start once more
+        assert len(trial.exit_codes()) == 2  # its script, cut off, has not restarted the job
 
 
-def test_every_checkpoint_that_is_left_is_whole(story):
+def test_every_remaining_checkpoint_is_whole(story):
     for job in (story.job, *story.trials, *story.launched.values()):
         assert (newest := newest_whole(job.run)), job.run
         assert newest.name.startswith("step_")
@@ -198,7 +198,7 @@ def test_the_runs_of_a_sweep_differ_as_the_job_file_says(story):
 
 
 @pytest.mark.parametrize("launcher", [pytest.param(name, marks=pytest.mark.campaign) for name in LAUNCHERS])
-def test_cancel_has_the_ranks_save_under_every_launcher(story, launcher):
+def test_ranks_save_when_cancelled_under_every_launcher(story, launcher):
     job = story.launched[launcher]
     step = job.steps(1)[-1]
     assert job.exit_codes() == ["75"] and story.cancelled[launcher] == f"{launcher} has ended at step {step}.\n"
@@ -206,7 +206,7 @@ def test_cancel_has_the_ranks_save_under_every_launcher(story, launcher):
     assert losses(job) == losses(story.undisturbed)[:step] and not (ROOT / "pwned").exists()
 
 
-def test_status_and_logs_tell_all_attempts_without_accounts(story):
+def test_status_and_logs_show_all_attempts_without_accounting(story):
     assert story.slurm.on("sacct").returncode != 0
     assert " is RUNNING on n[1-2], " in story.status_while_running and "attempt 1 runs" in story.status_while_running
     status = story.slurm.in_this_process("status", story.job.logs.parent)

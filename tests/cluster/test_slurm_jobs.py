@@ -1,4 +1,4 @@
-"""Short jobs on a real SLURM cluster: what it reads of the script, what it refuses, and submitit."""
+"""Short jobs on a real SLURM cluster: what it takes from the script, what it refuses, and submitit."""
 
 import ast
 import json
@@ -29,14 +29,14 @@ def make(slurm, tmp_path, scenes):
 
 
 def facts(slurm, job_id):
-    """What SLURM knows of a job, by name."""
+    """What SLURM knows about a job, by name."""
     shown = slurm.on("scontrol", "--oneliner", "show", "job", job_id).stdout
     return dict(word.split("=", 1) for word in shown.split() if "=" in word) | {"all": shown}
 
 
-def test_a_mistake_ends_the_job_and_nothing_of_the_job_file_is_run(slurm, make):
+def test_a_mistake_ends_the_job_and_no_shell_runs_words_of_the_job_file(slurm, make):
     job = make("mistake")
-    job.logs = job.folder / HOSTILE.replace("\\", "")  # which SLURM's paths cannot have
+    job.logs = job.folder / HOSTILE.replace("\\", "")  # which SLURM does not allow in paths
     variable = f"job.environment.GREETING={HOSTILE}"
     printed = job.submit(f"job.logs='''{job.logs}'''", variable, f"data.train=/{HOSTILE}", "job.requeue=2")
     assert f"mistake is job {job.id};" in printed
@@ -51,7 +51,7 @@ def test_a_mistake_ends_the_job_and_nothing_of_the_job_file_is_run(slurm, make):
 
 
 @pytest.mark.parametrize("request_", ["gres", pytest.param("gpus-per-node", marks=pytest.mark.campaign)])
-def test_gpus_and_further_options_reach_slurm(slurm, make, request_):
+def test_slurm_gets_the_gpus_and_further_options(slurm, make, request_):
     job = make("gpus")
     options = f'job.sbatch=["--hold", {HOSTILE_OPTION}]'
     where = ["job.gpus_per_node=2", "job.nodes=3", "job.min_nodes=2", "job.time=1-2", "job.cpus_per_process=2"]
@@ -69,7 +69,7 @@ def test_gpus_and_further_options_reach_slurm(slurm, make, request_):
     assert over.returncode == 1 and "there is nothing to cancel" in over.stderr
 
 
-def test_what_slurm_refuses_is_one_sentence(slurm, make):
+def test_a_refusal_by_slurm_is_one_sentence(slurm, make):
     job = make("refused")
     with pytest.raises(UserError, match=r"^sbatch refuses .*[Ii]nvalid partition") as refusal:
         job.submit("job.partition=nowhere")
@@ -83,7 +83,7 @@ def test_a_pipeline_fails_at_a_mistake_and_is_mended(slurm, pipeline):
 
 
 @pytest.mark.campaign
-def test_a_job_of_submitit_saves_is_requeued_and_goes_on(slurm, make, monkeypatch):
+def test_a_job_by_submitit_saves_is_requeued_and_continues(slurm, make, monkeypatch):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):  # of a launcher around the submission
         monkeypatch.setenv(name, value)
     job = make("python")
@@ -103,18 +103,18 @@ def test_a_job_of_submitit_saves_is_requeued_and_goes_on(slurm, make, monkeypatc
 
 
 INTERPRETER = """#!/bin/sh
-# The interpreter of a virtual environment in which training is something else.
+# The interpreter of a virtual environment that runs something else for training.
 case "$*" in
 "-m mvlm train "*) {train} ;;
 *) exec {python} "$@" ;;
 esac
 """
-CRASHING = '[ "$SLURM_PROCID" = 0 ] && exit 75; kill -9 $$'  # as for want of memory, one rank of two
+CRASHING = '[ "$SLURM_PROCID" = 0 ] && exit 75; kill -9 $$'  # as for lack of memory, one rank of two
 HELD = "touch {folder}/begun; until [ -e {folder}/go ]; do sleep 0.2; done; exit 70"
 
 
 def environment(job, train):
-    """A virtual environment for a job, which runs a line of shell in place of training."""
+    """A virtual environment for a job, which runs a line of shell instead of training."""
     venv = job.folder / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin/python").write_text(INTERPRETER.format(train=train, python=sys.executable))
@@ -123,7 +123,7 @@ def environment(job, train):
 
 
 @pytest.mark.campaign
-def test_a_crash_while_the_controller_is_down_is_tried_again_when_it_is_back(slurm, make):
+def test_a_crash_while_the_controller_is_down_is_retried_when_it_is_back(slurm, make):
     job = make("unheard")
     job.submit(f"job.venv={environment(job, HELD.format(folder=job.folder))}", "job.requeue=1")
     wait_for((job.folder / "begun").exists)
@@ -134,7 +134,7 @@ def test_a_crash_while_the_controller_is_down_is_tried_again_when_it_is_back(slu
     assert job.end(2) == "70"
 
 
-def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
+def test_a_crash_is_retried_as_often_as_the_job_file_says(slurm, make):
     job = make("crash")
     venv = environment(job, CRASHING)
     job.submit(f"job.venv={venv}", "job.nodes=2", "job.requeue=1")
@@ -144,13 +144,13 @@ def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
     assert slurm.in_this_process("status", job.logs).count("failed with exit code 137") == 2
 
 
-def test_the_ranks_have_what_the_script_exports_on_a_cluster_that_wants_jobs_without_an_environment(slurm, make):
+def test_the_ranks_get_what_the_script_exports_despite_export_none(slurm, make):
     job = make("bare")
     job.submit(f"job.venv={environment(job, 'exit 0')}", 'job.sbatch=["--export=NONE"]', "job.requeue=0")
     assert job.end(1) == "0", job.said(1)
 
 
-def test_the_doctor_counts_a_node_of_two_partitions_once(slurm):
+def test_the_doctor_counts_a_node_in_two_partitions_once(slurm):
     assert slurm.on("scontrol", "create", "PartitionName=debug", "Nodes=ALL").returncode == 0
     probe = "from mvlm.check.machine.schedulers import *; print(next(find_slurm(Folders())).facts)"
     facts = ast.literal_eval(slurm.on(sys.executable, "-c", probe).stdout)
@@ -158,7 +158,7 @@ def test_the_doctor_counts_a_node_of_two_partitions_once(slurm):
     assert facts["partitions"] == ["debug", "main"] and sum(facts["nodes"].values()) == 5
 
 
-def test_an_allocation_around_the_submission_does_not_place_the_ranks(slurm, make, monkeypatch):
+def test_an_allocation_around_the_submission_does_not_affect_the_ranks(slurm, make, monkeypatch):
     for name, value in (("SLURM_JOB_ID", "1"), ("SLURM_TRES_PER_TASK", "cpu=1,gres/gpu=1")):  # salloc --gpus-per-task=1
         monkeypatch.setenv(name, value)
     job = make("within")
@@ -167,9 +167,7 @@ def test_an_allocation_around_the_submission_does_not_place_the_ranks(slurm, mak
 
 
 @pytest.mark.campaign  # tests/benchmarks/test_claim.py runs the cells here
-def test_the_claims_cells_are_jobs_that_are_submitted_once_and_measured_when_they_have_ended(
-    slurm, make, tmp_path, capsys
-):
+def test_the_claims_cells_are_submitted_once_and_measured_after_they_end(slurm, make, tmp_path, capsys):
     job, results = make("grid"), tmp_path / "results/cells.jsonl"
     words = ["run", "--corpus", "scenes", "--tune", "vqa", "--only", "scenes/all/10/0", "scenes/all/10/vqa/0"]
     words += ["--folder", str(tmp_path / "claim"), "--results", str(results), "--set", "train.steps=4"]

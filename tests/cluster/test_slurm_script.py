@@ -44,7 +44,7 @@ def function(script, name):
 
 
 def array(script, name):
-    """What bash makes of an array that the script assigns."""
+    """The words of an array that the script assigns, as bash reads them."""
     assignment = re.search(rf"^ *{name}=\(.*?^ *\)", script, re.MULTILINE | re.DOTALL)[0]
     done = subprocess.run(
         ["bash", "-c", f'{assignment}\nprintf "%s\\0" "${{{name}[@]}}"'], capture_output=True, text=True, check=True
@@ -59,7 +59,7 @@ def test_the_example_is_rendered_as_a_person_would_write_it(cluster, monkeypatch
 
 
 def ending(script, folder, restarts, code=75):
-    """What the script does once its launcher has ended: its exit code, and what it says."""
+    """Run the end of the script, after its launcher; its exit code and output."""
     found = f"restarts={restarts}; number={restarts + 1}; job=7; logs={folder}; run={folder}; code={code}\n"
     found += 'attempt=$logs/attempt-$(printf "%03d" $number); mkdir -p "$attempt"; touch "$attempt/exit-$code"\n'
     found += 'scontrol() { echo "$1 JobState=RUNNING Requeue=1 Restarts=$restarts "; }\n'
@@ -92,7 +92,7 @@ def test_restarts_without_a_new_step_end_the_job(cluster, job, tmp_path):
     assert ending(script, tmp_path, 8, code=0) == (0, "cluster: restart 8 of 7 ends with 0\n")
 
 
-def test_a_run_that_was_rolled_back_is_not_held_to_the_step_it_had_come_to_before(cluster, job, tmp_path):
+def test_a_run_that_was_rolled_back_need_not_pass_its_former_last_step(cluster, job, tmp_path):
     script, metrics = render(job, "job.requeue=9"), tmp_path / "metrics.jsonl"
     (tmp_path / "checkpoints" / "step_00000090").mkdir(parents=True)
     metrics.write_text('{"step": 90, "loss": 2.5}\n')
@@ -104,7 +104,7 @@ def test_a_run_that_was_rolled_back_is_not_held_to_the_step_it_had_come_to_befor
         assert (tmp_path / f"attempt-{restarts + 1:03d}" / "step").read_text() == f"{step}\n"
 
 
-def test_a_command_which_makes_no_steps_is_restarted_as_often_as_the_job_allows(cluster, tmp_path):
+def test_a_command_without_steps_is_restarted_as_often_as_the_job_allows(cluster, tmp_path):
     job = tmp_path / "job.toml"
     job.write_text('[job]\nname = "scores"\ncommand = ["score", "shards", "--checkpoint", "run"]\nrequeue = 5\n')
     script = slurm.render(load_job(job), [])
@@ -115,7 +115,7 @@ def test_a_command_which_makes_no_steps_is_restarted_as_often_as_the_job_allows(
 
 @pytest.mark.parametrize("override", MISTAKES)
 @pytest.mark.parametrize("command", ["render", "submit"])
-def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, override):
+def test_settings_that_slurm_cannot_honour_are_refused_in_one_sentence(cluster, job, command, override):
     code, out, err = cluster(command, job, "--on", "slurm", *re.split(" (?=job)", override))
     assert (code, out) == (1, "") and MISTAKES[override] in err and err.count("\n") == 1
     assert not (job.parent / "logs").exists()
@@ -123,7 +123,7 @@ def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, overrid
 
 @pytest.fixture
 def queue_of_one(tmp_path, monkeypatch):
-    """Whatever is submitted is job 17, and soon over."""
+    """Every submission becomes job 17, which soon ends."""
     (tmp_path / "bin").mkdir()
     for name, answer in (("sbatch", "echo 17"), ("squeue", "true")):
         command = tmp_path / "bin" / name
@@ -132,8 +132,8 @@ def queue_of_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
 
 
-def test_the_script_is_its_owners_alone(job, tmp_path, queue_of_one):
-    """It holds job.environment, where tokens are."""
+def test_only_its_owner_can_read_the_script(job, tmp_path, queue_of_one):
+    """It holds job.environment, which may have tokens."""
     (tmp_path / "logs").mkdir()
     script = tmp_path / "logs/job.sbatch"
     script.write_text("left by an earlier version")
@@ -143,8 +143,8 @@ def test_the_script_is_its_owners_alone(job, tmp_path, queue_of_one):
     assert not any(b"secret" in path.read_bytes() for path in others)
 
 
-def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, tmp_path, queue_of_one):
-    """A run that is done would count as done with values that nobody has tried."""
+def test_a_sweep_with_other_values_does_not_reuse_the_runs_of_the_first(job, tmp_path, queue_of_one):
+    """A finished run would count as done with values that were never tried."""
     text = job.read_text() + '[sweep]\nvalues = {{ "optim.lr" = [1e-4, 3e-4], "run.seed" = [1, 2{}] }}\n'
     job.write_text(text.format(""))
     assert slurm.submit(load_job(job), []) == 0
@@ -163,7 +163,7 @@ def test_a_sweep_of_other_values_does_not_take_over_the_runs_of_the_first(job, t
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_secret_by_reference_is_read_on_the_node(job, launcher, monkeypatch):
+def test_a_secret_given_by_reference_is_read_on_the_node(job, launcher, monkeypatch):
     script = render(job, f"job.launcher={launcher}", "job.environment.GREETING=env:MVLM_TEST_WORD")
     monkeypatch.setenv("MVLM_TEST_WORD", "two words")
     if launcher in ("deepspeed", "pdsh"):
@@ -195,7 +195,7 @@ def test_a_node_that_cannot_begin_says_why_and_the_attempt_has_an_exit_code(job,
         assert done.stdout.startswith("cluster: ") and said.replace('"', "") in done.stdout
 
 
-def test_the_logs_show_what_slurm_says_of_a_job_that_could_not_begin(cluster, tmp_path):
+def test_the_logs_show_why_slurm_could_not_start_a_job(cluster, tmp_path):
     JobRecord("small", "slurm", str(tmp_path / "run"), "host", job_id="17").save(tmp_path)
     (tmp_path / "slurm-17.log").write_text("module: command not found\n")
     assert cluster("logs", tmp_path) == (0, f"==> {tmp_path}/slurm-17.log <==\nmodule: command not found\n", "")
@@ -205,7 +205,7 @@ def test_the_logs_show_what_slurm_says_of_a_job_that_could_not_begin(cluster, tm
     assert cluster("logs", tmp_path / "003")[1] == f"==> {tmp_path}/slurm-18_3.log <==\nno such partition\n"
 
 
-def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
+def test_a_machine_without_slurm_is_reported(cluster, job, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     code, _, err = cluster("submit", job, "--on", "slurm")
     assert code == 1 and err.startswith("cluster: There is no sbatch on this machine") and err.count("\n") == 1
@@ -213,7 +213,7 @@ def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_nothing_of_the_job_is_run_by_the_shell(cluster, job, tmp_path, launcher):
+def test_the_shell_runs_nothing_from_the_job_file(cluster, job, tmp_path, launcher):
     overrides = [f"data.train={text}" for text in HOSTILE]
     variables = [f"job.environment.PYTHON{number}={text}" for number, text in enumerate(HOSTILE)]
     script = render(job, f"job.launcher={launcher}", *overrides, *variables)
@@ -265,7 +265,7 @@ def test_directives(cluster, job, words, lines):
 
 
 @pytest.mark.parametrize(("request_", "line"), [("gres", "--gres=gpu:4"), ("gpus-per-node", "--gpus-per-node=4")])
-def test_gpus_are_asked_for_as_the_cluster_knows_them(cluster, job, request_, line):
+def test_gpus_are_requested_in_the_clusters_own_way(cluster, job, request_, line):
     assert "--cpu-bind" not in function(render(job), "launch"), "on the CPU SLURM's own choice stands"
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 4"))
     script = render(job, f"job.gpu_request={request_}")
@@ -284,12 +284,12 @@ def test_a_container_sees_what_the_run_reads_and_writes(cluster, job, tmp_path):
     assert "MASTER_ADDR,MASTER_PORT" in script and "export PATH" not in script
 
 
-def test_the_interpreter_is_that_of_the_virtual_environment(cluster, job):
+def test_the_interpreter_comes_from_the_virtual_environment(cluster, job):
     assert "export PATH='/my venv/bin':$PATH" in render(job, "job.venv=/my venv")
     assert f"export PATH={sys.executable.rpartition('/')[0]}:$PATH" in render(job)
 
 
-def test_attempts_are_counted_on(cluster, job):
+def test_the_numbers_of_attempts_continue(cluster, job):
     assert "number=$((1 + restarts))" in render(job)
     (job.parent / "logs/attempt-004").mkdir(parents=True)
     assert "number=$((5 + restarts))" in render(job)
@@ -329,7 +329,7 @@ def test_what_an_array_cannot_do_for_a_sweep_is_named(cluster, job, line, messag
     assert code == 1 and message in err and err.count("\n") == 1
 
 
-def test_combinations_are_all_or_a_draw_that_repeats():
+def test_combinations_are_all_or_a_reproducible_sample():
     values = {"a.x": [1, 2, 3], "b.y": ["u", "v"]}
     every = combinations(Sweep(values))
     assert [tuple(picked.values()) for picked in every] == [(x, y) for x in (1, 2, 3) for y in ("u", "v")]

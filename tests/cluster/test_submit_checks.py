@@ -1,4 +1,4 @@
-"""What `mvlm check` says of a run is said before its job is queued, on every back-end."""
+"""`mvlm check` checks a run before its job is queued, on every back-end."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch):
-    """A SLURM that takes every script; the file that says whether it was given one."""
+    """A SLURM that accepts every script; the file that exists once it was given one."""
     (tmp_path / "bin").mkdir()
     command, asked = tmp_path / "bin/sbatch", tmp_path / "asked"
     command.write_text(f"#!/bin/sh\ntouch {asked}\necho 17\n")
@@ -37,7 +37,11 @@ def test_a_run_that_cannot_begin_is_not_queued(job, cluster, sbatch, tmp_path, b
     assert len(wrong) == 2
 
 
-def test_a_job_that_waits_on_another_back_end_is_not_begun_here(job, cluster, sbatch, tmp_path):
+def test_a_job_waiting_on_another_back_end_is_refused_until_it_has_ended(job, cluster, sbatch, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("its run was checked")
+
+    monkeypatch.setattr("cluster.__main__.check_run", refuse)
     logs = tmp_path / "logs"
     logs.mkdir()
     JobRecord("small", "slurm", str(tmp_path / "run"), "host", job_id="17").save(logs)
@@ -45,17 +49,17 @@ def test_a_job_that_waits_on_another_back_end_is_not_begun_here(job, cluster, sb
     squeue = sbatch.parent / "bin/squeue"
     squeue.write_text("#!/bin/sh\necho '17|PENDING||Priority|0:00|1:00'\n")
     squeue.chmod(0o755)
-    code, _, err = cluster("submit", job, "--on", "local", "data.train=shards/nowhere")
+    code, _, err = cluster("submit", job, "--on", "local")
     assert code == 1 and "small is under way on slurm (job 17 is PENDING (Priority)): cancel it" in err
     assert (logs / "job.json").read_text() == before
     squeue.write_text("#!/bin/sh\n")  # it has ended
-    code, _, err = cluster("submit", job, "--on", "local", "data.train=shards/nowhere")
-    assert code == 1 and "No shards at shards/nowhere" in err
+    code, _, err = cluster("submit", job, "--on", "local")
+    assert code == 1 and "its run was checked" in err
 
 
 @pytest.mark.campaign
-def test_what_lies_on_a_disk_of_the_nodes_is_not_refused_but_told(job, cluster, sbatch, scenes, tmp_path, monkeypatch):
-    """Of a job for GPUs: what libraries print on a machine without one does not get into the way."""
+def test_paths_on_a_disk_of_the_nodes_are_a_warning(job, cluster, sbatch, scenes, tmp_path, monkeypatch):
+    """For a job with GPUs: what libraries print on a machine without one does not get in the way."""
     monkeypatch.delenv("DS_ACCELERATOR")
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 2"))
     given = [*TINY, f"run.dir={tmp_path}/run", "train.steps=1", "eval.every=5"]
@@ -73,7 +77,7 @@ def test_what_lies_on_a_disk_of_the_nodes_is_not_refused_but_told(job, cluster, 
 
 
 def answering(folder, text):
-    """A virtual environment whose Python says one thing."""
+    """A virtual environment whose Python runs a line of shell."""
     (folder / "bin").mkdir(parents=True)
     (folder / "bin/python").write_text(f"#!/bin/sh\n{text}\n")
     (folder / "bin/python").chmod(0o755)
@@ -102,13 +106,13 @@ def test_an_interpreter_without_mvlm_is_named(job, tmp_path, capsys):
     assert "could not be checked from this machine (No module named mvlm)" in capsys.readouterr().err
 
 
-def test_another_python_is_taken_for_what_is_out_of_sight_and_told(job):
+def test_this_python_checks_for_one_that_is_not_visible_and_says_so(job):
     for word in ("job.container=image.sqsh", "job.venv=/no-such-disk/venv"):
         asked, doubt = check._interpreter(load_job(job, [word]))
         assert asked == sys.executable and "is not visible from this machine: the run is checked by" in doubt
 
 
-def test_of_a_sweep_each_value_is_checked_once(job):
+def test_each_value_of_a_sweep_is_checked_once(job):
     job.write_text(job.read_text() + '[sweep]\nvalues = { "optim.lr" = [1, 2, 3], "run.seed" = [4, 5] }\n')
     words = list(check._runs(load_job(job), ["train.steps=3"]))
     assert [found[1:] for found in words] == [

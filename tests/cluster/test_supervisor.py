@@ -1,4 +1,4 @@
-"""The supervisor of attempts, with launchers that end, hang and print as a bad day would have it."""
+"""The supervisor of attempts, with launchers that fail, hang and flood its output."""
 
 import json
 import signal
@@ -42,7 +42,7 @@ from pathlib import Path
 
 @pytest.fixture
 def watch(tmp_path):
-    """Start a watch over a launcher given as Python text, its output unread."""
+    """Start a supervisor of a launcher given as Python text; its output is not read."""
     started = []
 
     def start(launcher, restarts=0, limit=(), ignoring=()):
@@ -75,7 +75,7 @@ def wait_for(path):
 @pytest.mark.parametrize(
     ("code", "expected"), [(0, [0]), (1, [1]), (2, [2]), (70, [70, 70, 70]), (75, [75, 75, 75]), (247, [247, 247, 247])]
 )
-def test_what_may_go_better_is_tried_again_up_to_the_bound(watch, tmp_path, code, expected):
+def test_failures_that_are_not_mistakes_are_retried_up_to_the_bound(watch, tmp_path, code, expected):
     assert watch(f"raise SystemExit({code})", restarts=2).wait(20) == code
     assert exit_codes(tmp_path) == expected
     assert len(list(tmp_path.glob("attempt-*/launcher.log"))) == len(expected)
@@ -87,7 +87,7 @@ def test_what_may_go_better_is_tried_again_up_to_the_bound(watch, tmp_path, code
     ids=["no step", "one checkpoint", "repeated steps", "a step in between"],
 )
 def test_restarts_without_a_new_step_end_the_job(watch, tmp_path, saved, told, expected):
-    """Each attempt saves a checkpoint and writes a line of metrics, if it is to."""
+    """Attempts save the checkpoints and write the metrics in the lists, one each."""
     launcher = f"""
 import json, pathlib
 run = pathlib.Path({str(tmp_path)!r})
@@ -108,7 +108,7 @@ raise SystemExit(75)
     assert max(steps) == steps[-4] == newest
 
 
-def test_a_run_that_was_rolled_back_is_not_held_to_the_step_it_had_come_to_before(watch, tmp_path):
+def test_a_run_that_was_rolled_back_need_not_pass_its_former_last_step(watch, tmp_path):
     (tmp_path / "checkpoints/step_00000090").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text('{"step": 90, "loss": 1.0}\n')
     launcher = f"""
@@ -123,20 +123,20 @@ raise SystemExit(75 if step < 60 else 0)
     assert exit_codes(tmp_path) == [75] * 5 + [0]
 
 
-def test_a_command_which_makes_no_steps_is_restarted_as_often_as_the_job_allows(watch, tmp_path, monkeypatch):
+def test_a_command_without_steps_is_restarted_as_often_as_the_job_allows(watch, tmp_path, monkeypatch):
     monkeypatch.setenv("IS_COMMAND", "1")
     assert watch("raise SystemExit(75)", restarts=5).wait(60) == 75
     assert exit_codes(tmp_path) == [75] * 6
 
 
-def test_a_later_submission_counts_on(watch, tmp_path):
+def test_a_later_submission_continues_the_numbers_of_attempts(watch, tmp_path):
     assert watch("print(1)").wait(20) == 0
     assert watch("raise SystemExit(1)").wait(20) == 1
     assert exit_codes(tmp_path) == [0, 1]
     assert (tmp_path / "attempt-001/launcher.log").read_text() == "1\n"
 
 
-def test_a_reader_sees_all_of_every_attempt(watch, tmp_path):
+def test_the_output_shows_every_attempt_in_full(watch, tmp_path):
     out = watch("print('one\\ntwo', end=''); raise SystemExit(75)", restarts=1).communicate(timeout=60)[0]
     shown = [f"==> {tmp_path}/attempt-00{number} <==\none\ntwo\n" for number in (1, 2)]
     assert out == "".join(shown)
@@ -173,7 +173,7 @@ def test_a_stop_before_there_are_ranks_loses_nothing(watch, tmp_path):
     assert process.wait(60) == 75 and exit_codes(tmp_path) == [75]
 
 
-def test_a_watch_in_the_background_hears_all_but_the_hangup_that_nohup_has_it_ignore(watch, tmp_path):
+def test_a_background_supervisor_under_nohup_ignores_only_the_hangup(watch, tmp_path):
     process = watch(WAITS, restarts=5, ignoring=(signal.SIGINT, signal.SIGHUP))
     wait_for(tmp_path / "attempt-001/launcher.log")
     process.send_signal(signal.SIGHUP)
@@ -183,7 +183,7 @@ def test_a_watch_in_the_background_hears_all_but_the_hangup_that_nohup_has_it_ig
     assert process.wait(60) == 75 and exit_codes(tmp_path) == [75]
 
 
-def test_a_second_stop_ends_what_ignores_the_first(watch, tmp_path):
+def test_a_second_stop_kills_a_launcher_that_ignores_the_first(watch, tmp_path):
     process = watch(DEAF, restarts=5)
     wait_for(tmp_path / "attempt-001/launcher.log")
     process.send_signal(signal.SIGINT)
@@ -193,19 +193,19 @@ def test_a_second_stop_ends_what_ignores_the_first(watch, tmp_path):
     assert process.wait(60) == 137 and exit_codes(tmp_path) == [137]
 
 
-def test_ranks_outlive_no_attempt(watch, tmp_path):
+def test_no_rank_outlives_its_attempt(watch, tmp_path):
     process = watch(LEAVES_A_RANK)
     assert process.wait(60) == 70  # the launcher's 0 was no success
     pid = int((tmp_path / "attempt-001/launcher.log").read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_rank_that_ended_for_its_dead_launcher_before_anybody_looked_is_no_success(watch, tmp_path):
+def test_a_rank_that_ended_because_its_launcher_died_is_not_a_success(watch, tmp_path):
     process = watch(RANK_HAS_ENDED % str(tmp_path))
     assert process.wait(60) == 70 and exit_codes(tmp_path) == [70]
 
 
-def test_cancel_stops_a_watched_job_for_good(watch, cluster, tmp_path):
+def test_cancel_stops_a_supervised_job_for_good(watch, cluster, tmp_path):
     process = watch(WAITS, restarts=5)
     wait_for(tmp_path / "attempt-001/launcher.log")
     assert "running, attempt 1, pid" in cluster("status", tmp_path)[1]
@@ -226,14 +226,14 @@ sys.exit(started.wait() % 256)
 """
 
 
-def test_a_job_whose_time_is_near_its_end_saves_and_has_all_of_it_anew(watch, tmp_path):
+def test_a_job_near_its_time_limit_saves_and_restarts_with_the_full_time(watch, tmp_path):
     process = watch(TIMED.format(on_warning="lambda *_: sys.exit(75)"), restarts=1, limit=(600, 599))
     assert process.wait(60) == 75 and exit_codes(tmp_path) == [75, 75]
     said = process.stderr.read()
     assert said.count("s away: the ranks save and end") == 2 and "attempt 1 was preempted, everything saved" in said
 
 
-def test_what_does_not_end_in_time_is_killed(watch, tmp_path):
+def test_ranks_that_do_not_end_in_time_are_killed(watch, tmp_path):
     process = watch(TIMED.format(on_warning="signal.SIG_IGN"), limit=(3, 2))
     assert process.wait(60) == 137 and exit_codes(tmp_path) == [137]
     said = process.stderr.read()

@@ -44,13 +44,13 @@ ELSEWHERE = {
     "python -m cluster logs   cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline.py::"
     "test_preemptions_and_crashes_are_tried_again_and_mistakes_are_not",
     "python -m cluster rerun  cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline.py::"
-    "test_what_is_unchanged_does_not_run_again",
+    "test_unchanged_steps_do_not_run_again",
     "python -m cluster cancel cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline.py::"
     "test_a_step_outlives_its_driver_and_is_cancelled_and_resumed",
     "python -m cluster check  cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline_examples.py::"
     "test_a_shipped_pipeline_passes_check_and_plan_by_its_time_limits",
     "python -m cluster plan   cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline_examples.py::"
-    "test_a_shipped_pipeline_is_planned_by_what_its_runs_compute",
+    "test_a_shipped_pipeline_is_planned_from_what_its_runs_compute",
 }
 """Pages, or beginnings of commands, and the test that runs them."""
 
