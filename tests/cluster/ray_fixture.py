@@ -37,13 +37,6 @@ import sys
 from urllib.request import Request, urlopen
 print(urlopen(Request(sys.argv[1], headers={"Authorization": "Bearer " + sys.argv[2]}), timeout=20).read().decode())
 """
-SUBMIT = """
-import sys
-from cluster.job import load_job, split_overrides
-from cluster.ray import backend
-own, others = split_overrides(sys.argv[2:])
-sys.exit(backend.submit(load_job(sys.argv[1], own), others))
-"""
 LOSSES = ("loss", "image", "text", "itc", "itm", "grad_norm")
 
 
@@ -145,8 +138,7 @@ class RayJob:
         self.words = [f"run.dir={self.run}", f"data.train={shards}", *SETTINGS]
 
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """`python -m cluster submit` but for the check of its run, which takes five seconds."""
-        return self.cluster.python("-c", SUBMIT, self.file, *self.words, *words)
+        return self.cluster.on_head("cluster", "submit", self.file, "--on", "ray", *self.words, *words)
 
     def ask(self, *words: object) -> subprocess.CompletedProcess[str]:
         """`python -m cluster COMMAND... JOB.toml`."""

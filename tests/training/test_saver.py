@@ -265,10 +265,15 @@ def save_step_4(run: Path) -> None:
     steps_saved(run, Checkpoint(keep=1), 4)
 
 
-@pytest.mark.parametrize("before", [(1, 2), (2, 4)], ids=["next step", "same step again"])
-def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path, before: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("before", "latest"), [((1, 2), 2), ((2, 4), 2), ((2, 4), 4)], ids=["next step", "gone back", "same step again"]
+)
+def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(
+    tmp_path: Path, before: tuple[int, int], latest: int
+) -> None:
     """Step 4 is saved, perhaps over an earlier checkpoint of that step."""
     steps_saved(tmp_path / "before", Checkpoint(keep=2), *before)
+    make_latest(tmp_path / f"before/checkpoints/step_0000000{latest}")
     found = []
     for run in killed_at_each_moment(tmp_path / "before", save_step_4):
         checkpoint = find_checkpoint(run)
@@ -277,7 +282,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path
         assert checkpoint.name == f"step_0000000{found[-1]}"
         assert steps_saved(run, Checkpoint(keep=1), 6) == ["06", "latest"]
     assert len(found) > 15
-    assert found[0] == before[-1] and found[-1] == 4
+    assert found[0] == latest and found[-1] == 4
     assert set(found) == {2, 4}
 
 
