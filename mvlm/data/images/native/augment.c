@@ -49,7 +49,6 @@ static void move_rows(const uint8_t *padded, int size, double slope, double shif
     }
 }
 
-
 FOR_EACH_PROCESSOR
 static void move_anywhere(const uint8_t *padded, int size, const double m[6], uint8_t *out) {
     const double unit = 1 << BITS;
