@@ -43,7 +43,7 @@ LONG = ("cluster", "training", "benchmarks")
 """Folders whose files take long: begun first, so that no process is left with one at the end. They are interleaved,
 since those of clusters mostly wait and those of training compute."""
 LATE_AND_LONG = ("test_plan.py", "test_interpreter.py", "test_ray_engine.py", "test_train.py")
-"""Files of other folders that take half a minute: begun before the short ones, which fill the end."""
+"""The longest files of other folders: begun before the short ones, which fill the end."""
 
 
 @pytest.hookimpl(wrapper=True)

@@ -92,7 +92,7 @@ def build(
     """The dataclass `cls` from a table; `where` names the file and `prefix` the table, for messages.
 
     An unknown key, or a value of the wrong type, is added to `mistakes`; the default takes its place, or None if there
-    is none. `meant` has the full name of a key by what an unknown one may be called.
+    is none. `meant` maps what an unknown key may be called to the full name of the key that is meant.
     """
     if not isinstance(values, dict):
         mistakes.add(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")

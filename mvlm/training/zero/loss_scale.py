@@ -1,4 +1,4 @@
-"""fp16's loss scale, which DeepSpeed halves when gradients overflow and doubles when they have not for long."""
+"""fp16's loss scale, which DeepSpeed halves when gradients overflow, and doubles after long without an overflow."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class LossScale:
             scaler.update_scale = self._update_later
 
     def _update_later(self, overflowed: bool) -> None:
-        """Keep a doubled scale until `finish_update`: DeepSpeed has yet to divide this update's gradients by it."""
+        """Hold a doubled scale back until `finish_update`: DeepSpeed has yet to unscale this update's gradients."""
         before = self._scaler.cur_scale
         self._update(overflowed)
         if self._scaler.cur_scale > before:
             self._doubled, self._scaler.cur_scale = self._scaler.cur_scale, before
 
     def finish_update(self) -> None:
-        """Double the scale if that is due, after an update."""
+        """Apply a scale that doubled in this update."""
         if self._doubled:
             self._scaler.cur_scale, self._doubled = self._doubled, 0.0
 
