@@ -343,6 +343,11 @@ def test_for_another_trainers_name_of_a_key_ours_is_named(tmp_path: Path) -> Non
     assert "unknown key train.batch_size; did you mean train.global_batch?" in said
 
 
+def test_for_what_deepspeed_sets_its_configuration_is_named(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "", "train.bf16=true")
+    assert "unknown key train.bf16; did you mean bf16.enabled of the DeepSpeed configuration?" in said
+
+
 @pytest.mark.parametrize(
     "override",
     [

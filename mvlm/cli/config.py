@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mvlm.config.describe import DescribedKey, json_schema, run_keys
-from mvlm.config.load import OTHER_NAMES
+from mvlm.config.load import DEEPSPEED_NAMES, OTHER_NAMES
 from mvlm.errors import UserError
 
 
@@ -56,6 +56,7 @@ def find_keys(asked: str) -> list[DescribedKey]:
         tables = {key.name.partition(".")[0] for key in keys}
         names = [key.name for key in keys]
         close = [name for name in names if name.endswith(f".{asked}") or name == OTHER_NAMES.get(asked)]
+        close += [DEEPSPEED_NAMES[asked]] if asked in DEEPSPEED_NAMES else []
         close = close or difflib.get_close_matches(asked, [*names, *tables], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"tables are {', '.join(sorted(tables))}."
         raise UserError(f"No key {asked}: {hint}")

@@ -39,6 +39,17 @@ OTHER_NAMES = {
 }
 """Keys by what other trainers call them, as in transformers' `TrainingArguments`."""
 
+DEEPSPEED_NAMES = {
+    name: f"{key} of the DeepSpeed configuration"
+    for name, key in {
+        "bf16": "bf16.enabled",
+        "fp16": "fp16.enabled",
+        "precision": "bf16.enabled",
+        "zero_stage": "zero_optimization.stage",
+    }.items()
+}
+"""What other trainers set among their own keys, and DeepSpeed's JSON sets here."""
+
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a run TOML, a file or a shipped one's name, and apply `table.key=value` overrides, values in TOML syntax or
@@ -161,7 +172,7 @@ def config_from_dict(tables: dict[str, Any], where: str) -> Config:
 
 
 def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
-    config = build(Config, tables, where, "", mistakes, OTHER_NAMES | _full_names())
+    config = build(Config, tables, where, "", mistakes, DEEPSPEED_NAMES | OTHER_NAMES | _full_names())
     data = dataclasses.replace(config.data, train=expanded(config.data.train), eval=expanded(config.data.eval))
     config = dataclasses.replace(config, data=data, model=written_out(config.model))
     check_ranges(config, where, mistakes)
