@@ -221,7 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args)
     except UserError as error:
-        logger("cluster").error(error)
+        for sentence in error.sentences:
+            logger("cluster").error(sentence)
         return ExitCode.MISTAKE
     except BrokenPipeError:  # `logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered

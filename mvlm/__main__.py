@@ -127,7 +127,8 @@ def main(argv: list[str] | None = None) -> int:
 def _report_mistake(error: UserError) -> int:
     if environment()["rank"]:
         time.sleep(5)  # the launcher kills all ranks at the first exit: let rank 0 report the same mistake first
-    rank_log.error(error)
+    for sentence in error.sentences:
+        rank_log.error(sentence)
     return error.exit_code
 
 

@@ -53,6 +53,15 @@ def test_an_error_ends_with_its_exit_code(
 
 
 @pytest.mark.parametrize("program", ["mvlm", "data_tools", "cluster"])
+def test_several_mistakes_are_a_line_each(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(program, raising(UserError("Bad: mend it.", "Worse: leave it.")), monkeypatch) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(": Bad: mend it.") and second.endswith(": Worse: leave it.")
+
+
+@pytest.mark.parametrize("program", ["mvlm", "data_tools", "cluster"])
 def test_ctrl_c(program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(program, raising(KeyboardInterrupt()), monkeypatch) == 130
     assert "Traceback" not in capsys.readouterr().err

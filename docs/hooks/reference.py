@@ -20,8 +20,8 @@ HEAD = """<!-- Written by `python docs/hooks/reference.py` from mvlm/config/sche
 # Configuration
 
 This page lists every key of a run TOML and of a job file. All have defaults except those marked *required*. An unknown
-key, or a value of the wrong type or out of range, is an error that names the key; `mvlm check RUN.toml` finds all of
-them at once.
+key, or a value of the wrong type or out of range, is an error that names the key. All of them are reported at once;
+`mvlm check RUN.toml` finds what is wrong with data and checkpoints as well.
 
 Any key can be overridden on the command line, in TOML syntax or as a bare string: `train.steps=100`,
 `'data.train=["a", "b"]'`. `mvlm config KEY` explains a key in the terminal, and `mvlm config --schema` prints a

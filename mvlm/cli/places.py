@@ -8,14 +8,16 @@ from pathlib import Path
 
 from mvlm.checkpoint.layout import INDEX
 from mvlm.config.places import expanded
-from mvlm.errors import UserError, no_shards
+from mvlm.errors import Mistakes, UserError, no_shards
 
 
 def require_shards(places: Iterable[str]) -> None:
-    """Raises `UserError` for the first folder or pattern of tars that does not exist; URLs are checked when opened."""
+    """Raises `UserError` naming each folder or pattern of tars that does not exist; URLs are checked when opened."""
+    mistakes = Mistakes()
     for place in expanded(places):
         if "://" not in place and not Path(place).exists() and not any(iglob(place)):
-            raise no_shards(place)
+            mistakes.add(str(no_shards(place)))
+    mistakes.settle()
 
 
 def require_folder(*places: str | Path, why: str) -> None:

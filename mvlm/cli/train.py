@@ -139,15 +139,19 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
     from mvlm.checkpoint.description import STAGES, stages_over
     from mvlm.checkpoint.layout import has_checkpoints
     from mvlm.cli.places import require_shards
-    from mvlm.config.load import given_keys, load_config, read_stages, require_training_data
+    from mvlm.config.load import given_keys, read_config, read_stages, require_training_data
     from mvlm.config.stages import load_stored_stages, make_stages
+    from mvlm.errors import Mistakes
     from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections, tensor_ranks
 
-    config = load_config(args.config, args.overrides)
+    mistakes = Mistakes()
+    config = read_config(args.config, args.overrides, mistakes)
+    with mistakes.gathered():
+        content = read_deepspeed_json(args.deepspeed_config)
+        refuse_sections(content, args.deepspeed_config)
+    mistakes.settle()
     kept = _with_kept_batch(config, given_keys(args.config, args.overrides))
     stages = make_stages(kept, read_stages(args.config), args.config)
-    content = read_deepspeed_json(args.deepspeed_config)
-    refuse_sections(content, args.deepspeed_config)
     each = [stages.config(number) for number in range(len(stages))]
     for stage in each:
         require_training_data(stage, args.config)

@@ -167,6 +167,16 @@ def test_an_unknown_key_on_the_command_line(fails: Fails, tmp_path: Path, scenes
     assert "data.trian" in message and "did you mean data.train?" in message
 
 
+def test_everything_wrong_is_said_at_once(tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mvlm(train(tmp_path / "run", "train.lr=1", "optim.lr=-1", deepspeed=tmp_path / "absent.json")) == 1
+    wrong_key, wrong_value, no_json = capsys.readouterr().err.splitlines()
+    assert "train.lr" in wrong_key and "optim.lr" in wrong_value and "absent.json" in no_json
+    assert mvlm(train(tmp_path / "run", f"data.train=['{scenes}/no', '{scenes}/nor this']")) == 1
+    one, other = capsys.readouterr().err.splitlines()
+    assert f"{scenes}/no:" in one and "nor this" in other
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_training_data(fails: Fails, tmp_path: Path) -> None:
     message = fails(mvlm, *train(tmp_path / "run"))
     assert "data.train" in message and "mvlm-data shard" in message
