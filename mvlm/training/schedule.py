@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from mvlm.checkpoint.state import TrainState
@@ -84,7 +85,7 @@ def learning_rate(
     scale = optim.warmup_steps if optim.warmup_steps >= 0 else optim.warmup_epochs * samples / train.global_batch
     began = 0.0
     if state and optim.warmup_steps < 0:
-        began = min(_offset(train, state), state.step)  # the offset counts batches left out, whatever their size
+        began = min(float(_offset(train, state)), state.step)  # the offset counts batches left out, whatever their size
     return LearningRate(optim.schedule, total, warmup, max(1.0, scale), optim.fall(total), optim.floor, began)
 
 
@@ -102,9 +103,10 @@ def schedule_steps(
     Raises:
         UserError: there are more than a checkpoint's name has room for, or fewer than have been made.
     """
-    wanted = train.pairs / train.global_batch if train.pairs else train.epochs * samples / train.global_batch
+    # Exactly, and with epochs as they are written: the binary product of 1.1 and 100 exceeds 110, an update more.
+    wanted = train.pairs or Fraction(repr(train.epochs)) * samples
     key = "steps" if train.steps else "pairs" if train.pairs else "epochs"
-    total = train.steps or math.ceil(wanted + _offset(train, state))
+    total = train.steps or math.ceil(Fraction(wanted, train.global_batch) + _offset(train, state))
     if state and state.step > total:
         raise UserError(
             f"The run is at step {first + state.step}, and train.{key} ends {'its stage' if first else 'it'} at step "
@@ -122,11 +124,12 @@ def warmup_steps(train: Train, optim: Optim, samples: int, state: TrainState | N
     """Updates of a warm-up, whatever comes after it; arguments as for `schedule_steps`."""
     if optim.warmup_steps >= 0:
         return optim.warmup_steps
-    return round(optim.warmup_epochs * samples / train.global_batch + _offset(train, state))
+    return round(optim.warmup_epochs * samples / train.global_batch + float(_offset(train, state)))
 
 
-def _offset(train: Train, state: TrainState | None) -> float:
+def _offset(train: Train, state: TrainState | None) -> Fraction:
     """How many more updates were made than the same samples take with the present global batch."""
     if state is None:
-        return 0.0
-    return ((state.step + len(state.skipped)) * train.global_batch - state.samples_seen) / train.global_batch
+        return Fraction(0)
+    made = (state.step + len(state.skipped)) * train.global_batch
+    return Fraction(made - state.samples_seen, train.global_batch)

@@ -71,6 +71,7 @@ def test_one_update_alone_is_at_the_peak() -> None:
     [
         (["train.epochs=30", "train.global_batch=100", "optim.warmup_epochs=5"], 1000, (300, 50)),
         (["train.epochs=2", "train.global_batch=100", "optim.warmup_epochs=0.5"], 1010, (21, 5)),
+        (["train.epochs=1.1", "train.global_batch=10", "optim.warmup_steps=0"], 100, (11, 0)),  # 1.1 * 100 > 110
         (["train.steps=70", "train.global_batch=100", "optim.warmup_epochs=5"], 1000, (70, 50)),
         (["train.steps=70", "optim.warmup_steps=7"], 1000, (70, 7)),
         (["train.steps=5", "optim.warmup_steps=100"], 1000, (5, 4)),  # the peak is still reached
@@ -81,6 +82,15 @@ def test_one_update_alone_is_at_the_peak() -> None:
 def test_epochs_become_steps(overrides: list[str], rows: int, expected: tuple[int, int]) -> None:
     config = load_config(ROOT / "mvlm/configs/tiny.toml", overrides)
     assert schedule_steps(config.train, config.optim, rows) == expected
+
+
+def test_a_run_whose_batch_has_changed_ends_with_its_epochs() -> None:
+    words = ["train.epochs=1", "train.global_batch=17"]
+    config = load_config(ROOT / "mvlm/configs/tiny.toml", words)
+    for step in range(58):
+        state = TrainState(step=step, samples_seen=42 * step, seed=0, manifest_fingerprint="")
+        steps, _ = schedule_steps(config.train, config.optim, 2460, state)
+        assert steps == step - (42 * step - 2460) // 17
 
 
 @pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 9, 10]), (5, [5, 10]), (0, [10])])
