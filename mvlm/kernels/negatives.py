@@ -75,7 +75,8 @@ def duplicates(ids_J2: Tensor, row_bR: Tensor, candidate_bK: Tensor) -> Tensor:
 def gumbel_noise(seed: int, row: Tensor, column: Tensor) -> Tensor:
     """Standard Gumbel noise as a function of (seed, row, column), int64 tensors that broadcast; fp32."""
     mixed = _mix(_mix(row ^ _mixed(seed)) ^ column)
-    uniform = ((mixed >> 40) & 0xFFFFFF).float().add_(0.5) / 2**24
+    # The greatest would be rounded to 1, and its noise be infinite, above any similarity.
+    uniform = (((mixed >> 40) & 0xFFFFFF).float().add_(0.5) / 2**24).clamp_(max=1 - 2**-24)
     return -torch.log(-torch.log(uniform))
 
 

@@ -17,6 +17,7 @@ TILE = {"TILE": 16, "CHUNK": 32}
 """Rows and candidates at a time, the fewest that `tl.dot` takes, as groups are small; and columns of features."""
 
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
+BELOW_1 = tl.constexpr(1 - 2**-24)
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def gumbel_noise(seed, rows, columns):
     row_key = mix(mix(seed.to(tl.uint64, bitcast=True)) ^ rows.to(tl.uint64, bitcast=True))
     mixed = mix(row_key[:, None] ^ columns.to(tl.uint64, bitcast=True)[None, :])
     uniform = ((mixed >> 40).to(tl.float32) + 0.5) / 16777216
-    return -tl.log(-tl.log(uniform))
+    return -tl.log(-tl.log(tl.minimum(uniform, BELOW_1)))
 
 
 @triton.jit

@@ -88,6 +88,15 @@ def test_a_part_of_the_pairs_draws_as_it_does_among_all(
         assert part.tolist() == whole[start : start + count].tolist()
 
 
+def test_no_noise_outweighs_every_similarity(device: torch.device, generator: torch.Generator) -> None:
+    """Of 2**24 possible noises, these positions have the greatest."""
+    draw = make_draw(3, 24, 3, generator, device) | {"seed": 7, "ids": None}
+    draw["position"] = torch.tensor([0, 825_408, 1], device=device)
+    assert 17 < gumbel(7, 0, 825_408) < 18
+    draw["others"][1:] = torch.stack([-draw["own"][0], draw["own"][0]])
+    assert drawn(draw)[0] == 2
+
+
 def test_features_of_any_stride(device: torch.device, generator: torch.Generator) -> None:
     draw = make_draw(12, 24, 4, generator, device)
     strided = {name: draw[name].T.contiguous().T for name in ("own", "others", "ids")}
