@@ -11,7 +11,7 @@ import torch
 
 from mvlm.api.corpus import find_shards
 from mvlm.api.recipe import choose_tuning
-from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, require_data, run_folder, write_recipe
+from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, require_data, write_recipe
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import CHECKPOINTS, find_checkpoint
 from mvlm.config.load import load_stored_config
@@ -19,6 +19,7 @@ from mvlm.config.places import as_path
 from mvlm.config.schema import Task
 from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
+from mvlm.runtime.arguments import path_of
 
 Tuned = Literal["vqa", "nlvr2", "entailment"]
 TASKS = get_args(Tuned)
@@ -47,11 +48,12 @@ def finetune(
     """
     if task not in TASKS:
         raise UserError(f"mvlm.finetune has no task {task!r}: choose one of {', '.join(TASKS)}.")
-    run, corpus = run_folder(out), find_shards(Path(as_path(data)), Task(task).corpus)
+    start, run = path_of("model", model), path_of("out", out)
+    corpus = find_shards(Path(as_path(data)), Task(task).corpus)
     if not corpus:
         raise UserError(f"No shards at {data}: make them from {task}'s files with `mvlm-data shard`.")
     if not (run / RECIPE).exists():
-        checkpoint = find_checkpoint(Path(model)).absolute()
+        checkpoint = find_checkpoint(start).absolute()
         config = load_stored_config(described_in(checkpoint) / CONFIG)
         chosen = choose_tuning(
             (config.data, config.model, config.optim),
@@ -63,7 +65,7 @@ def finetune(
         )
         write_recipe(run, chosen, f"Chosen by mvlm.finetune for {corpus.images:,} rows.")
     else:
-        _require_beginning(run, Path(model), task)
+        _require_beginning(run, start, task)
         require_data(run, corpus.train)
     follow_recipe(run, settings, task, corpus.eval)
     return FineTunedRun(run)

@@ -35,7 +35,7 @@ from mvlm.predict.prediction import pair_up
 from mvlm.predict.words import MASK, blank_image, guess_words
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
-from mvlm.runtime.arguments import whole
+from mvlm.runtime.arguments import path_of, whole
 from mvlm.search.build import build_index
 from mvlm.search.find import ImageIndex, SearchHit, find_by_image, find_by_sentence
 
@@ -217,7 +217,7 @@ class TrainedModel:
         """
         folders = as_paths(shards)
         require_each_once(folders)
-        return build_index(self._run(out), folders, Path(out), self.device, captions)
+        return build_index(self._run(out), folders, path_of("out", out), self.device, captions)
 
     def search(self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32) -> list[SearchHit]:
         """The images of an index, made by `mvlm index`, that fit a sentence best, or are most similar to an image.
@@ -231,8 +231,9 @@ class TrainedModel:
                 shards were moved; or as `encode`.
         """
         loaded, top, rerank = self._run(index), whole("top", top), whole("rerank", rerank, least=0)
-        if self._index is None or not self._index.stands_at(Path(index)):
-            self._index = ImageIndex(Path(index), loaded)
+        folder = path_of("index", index)
+        if self._index is None or not self._index.stands_at(folder):
+            self._index = ImageIndex(folder, loaded)
         if isinstance(query, str):
             listed_texts(query, self._tokens)
             return find_by_sentence(self._index, loaded, query, top, rerank, self.device)
@@ -274,7 +275,7 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
     Raises:
         UserError: there is no model, it is damaged, or it was fine-tuned for a task other than retrieval.
     """
-    device, path = dist.device_named(device), Path(model)
+    device, path = dist.device_named(device), path_of("model", model)
     exported = (path / CONFIG_NAME).is_file()
     local = path.exists() or (len(path.parts) > 1 and path.parent.is_dir())
     if not exported and (local or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):

@@ -28,6 +28,7 @@ from mvlm.evaluate.task import TASKS
 from mvlm.export.written import Format, export_run
 from mvlm.report.facts import read_facts, read_json
 from mvlm.report.written import report_on
+from mvlm.runtime.arguments import path_of
 from mvlm.runtime.commands import run_command
 from mvlm.runtime.launch import free_port
 
@@ -89,8 +90,8 @@ class RunFolder:
         Raises:
             UserError: there is no checkpoint yet, packages are missing, or the folder cannot be written.
         """
-        export_run(self.folder, Path(out), form)
-        return Path(out)
+        export_run(self.folder, folder := path_of("out", out), form)
+        return folder
 
     def _repr_html_(self) -> str:
         return f'<a href="{self.report}">{self.report}</a>'
@@ -110,13 +111,6 @@ class FineTunedRun(RunFolder):
     def load(self, device: str | torch.device | None = None) -> FineTunedModel:
         """The fine-tuned model; raises `UserError` if there is no checkpoint yet."""
         return load_finetuned(self.folder, device)
-
-
-def run_folder(out: str | os.PathLike[str]) -> Path:
-    """Raises `UserError` for an empty name, which would be the current folder."""
-    if not os.fspath(out).strip():
-        raise UserError("`out` is empty: give it the name of a folder for the run.")
-    return Path(out)
 
 
 def write_recipe(folder: Path, recipe: Recipe, heading: str) -> None:

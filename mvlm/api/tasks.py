@@ -21,7 +21,7 @@ from mvlm.model.finetune import TaskModel
 from mvlm.predict.choose import best_answers
 from mvlm.pretrained.runs import Loaded, load_task_run
 from mvlm.runtime import dist
-from mvlm.runtime.arguments import whole
+from mvlm.runtime.arguments import path_of, whole
 
 
 class FineTunedModel:
@@ -87,7 +87,7 @@ def load_finetuned(run: str | os.PathLike[str], device: torch.device | str | Non
     Raises:
         UserError: there is no checkpoint, it is damaged, or it was not fine-tuned for questions or statements.
     """
-    task = load_stored_config(described_in(find_checkpoint(Path(run))) / CONFIG).task
+    task = load_stored_config(described_in(find_checkpoint(path_of("run", run))) / CONFIG).task
     if not task.is_labelled:
         raise UserError(f"{run} is a run of {task.name}, which answers nothing: load it with mvlm.load.")
     return FineTunedModel(load_task_run(Path(run), task.name, dist.device_named(device)))

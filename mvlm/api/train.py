@@ -11,9 +11,10 @@ import torch
 from mvlm.api.corpus import prepare
 from mvlm.api.dictionary import make_dictionary
 from mvlm.api.recipe import DICTIONARY_SIZE, choose, is_small
-from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, require_data, run_folder, write_recipe
+from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, require_data, write_recipe
 from mvlm.config.places import as_path
 from mvlm.pretrained.packaged import small_encoders
+from mvlm.runtime.arguments import path_of
 
 SHARDS = "shards"
 DICTIONARY = "dictionary.safetensors"
@@ -39,7 +40,7 @@ def train(
         UserError: something is wrong with the pictures or the settings, or training failed; the message says what to
             do.
     """
-    run = run_folder(out)
+    run = path_of("out", out)
     corpus = prepare(as_path(data), run / SHARDS)
     if not (run / RECIPE).exists():
         gpus, encoders, dictionary = torch.cuda.device_count(), small_encoders(), (run / DICTIONARY).absolute()

@@ -7,6 +7,8 @@ import math
 import shlex
 from collections.abc import Callable
 from numbers import Integral
+from os import PathLike
+from pathlib import Path
 from typing import TypeVar
 
 from mvlm.errors import UserError, first_line
@@ -45,3 +47,10 @@ def whole(name: str, value: object, least: int = 1) -> int:
     if not isinstance(value, Integral) or value < least:
         raise UserError(f"{value!r} cannot be `{name}`: give a `{name}` of {least} or more, a whole number.")
     return int(value)
+
+
+def path_of(name: str, value: object) -> Path:
+    """The path that was given as `name`; raises `UserError` if it is none, or empty: that is the current folder."""
+    if not isinstance(value, (str, PathLike)) or not str(value).strip():
+        raise UserError(f"{value!r} cannot be `{name}`: give a path.")
+    return Path(value)

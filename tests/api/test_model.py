@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import subprocess
 import sys
 import warnings
@@ -238,6 +239,7 @@ def test_an_index_that_was_rebuilt_is_searched_anew(run: Path, scenes: Path, tmp
         (lambda m, p: m.encode(texts=["a", None]), "NoneType is not a text"),
         (lambda m, p: m.search("an index", "a", top=0), "give a `top` of 1 or more"),
         (lambda m, p: m.search("an index", "a", rerank=-1), "give a `rerank` of 0 or more"),
+        (lambda m, p: m.search(None, "a"), "None cannot be `index`: give a path"),
         (lambda m, p: m.match(p, ["one", "two"]), "3 images and 2 sentences cannot be paired"),
         (lambda m, p: m.fill("no mask", p[0]), "has 0 \\[MASK\\]"),
         (lambda m, p: m.fill("a [MASK]", top=0), "give a `top` of 1 or more"),
@@ -260,6 +262,11 @@ def test_a_path_that_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.
         mvlm.load(tmp_path, "gpu")
     with pytest.raises(UserError, match="nowhere"):
         mvlm.load(tmp_path / "nowhere")
+    for model in (None, 3, [tmp_path], ""):
+        with pytest.raises(UserError, match=re.escape(f"{model!r} cannot be `model`: give a path")):
+            mvlm.load(model)
+        with pytest.raises(UserError, match=re.escape(f"{model!r} cannot be `run`: give a path")):
+            mvlm.load_finetuned(model)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match="No checkpoint at runs/mine"):  # and no hub is asked

@@ -183,15 +183,18 @@ def test_a_wrong_setting_is_refused_before_anything_is_launched(scenes: Path, tm
     for value in (None, {"vision"}):
         with pytest.raises(UserError, match="cannot be a setting: give a number"):
             mvlm.train(scenes, tmp_path / "run", {"log.wandb": value})
-    with pytest.raises(UserError, match="`out` is empty"):
+    with pytest.raises(UserError, match="'' cannot be `out`: give a path"):
         mvlm.train(scenes, "")
     with pytest.raises(UserError, match="path of the data is empty"):
         mvlm.train("", tmp_path / "run")
     for pairs in ([("bus.jpg", "a bus")], iter([]), None):
         with pytest.raises(UserError, match=r"not as a .* a table with the columns image and caption"):
             mvlm.train(pairs, tmp_path / "run")
-    with pytest.raises(UserError, match="`out` is empty"):
-        mvlm.finetune(tmp_path / "run", "vqa", scenes, out=" ")
+    for out in (" ", None):
+        with pytest.raises(UserError, match=f"{out!r} cannot be `out`: give a path"):
+            mvlm.finetune(tmp_path / "run", "vqa", scenes, out=out)
+    with pytest.raises(UserError, match="None cannot be `model`: give a path"):
+        mvlm.finetune(None, "vqa", scenes, tmp_path / "run")
 
 
 @pytest.mark.parametrize("images", [2, 500, 200_000, 5_000_000])
