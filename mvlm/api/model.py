@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -85,6 +85,9 @@ class TrainedModel:
         self._tokenizer, self._tokens = tokenizer, BatchTokenizer(tokenizer, text_length)
         self._image_size, self._loaded = image_size, loaded
         self._index: ImageIndex | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_index": None}  # a copy opens the index, which is mapped from its files, again
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import re
@@ -214,6 +215,16 @@ def test_an_index_that_was_rebuilt_is_searched_anew(run: Path, scenes: Path, tmp
     both = [scenes / "eval", scenes / "train"]
     model.index(both, out)
     assert len(model.search(out, "a red circle", top=10_000, rerank=0)) == len(mvlm.open(both))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_model_that_has_searched_finds_the_same(
+    run: Path, scenes: Path, tmp_path: Path, copied: Callable
+) -> None:
+    model, out = mvlm.load(run, "cpu"), tmp_path / "index"
+    model.index(scenes / "eval", out)
+    found = model.search(out, "a red circle")
+    assert copied(model).search(out, "a red circle") == found == model.search(out, "a red circle")
 
 
 @pytest.mark.parametrize(
