@@ -1,4 +1,4 @@
-"""A run checked as `mvlm check` does it."""
+"""Check a run as `mvlm check` does."""
 
 from __future__ import annotations
 

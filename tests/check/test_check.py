@@ -1,4 +1,4 @@
-"""`mvlm check` finds everything that is wrong at once, in the words that training would use."""
+"""`mvlm check` finds everything that is wrong at once, and words it as training would."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("own_signals")
 
 @pytest.fixture(scope="module")
 def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> Path:  # noqa: F811
-    """A run of two updates with a checkpoint after each."""
+    """A run of two steps with a checkpoint after each."""
     run = tmp_path_factory.mktemp("trained") / "run"
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=2", "checkpoint.every=1"]
     assert train(load_config(TOML, words), (JSON, TOML), given_keys(TOML, words)) == 0
@@ -61,17 +61,23 @@ def problems(words: list[str], deepspeed: str = JSON, world: int = 1, deep: bool
 
 
 def only(found: list[str], *parts: str) -> None:
-    """There is one problem, and its sentence has these parts and says what to do."""
+    """There is exactly one problem; its sentence contains these parts and says what to do."""
     (sentence,) = found
     assert all(part in sentence for part in parts), sentence
     assert sentence.endswith((".", "?")) and (":" in sentence or ";" in sentence)
+
+
+def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The sentence with which `mvlm train` refuses a run."""
+    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
+    return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_that_can_begin_or_go_on(
+def test_a_run_that_can_start_or_resume_passes(
     scenes: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = content(run)
@@ -89,8 +95,8 @@ def test_a_run_that_can_begin_or_go_on(
     assert any("are longer, up to" in f.sentence for f in shorter.findings if f.verdict == "unknown")
 
 
-def test_the_order_is_settled_recorded_and_told_with_its_near_neighbours(scenes: Path, run: Path) -> None:
-    """Nothing is set, so that a run on this disk draws in a global shuffle; another order waits for its next epoch."""
+def test_the_order_is_chosen_recorded_and_reported_with_the_share_of_neighbouring_rows(scenes: Path, run: Path) -> None:
+    """The run was shuffled globally; another order, asked for now, only takes effect with the next epoch."""
     state = json.loads((run / "checkpoints/step_00000002/state.json").read_text())
     assert state["order"] == [OrderSpec("global").to_json()]
     assert json.loads((run / "run.json").read_text())["config"]["data"]["shuffle"] == "global"
@@ -109,7 +115,7 @@ def test_the_order_is_settled_recorded_and_told_with_its_near_neighbours(scenes:
     assert float(re.findall(r"([\d.]+)%", then)[0]) > float(share)
 
 
-def test_everything_that_is_wrong_is_told_at_once(
+def test_everything_that_is_wrong_is_reported_at_once(
     scenes: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = shutil.copytree(scenes / "eval", tmp_path / "shards")
@@ -156,15 +162,15 @@ def test_everything_that_is_wrong_is_told_at_once(
     assert "step_00000002 is damaged (weights-" in " ".join(warned)
 
 
-def test_a_damaged_checkpoint_that_training_would_pass_over_does_not_refuse_the_run(scenes: Path, run: Path) -> None:
+def test_a_damaged_checkpoint_that_training_would_skip_is_only_a_warning(scenes: Path, run: Path) -> None:
     os.truncate(next((run / "checkpoints/step_00000002").glob("weights-*")), 100)
     report = check_run(TOML, overrides(scenes, run), JSON, 1, False)
     assert report.problems == []
     assert any(f.verdict == "warning" and "training would set it aside" in f.sentence for f in report.findings)
 
 
-def test_a_run_that_still_trains_in_the_folder_is_told_of(scenes: Path, run: Path) -> None:
-    """A second job of another name, in the same run.dir, ended the first."""
+def test_a_run_that_is_still_training_in_the_folder_is_a_warning(scenes: Path, run: Path) -> None:
+    """A second job in the same run.dir would end the first."""
     here = Heartbeat(1, 0, socket.gethostname(), os.getpid(), 3, "a step", 9, 0.0, False, False, False, time.time())
     elsewhere = replace(here, host="n7", pid=1)
     with subprocess.Popen(["true"]) as ended:
@@ -183,10 +189,10 @@ def test_a_run_that_still_trains_in_the_folder_is_told_of(scenes: Path, run: Pat
     )
     only(warned(elsewhere), "ago on n7): ")
     assert not warned(replace(elsewhere, time=time.time() - 600)) and not warned(replace(elsewhere, attempt=2))
-    assert not warned(replace(here, pid=ended.pid)) and not warned(replace(here, step=2))  # which is saved
+    assert not warned(replace(here, pid=ended.pid)) and not warned(replace(here, step=2))  # its step is saved
     with open(run / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 3, "loss": 1.5}\n')
-    only(warned(replace(here, step=1)), "Attempt 1 is training")  # it saves more often than its heart beats
+    only(warned(replace(here, step=1)), "Attempt 1 is training")  # heartbeats are rarer than steps
 
 
 def test_a_toml_with_several_mistakes(scenes: Path, tmp_path: Path) -> None:
@@ -224,24 +230,20 @@ def test_check_and_train_say_the_same(
     override: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = overrides(scenes, tmp_path / "run", "data.eval=[]", override)
-    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
-    assert said in problems(words)
+    assert refusal(words, capsys) in problems(words)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("override", ["eval.select=eval/typo", 'eval.foils=["nowhere"]', "eval.classes=nowhere"])
-def test_check_and_train_say_the_same_of_what_is_evaluated(
+def test_check_and_train_say_the_same_about_evaluation_settings(
     override: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = overrides(scenes, tmp_path / "run", f"data.eval={scenes}/eval", override)
-    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
-    assert problems(words) == [said]
+    assert problems(words) == [refusal(words, capsys)]
 
 
 @pytest.mark.parametrize("override", ["model.dropout=0.1", "model.cross_heads=1"])
-def test_check_and_train_say_the_same_of_layers_that_ranks_cannot_split(
+def test_check_and_train_say_the_same_about_layers_that_ranks_cannot_split(
     override: str, scenes: Path, tmp_path: Path
 ) -> None:
     split, words = tmp_path / "split.json", overrides(scenes, tmp_path / "run", override)
@@ -254,47 +256,44 @@ def test_check_and_train_say_the_same_of_layers_that_ranks_cannot_split(
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
-def test_check_and_train_say_the_same_of_a_tracker_that_is_not_installed(
+def test_check_and_train_say_the_same_about_a_tracker_that_is_not_installed(
     tracker: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if find_spec(tracker):
         pytest.skip(f"{tracker} is installed")
     words = overrides(scenes, tmp_path / "run", f"log.{tracker}=project")
-    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
-    assert problems(words) == [said]
+    assert problems(words) == [refusal(words, capsys)]
 
 
-def test_the_room_for_a_checkpoint_holds_the_average_of_the_weights_too(scenes: Path, tmp_path: Path) -> None:
+def test_the_size_of_a_checkpoint_includes_the_averaged_weights(scenes: Path, tmp_path: Path) -> None:
     config = load_config(TOML, overrides(scenes, tmp_path, "train.ema=0.9"))
     assert checkpoint_bytes(100, config) == 1600 == 400 + checkpoint_bytes(100, load_config(TOML, TINY))
 
 
-def test_more_steps_than_a_checkpoint_can_name_are_a_finding_too(scenes: Path, tmp_path: Path) -> None:
+def test_more_steps_than_a_checkpoint_name_can_hold_are_a_problem(scenes: Path, tmp_path: Path) -> None:
     words = overrides(scenes, tmp_path / "run", "train.steps=0", "train.epochs=1e12")
     for deepspeed in (None, JSON):
         found = check_run(TOML, words, deepspeed, 1, False)
         only(found.problems, "train.epochs = 1000000000000.0 makes", "lower it")
 
 
-def test_encoders_that_lie_nowhere_are_named_and_no_bug(scenes: Path, tmp_path: Path) -> None:
+def test_a_missing_encoder_is_named(scenes: Path, tmp_path: Path) -> None:
     words = overrides(scenes, tmp_path / "run", "model.text=no/such/folder", "model.text_weights=pretrained")
     found = problems(words)
     assert any("model.text = 'no/such/folder' is neither a folder here nor a name on the hub" in one for one in found)
 
 
-def test_check_and_train_say_the_same_of_a_checkpoint(
+def test_check_and_train_say_the_same_about_a_checkpoint(
     scenes: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = overrides(scenes, run, "data.eval=[]", f"data.train={scenes}/eval")
-    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
+    said = refusal(words, capsys)
     assert "other shards" in said and problems(words) == [said]
     next((run / "checkpoints/step_00000002").glob("moments-*")).unlink()
     only(problems(words), "step_00000002 holds no optimizer moments", "checkpoint.init")
 
 
-def test_hashes_are_compared_where_asked_for(scenes: Path, run: Path, tmp_path: Path) -> None:
+def test_hashes_are_compared_only_on_request(scenes: Path, run: Path, tmp_path: Path) -> None:
     shards = shutil.copytree(scenes / "eval", tmp_path / "shards")
     weights = next((run / "checkpoints/step_00000001").glob("weights-*"))
     for file in (shards / "000000.arrow", weights):
@@ -308,7 +307,7 @@ def test_hashes_are_compared_where_asked_for(scenes: Path, run: Path, tmp_path: 
     only([f.sentence for f in report.findings if f.verdict == "warning"], "step_00000001 is damaged")
 
 
-def test_a_run_folder_that_cannot_be(scenes: Path, tmp_path: Path) -> None:
+def test_an_impossible_run_folder_is_refused(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     only(problems(overrides(scenes, tmp_path / "file/run")), "file", "run.dir")
     words = overrides(scenes, tmp_path / "run", "checkpoint.mirror=nowhere://bucket/run")
@@ -316,7 +315,7 @@ def test_a_run_folder_that_cannot_be(scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_what_is_hardly_meant_is_told_by_check_and_by_training(
+def test_check_and_train_warn_of_the_same_unlikely_settings(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.json").write_text('{"activation_checkpointing": {"cpu_checkpointing": true}}')
@@ -357,8 +356,8 @@ def test_what_is_hardly_meant_is_told_by_check_and_by_training(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
-def test_a_precision_that_this_machine_lacks_is_not_said_to_be_right(scenes: Path, tmp_path: Path) -> None:
-    """Training refuses it here; the run's own nodes may have it."""
+def test_a_precision_that_this_machine_lacks_is_not_reported_as_right(scenes: Path, tmp_path: Path) -> None:
+    """Training refuses it here, but the nodes of the run may have it."""
     words = overrides(scenes, tmp_path / "run")
     found = check_run(TOML, words, str(ROOT / "ds_configs/fp16.json"), 1, False)
     assert [(f.verdict, f.sentence) for f in found.findings if f.topic == "deepspeed"] == [
@@ -390,19 +389,19 @@ assert not {"torch", "transformers", "deepspeed"} & sys.modules.keys()
 """
 
 
-def test_a_wrong_path_is_told_before_torch_is_imported(scenes: Path) -> None:
+def test_a_wrong_path_is_reported_before_torch_is_imported(scenes: Path) -> None:
     ended = run_command([sys.executable, "-c", BEFORE_TORCH, str(scenes / "train")])
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("nowhere") == 4
 
 
-def test_findings_are_told_as_they_are_made() -> None:
+def test_findings_are_printed_as_they_are_made() -> None:
     told: list[str] = []
     report = Report("check", told.append)
     for number in range(SHOWN + 3):
         report.wrong("data", f"{number} is broken: mend it.")
         assert len(told) == min(number + 1, SHOWN)
-    report.wrong("toml", "0 is broken: mend it.")  # which is known
+    report.wrong("toml", "0 is broken: mend it.")  # known already
     report.right("model", "It can be built.")
     assert told[-1] == "right    model      It can be built."
     assert report.closing().splitlines() == [
@@ -411,7 +410,7 @@ def test_findings_are_told_as_they_are_made() -> None:
     ]
 
 
-def test_shards_whose_texts_are_not_checked_are_told(scenes: Path, tmp_path: Path) -> None:
+def test_shards_without_checksums_of_texts_are_reported(scenes: Path, tmp_path: Path) -> None:
     def told() -> list[str]:
         report = Report("check")
         check_corpus(report, load_config(TOML, TINY), str(old), deep=False)
@@ -427,7 +426,7 @@ def test_shards_whose_texts_are_not_checked_are_told(scenes: Path, tmp_path: Pat
     assert "texts of 1 of 1 shards are not checked" in sentence and "row-index" in sentence
 
 
-def test_copies_that_would_not_fit_into_shared_memory_are_told() -> None:
+def test_copies_that_do_not_fit_into_shared_memory_are_a_warning() -> None:
     config, report = load_config(TOML, ["checkpoint.mirror=memory://run", "checkpoint.peers=1"]), Report("check")
     check_memory(report, config, 1, 1)
     check_memory(report, config, 10**15, 2)
