@@ -25,7 +25,7 @@ Program = Callable[[str, str], None]
 
 
 def one(found: Iterator[Finding] | list[Finding], state: str, *parts: str) -> Finding:
-    """The only finding in a state; it has these parts and, where something is broken, says what to do."""
+    """The only finding with this verdict; it contains these parts and, if something is broken, a remedy."""
     (finding,) = [finding for finding in found if finding.verdict == state]
     assert all(part in finding.sentence for part in parts), finding.sentence
     assert bool(finding.remedy) or state != "broken"
@@ -35,7 +35,7 @@ def one(found: Iterator[Finding] | list[Finding], state: str, *parts: str) -> Fi
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """program(name, lines of shell): the only thing of that name on PATH, before all else."""
+    """program(name, script) puts a shell script first on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -49,7 +49,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder before all others on the path of imports, here and in child processes."""
+    """A folder that is first on the import path, here and in child processes."""
     folder = tmp_path / "library"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -63,15 +63,15 @@ def install(library: Path, name: str, version: str, *lines: str) -> None:
     (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *lines]))
 
 
-# --- probes on their own
+# --- probes
 
 
-def test_a_probe_that_crashes_takes_nothing_along(library: Path) -> None:
+def test_a_probe_that_crashes_does_not_take_the_doctor_with_it(library: Path) -> None:
     (library / "psutil.py").write_text("import ctypes\nctypes.string_at(0)\n")
     one(isolated("exchange", Folders()), "broken", "died of SIGSEGV", "python -m mvlm.check.machine.probe exchange")
 
 
-def test_a_probe_that_hangs_is_ended_and_its_children_too(program: Program, tmp_path: Path) -> None:
+def test_a_probe_that_hangs_is_killed_with_its_children(program: Program, tmp_path: Path) -> None:
     program("sinfo", f"echo $$ > {tmp_path}/pid; exec sleep 600")
     began = time.monotonic()
     one(isolated("slurm", Folders(), seconds=6), "broken", "no answer within 6 s")
@@ -83,21 +83,21 @@ def test_a_probe_that_hangs_is_ended_and_its_children_too(program: Program, tmp_
         time.sleep(0.05)
 
 
-def test_a_probe_that_raises_says_what(library: Path) -> None:
-    (library / "psutil.py").write_text("raise RuntimeError('psutil is of another world')\n")
-    one(isolated("exchange", Folders()), "broken", "psutil is of another world")
+def test_the_message_of_a_probe_that_raises_is_shown(library: Path) -> None:
+    (library / "psutil.py").write_text("raise RuntimeError('psutil does not fit')\n")
+    one(isolated("exchange", Folders()), "broken", "psutil does not fit")
 
 
 # --- Python and packages
 
 
-def test_packages_as_they_are() -> None:
+def test_the_installed_packages_work() -> None:
     assert {finding.verdict for finding in packages.find(Folders())} == {"works"}
     least = ".".join(map(str, packages.LEAST_PYTHON))
     assert f'requires-python = ">={least}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_packages_of_the_wrong_version(library: Path) -> None:
+def test_packages_of_a_wrong_version_are_broken(library: Path) -> None:
     install(library, "torch", "1.13.0")
     install(
         library, "ray", "2.60.0", "Provides-Extra: default", 'Requires-Dist: nowhere-to-be-found; extra == "default"'
@@ -108,16 +108,18 @@ def test_packages_of_the_wrong_version(library: Path) -> None:
     assert "ray lacks nowhere-to-be-found, which its extra 'default' needs" in found["ray"]
 
 
-def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_package_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("nowhere-to-be-found>=3  # for nothing\npillow>=11\n")
     monkeypatch.setattr(packages, "REQUIREMENTS", tmp_path / "requirements.txt")
     one(packages.find(Folders()), "broken", "nowhere-to-be-found is not installed", "pip install")
 
 
-# --- what compiles
+# --- compilation
 
 
-def test_the_compiler(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_is_found_tried_and_missed(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     if shutil.which("c++"):
         one(extensions.find_compiler(Folders()), "works", "compiles a Python extension")
     program("c++", "echo 'answer.cpp:1:10: fatal error: Python.h: No such file or directory' >&2; exit 1")
@@ -131,7 +133,7 @@ def test_the_compiler(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_pat
     one(extensions.find_compiler(Folders()), "broken", "Triton's kernels on the GPU need")
 
 
-def test_a_lock_that_a_killed_compilation_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_compilation_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torch.utils.file_baton import FileBaton
 
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
@@ -145,7 +147,7 @@ def test_a_lock_that_a_killed_compilation_left(monkeypatch: pytest.MonkeyPatch, 
     one(extensions.find_locks(Folders()), "broken", f"rm {tmp_path}/cpu_adam/lock")
 
 
-def test_an_apex_that_is_another_project(library: Path) -> None:
+def test_an_apex_of_another_project_or_without_its_extensions_is_broken(library: Path) -> None:
     one(extensions.find_apex(Folders()), "absent", "not needed")
     (library / "apex").mkdir()
     (library / "apex/__init__.py").write_text("import pyramid_of_somebody_else\n")
@@ -158,15 +160,15 @@ def test_an_apex_that_is_another_project(library: Path) -> None:
     one(extensions.find_apex(Folders()), "broken", "does not fit this torch (amp_C.so: undefined symbol")
 
 
-# --- what ranks exchange over
+# --- communication between ranks
 
 
-def test_two_processes_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_communicate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     one(isolated("exchange", Folders()), "works", "reduced a number over gloo")
 
 
-def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_interface_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
     one(isolated("exchange", Folders()), "broken", "GLOO_SOCKET_IFNAME=nowhere0", "lo", "unset GLOO_SOCKET_IFNAME")
 
@@ -174,7 +176,7 @@ def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
 # --- SLURM and Ray
 
 
-def test_slurm(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_state_of_slurm(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     program("sinfo", "echo 'n1|gpu*|idle'; echo 'n2|gpu*|idle'; echo 'n3|gpu*|down*'; echo 'n1|debug|idle'")
     found = one(schedulers.find_slurm(Folders()), "works", "partitions debug, gpu", "2 idle, 1 down*")
     assert found.facts["nodes"] == {"idle": 2, "down*": 1}
@@ -191,7 +193,7 @@ def test_slurm(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     one(schedulers.find_slurm(Folders()), "absent", "not installed")
 
 
-def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_state_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in schedulers.ADDRESSES:
         monkeypatch.delenv(name, raising=False)
     one(schedulers.find_ray(Folders()), "works", "is installed")
@@ -209,14 +211,14 @@ def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- data
 
 
-def test_a_decoder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_decoder_is_broken_and_a_slow_one_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MVLM_DECODER", "turbo")
     one(isolated("jpeg", Folders()), "broken", "MVLM_DECODER=turbo is not a decoder")
     monkeypatch.setenv("MVLM_DECODER", "pillow")
     one(isolated("jpeg", Folders()), "absent", "decoded by pillow", "not native")
 
 
-def test_shards(scenes: Path, tmp_path: Path) -> None:
+def test_damaged_shards_are_broken(scenes: Path, tmp_path: Path) -> None:
     shards = shutil.copytree(scenes, tmp_path / "shards")
     file = shards / "train/000000.arrow"
     file.write_bytes(file.read_bytes().replace(b"\x89PNG", b"\x00PNG", 200))
@@ -228,10 +230,10 @@ def test_shards(scenes: Path, tmp_path: Path) -> None:
     one(isolated("shards", Folders(shards=(str(scenes / "eval"),))), "works", "images decode")
 
 
-# --- disks, limits and the command
+# --- disks, limits, the command
 
 
-def test_a_disk_that_is_full_or_cannot_be_written(mount_disk: Callable[[str], Path]) -> None:
+def test_a_disk_that_is_full_or_read_only_is_broken(mount_disk: Callable[[str], Path]) -> None:
     disk = mount_disk("64k")
     found = {finding.topic: finding for finding in isolated("storage", Folders(run=str(disk / "run")))}
     assert found["run folder"].verdict == "broken" and "No space left on device" in found["run folder"].says
@@ -240,7 +242,7 @@ def test_a_disk_that_is_full_or_cannot_be_written(mount_disk: Callable[[str], Pa
     assert found["run folder"].verdict == "broken" and "/proc" in found["run folder"].says
 
 
-def test_few_open_files() -> None:
+def test_a_low_limit_of_open_files_is_broken() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -251,7 +253,9 @@ def test_few_open_files() -> None:
     assert found["TMPDIR"].verdict in ("works", "broken") and found["TMPDIR"].facts["bytes_per_s"] > 0
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_findings_and_a_summary(
+    monkeypatch: pytest.MonkeyPatch, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = {name: PROBES[name] for name in ("packages", "slurm", "clock")}
     monkeypatch.setattr(probe, "PROBES", kept)
     program("sinfo", "exit 3")
