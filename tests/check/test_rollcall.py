@@ -1,4 +1,4 @@
-"""What ranks tell each other in a preflight, with real ranks, each of which is a node by name."""
+"""The messages between ranks of a preflight: real ranks, each under a host name of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 120.0
 
 
 def preflight(folder: str) -> int:
-    """As `mvlm preflight` does it, with the speeds given; a file of this rank's says what it got and found."""
+    """`mvlm preflight` with given speeds; writes its findings and the length of the longest message received."""
     rank, peek = int(os.environ["RANK"]), rendezvous.Rendezvous.peek
     longest = 0
 
@@ -42,12 +42,12 @@ def preflight(folder: str) -> int:
 
 
 def exchanged() -> float:
-    """A given speed, once the ranks of the group have all come."""
+    """A given speed, once all ranks of the group have arrived."""
     dist.barrier()
     return 1e10
 
 
-def test_what_a_rank_gets_is_as_long_where_there_are_more(tmp_path: Path) -> None:
+def test_messages_do_not_grow_with_the_number_of_ranks(tmp_path: Path) -> None:
     longest = []
     for ranks, pairs in ((2, 1), (7, 21)):
         folder = tmp_path / str(ranks)
@@ -74,6 +74,6 @@ def come_late() -> int:
     return 0
 
 
-def test_a_rank_that_is_too_late_is_told_so() -> None:
+def test_a_late_rank_learns_that_the_others_began_without_it() -> None:
     done = run_ranks(come_late, ranks=2)
     assert done.returncode == 0, done.stderr

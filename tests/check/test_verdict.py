@@ -1,4 +1,4 @@
-"""The sentences, and what makes them be said."""
+"""The findings of a preflight, and what causes each."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def change(found, rank, **values):
     found.facts[rank] = dataclasses.replace(found.facts[rank], **values)
 
 
-def test_nothing_is_said_where_nothing_is_wrong(found):
+def test_healthy_nodes_have_no_findings(found):
     assert findings(found) == []
 
 
@@ -47,13 +47,13 @@ def test_nothing_is_said_where_nothing_is_wrong(found):
         (1, {"clock": 940.0}, "The clock of n1 is -60 s off the others'"),
     ],
 )
-def test_what_is_unlike_the_others_is_named(found, rank, values, said):
+def test_a_node_that_differs_from_the_others_is_named(found, rank, values, said):
     change(found, rank, **values)
     (sentence,) = findings(found)
     assert said in sentence
 
 
-def test_small_differences_are_borne(found):
+def test_small_differences_are_tolerated(found):
     change(found, 3, flops=6e14, clock=1001.0, free_bytes=int(2e9))
     assert findings(found) == []
 
@@ -64,25 +64,25 @@ def test_a_slow_node_is_named_with_its_speed(found):
     assert sentence.startswith("n3 (ranks 4-5) is slow: 20 GB/s in its best pair, and the median node 50")
 
 
-def test_who_did_not_come_is_named_by_host_where_that_is_known(found):
+def test_missing_ranks_are_named_by_host_if_it_is_known(found):
     found.missing = {1: "", 2: "n2", 3: "n2", 5: ""}
     (sentence,) = findings(found)
     assert sentence.startswith("n2 (ranks 2-3) and ranks 1, 5 did not join within 60 s, as n1, n2, n3 did")
 
 
-def test_the_gravest_comes_first(found):
+def test_the_most_serious_finding_comes_first(found):
     found.standings.silent = {1}
     change(found, 4, clock=0.0)
     sentences = findings(found)
     assert sentences[0].startswith("n2 (ranks 2-3) joined and then stopped") and "clock of n3" in sentences[1]
 
 
-def test_rank_0_that_hears_nobody_doubts_itself(found):
+def test_a_rank_0_that_nobody_answers_suspects_itself(found):
     found.standings.silent = {1, 2}
     assert "No other node answers n1" in findings(found)[0]
 
 
-def test_links_and_lonely_nodes_are_told_apart(found):
+def test_a_failing_link_is_distinguished_from_an_isolated_node(found):
     found.standings.speeds = {(0, 1): Speed(5e10, 1e-5)}
     found.standings.failures = {(1, 2): "timed out"}
     assert findings(found)[0].startswith("n2 (ranks 2-3), n3 (ranks 4-5) do not reach each other (timed out)")
@@ -91,13 +91,13 @@ def test_links_and_lonely_nodes_are_told_apart(found):
     assert sentence.startswith("n3 (ranks 4-5) respond but exchange nothing with any other node")
 
 
-def test_many_are_counted_instead_of_listed(found):
+def test_many_nodes_are_counted_instead_of_listed(found):
     found.nodes = nodes_of({rank: f"n{rank}" for rank in range(6, 30)})
     found.standings = Standings(24, silent=set(range(1, 20)))
     assert "n14 (rank 14) and 11 more joined and then" in findings(found)[0]
 
 
-def test_tables_and_json_hold_all_pairs(found, capsys):
+def test_the_table_and_the_json_list_all_pairs(found, capsys):
     found.standings.failures = {(1, 2): "timed out"}
     del found.standings.speeds[1, 2]
     tables.show(found)
@@ -109,7 +109,7 @@ def test_tables_and_json_hold_all_pairs(found, capsys):
 
 
 @pytest.mark.skipif(shutil.which("scontrol") is None, reason="needs SLURM's scontrol")
-def test_slurm_tells_the_hosts_of_ranks(monkeypatch, tmp_path):
+def test_slurm_gives_the_hosts_of_ranks(monkeypatch, tmp_path):
     (tmp_path / "slurm.conf").write_text("ClusterName=test\nSlurmctldHost=localhost\nAuthType=auth/slurm\n")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2],n7")
@@ -117,7 +117,7 @@ def test_slurm_tells_the_hosts_of_ranks(monkeypatch, tmp_path):
     assert expected_hosts() == {0: "n1", 1: "n1", 2: "n2", 3: "n2", 4: "n7"}
 
 
-def test_other_launchers_tell_no_hosts(monkeypatch):
+def test_other_launchers_give_no_hosts(monkeypatch):
     monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
     assert expected_hosts() == {}
 
@@ -134,7 +134,7 @@ def test_a_fabric_far_below_its_rating_is_named(found):
     assert "n1 (ranks 0-1) exchanges 30 GB/s in its best pair, but its links are rated at 100" in findings(found)[0]
     for rank in range(6):
         change(found, rank, device="cpu")
-    assert findings(found) == [], "gloo is held to no rating"
+    assert findings(found) == [], "gloo is not compared with a rating"
 
 
 def test_a_node_whose_nccl_would_use_sockets_is_named(found):
@@ -161,12 +161,12 @@ def node(tmp_path):
     return read, tmp_path
 
 
-def test_links_that_are_up_count_with_their_rate(node):
+def test_active_links_are_counted_with_their_rate(node):
     read, _ = node
     assert read() == NodeFabric(2, 5e10, "")
 
 
-def test_why_nccl_would_use_sockets(node):
+def test_the_reasons_for_nccl_to_use_sockets(node):
     read, folder = node
     assert "NCCL_IB_DISABLE" in read({"NCCL_IB_DISABLE": "1"}).sockets
     assert "NCCL_NET" in read({"NCCL_NET": "Socket"}).sockets
