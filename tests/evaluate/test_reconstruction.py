@@ -1,4 +1,4 @@
-"""Restoring words and pixels against plain loops over one sentence or image at a time."""
+"""Reconstruction of words and pixels against plain loops over one sentence or image at a time."""
 
 from collections import Counter
 from dataclasses import replace
@@ -30,7 +30,7 @@ COLOURS = ("red", "blue", "green")
 
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=2, max_size=30))
-def test_derangement_is_a_permutation_that_leaves_no_key_in_place(keys):
+def test_a_derangement_is_a_permutation_that_leaves_no_key_in_place(keys):
     if 2 * max(Counter(keys).values()) > len(keys):
         with pytest.raises(UserError, match="more varied"):
             derangement(keys)
@@ -40,16 +40,16 @@ def test_derangement_is_a_permutation_that_leaves_no_key_in_place(keys):
     assert all(keys[other[i]] != key for i, key in enumerate(keys))
 
 
-def test_derangement_of_distinct_keys_is_a_shift_by_one():
+def test_the_derangement_of_distinct_keys_is_a_shift_by_one():
     assert derangement(["d", "b", "a", "c"]).tolist() == [1, 2, 3, 0]
 
 
-def test_one_pair_has_no_other():
+def test_a_single_pair_has_no_derangement():
     with pytest.raises(UserError):
         derangement(["alone"])
 
 
-def test_words_are_averaged_over_tokens_or_over_whole_words():
+def test_word_scores_are_averaged_over_tokens_or_whole_words():
     sums = np.array([[2, 1, 0, 1.0, 3.0, 8.0, 2], [0, 1, 1, 4.0, 2.0, 1.0, 1]])
     tokens = aggregate_words(sums, whole=False)
     assert tokens["word_accuracy"] == pytest.approx({"right": 2 / 3, "none": 2 / 3, "wrong": 1 / 3})
@@ -61,7 +61,7 @@ def test_words_are_averaged_over_tokens_or_over_whole_words():
     assert words["hidden_words"] == 2
 
 
-def test_pixels_are_averaged_over_values_and_not_over_images():
+def test_pixel_scores_are_averaged_over_values_and_not_images():
     sums = np.array([[1.0, 2.0, 3.0, 4.0, 10], [9.0, 8.0, 7.0, 6.0, 30]])
     assert aggregate_pixels(sums) == pytest.approx({"right": 0.25, "none": 0.25, "wrong": 0.25, "constant": 0.25})
 
@@ -154,33 +154,28 @@ def test_pixel_scores_equal_plain_loops(request, model, dataset, standardized):
     assert len(set(result.values())) == 4
 
 
-def test_targets_are_those_of_the_objective(standardizing_model, dataset):
+def test_pixel_targets_are_those_of_the_objective(standardizing_model, dataset):
     image = dataset.images([0, 1])
     patches = standardizing_model.patchify(standardizing_model.normalize(image))
     torch.testing.assert_close(pixel_target(standardizing_model, image), standardize(patches))
 
 
-def test_mean_image(dataset):
+def test_the_mean_image_is_rounded_to_the_nearest_level(dataset):
     whole = torch.cat([dataset.images([i]) for i in range(len(dataset))]).double().mean(0)
     assert (mean_image(dataset, 2)[0].double() - whole).abs().max() <= 0.5
 
 
-def test_every_occurrence_of_a_word_is_hidden_alone_and_whole(dataset):
+def test_every_occurrence_of_a_word_is_masked_whole_and_alone(dataset):
     words = ChosenWords(dataset, ["red"])
     found = words.items(np.arange(len(words)))
     texts, _ = dataset.texts(found.caption_B.tolist())
-    # "hundred" holds no word "red"; "Red" counts; what the 12 tokens cut off does not.
-    assert Counter(found.caption_B.tolist()) == Counter(
-        {c: expected for c, expected in enumerate(_reds(dataset)) if expected}
-    )
-    for b, caption in enumerate(found.caption_B):
+    # "hundred" does not contain the word "red"; "Red" counts; what lies beyond the 12 tokens does not.
+    assert np.array_equal(np.bincount(found.caption_B, minlength=len(dataset.captions)), _reds(dataset))
+    for b, number in enumerate(found.caption_B):
+        caption = dataset.captions[number]
         hidden = found.target_BL[b] != IGNORE
-        spelled = "".join(
-            dataset.captions[caption][s:e]
-            for s, e in np.array(dataset.tokens.spans(dataset.captions[caption]))[
-                hidden[: len(dataset.tokens.spans(dataset.captions[caption]))].numpy()
-            ]
-        )
+        spans = dataset.tokens.spans(caption)
+        spelled = "".join(caption[first:last] for place, (first, last) in enumerate(spans) if hidden[place])
         assert spelled.strip().lower() == "red"
         assert torch.equal(found.target_BL[b][hidden], texts[b][hidden])
         assert (found.masked_text_BL[b][hidden] == dataset.tokens.mask_id).all()
@@ -188,7 +183,7 @@ def test_every_occurrence_of_a_word_is_hidden_alone_and_whole(dataset):
 
 
 def _reds(dataset):
-    """Occurrences of the word within the tokens kept, counted by splitting at spaces."""
+    """Occurrences of "red" within the 12 tokens, counted by splitting at spaces."""
     counts = []
     for caption in dataset.captions:
         end = max(last for _, last in dataset.tokens.spans(caption))
@@ -200,12 +195,12 @@ def _reds(dataset):
     return counts
 
 
-def test_words_that_occur_nowhere_are_a_mistake(model, dataset):
+def test_words_that_occur_in_no_caption_are_refused(model, dataset):
     with pytest.raises(UserError, match=r"None of the 11 captions holds purple, re\.d"):
         evaluate_reconstruction(model, dataset, 3, CPU, ("purple", "re.d"))
 
 
-def test_random_words_do_not_depend_on_the_batch_and_depend_on_the_seed(dataset):
+def test_random_words_depend_on_the_seed_and_not_on_the_batch(dataset):
     words = RandomWords(dataset, CONFIG.objectives, CONFIG.run.seed)
     alone, together = words.items(np.array([4])), words.items(np.arange(len(words)))
     length = int(alone.valid_BL.sum())
@@ -214,7 +209,7 @@ def test_random_words_do_not_depend_on_the_batch_and_depend_on_the_seed(dataset)
     assert not torch.equal(other.target_BL, together.target_BL)
 
 
-def test_plain_words_are_all_shown_as_the_mask_token(dataset):
+def test_plain_words_all_become_the_mask_token(dataset):
     objectives = Objectives(text_mask_token=0.0, text_mask_random=1.0, image_mask_block=1)
     text = RandomWords(dataset, objectives, CONFIG.run.seed, plain=True).items(np.arange(len(dataset.captions)))
     assert (text.masked_text_BL[text.target_BL != IGNORE] == dataset.tokens.mask_id).all()
