@@ -1,4 +1,4 @@
-"""The tiny corpus and model, once a session."""
+"""The tiny corpus and model, made once per session."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def model():
 
 @pytest.fixture
 def standardizing_model(model):
-    """The same weights, trained on standardised patches."""
+    """The same weights in a model that reconstructs standardised patches."""
     other = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, normalized_targets=True)))
     other.load_state_dict(model.state_dict())
     return other

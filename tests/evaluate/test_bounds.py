@@ -1,4 +1,4 @@
-"""What is held at once, and how long evaluation stops training."""
+"""How much memory evaluation takes, and how often it may interrupt training."""
 
 import torch
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ LARGE = Tokens(image=577 * 768 * 4, text=30 * 768 * 4, contrastive=4 * 256)  # V
 
 
 def taken(sizes, images, texts, tokens):
-    """Bytes held with the tile, and with the tokens and the pass."""
+    """Bytes held with a tile of similarities, and with the tokens and a forward pass."""
     features = (images + texts) * tokens.contrastive
     held = sizes.batch * tokens.image + sizes.texts * tokens.text
     return features + sizes.similarities * SIMILARITY_BYTES, features + held + sizes.batch * PASS_COPIES * (
@@ -21,7 +21,7 @@ def taken(sizes, images, texts, tokens):
     )
 
 
-def test_coco_takes_what_the_page_says():
+def test_coco_takes_the_memory_that_the_page_says():
     found = memory.sizes(4.0, 64, 5000, 25_000, LARGE)
     assert (found.batch, found.texts) == (64, 20_288)
     assert found.similarities // 25_000 == 1240
@@ -38,7 +38,7 @@ def test_coco_takes_what_the_page_says():
     image=st.integers(1_000, 4_000_000),
     text=st.integers(100, 400_000),
 )
-def test_the_bound_holds_and_what_is_too_little_is_told(gigabytes, batch, images, texts, image, text):
+def test_the_bound_holds_and_an_error_says_how_much_is_enough(gigabytes, batch, images, texts, image, text):
     tokens = Tokens(image, text, 1024)
     try:
         found = memory.sizes(gigabytes, batch, images, texts, tokens)
@@ -52,7 +52,7 @@ def test_the_bound_holds_and_what_is_too_little_is_told(gigabytes, batch, images
     assert max(taken(found, images, texts, tokens)) <= gigabytes * 1e9 + SIMILARITY_BYTES
 
 
-def test_tokens_are_those_of_the_model(model, dataset):
+def test_sizes_of_tokens_are_those_of_the_model(model, dataset):
     tokens = Tokens.of(model, 12)
     with torch.no_grad():
         image, text = model.encode_image(dataset.images([0])), model.encode_text(*dataset.tokens.batch(["red " * 30]))
@@ -60,11 +60,11 @@ def test_tokens_are_those_of_the_model(model, dataset):
         assert tokens.contrastive == model.project_image(image).nbytes
 
 
-def test_a_long_evaluation_is_put_off_until_it_fits(monkeypatch):
+def test_a_long_evaluation_is_postponed_until_its_share_of_time_allows_it(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
     pace = training.Pace(share=0.1)
-    assert not pace.too_soon(), "the first cannot be known to be long"
+    assert not pace.too_soon(), "nothing is known about the first"
     with pace:
         now[0] += 60
     now[0] += 599
@@ -73,4 +73,4 @@ def test_a_long_evaluation_is_put_off_until_it_fits(monkeypatch):
     assert not pace.too_soon()
     with pace:
         now[0] += 29
-    assert not pace.too_soon(), "half a minute is not long"
+    assert not pace.too_soon(), "half a minute is never too long"

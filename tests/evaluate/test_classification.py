@@ -1,4 +1,4 @@
-"""Zero-shot classification, the probe and foils, against plain references."""
+"""Zero-shot classification, the linear probe and foils against plain references."""
 
 import shutil
 from dataclasses import replace
@@ -29,7 +29,7 @@ SEARCH = SearchSettings(4, 0, 1.0)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three classes of 1, 2 and 3 pictures, and what must not count."""
+    """Three classes of 1, 2 and 3 pictures, and files that must be ignored."""
     rng = np.random.default_rng(0)
     for count, name in enumerate(("a_cat", "dog", "star"), start=1):
         (tmp_path / name / "deeper").mkdir(parents=True)
@@ -41,7 +41,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_class_is_the_mean_of_its_sentences(model, tokenizer, folder):
+def test_a_class_is_embedded_as_the_mean_of_its_sentences(model, tokenizer, folder):
     classes = ClassFolder(str(folder))
     assert (classes.names, classes.label_N.tolist()) == (["a cat", "dog", "star"], [0, 1, 1, 2, 2, 2])
     sentences = [template.format(name) for name in classes.names for template in ("{}", "the {} is red")]
@@ -57,7 +57,7 @@ def test_a_class_is_the_mean_of_its_sentences(model, tokenizer, folder):
     assert result["top5"] == 1 and result["chance"]["top1"] == pytest.approx(1 / 3)
 
 
-def test_mean_per_class_weighs_classes_alike():
+def test_mean_per_class_gives_classes_equal_weight():
     label, rank = np.array([0] * 8 + [1] * 2), np.array([0] * 8 + [3, 7])
     result = scores(rank, label, 2)
     assert (result["top1"], result["top5"], result["mean_per_class"]) == (0.8, 0.9, 0.5)
@@ -66,7 +66,7 @@ def test_mean_per_class_weighs_classes_alike():
 
 
 def test_intervals_are_percentiles_over_resampled_pictures():
-    """Every resample by itself, some of which lack a class; one class has no pictures at all."""
+    """Each resample computed by itself. Some lack a class; one class has no pictures at all."""
     label, rank = np.array([0, 2, 2, 2, 3, 3]), np.array([0, 1, 0, 6, 5, 0])
     ends = scores(rank, label, 5)["interval"]
     rng, top5, per_class = np.random.default_rng(intervals.SEED), [], []
@@ -78,8 +78,8 @@ def test_intervals_are_percentiles_over_resampled_pictures():
     assert ends["mean_per_class"] == pytest.approx(np.quantile(per_class, [0.025, 0.975]))
 
 
-def test_a_number_that_some_resamples_lack_has_the_interval_of_the_others(monkeypatch):
-    monkeypatch.setattr(intervals, "VALUES", 4)  # several parts
+def test_resamples_in_which_a_number_is_undefined_are_left_out_of_its_interval(monkeypatch):
+    monkeypatch.setattr(intervals, "VALUES", 4)  # several chunks
     drawn_RN = []
 
     def share(weight_RN):
@@ -93,7 +93,7 @@ def test_a_number_that_some_resamples_lack_has_the_interval_of_the_others(monkey
     assert len(had) < intervals.RESAMPLES and found == pytest.approx(np.quantile(had, [0.025, 0.975]))
 
 
-def test_mistakes_in_folders_and_templates(folder, tmp_path):
+def test_mistakes_in_folders_and_templates_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match="No folder at"):
         ClassFolder(str(folder / "none"))
     with pytest.raises(UserError, match="has 1 folders"):
@@ -108,7 +108,7 @@ def test_mistakes_in_folders_and_templates(folder, tmp_path):
             read_templates(str(templates))
 
 
-def test_a_probe_needs_the_same_classes_to_learn_from(folder, tmp_path_factory):
+def test_a_probe_needs_training_pictures_of_the_same_classes(folder, tmp_path_factory):
     asked = Settings((str(folder),), 0, SEARCH)
     with pytest.raises(UserError, match="give --train a folder"):
         probe.LinearProbeTask().run(None, asked, CPU)
@@ -120,7 +120,9 @@ def test_a_probe_needs_the_same_classes_to_learn_from(folder, tmp_path_factory):
         probe.LinearProbeTask().run(None, replace(asked, data=(str(folder),), train=str(other)), CPU)
 
 
-def test_a_probe_of_one_picture_a_class_does_not_say_that_it_has_chosen(model, tokenizer, folder, tmp_path_factory):
+def test_a_probe_with_one_picture_per_class_does_not_claim_to_have_chosen_its_penalty(
+    model, tokenizer, folder, tmp_path_factory
+):
     one, saved = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(saved)
     loaded = Loaded(model, saved, CONFIG.blueprint, CONFIG.data, CONFIG.eval, step=7, fingerprint="f00")
@@ -136,15 +138,15 @@ def test_a_probe_of_one_picture_a_class_does_not_say_that_it_has_chosen(model, t
         assert told in result["protocol"] and f"tried on {tried.format(result['images'])}" in result["protocol"]
 
 
-def test_limit_takes_pictures_of_all_classes(folder, capsys):
+def test_a_limit_takes_pictures_of_all_classes(folder, capsys):
     assert ClassFolder(str(folder), limit=3).label_N.tolist() == [0, 1, 2]
     with pytest.raises(SystemExit):
         main(["evaluate", "classification", "--help"])
     assert "use only N images, evenly out of all classes" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_probe_stands_where_the_gradient_is_zero():
-    """The penalised cross-entropy's gradient from its formula, in numpy."""
+def test_the_gradient_is_zero_at_the_fitted_probe():
+    """The gradient of the penalised cross-entropy, written out in numpy."""
     rng = np.random.default_rng(0)
     feature, label, strength = rng.normal(size=(60, 5)), rng.integers(0, 3, 60), 0.03
     weight = probe.fit(torch.from_numpy(feature), torch.from_numpy(label), 3, strength).numpy()
@@ -164,7 +166,7 @@ def test_the_probe_chooses_a_strong_penalty_for_noise_and_a_weak_one_for_signal(
     assert (probe.classify(signal, weight).argmax(1) == label).all()
     assert weak <= probe.STRENGTHS[-1]
     held = probe._held_out(torch.tensor([0] * 7 + [1] + [2] * 2))
-    assert held.nonzero().flatten().tolist() == [1, 6, 9], "a class of one picture is always shown"
+    assert held.nonzero().flatten().tolist() == [1, 6, 9], "the only picture of a class is never held out"
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +176,9 @@ def foil_shards(tmp_path_factory):
     return out
 
 
-def test_foils_equal_asking_about_every_row(model, tokenizer, foil_shards):
+def test_foil_accuracy_equals_scoring_every_row_alone(model, tokenizer, foil_shards):
     dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, *reading(CONFIG))
-    dataset.swapped[:4] = ["left/right"] * 4  # as of icons: no part of a tree
+    dataset.swapped[:4] = ["left/right"] * 4  # a kind may contain a slash, as those of icons do
     right = {"itc": [], "itm": []}
     with torch.no_grad():
         for row in range(12):
@@ -203,7 +205,7 @@ def test_a_scorer_that_ignores_the_image_is_at_chance_in_every_resample(model, t
     from mvlm.evaluate import foils
 
     dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, *reading(CONFIG))
-    dataset.swapped[:4] = ["rare"] * 4  # two sentences, which a third of the resamples do not draw
+    dataset.swapped[:4] = ["rare"] * 4  # two sentences, missing from a third of the resamples
     monkeypatch.setattr(foils, "image_features", lambda *_: torch.ones(12, 16))
     result = evaluate_foils(model, dataset, SEARCH, CPU)
     assert "rare" in result["accuracy"]["itc"] and set(result["accuracy"]["itc"].values()) == {0.5}

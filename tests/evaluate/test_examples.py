@@ -1,4 +1,4 @@
-"""Examples for people: what is shown is what was seen, restored and scored."""
+"""Examples for people show what the model saw, reconstructed and scored."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def hidden_pixels(model, rows):
     return masks.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def test_visible_patches_are_the_originals_and_hidden_ones_grey(either_model, dataset, tokenizer):
+def test_visible_patches_are_original_and_masked_ones_grey(either_model, dataset, tokenizer):
     rows = [0, 3, 6]
     images, _ = examples(either_model, dataset, tokenizer, rows, CPU)
     for row, example, hidden in zip(rows, images, hidden_pixels(either_model, rows), strict=True):
@@ -39,15 +39,15 @@ def test_visible_patches_are_the_originals_and_hidden_ones_grey(either_model, da
             assert not np.array_equal(restored[hidden], original[hidden])
 
 
-def test_scores_of_all_examples_average_to_the_measured_ones(either_model, dataset, tokenizer):
+def test_the_scores_of_all_examples_average_to_the_measured_ones(either_model, dataset, tokenizer):
     images, _ = examples(either_model, dataset, tokenizer, range(len(dataset)), CPU)
     measured = evaluate_reconstruction(either_model, dataset, 4, CPU)["pixel_l1"]
     assert np.mean([example.l1_with for example in images]) == pytest.approx(measured["right"], rel=1e-4)
     assert np.mean([example.l1_without for example in images]) == pytest.approx(measured["none"], rel=1e-4)
 
 
-def test_pasted_pixels_have_the_error_that_is_stated(model, dataset, tokenizer):
-    """Where nothing is clipped: the L1 in normalised space, times the deviation in grey levels (0.5 x 255)."""
+def test_pasted_pixels_have_the_stated_error(model, dataset, tokenizer):
+    """Unless clipped: the L1 in normalised space times the standard deviation in grey levels, 0.5 x 255."""
     (example,), _ = examples(model, dataset, tokenizer, [2], CPU)
     hidden = hidden_pixels(model, [2])[0]
     restored, original = example.with_text[hidden].astype(float), example.original[hidden].astype(float)
@@ -57,7 +57,7 @@ def test_pasted_pixels_have_the_error_that_is_stated(model, dataset, tokenizer):
         assert np.abs(restored - original).mean() <= example.l1_with * 127.5 + 0.5
 
 
-def test_sentences_are_spelled_as_the_caption_and_guesses_are_probabilities(model, dataset, tokenizer):
+def test_tokens_spell_the_caption_and_guesses_are_probabilities(model, dataset, tokenizer):
     _, texts = examples(model, dataset, tokenizer, range(len(dataset)), CPU)
     for row, example in enumerate(texts):
         spelled = "".join(token.text for token in example.tokens)
@@ -77,7 +77,7 @@ def test_sentences_are_spelled_as_the_caption_and_guesses_are_probabilities(mode
         assert right == sum(token.with_image[0].right for token in example.tokens if token.with_image)
 
 
-def test_punctuation_is_no_masked_word(model, tokenizer, tmp_path, monkeypatch):
+def test_punctuation_is_not_masked_as_a_word(model, tokenizer, tmp_path, monkeypatch):
     captions = [["a red, red. dog!"], ["..., !!"], ["one - dog, two - dogs; three."]]
     signs = EvalDataset(Mixture([make_shards(tmp_path / "signs", captions)]), tokenizer, *reading(CONFIG))
     shown = []
@@ -85,5 +85,5 @@ def test_punctuation_is_no_masked_word(model, tokenizer, tmp_path, monkeypatch):
         monkeypatch.setattr(model, "seed", seed)
         _, texts = examples(model, signs, tokenizer, range(3), CPU)
         shown += [[token.text for token in example.tokens if token.with_image] for example in texts]
-    assert all(shown), "something is masked in each, even in signs alone"
+    assert all(shown), "something is masked in each, even in punctuation alone"
     assert all(any(map(str.isalnum, text)) for row in (*shown[::3], *shown[2::3]) for text in row)

@@ -1,4 +1,4 @@
-"""Ranks, re-ranking, recall and chance against references that share no code with them."""
+"""Ranks, re-ranking, recall and chance against independent references."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mvlm.evaluate import ranking
 
 
 def brute_force_ranks(similarity_AN, right):
-    """Sort each row in plain Python; ties in the index's order."""
+    """Sort each row in plain Python, ties by index."""
     ranks, orders = [], []
     for row, answers in zip(similarity_AN.tolist(), right, strict=True):
         order = sorted(range(len(row)), key=lambda item: (-row[item], item))
@@ -20,7 +20,7 @@ def brute_force_ranks(similarity_AN, right):
 
 
 def as_answers(right):
-    """Each query with a label of its own."""
+    """As `RelevantItems`, each query with a label of its own."""
     queries = np.arange(len(right))
     pairs = [(query, item) for query, items in enumerate(right) for item in items]
     return ranking.RelevantItems(
@@ -30,7 +30,7 @@ def as_answers(right):
 
 @st.composite
 def searches(draw):
-    """Small whole-number features, so that products are exact and many are equal."""
+    """Features of small integers, so that products are exact and often tie."""
     queries, items, width = draw(st.integers(1, 7)), draw(st.integers(1, 9)), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     right = [rng.choice(items, rng.integers(1, min(items, 5) + 1), replace=False).tolist() for _ in range(queries)]
@@ -48,7 +48,7 @@ def test_ranks_equal_brute_force(search, top):
     assert top_AK.tolist() == [order[:top] for order in orders]
 
 
-def test_all_equal_features_earn_no_more_than_chance():
+def test_equal_features_score_no_better_than_chance():
     count = 40
     rank_A, _ = ranking.rank_tile(torch.ones(count, count), torch.arange(count)[:, None], 10)
     passed_1B = ranking.passed(rank_A.numpy(), np.ones((1, count)))
@@ -75,7 +75,7 @@ def test_reranking_equals_brute_force(search, candidates, seed, tile):
         assert got[a] == min(whole.index(answer) for answer in right[a])
 
 
-def test_a_matcher_that_cannot_tell_gains_nothing_from_itc():
+def test_an_uninformative_matcher_gains_nothing_from_the_order_of_itc():
     top_AK = np.array([[7, 2, 5], [0, 9, 1]])
     assert ranking.rerank(top_AK, np.zeros((2, 3), dtype=np.float32)).tolist() == [[2, 5, 7], [0, 1, 9]]
 
@@ -85,8 +85,8 @@ LABELLED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1,
 
 @settings(max_examples=150, deadline=None)
 @given(captions=LABELLED)
-def test_right_answers_are_the_equal_captions_and_their_images(captions):
-    """Against asking of every pair whether the image has a caption of that label."""
+def test_right_answers_are_equal_captions_and_their_images(captions):
+    """Against asking, for every pair, whether the image has a caption with that label."""
     owner, label = np.array(captions).T
     _, label = np.unique(label, return_inverse=True)
     of_image, of_caption = ranking.answers(owner, 5, label)
@@ -104,7 +104,7 @@ def test_right_answers_are_the_equal_captions_and_their_images(captions):
     assert of_caption.counts().tolist() == [len(of_caption[caption]) for caption in range(len(owner))]
 
 
-def test_many_equal_captions_are_kept_in_the_space_of_one():
+def test_many_equal_captions_take_the_space_of_one():
     count = 3000
     owner, label = np.arange(2 * count) // 2, np.arange(2 * count) // 2 * (np.arange(2 * count) % 2)
     of_image, of_caption = ranking.answers(owner, count, label)
@@ -115,7 +115,7 @@ def test_many_equal_captions_are_kept_in_the_space_of_one():
 
 @settings(max_examples=100, deadline=None)
 @given(rank=st.lists(st.integers(0, 12), min_size=1, max_size=9), data=st.data())
-def test_weighted_numbers_are_those_of_repeated_queries(rank, data):
+def test_weights_count_as_repeated_queries(rank, data):
     counted = st.lists(st.integers(0, 3), min_size=len(rank), max_size=len(rank)).filter(any)
     weights = data.draw(st.lists(counted, min_size=1, max_size=3))
     passed_RB, repeated = ranking.passed(np.array(rank), np.array(weights)), [np.repeat(rank, each) for each in weights]
@@ -142,6 +142,6 @@ def test_chance_agrees_with_simulation():
         assert chance[f"r{k}"] == pytest.approx(np.mean(hits[k]), abs=0.006)
 
 
-def test_chance_of_one_right_item_is_k_of_n_and_of_few_items_is_one():
+def test_chance_is_k_of_n_for_one_right_item_and_at_most_one():
     assert ranking.chance(np.ones(3, dtype=int), 1000) == {"r1": 0.001, "r5": 0.005, "r10": 0.01}
     assert ranking.chance(np.ones(3, dtype=int), 4) == {"r1": 0.25, "r5": 1.0, "r10": 1.0}

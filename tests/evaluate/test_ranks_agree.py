@@ -1,4 +1,4 @@
-"""Commands whose ranks share the work, run as ranks are: what they make is the same to the last byte at any number."""
+"""Commands whose ranks share the work give the same bytes with any number of ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mvlm.data.shards.schema import read_manifest
 from tests.ranks import mvlm, run_ranks
 
 SHARDS = 4
-"""Which neither two ranks nor three have in equal parts of whole batches; the third of three has one shard alone."""
+"""Neither two ranks nor three divide them equally into whole batches."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def shared(ranks: int, *words: object) -> str:
 
 
 @pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.campaign)])
-def test_scores(trained: Path, corpus: Path, tmp_path: Path, ranks: int) -> None:
+def test_scores_do_not_depend_on_the_number_of_ranks(trained: Path, corpus: Path, tmp_path: Path, ranks: int) -> None:
     alone, together = (shutil.copytree(corpus, tmp_path / name) for name in ("alone", "together"))
     words = ["--checkpoint", str(trained), "--batch", "4", "--clusters", "3"]
     assert main(["score", str(alone), *words]) == 0
@@ -55,7 +55,9 @@ def test_scores(trained: Path, corpus: Path, tmp_path: Path, ranks: int) -> None
         pytest.param("reconstruction", 3, marks=pytest.mark.campaign),
     ],
 )
-def test_evaluation(trained: Path, corpus: Path, tmp_path: Path, task: str, ranks: int) -> None:
+def test_evaluation_does_not_depend_on_the_number_of_ranks(
+    trained: Path, corpus: Path, tmp_path: Path, task: str, ranks: int
+) -> None:
     words = ["evaluate", task, "--checkpoint", str(trained), "--data", str(corpus), "--batch", "5", "--json"]
     assert main([*words, str(tmp_path / "alone.json")]) == 0
     shared(ranks, *words, tmp_path / "together.json")

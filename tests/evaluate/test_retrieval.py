@@ -1,4 +1,4 @@
-"""Retrieval against the model asked about every single pair, and over ranks."""
+"""Retrieval against scoring every pair alone, and on several ranks."""
 
 import os
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from tests.conftest import free_port, reading
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 
 CPU = torch.device("cpu")
-SMALLEST_GB = 1e-5  # two pairs in a pass, two texts and 69 similarities at a time, where a pass takes no copies
+SMALLEST_GB = 1e-5  # with `cheap_passes`, room for two pairs, two texts and 69 similarities at a time
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def cheap_passes():
 
 @torch.no_grad()
 def every_pair(model, dataset):
-    """Similarity and log-odds of match, images x captions, each pair alone."""
+    """Similarity and log-odds of a match, images x captions, each pair computed alone."""
     similarity, odds = (np.zeros((len(dataset), len(dataset.captions)), dtype=np.float32) for _ in range(2))
     for i in range(len(dataset)):
         image = model.encode_image(dataset.images([i]))
@@ -44,7 +44,7 @@ def every_pair(model, dataset):
 
 
 def numbers(score, right, front=None):
-    """Plain counting: the place of the best right answer of each query."""
+    """Recalls and median rank, by counting the place of each query's best right answer."""
     hits, places = {1: 0, 5: 0, 10: 0}, []
     for query in range(len(score)):
         order = np.argsort(-score[query], kind="stable").tolist()
@@ -60,7 +60,7 @@ def numbers(score, right, front=None):
 @pytest.mark.parametrize(
     ("batch", "rerank", "memory_gb"), [(64, 3, 1.0), (3, 6, 1.0), (1, 100, 1.0), (64, 5, SMALLEST_GB)]
 )
-def test_numbers_equal_asking_about_every_pair(model, dataset, batch, rerank, memory_gb):
+def test_numbers_equal_those_of_scoring_every_pair(model, dataset, batch, rerank, memory_gb):
     similarity, odds = every_pair(model, dataset)
     owner = [row for row, of_image in enumerate(CAPTIONS) for _ in of_image]
     of_image = [[c for c, row in enumerate(owner) if row == image] for image in range(len(CAPTIONS))]
@@ -81,7 +81,7 @@ def test_numbers_equal_asking_about_every_pair(model, dataset, batch, rerank, me
     }
     six = [result[d]["reranked"][key] for d in ("image_to_text", "text_to_image") for key in ("r1", "r5", "r10")]
     assert result["mean_recall"]["reranked"] == pytest.approx(np.mean(six))
-    assert result["image_to_text"]["itc"]["r5"] < 1, "this model must leave something to tell apart"
+    assert result["image_to_text"]["itc"]["r5"] < 1, "the test needs a model that is sometimes wrong"
     assert (result["images"], result["captions"]) == (7, 11)
     assert result["chance"]["r1"] == pytest.approx(max(np.mean([len(c) for c in CAPTIONS]) / 11, 1 / 7))
 
@@ -104,7 +104,7 @@ def test_without_itm_nothing_is_reranked_and_the_protocol_says_so(dataset):
     assert "not re-ranked" in result["protocol"]
 
 
-def test_training_mode_comes_back(model, dataset):
+def test_training_mode_is_restored(model, dataset):
     model.train()
     evaluate_retrieval(model, dataset, SearchSettings(4, 2, 1.0), CPU)
     assert model.training
@@ -112,9 +112,9 @@ def test_training_mode_comes_back(model, dataset):
 
 
 def one_rank(rank, ports, shards, folder):
-    """Evaluate as one of four ranks and then of two; leave the results and the modules' calls, in order.
+    """Evaluate as one of four ranks and then of two, and save the results and the order of calls of modules.
 
-    ZeRO-3 gathers weights by the calls. To start a process takes longest, so both worlds are made of the same ones.
+    ZeRO-3 gathers weights as modules are called. The same processes serve for both, since starting them takes longest.
     """
     torch.set_num_threads(1)
     dataset = EvalDataset(Mixture([shards]), make_tokenizer(), *reading(CONFIG))
@@ -131,7 +131,7 @@ def one_rank(rank, ports, shards, folder):
 
 
 def everything(model, dataset):
-    """Orders, numbers and intervals of retrieval, and restoring; memory for a few texts at a time."""
+    """Retrieval's orders and numbers, and those of reconstruction, with memory for a few texts at a time."""
     search = SearchSettings(2, 4, SMALLEST_GB, equal_captions=True)
     with cheap_passes():
         found = retrieve(model, dataset, search, CPU)
@@ -140,7 +140,7 @@ def everything(model, dataset):
     return orders, result, evaluate_reconstruction(model, dataset, 3, CPU, ["red"])
 
 
-def test_ranks_call_in_lockstep_and_agree_with_one_to_the_last_bit(model, dataset, shards, tmp_path):
+def test_ranks_run_in_lockstep_and_agree_with_one_rank_to_the_last_bit(model, dataset, shards, tmp_path):
     ports = {world: free_port() for world in (4, 2)}
     given = (ports, str(shards), str(tmp_path))
     torch.multiprocessing.start_processes(one_rank, given, nprocs=4, start_method="forkserver")
@@ -158,8 +158,8 @@ def test_ranks_call_in_lockstep_and_agree_with_one_to_the_last_bit(model, datase
         assert results == alone
 
 
-def test_equal_captions_count_as_correct_when_asked(model, tmp_path):
-    """Two images of one caption: each is right for both, and the caption that comes first stands for its equal."""
+def test_equal_captions_count_as_correct_on_request(model, tmp_path):
+    """Two images share a caption: each image is right for it, and each copy of it is right for both images."""
     captions = [["a red dog"], ["a cat", "a red dog"], ["a red dog "], ["green star"]]
     twins = EvalDataset(Mixture([make_shards(tmp_path / "twins", captions)]), make_tokenizer(), *reading(CONFIG))
     similarity, _ = every_pair(model, twins)
@@ -174,7 +174,7 @@ def test_equal_captions_count_as_correct_when_asked(model, tmp_path):
 
 
 def test_intervals_are_percentiles_over_resampled_images(model, dataset):
-    """Every resample by itself, with its images' captions repeated, in place of weights."""
+    """Each resample computed by itself, its captions repeated instead of weighted."""
     result = evaluate_retrieval(model, dataset, SearchSettings(4, 0, 1.0), CPU)
     found = retrieve(model, dataset, SearchSettings(4, 0, 1.0), CPU)
     rng, images, captions = np.random.default_rng(intervals.SEED), [], []
@@ -188,7 +188,7 @@ def test_intervals_are_percentiles_over_resampled_images(model, dataset):
     assert ends["text_to_image"]["itc"]["median_rank"] == pytest.approx(np.quantile(captions, [0.025, 0.975]))
 
 
-def test_half_precision_models_are_evaluated(model, dataset):
+def test_a_model_in_bf16_can_be_evaluated(model, dataset):
     """DeepSpeed's bf16 casts every parameter; the numbers stay near those of fp32."""
     half = make_model().to(torch.bfloat16)
     assert (

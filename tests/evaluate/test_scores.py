@@ -1,4 +1,4 @@
-"""Scores of every row by a trained model: right, the same however the work is shared, and read by conditions."""
+"""Scores of every row: correct, independent of how the work is divided, and available to conditions."""
 
 import copy
 import hashlib
@@ -88,8 +88,8 @@ def test_scores_are_those_of_retrieval(scored, loaded):
         assert set(table(scored, "language")) == {"en"}
 
 
-def test_losses_are_those_of_reconstruction_with_the_right_other_modality(scored, loaded):
-    """In the first shard a row has the number that evaluation knows it by, and so the same mask."""
+def test_losses_are_those_of_reconstruction_with_the_right_pair(scored, loaded):
+    """In the first shard rows have the same numbers as in evaluation, and therefore the same masks."""
     first = read_manifest(scored).shards.rows[0]
     dataset, rows = rows_of(scored, loaded, first), np.arange(first)
     assert len(dataset.captions) == first > 2
@@ -118,7 +118,7 @@ def hashes(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_parts_give_the_same_bytes_and_are_not_done_twice(corpus, scored, loaded, tmp_path):
+def test_parts_give_the_same_bytes_and_are_not_computed_twice(corpus, scored, loaded, tmp_path):
     shutil.copytree(corpus, tmp_path / "s")
     count = len(read_manifest(corpus).shards)
     assert score_part(Scorer(loaded, 3, CPU), tmp_path / "s", 1, 2) == (count - count // 2, count)
@@ -134,7 +134,7 @@ def test_parts_give_the_same_bytes_and_are_not_done_twice(corpus, scored, loaded
     assert data_tools(["verify", str(tmp_path / "s"), "--workers", "1"]) == 0
 
 
-def test_tars_that_are_read_in_place_are_scored_where_their_index_lies(corpus, loaded, tmp_path, monkeypatch):
+def test_scores_of_tars_read_in_place_are_stored_beside_their_index(corpus, loaded, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "tars").mkdir()
     with tarfile.open(tmp_path / "tars/a.tar", "w") as tar:
@@ -147,14 +147,14 @@ def test_tars_that_are_read_in_place_are_scored_where_their_index_lies(corpus, l
     assert [path.name for path in (tmp_path / "tars").iterdir()] == ["a.tar"]
 
 
-def test_conditions_read_the_scores_beside_the_metadata(scored):
+def test_conditions_may_combine_scores_and_metadata(scored):
     middle = float(np.median(table(scored, "itc_similarity")))
     kept = Mixture([scored], where=[f"itc_similarity > {middle!r} and width > 0 and caption_words >= 1"])
     assert len(kept) == sum(value > middle for value in table(scored, "itc_similarity"))
 
 
-def test_what_was_written_anew_is_scored_anew(scored, loaded, tmp_path):
-    """The scores go with the rows, as columns among others, and give way to those of another model."""
+def test_new_scores_take_precedence_over_those_copied_with_the_rows(scored, loaded, tmp_path):
+    """Splitting copies scores into the metadata; another model's scores must win over these."""
     assert data_tools(["split", str(scored), "--split", "a=0.5,b=0.5", "--out", str(tmp_path / "s")]) == 0
     part = tmp_path / "s/a"
     columns = pq.read_schema(part / "000000.meta.parquet").names
@@ -170,18 +170,18 @@ def test_what_was_written_anew_is_scored_anew(scored, loaded, tmp_path):
     assert len(Mixture([part], where=[f"itc_similarity > {middle!r}"])) == sum(value > middle for value in new)
 
 
-def test_evaluation_takes_the_rows_that_meet_a_condition(scored, loaded, capsys):
+def test_evaluation_takes_only_rows_that_meet_a_condition(scored, loaded, capsys):
     middle = float(np.median(table(scored, "itc_similarity")))
     asked = Settings((str(scored),), 0, SearchSettings(4, 0, 1.0), where=f"itc_similarity > {middle!r}")
     wanted = [value > middle for value in table(scored, "itc_similarity")]
     mixture, whole = captions_of(loaded, asked).mixture, Mixture([scored])
     assert [mixture.key(row) for row in range(len(mixture))] == [whole.key(row) for row in np.flatnonzero(wanted)]
-    with pytest.raises(SystemExit):  # its rows go in pairs
+    with pytest.raises(SystemExit):  # its rows come in pairs
         main(["evaluate", "foils", "--checkpoint", "nowhere", "--data", str(scored), "--where", "width > 1"])
     assert "--where" in capsys.readouterr().err
 
 
-def test_rows_that_were_taken_down_have_no_score(corpus, loaded, tmp_path):
+def test_rows_that_were_taken_down_have_no_scores(corpus, loaded, tmp_path):
     shutil.copytree(corpus, tmp_path / "s")
     (tmp_path / "list").write_text(Mixture([corpus]).key(4))
     assert data_tools(["takedown", str(tmp_path / "s"), "--list", str(tmp_path / "list")]) == 0
@@ -191,14 +191,14 @@ def test_rows_that_were_taken_down_have_no_score(corpus, loaded, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0/1", "2/1", "-1/2", "a/2", "3", "²/3"])
-def test_a_part_that_is_none_is_refused(text):
+def test_an_impossible_part_is_refused(text):
     assert (parse_part("1/1"), parse_part("8/8")) == ((0, 1), (7, 8))
     with pytest.raises(UserError, match="--part"):
         parse_part(text)
 
 
-def test_a_corpus_that_is_named_twice_is_refused(scenes, trained, tmp_path, capsys):
-    """Each of its rows would be a near-duplicate of itself, or count twice."""
+def test_a_corpus_given_twice_is_refused(scenes, trained, tmp_path, capsys):
+    """Each row would be its own near-duplicate, or count twice."""
     shards = str(scenes / "eval")
     for words in (
         ["score", shards, f"{shards}/", "--clusters", "2"],
@@ -211,10 +211,10 @@ def test_a_corpus_that_is_named_twice_is_refused(scenes, trained, tmp_path, caps
 
 
 @pytest.mark.parametrize(("task", "option"), [("retrieval", "--json"), ("vqa", "--predictions")])
-def test_a_folder_where_a_file_is_to_be_is_refused_before_anything_is_measured(
+def test_a_folder_as_the_output_file_is_refused_before_anything_is_measured(
     task, option, scenes, trained, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(measured, "evaluate_checkpoint", lambda *_, **__: pytest.fail("it has been measured"))
+    monkeypatch.setattr(measured, "evaluate_checkpoint", lambda *_, **__: pytest.fail("measured anyway"))
     words = ["--checkpoint", str(trained), "--data", str(scenes / "eval"), option, str(tmp_path)]
     assert main(["evaluate", task, *words]) == 1
     assert f"{tmp_path} is a folder: give {option} a file in it." in capsys.readouterr().err

@@ -40,7 +40,7 @@ CONFIG = Config(
         cross_depth=1,
         decoder_depth=1,
         cross_heads=2,
-        cross_init_std=0.3,  # far from 0, so that the other modality matters without training
+        cross_init_std=0.3,  # large, so that the other modality matters without training
         contrastive_width=16,
     ),
     objectives=Objectives(image_mask_block=1),
@@ -48,7 +48,7 @@ CONFIG = Config(
 
 
 def make_shards(folder, captions, size=16):
-    """Random pictures with these captions, sharded as a user would."""
+    """Random pictures with these captions, sharded by the command."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     lines = []
