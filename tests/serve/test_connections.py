@@ -1,4 +1,4 @@
-"""Whoever holds connections without asking anything keeps nobody out, and does not hold them long."""
+"""Idle connections keep nobody out and are closed after a while."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 def port():
-    """Of a server in this process, whose app answers at once."""
+    """The port of a server in this process whose app answers at once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             app, lifespan="off", ws="none", log_level="critical", http=BoundedConnection, backlog=200
@@ -37,7 +37,7 @@ def port():
 
 
 def is_open(slow):
-    """Whether the server has not hung up; nothing has come but perhaps an answer."""
+    """Whether the server still holds the connection; an answer may have arrived."""
     slow.settimeout(0.01)
     try:
         return slow.recv(1000) != b""
@@ -47,8 +47,8 @@ def is_open(slow):
         return False
 
 
-def test_hundreds_that_never_finish_their_headers_keep_nobody_out(served, client):
-    """The server as it is started, from an address that is everybody's; none waits until they are given up."""
+def test_hundreds_of_unfinished_requests_keep_nobody_out(served, client):
+    """On the real server, from an address that many may share; nobody has to wait until the idle ones time out."""
     host, port = httpx.URL(served[1]).host, httpx.URL(served[1]).port
     with contextlib.ExitStack() as held:
         slow = [held.enter_context(socket.create_connection((host, port), timeout=60)) for _ in range(2 * CONNECTIONS)]
@@ -62,8 +62,8 @@ def test_hundreds_that_never_finish_their_headers_keep_nobody_out(served, client
 
 
 @pytest.mark.parametrize("start", [b"", HALF, b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n"])
-def test_dripping_bytes_gain_no_time(port, monkeypatch, start):
-    """Neither before the headers are there nor, for a body that nobody reads, after the answer."""
+def test_sending_bytes_slowly_gains_no_time(port, monkeypatch, start):
+    """Neither while the headers are incomplete nor, with a body that nobody reads, after the answer."""
     monkeypatch.setattr(connection, "HEADERS_S", 0.3)
     with socket.create_connection(("127.0.0.1", port), timeout=60) as slow:
         slow.sendall(start)
@@ -74,7 +74,7 @@ def test_dripping_bytes_gain_no_time(port, monkeypatch, start):
                 time.sleep(0.02)
 
 
-def test_a_slow_reader_gets_all_and_who_does_not_read_is_left(port, monkeypatch):
+def test_a_slow_reader_gets_everything_and_one_that_does_not_read_is_dropped(port, monkeypatch):
     monkeypatch.setattr(connection, "HEADERS_S", 0.3)
     ask = b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with (
@@ -96,7 +96,7 @@ def test_a_slow_reader_gets_all_and_who_does_not_read_is_left(port, monkeypatch)
         assert rest < BIG
 
 
-def test_a_client_has_its_share(port, monkeypatch):
+def test_a_client_has_a_limited_number_of_connections(port, monkeypatch):
     monkeypatch.setattr(connection, "PER_CLIENT", 3)
     monkeypatch.setattr(connection, "is_shared", lambda host: host == "127.0.0.1")
     with contextlib.ExitStack() as held:
@@ -118,5 +118,5 @@ def test_a_client_has_its_share(port, monkeypatch):
 @pytest.mark.parametrize(
     ("host", "shared"), [("127.0.0.1", True), ("::1", True), ("10.0.0.7", False), ("fd00::1", False), ("", False)]
 )
-def test_this_machines_own_address_may_be_anybodys(host, shared):
+def test_the_loopback_address_may_be_shared_by_many(host, shared):
     assert connection.is_shared(host) == shared

@@ -1,4 +1,4 @@
-"""What is sent to the server by whoever means it no good, and by too many at once."""
+"""Requests that are malformed or malicious, and too many at once."""
 
 import asyncio
 import base64
@@ -32,12 +32,12 @@ def noise():
 
 
 def bomb(side):
-    """A PNG of a few hundred bytes that says it has side x side pixels."""
+    """A PNG of a few hundred bytes that claims side x side pixels."""
     return pictures.png(side, side, colours=6, pixels=bytes(9999))
 
 
 def refused(response, status):
-    """The sentence that it is refused with."""
+    """The sentence with which a request was refused."""
     assert response.status_code == status, response.text
     (sentence,) = response.json().values()
     assert sentence.endswith(".") and "\n" not in sentence and "Traceback" not in sentence
@@ -56,7 +56,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_what_is_no_picture_is_refused_at_once(served, client, kind):
+def test_an_upload_that_is_not_a_picture_is_refused_at_once(served, client, kind):
     before, began = psutil.Process(served[0].pid).memory_info().rss, time.monotonic()
     sentence = refused(client.post("/api/view", json={"picture": encode(HOSTILE[kind])}), 400)
     assert "This is not a picture that can be shown" in sentence
@@ -87,7 +87,7 @@ def test_a_good_upload_is_shown(client):
         ("words", {"picture": {"sample": 0}, "words": [""], "hidden": [0]}),
     ],
 )
-def test_what_cannot_be_answered_is_one_sentence(client, path, question):
+def test_a_request_that_cannot_be_answered_gets_one_sentence(client, path, question):
     assert ": " in refused(client.post(f"/api/{path}", json=question), 400)
 
 
@@ -103,11 +103,11 @@ def test_what_cannot_be_answered_is_one_sentence(client, path, question):
         "x",
     ],
 )
-def test_what_is_no_question_is_one_sentence(client, question):
+def test_a_malformed_request_gets_one_sentence(client, question):
     refused(client.post("/api/view", json=question), 422)
 
 
-def test_a_sentence_too_long_and_one_of_markup(client):
+def test_a_long_sentence_is_refused_and_markup_is_harmless(client):
     refused(client.post("/api/search", json={"sentence": "x" * 2001}), 422)
     for words in (["a"] * 1001, ["x" * 1999, "a"]):
         question = {"picture": {"sample": 0}, "words": words, "hidden": [0]}
@@ -118,43 +118,43 @@ def test_a_sentence_too_long_and_one_of_markup(client):
     assert client.post("/api/search", json={"sentence": hostile}).status_code == 200
 
 
-def test_json_in_disguise_is_not_read(client):
-    """Another site's form may send text without asking; it cannot send JSON."""
+def test_json_of_another_content_type_is_refused(client):
+    """A form on another site may send text without asking, but not JSON."""
     content = json.dumps({"picture": {"sample": 0}})
     refused(client.post("/api/view", content=content, headers={"content-type": "text/plain"}), 422)
     refused(client.post("/api/view", content="{", headers={"content-type": "application/json"}), 422)
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"picture": "\xff"}'])
-def test_json_that_cannot_be_read_is_one_sentence(client, content):
+def test_unreadable_json_gets_one_sentence(client, content):
     refused(client.post("/api/view", content=content, headers={"content-type": "application/json"}), 400)
 
 
-def test_what_is_not_here_is_one_sentence(client):
+def test_an_unknown_path_or_method_gets_one_sentence(client):
     refused(client.get("/nowhere"), 404)
     answer = client.get("/api/view")
     refused(answer, 405)
     assert answer.headers["allow"] == "POST"
 
 
-def test_a_word_of_nothing_is_not_said_to_be_too_far_on(client):
+def test_an_empty_word_is_not_mistaken_for_one_beyond_the_models_length(client):
     for nothing in ("", " "):
         question = {"picture": {"sample": 0}, "words": ["a", nothing, "b"], "hidden": [1]}
         assert "has nothing that this model reads" in refused(client.post("/api/words", json=question), 400)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "a]b["])
-def test_another_name_is_turned_away(client, host):
+def test_another_host_name_is_refused(client, host):
     refused(client.get("/health", headers={"host": host}), 421)
     refused(client.post("/api/view", json={}, headers={"host": host}), 421)
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:9", "[::1]:8000", "[::1]", "10.0.0.7:80"])
-def test_own_names_and_addresses_are_let_in(client, host):
+def test_own_names_and_addresses_are_accepted(client, host):
     assert client.get("/health", headers={"host": host}).status_code == 200
 
 
-def test_every_answer_has_the_policy(client):
+def test_every_answer_has_the_security_policy(client):
     for response in (
         client.get("/"),
         client.get("/nowhere"),
@@ -173,7 +173,7 @@ def test_every_answer_has_the_policy(client):
 
 
 def raw(address, head):
-    """A connection on which this was sent."""
+    """A connection on which `head` has been sent."""
     parts = urlsplit(address)
     connection = socket.create_connection((parts.hostname, parts.port), timeout=60)
     connection.sendall(head.replace("\n", "\r\n").encode())
@@ -183,7 +183,7 @@ def raw(address, head):
 POST = "POST /api/view HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(served):
+def test_a_large_body_is_refused_before_it_is_read(served):
     with raw(served[1], f"{POST}Content-Length: 1000000000000\n\n") as connection:
         assert b" 413 " in connection.recv(100)
     before = psutil.Process(served[0].pid).memory_info().rss
@@ -197,12 +197,12 @@ def test_what_is_too_large_is_refused_before_it_is_read(served):
     assert psutil.Process(served[0].pid).memory_info().rss - before < 100e6
 
 
-def test_beyond_the_places_others_are_asked_to_come_again(served, client):
+def test_requests_beyond_the_queue_are_asked_to_come_again(served, client):
     slow = [raw(served[1], f"{POST}Content-Length: 100\n\n{{") for _ in range(WAITING + 1)]
     deadline = time.monotonic() + 60
     while (response := client.post("/api/view", json={"picture": {"sample": 0}})).status_code == 200:
         assert time.monotonic() < deadline
-        slow.append(raw(served[1], f"{POST}Content-Length: 100\n\n{{"))  # for one that came while this was answered
+        slow.append(raw(served[1], f"{POST}Content-Length: 100\n\n{{"))  # takes the place that became free meanwhile
     assert "your turn in a few seconds" in refused(response, 503)
     assert int(response.headers["retry-after"]) > 0
     assert client.get("/health").status_code == client.get("/").status_code == 200
@@ -213,7 +213,7 @@ def test_beyond_the_places_others_are_asked_to_come_again(served, client):
     assert client.post("/api/view", json={"picture": {"sample": 0}}).status_code == 200
 
 
-def test_a_request_that_never_ends_loses_its_place(monkeypatch):
+def test_an_endless_request_loses_its_place(monkeypatch):
     monkeypatch.setattr(guard, "PATIENCE_S", 0.1)
     sent, gate = [], Gate(waiting=0)
 
@@ -232,7 +232,7 @@ def test_a_request_that_never_ends_loses_its_place(monkeypatch):
     assert gate.enter() is not None
 
 
-def test_one_at_a_time_whatever_is_waiting():
+def test_requests_are_computed_one_at_a_time():
     inside, most, lock = 0, 0, threading.Lock()
 
     def work():
@@ -252,7 +252,7 @@ def test_one_at_a_time_whatever_is_waiting():
     assert most == 1
 
 
-def test_a_port_that_is_taken(trained, served, capsys):
+def test_a_port_or_address_that_cannot_be_used(trained, served, capsys):
     port = urlsplit(served[1]).port
     assert main(["serve", str(trained), "--port", str(port)]) == 1
     error = capsys.readouterr().err
@@ -264,15 +264,15 @@ def test_a_port_that_is_taken(trained, served, capsys):
     assert ended.value.code == 2
 
 
-def test_no_run_and_no_index_to_serve(trained, tmp_path, capsys):
+def test_a_missing_run_or_index_is_refused(trained, tmp_path, capsys):
     assert main(["serve", str(tmp_path), "--port", "0"]) == 1
     assert "No checkpoint at" in capsys.readouterr().err
     assert main(["serve", str(trained), "--index", str(tmp_path), "--port", "0"]) == 1
     assert "No index at" in capsys.readouterr().err
 
 
-def test_without_an_index_it_serves_the_rest(trained):
-    """And Ctrl-C's signal ends it also where it was started with that ignored."""
+def test_without_an_index_everything_but_search_works(trained):
+    """It also ends at the signal of Ctrl-C though it was started with that signal ignored."""
     process, address = start(trained, ignored=[signal.SIGINT])
     try:
         with httpx.Client(base_url=address, timeout=60) as client:
