@@ -10,7 +10,7 @@ from tests.serve.process import start
 
 @pytest.fixture(scope="session")
 def served(trained, index, tmp_path_factory):
-    """The server and its address; it leaves nothing in the folder for temporary files and ends well at Ctrl-C."""
+    """The server and its address; at Ctrl-C it must end without an error or temporary files."""
     scratch = tmp_path_factory.mktemp("scratch")
     process, address = start(trained, "--index", index, TMPDIR=str(scratch))
     yield process, address

@@ -1,4 +1,4 @@
-"""A corpus that keeps of each picture whose it is, and its drawing, as icons do."""
+"""A corpus with the author, licence and SVG of each picture, as icons have."""
 
 import json
 
@@ -15,7 +15,7 @@ COUNT = 12
 
 
 def made(folder):
-    """Shards of a few bars; the last has no drawing and no licence, and one's licence is at no place for a link."""
+    """Shards of a few bars; the last has neither SVG nor licence, and one licence's URL must not become a link."""
     (folder / "source").mkdir(parents=True)
     lines = []
     for number in range(COUNT):
@@ -36,7 +36,7 @@ def made(folder):
 
 
 def answers(loaded, folder):
-    """What the page is told of such a corpus."""
+    """The answers that the page gets about such a corpus."""
     out = folder / "index"
     build_index(loaded, [str(made(folder))], out, torch.device("cpu"))
     return Answers(loaded, ImageIndex(out, loaded), torch.device("cpu"))

@@ -8,9 +8,9 @@ from tests.ranks import Copy, mvlm
 
 
 def start(*words, ignored=(), **environment):
-    """`mvlm serve` with these words on a free port: the process, and its address once it listens.
+    """Start `mvlm serve` with these words on a free port; the process, and its address once it listens.
 
-    `ignored` are signals that it inherits as ignored, as children of a background shell do Ctrl-C's.
+    `ignored` are signals that it inherits as ignored, as the children of a background shell do with Ctrl-C's.
     """
     process = Copy(_serve, ignored, *map(str, words), "--port", "0", **environment)
     while not (found := re.search(r"http://\S+(?=\s)", process.stdout)):
@@ -21,5 +21,5 @@ def start(*words, ignored=(), **environment):
 
 def _serve(ignored, *words):
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        signal.signal(number, signal.SIG_IGN if number in ignored else handler)  # as Python has them where it starts
+        signal.signal(number, signal.SIG_IGN if number in ignored else handler)  # as at the start of Python
     return mvlm("serve", *words)

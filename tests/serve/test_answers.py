@@ -1,4 +1,4 @@
-"""What the page is told, against the model asked directly."""
+"""The answers that the page gets, against the model called directly."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ def ask(client, path, **question):
     return response.json()
 
 
-def test_the_page_is_told_what_there_is(client, dataset):
+def test_the_page_learns_about_the_model_and_the_index(client, dataset):
     assert client.get("/health").json() == {"status": "ok", "step": 12}
     about = client.get("/api/about").json()
     assert (about["squares"], about["images"], len(about["samples"])) == ([2, 2], len(dataset), 8)
@@ -52,7 +52,7 @@ def test_search_by_sentence_and_by_picture(client, dataset):
 
 @torch.no_grad()
 @pytest.mark.parametrize("hidden", [[0], [1, 2], [3, 0, 1]])
-def test_the_squares_that_were_chosen_are_restored(client, loaded, dataset, hidden):
+def test_the_chosen_squares_are_reconstructed(client, loaded, dataset, hidden):
     answer = ask(client, "patches", picture={"found": 4}, sentence=SENTENCE, hidden=hidden)
     model, image = loaded.model, dataset.images([4])
     mask = torch.tensor([[square in hidden for square in range(4)]])
@@ -72,7 +72,7 @@ def test_the_squares_that_were_chosen_are_restored(client, loaded, dataset, hidd
 
 
 @torch.no_grad()
-def test_the_words_that_were_chosen_are_guessed_with_each_picture(client, loaded, dataset):
+def test_the_chosen_words_are_guessed_with_each_picture(client, loaded, dataset):
     words = ["red", "circle", "top", "left"]
     answer = ask(client, "words", picture={"found": 4}, words=words, hidden=[3, 0], other={"sample": 3})["words"]
     assert [each["word"] for each in answer] == ["red", "left"]
@@ -83,7 +83,7 @@ def test_the_words_that_were_chosen_are_guessed_with_each_picture(client, loaded
     text, valid = dataset.tokens.batch([SENTENCE])
     starts = [first if last > first else -1 for first, last in dataset.tokens.spans(SENTENCE)]
     hidden = [place for place, first in enumerate(starts) if 0 <= first < 3 or first >= 15]
-    assert starts[hidden[0]] == 0 and starts[hidden[1]] >= 15, "red is a token of this tokenizer"
+    assert starts[hidden[0]] == 0 and starts[hidden[1]] >= 15, "the test needs a tokenizer with a token for red"
     text[0, hidden] = dataset.tokens.mask_id
     for name, image in images.items():
         fused = loaded.model.fuse_text(loaded.model.encode_text(text, valid), loaded.model.encode_image(image), valid)
@@ -94,7 +94,7 @@ def test_the_words_that_were_chosen_are_guessed_with_each_picture(client, loaded
     assert answer[0]["with_image"] != answer[0]["other_image"] != answer[0]["without_image"]
 
 
-def test_all_tokens_of_a_word_are_hidden_and_no_others(loaded):
+def test_all_tokens_of_a_word_are_masked_and_no_others(loaded):
     tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), loaded.blueprint.text_length)
     words = ["a", "zyxwv", "red", "circle,", "😀"]
     masked = mask_words(tokens, words, [4, 1])
@@ -106,7 +106,7 @@ def test_all_tokens_of_a_word_are_hidden_and_no_others(loaded):
         assert (masked.text_L[place] == tokens.mask_id) == (place in hidden)
 
 
-def test_a_word_of_two_tokens_has_the_likeliest_pairs(loaded):
+def test_guesses_of_a_word_of_two_tokens_are_the_likeliest_pairs(loaded):
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
     a, b, c = (tokenizer.convert_tokens_to_ids(letter) for letter in "abc")
     guesses = likeliest(tokenizer, [[(a, 0.6), (b, 0.4)], [(b, 0.9), (c, 0.1)]], 3)
@@ -114,7 +114,7 @@ def test_a_word_of_two_tokens_has_the_likeliest_pairs(loaded):
     assert [guess["probability"] for guess in guesses] == pytest.approx([0.54, 0.36, 0.06])
 
 
-def test_a_sentence_that_is_cut_is_told(client):
+def test_the_page_learns_that_a_sentence_was_cut(client):
     long = f"{SENTENCE} " * 20
     asked = {
         "search": lambda sentence: {"sentence": sentence, "top": 1},

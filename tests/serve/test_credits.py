@@ -1,4 +1,4 @@
-"""Whose each found picture is, as the tables beside the shards have it, and its drawing to copy."""
+"""The credits of each found picture, from the tables beside the shards, and its SVG for copying."""
 
 import base64
 
@@ -16,7 +16,7 @@ def told(loaded, tmp_path_factory):
     return icons.answers(loaded, tmp_path_factory.mktemp("icons"))
 
 
-def test_every_result_says_whose_it_is(told):
+def test_every_result_has_its_credits(told):
     found = told.search(AskedSearch(sentence="bar", top=icons.COUNT))["found"]
     assert len(found) == icons.COUNT
     for each in found:
@@ -28,7 +28,7 @@ def test_every_result_says_whose_it_is(told):
         assert each["about"] == expected | {"svg": number < icons.COUNT - 1}
 
 
-def test_a_drawing_is_that_of_its_picture(told):
+def test_each_picture_has_its_own_drawing(told):
     found = told.search(AskedSearch(sentence="bar", top=icons.COUNT))["found"]
     numbers = [int(each["key"].split("-")[1]) for each in found]
     expected = [None if number == icons.COUNT - 1 else icons.SVG.format(4 + 4 * number) for number in numbers]
@@ -37,7 +37,7 @@ def test_a_drawing_is_that_of_its_picture(told):
         told.drawings(AskedDrawings(images=[0, icons.COUNT]))
 
 
-def test_a_picture_drawn_like_one_of_the_corpus_finds_it(told):
+def test_a_drawing_of_a_picture_in_the_corpus_finds_it(told):
     picture = told.index.picture(5).resize((256, 256), Image.Resampling.NEAREST)
     drawn = AskedPicture(upload=base64.b64encode(encoded(picture, "PNG")).decode())
     best = told.search(AskedSearch(picture=drawn, top=1))["found"][0]

@@ -1,4 +1,4 @@
-"""Results that say whose they are, in a real browser: names, licences, a drawing on the clipboard, dark mode."""
+"""Results with credits in a real browser: names, licences, an SVG on the clipboard, dark mode."""
 
 import shutil
 import signal
@@ -10,7 +10,7 @@ from tests.serve import icons
 from tests.serve.process import start
 
 pytest.importorskip("selenium")
-from tests.serve.test_page import Page, browser  # noqa: F401  the fixture
+from tests.serve.test_page import Page, browser  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.campaign
 
@@ -28,7 +28,7 @@ def address(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [1280, 375])
-def test_credits_and_copies(browser, address, width):  # noqa: F811
+def test_credits_are_shown_and_drawings_copied(browser, address, width):  # noqa: F811
     page = Page(browser, address, width)
     page.one("query").send_keys("bar 3\n")
     page.wait(lambda: len(page.all("#found li")) == icons.COUNT)

@@ -1,4 +1,4 @@
-"""The commands of docs/serve.md, as far as they end by themselves, and what it says of limits."""
+"""The commands of docs/serve.md, and the limits that it names."""
 
 import re
 import shlex
@@ -21,14 +21,14 @@ def test_every_command_runs(trained, scenes, tmp_path):
         name, *words = [str(places.get(word, word)) for word in shlex.split(command)]
         if name == "index":
             assert main([name, *words]) == 0
-        elif "--index" in words:  # the other is among the tests of its own
+        elif "--index" in words:  # the other is in test_hostile_requests.py
             process, address = start(*words[: words.index("--port")])
             assert address.startswith("http://127.0.0.1:")
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=100) == 0
 
 
-def test_the_limits_are_those_it_names():
+def test_the_page_names_the_limits_of_the_server():
     told = " ".join(PAGE.split())
     assert f"{PIXEL_LIMIT // 10**6} million pixels" in told
     assert f"{guard.BODY_LIMIT / 1e6:.1f} MB is refused" in told
