@@ -1,4 +1,4 @@
-"""What is found in an index, against every image of the corpus compared by itself."""
+"""What is found in an index, against comparing every image of the corpus by itself."""
 
 import json
 import shutil
@@ -27,21 +27,22 @@ def every_feature(loaded, dataset):
 
 
 @torch.no_grad()
-def brute_force(loaded, dataset, every_feature, sentence):
-    """The cosine of every image and the probability of a match, each image by itself."""
+def read(loaded, dataset, sentence):
+    """The feature of a sentence."""
+    return loaded.model.project_text(loaded.model.encode_text(*dataset.tokens.batch([sentence])))[0]
+
+
+@torch.no_grad()
+def match(loaded, dataset, sentence, row):
+    """The probability that a sentence and an image match."""
     text, valid = dataset.tokens.batch([sentence])
-    words = loaded.model.encode_text(text, valid)
-    similarity = (every_feature @ loaded.model.project_text(words)[0]).numpy()
-    match = [
-        float(loaded.model.match(loaded.model.encode_image(dataset.images([row])), words, valid)[0].softmax(-1)[1])
-        for row in range(len(dataset))
-    ]
-    return similarity, np.array(match)
+    words, image = loaded.model.encode_text(text, valid), loaded.model.encode_image(dataset.images([row]))
+    return float(loaded.model.match(image, words, valid)[0].softmax(-1)[1])
 
 
 @pytest.mark.parametrize("sentence", [SENTENCE, "a yellow star", "x"])
 def test_the_nearest_images_are_those_of_comparing_all(loaded, dataset, every_feature, index, trained, found, sentence):
-    similarity, _ = brute_force(loaded, dataset, every_feature, sentence)
+    similarity = (every_feature @ read(loaded, dataset, sentence)).numpy()
     answers = found(index, "--checkpoint", trained, "--text", sentence, "--top", 20, "--rerank", 0)
     scores = [each["similarity"] for each in answers]
     np.testing.assert_allclose(scores, np.sort(similarity)[::-1][:20], atol=2e-6)
@@ -54,8 +55,8 @@ def test_the_nearest_images_are_those_of_comparing_all(loaded, dataset, every_fe
         assert (each["key"], each["caption"]) == (row.key, row.captions[0])
 
 
-def test_the_first_are_ordered_again_by_matching(loaded, dataset, every_feature, index, trained, found):
-    similarity, match = brute_force(loaded, dataset, every_feature, SENTENCE)
+def test_the_first_answers_are_re_ranked_by_matching(loaded, dataset, every_feature, index, trained, found):
+    similarity = (every_feature @ read(loaded, dataset, SENTENCE)).numpy()
     answers = found(index, "--checkpoint", trained, "--text", SENTENCE, "--top", 40, "--rerank", 32)
     first, rest = answers[:32], answers[32:]
     shares = [each["match"] for each in first]
@@ -63,8 +64,9 @@ def test_the_first_are_ordered_again_by_matching(loaded, dataset, every_feature,
     temperature = loaded.model.temperature().item()
     scores = [np.log(each["match"] / (1 - each["match"])) + each["similarity"] / temperature for each in first]
     assert scores == sorted(scores, reverse=True)
-    assert shares != sorted(shares, reverse=True)  # by ITM alone the order would be another
-    np.testing.assert_allclose(shares, match[[each["image"] for each in first]], atol=1e-5)
+    assert shares != sorted(shares, reverse=True)  # the order would differ by ITM alone
+    alone = [match(loaded, dataset, SENTENCE, each["image"]) for each in first]
+    np.testing.assert_allclose(shares, alone, atol=1e-5)
     together = sorted((each["similarity"] for each in first), reverse=True)
     np.testing.assert_allclose(together, np.sort(similarity)[::-1][:32], atol=2e-6)
 
@@ -84,7 +86,7 @@ def test_a_picture_finds_itself_first(dataset, every_feature, index, trained, fo
     assert f"row {answers[0]['row']} (key" in capsys.readouterr().out
 
 
-def test_many_small_parts_followed_by_their_graphs_find_the_same(loaded, scenes, every_feature, tmp_path, monkeypatch):
+def test_graph_search_in_many_small_parts_finds_the_same(loaded, scenes, every_feature, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "PART", 50)
     monkeypatch.setattr(find, "EXACT", 0)
     build_index(loaded, [str(scenes / "eval"), str(scenes / "train")], tmp_path / "index", CPU)
@@ -96,8 +98,8 @@ def test_many_small_parts_followed_by_their_graphs_find_the_same(loaded, scenes,
         np.testing.assert_allclose(scores, np.sort(similarity)[::-1][:20], atol=2e-6)
 
 
-def test_equal_images_are_found_in_the_order_of_the_index_however_many_are_asked_for(loaded, index, tmp_path):
-    """Else a page that asks for the next ones shows some twice and others never."""
+def test_equal_images_are_found_in_the_order_of_the_index_whatever_the_number_of_answers(loaded, index, tmp_path):
+    """Otherwise a page that asks for the next answers would repeat some and omit others."""
     copy = shutil.copytree(index, tmp_path / "index")
     described = json.loads((copy / "index.json").read_text())
     rows, width = described["rows"], described["width"]
@@ -110,25 +112,19 @@ def test_equal_images_are_found_in_the_order_of_the_index_however_many_are_asked
         assert found == [*range(3, rows), 0, 1, 2][:count]
 
 
-def test_more_answers_than_images(index, trained, found):
+def test_more_answers_than_images_are_all_images(index, trained, found):
     answers = found(index, "--checkpoint", trained, "--text", SENTENCE, "--top", 1000)
     assert sorted(each["image"] for each in answers) == list(range(300))
 
 
-@torch.no_grad()
-def test_captions_count_as_much_as_what_is_shown(
-    loaded, dataset, every_feature, trained, found, scenes, tmp_path, capsys
-):
-    def read(sentence):
-        return loaded.model.project_text(loaded.model.encode_text(*dataset.tokens.batch([sentence])))[0]
-
+def test_captions_count_as_much_as_images(loaded, dataset, every_feature, trained, found, scenes, tmp_path, capsys):
     index = tmp_path / "index"
     words = [scenes / "eval", scenes / "train", "--checkpoint", trained, "--out", index, "--captions"]
     assert main(["index", *map(str, words)]) == 0, capsys.readouterr().err
     captions = [dataset.mixture.row(row).captions for row in range(len(dataset))]
-    own = torch.stack([torch.stack([read(caption) for caption in each]).mean(0) for each in captions])
+    own = torch.stack([torch.stack([read(loaded, dataset, caption) for caption in each]).mean(0) for each in captions])
     both = torch.nn.functional.normalize(every_feature + own, dim=-1)
-    similarity = (both @ read(SENTENCE)).numpy()
+    similarity = (both @ read(loaded, dataset, SENTENCE)).numpy()
     answers = found(index, "--checkpoint", trained, "--text", SENTENCE, "--top", 20, "--rerank", 0)
     np.testing.assert_allclose([each["similarity"] for each in answers], np.sort(similarity)[::-1][:20], atol=2e-6)
 
@@ -141,15 +137,7 @@ def test_an_index_is_replaced_by_the_next(loaded, scenes, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_help_names_the_commands(capsys):
-    for command in ("index", "search"):
-        with pytest.raises(SystemExit) as ended:
-            main([command, "--help"])
-        assert ended.value.code == 0
-        assert "--checkpoint RUN" in capsys.readouterr().out
-
-
-def test_a_sentence_that_is_cut_is_told(index, trained, found, capsys):
+def test_a_truncated_sentence_causes_a_warning(index, trained, found, capsys):
     found(index, "--checkpoint", trained, "--text", SENTENCE * 20)
     assert " tokens of a text: 1 of 1 are longer, up to" in capsys.readouterr().err
     found(index, "--checkpoint", trained, "--text", SENTENCE)
