@@ -1,4 +1,4 @@
-"""Commands on an index, and what they say and find."""
+"""Commands on an index, as functions."""
 
 import json
 
@@ -9,7 +9,7 @@ from mvlm.__main__ import main
 
 @pytest.fixture
 def said(capsys):
-    """said(*words) -> the sentence of a command that fails."""
+    """said(*words) -> the sentence with which a command fails."""
 
     def run(*words):
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Every mistake with an index is one sentence, and half an index is none."""
+"""Every mistake with an index is one sentence, and an unfinished index is not taken for one."""
 
 import json
 import shutil
@@ -23,31 +23,31 @@ def search(index, run, *words):
     return ["search", index, "--checkpoint", run, *(words or ("--text", "a red circle"))]
 
 
-def test_no_index(trained, tmp_path, said):
+def test_a_missing_index_is_refused(trained, tmp_path, said):
     assert "No index at" in said(*search(tmp_path / "nowhere", trained))
 
 
-def test_nothing_asked(index, trained):
+def test_a_search_without_a_query_is_wrong_usage(index, trained):
     with pytest.raises(SystemExit) as ended:
         main(["search", str(index), "--checkpoint", str(trained)])
     assert ended.value.code == 2
 
 
-def test_numbers_that_ask_for_nothing(index, trained, said):
+def test_a_search_for_no_answers_is_refused(index, trained, said):
     assert "--top is 0" in said(*search(index, trained, "--text", "x", "--top", "0"))
 
 
-def test_an_empty_sentence(index, trained, said):
+def test_an_empty_sentence_is_refused(index, trained, said):
     for text in ("", " \t"):
         assert "The sentence is empty: write what" in said(*search(index, trained, "--text", text))
 
 
-def test_other_weights(index, trained, said):
+def test_an_index_of_other_weights_is_refused(index, trained, said):
     first = trained / "checkpoints/step_00000000"
     assert "made with other weights, of step 12, and this checkpoint is of step 0" in said(*search(index, first))
 
 
-def test_moments_that_were_deleted_make_no_other_weights(index, trained, tmp_path):
+def test_an_index_outlives_the_moments_of_its_checkpoint(index, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     for path in run.glob("checkpoints/*/moments-*"):
         path.unlink()
@@ -56,7 +56,7 @@ def test_moments_that_were_deleted_make_no_other_weights(index, trained, tmp_pat
 
 @pytest.mark.parametrize("file", ["vectors-00000.usearch", "rows.arrow"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_damaged_file(copy, trained, said, file, harm):
+def test_a_damaged_file_is_named(copy, trained, said, file, harm):
     path = copy / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -68,13 +68,13 @@ def test_a_damaged_file(copy, trained, said, file, harm):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "mvlm index", "version": 9}'])
-def test_a_description_that_is_none(copy, trained, said, content):
+def test_an_unreadable_description_is_refused(copy, trained, said, content):
     (copy / "index.json").write_text(content)
     assert "index.json is damaged" in said(*search(copy, trained))
 
 
 @pytest.mark.parametrize("file", ["vectors-00000.usearch", "/etc/passwd", "../x"])
-def test_a_description_that_lies(copy, trained, said, file):
+def test_a_description_that_does_not_match_the_files_is_refused(copy, trained, said, file):
     described = json.loads((copy / "index.json").read_text())
     described["vectors"][0] |= {"file": file, "rows": 299}
     described["rows"] = 299
@@ -84,27 +84,27 @@ def test_a_description_that_lies(copy, trained, said, file):
 
 @pytest.fixture
 def moving(trained, scenes, tmp_path):
-    """An index of shards that may be changed at will: the shards, and the index."""
+    """Shards that a test may change, and their index."""
     shards, index = shutil.copytree(scenes / "eval", tmp_path / "shards"), tmp_path / "index"
     assert main(["index", str(shards), "--checkpoint", str(trained), "--out", str(index)]) == 0
     return shards, index
 
 
-def test_shards_that_were_moved(moving, trained, tmp_path, said, found):
+def test_moved_shards_are_only_missed_by_re_ranking(moving, trained, tmp_path, said, found):
     shards, index = moving
     shards.rename(tmp_path / "elsewhere")
     assert "are not where they were indexed" in said(*search(index, trained))
     assert len(found(*search(index, trained)[1:], "--text", "x", "--rerank", 0)) == 5
 
 
-def test_other_shards_in_their_place(moving, trained, scenes, said):
+def test_other_shards_at_the_same_place_are_refused(moving, trained, scenes, said):
     shards, index = moving
     shutil.rmtree(shards)
     shutil.copytree(scenes / "train", shards)
     assert f"{shards} has changed since {index} was made" in said(*search(index, trained))
 
 
-def test_a_picture_that_was_damaged(moving, trained, said, tmp_path):
+def test_a_damaged_picture_is_named(moving, trained, said, tmp_path):
     shards, index = moving
     shard = shards / "000000.arrow"
     shard.write_bytes(shard.read_bytes().replace(b"IDAT", b"IDAU"))
@@ -112,20 +112,20 @@ def test_a_picture_that_was_damaged(moving, trained, said, tmp_path):
     assert "000000.arrow row" in said_of and "its checksum differs" in said_of
 
 
-def test_a_folder_where_a_file_or_an_index_is_to_be(index, trained, scenes, said, monkeypatch, tmp_path):
+def test_an_unsuitable_folder_as_the_output_is_refused(index, trained, scenes, said, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert ". is a folder: give --json a file in it" in said(*search(index, trained, "--text", "x", "--json", "."))
     assert ". exists and is not an index" in said("index", scenes / "eval", "--checkpoint", trained, "--out", ".")
     assert not list(tmp_path.iterdir())
 
 
-def test_no_shards_to_index(trained, tmp_path, said):
+def test_missing_shards_are_refused(trained, tmp_path, said):
     out = tmp_path / "index"
     assert "No shards at" in said("index", tmp_path / "nowhere", "--checkpoint", trained, "--out", out)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_that_are_named_twice(trained, scenes, tmp_path, said):
+def test_shards_given_twice_are_refused(trained, scenes, tmp_path, said):
     """Every image would be found twice."""
     out, again = tmp_path / "index", scenes / "train" / ".." / "eval"
     told = said("index", scenes / "eval", again, "--checkpoint", trained, "--out", out)
@@ -134,7 +134,7 @@ def test_shards_that_are_named_twice(trained, scenes, tmp_path, said):
         load(trained).index([scenes / "eval", again], out)
 
 
-def test_a_folder_that_is_no_index_is_left_alone(trained, scenes, tmp_path, said):
+def test_a_folder_that_is_not_an_index_is_left_alone(trained, scenes, tmp_path, said):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/precious").write_text("x")
     words = ["index", scenes / "eval", "--checkpoint", trained, "--out", tmp_path / "mine"]
@@ -142,13 +142,13 @@ def test_a_folder_that_is_no_index_is_left_alone(trained, scenes, tmp_path, said
     assert (tmp_path / "mine/precious").read_text() == "x"
 
 
-def test_no_room(mount_disk, trained, scenes, said):
+def test_a_full_disk_leaves_no_index(mount_disk, trained, scenes, said):
     out = mount_disk("20k") / "index"
     assert "cannot be written" in said("index", scenes / "train", "--checkpoint", trained, "--out", out)
     assert not out.exists()
 
 
-def test_killed_it_leaves_none_and_the_next_is_whole(trained, scenes, tmp_path, found, said):
+def test_a_killed_command_leaves_no_index_and_the_next_one_is_complete(trained, scenes, tmp_path, found, said):
     out = tmp_path / "index"
     corpora = [str(shutil.copytree(scenes / "train", tmp_path / f"train_{number}")) for number in range(40)]
     words = ["index", *corpora, "--checkpoint", str(trained), "--out", str(out)]

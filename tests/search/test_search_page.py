@@ -1,4 +1,4 @@
-"""Every command of docs/search.md, in its order, on small data."""
+"""Every command of docs/search.md, in order, on small data."""
 
 import json
 import re

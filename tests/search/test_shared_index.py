@@ -1,4 +1,4 @@
-"""An index made by several ranks is the one that a rank makes alone, to the last byte."""
+"""An index made by several ranks equals that of one rank to the last byte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def contents(index: Path) -> dict[str, bytes]:
 
 
 def shared(loaded: Any, folders: list[str], out: Path, world: int, captions: bool) -> Path:
-    """What the ranks do, one after another; each has its own view of the corpus, as in processes of their own."""
+    """The work of each rank, one after another; each opens the corpus itself, as separate processes would."""
     out.mkdir()
     works = [IndexWork(out, Mixture(folders), BATCH, 16, rank, world, captions) for rank in range(world)]
     for work in works:
@@ -39,11 +39,11 @@ def test_any_number_of_ranks_makes_the_same_bytes(
     folders = [str(scenes / part) for part in ("eval", "train")]
     alone = contents(shared(loaded, folders, tmp_path / "1", 1, captions))
     assert len(alone) == 8  # six files of vectors, the table and the description
-    for world in (2, 3, 25):  # of 25 ranks some have nothing to embed, and most no file to build
+    for world in (2, 3, 25):  # of 25 ranks some have nothing to embed, and most have no file to build
         assert contents(shared(loaded, folders, tmp_path / str(world), world, captions)) == alone
 
 
-def test_what_a_rank_cannot_write_or_decode_leaves_nothing(
+def test_a_failed_write_leaves_nothing(
     loaded: Any, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
