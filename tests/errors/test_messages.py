@@ -1,4 +1,4 @@
-"""Every mistake a user makes is one sentence on stderr, an exit code, and nothing that looks finished."""
+"""Every mistake of a user gives one sentence on stderr, an exit code, and nothing that looks finished."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("own_signals")
 
 
 def sentence(error: str) -> str:
-    """The last line of stderr, which a person reads; it says what to do after a colon or a semicolon."""
+    """The last line of stderr, which must say what to do after a colon or a semicolon."""
     assert "Traceback" not in error
     last = error.strip().splitlines()[-1]
     assert ":" in last or ";" in last
@@ -49,15 +49,15 @@ def sentence(error: str) -> str:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_mistake_arrives_at_other_ranks_as_it_is(error: UserError) -> None:
-    arrived = copy.copy(error)  # made of the same parts as an exception that is unpickled
+def test_a_mistake_reaches_other_ranks_unchanged(error: UserError) -> None:
+    arrived = copy.copy(error)  # rebuilt as by unpickling
     assert type(arrived) is type(error)
     assert (str(arrived), arrived.exit_code) == (str(error), error.exit_code)
 
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command in this process, expect exit 1 and nothing on stderr but one sentence, and return it."""
+    """fails(main, *words) -> the sentence of a command that exits with 1 and writes nothing else to stderr."""
 
     def run(main: Callable[[list[str]], int], *words: object) -> str:
         capsys.readouterr()
@@ -83,7 +83,7 @@ def looks_untrained(run: Path) -> None:
 
 
 def source(folder: Path, images: list[bytes | None], lines: list[str] | None = None) -> Path:
-    """A folder of pictures with captions; None makes a good picture."""
+    """A folder of pictures with captions; None stands for a good picture."""
     folder.mkdir()
     rows = []
     for number, image in enumerate(images):
@@ -100,7 +100,7 @@ def source(folder: Path, images: list[bytes | None], lines: list[str] | None = N
 # --- making shards
 
 
-def test_a_tracker_that_is_not_installed(
+def test_a_tracker_that_is_not_installed_is_refused(
     fails: Fails, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
@@ -110,26 +110,26 @@ def test_a_tracker_that_is_not_installed(
 
 
 @pytest.mark.parametrize("command", [("shard", "folder"), ("shard", "webdataset"), ("verify",), ("stats",)])
-def test_a_folder_that_is_not_there(fails: Fails, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_missing_folder_is_named(fails: Fails, tmp_path: Path, command: tuple[str, ...]) -> None:
     out = ["--out", tmp_path / "out"] if command[0] == "shard" else []
     assert "nowhere" in fails(data_tools, *command, tmp_path / "nowhere", *out)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_without_captions(fails: Fails, tmp_path: Path) -> None:
+def test_a_folder_without_captions_is_refused(fails: Fails, tmp_path: Path) -> None:
     (source(tmp_path / "in", [None]) / "captions.jsonl").unlink()
     assert "captions.jsonl" in fails(data_tools, "shard", "folder", tmp_path / "in", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_captions_that_are_all_empty(fails: Fails, tmp_path: Path) -> None:
+def test_a_corpus_of_empty_captions_is_refused(fails: Fails, tmp_path: Path) -> None:
     folder = source(tmp_path / "in", [None], ['{"id": "r0", "image": "0.png", "captions": []}'])
     message = fails(data_tools, "shard", "folder", folder, "--out", tmp_path / "out")
     assert "no caption" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_are_none(fails: Fails, tmp_path: Path) -> None:
+def test_too_many_unreadable_images_are_refused(fails: Fails, tmp_path: Path) -> None:
     folder = source(tmp_path / "in", [b"<html>404</html>", b"", None])
     message = fails(data_tools, "shard", "folder", folder, "--out", tmp_path / "out")
     assert "2 of 3 records" in message
@@ -138,7 +138,7 @@ def test_images_that_are_none(fails: Fails, tmp_path: Path) -> None:
     assert [line["key"] for line in listed] == ["r0", "r1"]
 
 
-def test_one_unreadable_image_is_set_aside_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_unreadable_image_is_quarantined_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = source(tmp_path / "in", [None, b"<html>404</html>", None])
     assert data_tools(["shard", "folder", str(folder), "--out", str(tmp_path / "out")]) == 0
     assert "dropped 1 records" in capsys.readouterr().out
@@ -150,19 +150,19 @@ def test_one_unreadable_image_is_set_aside_and_told(tmp_path: Path, capsys: pyte
 # --- starting a run
 
 
-def test_no_toml(fails: Fails, tmp_path: Path) -> None:
+def test_a_missing_toml_is_named(fails: Fails, tmp_path: Path) -> None:
     assert "absent.toml" in fails(mvlm, *train(tmp_path / "run", toml=tmp_path / "absent.toml"))
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_key_in_the_toml(fails: Fails, tmp_path: Path) -> None:
+def test_an_unknown_key_in_the_toml_is_named(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("[train]\nglobal_bacth = 8\n")
     message = fails(mvlm, *train(tmp_path / "run", toml=tmp_path / "mine.toml"))
     assert "mine.toml" in message and "global_bacth" in message and "train.global_batch" in message
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_key_on_the_command_line(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+def test_an_unknown_key_on_the_command_line_is_named(fails: Fails, tmp_path: Path, scenes: Path) -> None:
     message = fails(mvlm, *train(tmp_path / "run", f"data.trian={scenes}"))
     assert "data.trian" in message and "did you mean data.train?" in message
 
@@ -177,25 +177,25 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path, scenes: Path, capsys: 
     assert not (tmp_path / "run").exists()
 
 
-def test_no_training_data(fails: Fails, tmp_path: Path) -> None:
+def test_a_run_without_training_data_is_refused(fails: Fails, tmp_path: Path) -> None:
     message = fails(mvlm, *train(tmp_path / "run"))
     assert "data.train" in message and "mvlm-data shard" in message
     assert not (tmp_path / "run").exists()
 
 
-def test_shards_that_are_not_there(fails: Fails, tmp_path: Path) -> None:
+def test_missing_shards_are_named(fails: Fails, tmp_path: Path) -> None:
     assert "nowhere" in fails(mvlm, *train(tmp_path / "run", f"data.train={tmp_path}/nowhere"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_holds_no_shards(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+def test_for_a_folder_without_shards_those_in_it_are_suggested(fails: Fails, tmp_path: Path, scenes: Path) -> None:
     said = fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}"))
     assert "manifest.json" in said and "eval, train" in said and f"such as {scenes}/train" in said
     (tmp_path / "empty").mkdir()
     assert "mvlm-data shard" in fails(mvlm, *train(tmp_path / "run", f"data.train={tmp_path}/empty"))
 
 
-def test_a_shard_cut_short(fails: Fails, tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cut_shard_is_named(fails: Fails, tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(scenes / "train", tmp_path / "shards")
     shard = tmp_path / "shards/000000.arrow"
     os.truncate(shard, shard.stat().st_size // 2)
@@ -208,7 +208,7 @@ def test_a_shard_cut_short(fails: Fails, tmp_path: Path, scenes: Path, capsys: p
 
 
 @pytest.mark.parametrize("content", [None, "{'zero': 1}", "[]"])
-def test_a_json_that_is_none(fails: Fails, tmp_path: Path, scenes: Path, content: str | None) -> None:
+def test_a_missing_or_malformed_json_is_named(fails: Fails, tmp_path: Path, scenes: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "mine.json").write_text(content)
     words = train(tmp_path / "run", f"data.train={scenes}/train", deepspeed=tmp_path / "mine.json")
@@ -224,7 +224,7 @@ def test_a_json_that_is_none(fails: Fails, tmp_path: Path, scenes: Path, content
         ({"fp16": {"enabled": True}}, ("fp16", "stage 0", "bf16")),
     ],
 )
-def test_a_json_that_contradicts_the_toml(
+def test_a_json_that_contradicts_the_toml_is_refused(
     fails: Fails, tmp_path: Path, scenes: Path, content: dict, parts: tuple[str, ...]
 ) -> None:
     (tmp_path / "mine.json").write_text(json.dumps(content))
@@ -248,12 +248,12 @@ def test_a_json_that_contradicts_the_toml(
         ("objectives.image_mask_block=3", "image_mask_block"),
     ],
 )
-def test_a_setting_that_no_run_can_have(fails: Fails, tmp_path: Path, scenes: Path, override: str, part: str) -> None:
+def test_an_impossible_setting_is_refused(fails: Fails, tmp_path: Path, scenes: Path, override: str, part: str) -> None:
     assert part in fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}/train", override))
     looks_untrained(tmp_path / "run")
 
 
-def test_a_run_folder_that_is_a_file(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+def test_a_run_folder_that_is_a_file_is_refused(fails: Fails, tmp_path: Path, scenes: Path) -> None:
     (tmp_path / "run").write_text("mine")
     assert "run.dir" in fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}/train"))
     assert (tmp_path / "run").read_text() == "mine"
@@ -262,7 +262,7 @@ def test_a_run_folder_that_is_a_file(fails: Fails, tmp_path: Path, scenes: Path)
 # --- reading a run
 
 
-def test_no_checkpoint_to_evaluate(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+def test_an_evaluation_without_a_checkpoint_is_refused(fails: Fails, tmp_path: Path, scenes: Path) -> None:
     json_file = tmp_path / "numbers.json"
     words = ["evaluate", "retrieval", "--checkpoint", tmp_path, "--data", scenes / "eval", "--json", json_file]
     message = fails(mvlm, *words)
@@ -270,7 +270,7 @@ def test_no_checkpoint_to_evaluate(fails: Fails, tmp_path: Path, scenes: Path) -
     assert not json_file.exists()
 
 
-def test_no_run_to_report(fails: Fails, tmp_path: Path) -> None:
+def test_a_report_without_a_run_is_refused(fails: Fails, tmp_path: Path) -> None:
     assert str(tmp_path) in fails(mvlm, "report", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -279,17 +279,17 @@ def test_no_run_to_report(fails: Fails, tmp_path: Path) -> None:
     "words",
     [[], ["trian"], ["train"], ["train", TOML], ["train", TOML, "--deepspeed_config", JSON, "--stepz", "3"]],
 )
-def test_wrong_usage_is_another_code(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_has_its_own_exit_code(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         mvlm(words)
     assert ended.value.code == 2
     assert "usage: mvlm" in capsys.readouterr().err
 
 
-# --- while it runs
+# --- during a run
 
 
-def test_an_image_that_was_damaged_since_names_its_row(
+def test_an_image_damaged_after_sharding_is_named_by_its_row(
     tmp_path: Path,
     scenes: Path,
     one_rank: None,  # noqa: F811
@@ -301,12 +301,12 @@ def test_an_image_that_was_damaged_since_names_its_row(
     assert mvlm(train(tmp_path / "run", f"data.train={tmp_path}/shards")) == 1
     message = sentence(capfd.readouterr().err)
     assert "000000.arrow row" in message and "checksum" in message
-    assert find_checkpoint(tmp_path / "run").name == "step_00000000"  # the one that it began with
+    assert find_checkpoint(tmp_path / "run").name == "step_00000000"  # the initial one
 
 
 @pytest.mark.parametrize("launcher", [False, pytest.param(True, marks=pytest.mark.campaign)])
-def test_rank_0_says_it_before_a_launcher_ends_all(tmp_path: Path, launcher: bool) -> None:
-    """DeepSpeed's, or one that ends the others at once."""
+def test_rank_0_reports_a_mistake_before_the_launcher_ends_all_ranks(tmp_path: Path, launcher: bool) -> None:
+    """DeepSpeed's launcher, or one that ends the others at once."""
     words = train(tmp_path / "run")
     ended = run_command(mvlm_command(*words, ranks=2)) if launcher else ranks.run_ranks(ranks.mvlm, *words, ranks=2)
     assert ended.returncode == 1
@@ -315,18 +315,12 @@ def test_rank_0_says_it_before_a_launcher_ends_all(tmp_path: Path, launcher: boo
     assert "data.train" in spoken[0] and "rank" not in spoken[0]
 
 
-@pytest.mark.parametrize(
-    ("room", "steps", "what"),
-    [
-        pytest.param("8k", 4, "tokenizer", marks=pytest.mark.campaign),
-        pytest.param("56k", 4, "step_00000000", marks=pytest.mark.campaign),
-        pytest.param("1m", 4, "step_00000004", marks=pytest.mark.campaign),
-    ],
-)
-def test_no_room_on_the_disk(mount_disk: Callable[[str], Path], scenes: Path, room: str, steps: int, what: str) -> None:
-    """Of a process of its own; tests/training/test_checkpoint.py has a disk that fills up in this one."""
+@pytest.mark.campaign
+@pytest.mark.parametrize(("room", "what"), [("8k", "tokenizer"), ("56k", "step_00000000"), ("1m", "step_00000004")])
+def test_a_full_disk_is_reported(mount_disk: Callable[[str], Path], scenes: Path, room: str, what: str) -> None:
+    """In a process of its own; tests/training/test_checkpoint.py fills a disk under this one."""
     run = mount_disk(room) / "run"
-    words = train(run, f"data.train={scenes}/train", f"train.steps={steps}", "checkpoint.every=0")
+    words = train(run, f"data.train={scenes}/train", "checkpoint.every=0")
     ended = run_command(mvlm_command(*words, launcher=False))
     assert ended.returncode == 1, ended.stderr
     message = sentence(ended.stderr)
@@ -336,7 +330,7 @@ def test_no_room_on_the_disk(mount_disk: Callable[[str], Path], scenes: Path, ro
 
 
 @pytest.mark.campaign
-def test_fp16_on_a_processor_that_has_none(tmp_path: Path, scenes: Path) -> None:
+def test_fp16_on_a_processor_without_it_is_refused(tmp_path: Path, scenes: Path) -> None:
     (tmp_path / "mine.json").write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}')
     words = train(tmp_path / "run", f"data.train={scenes}/train", deepspeed=tmp_path / "mine.json")
     ended = run_command(mvlm_command(*words, launcher=False))
