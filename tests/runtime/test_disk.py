@@ -1,4 +1,4 @@
-"""Which folders are read at random: by what the kernel says of file system and disk, and by trying."""
+"""Which folders can be read at random, from what the kernel says about file system and disk, and from trials."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOUNTS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
 
 @pytest.fixture
 def machine(tmp_path: Path) -> dict[str, Path]:
-    """A root disk that turns, whose partition has no flag of its own, and a second one that does not."""
+    """A rotating root disk, whose partition has no flag of its own, and a second disk that does not rotate."""
     (tmp_path / "mountinfo").write_text(MOUNTS.format(base=tmp_path))
     for name, turns in (("254:0", "1"), ("sdb", "0")):
         (tmp_path / "dev" / name / "queue").mkdir(parents=True)
@@ -37,13 +37,13 @@ def machine(tmp_path: Path) -> dict[str, Path]:
     [
         ("memory/shards", ""),
         ("net/shards", "is on nfs4, which may be remote"),
-        ("net/inside it/shards", ""),  # a disk that does not turn, mounted below the network's
-        ("over/shards", ""),  # what was mounted last hides the one before
+        ("net/inside it/shards", ""),  # a solid-state disk mounted inside the network's folder
+        ("over/shards", ""),  # the last mount hides the one before it
         ("shards", "takes 20 ms"),
-        ("unnamed/shards", "takes 20 ms"),  # it names no disk
+        ("unnamed/shards", "takes 20 ms"),  # the mount names no disk
     ],
 )
-def test_what_the_kernel_says_is_believed_unless_it_says_that_a_disk_turns(
+def test_the_kernel_is_believed_unless_it_says_that_a_disk_rotates(
     machine: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, slow: str
 ) -> None:
     (tmp_path / place).mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_what_the_kernel_says_is_believed_unless_it_says_that_a_disk_turns(
     assert bool(why_slow(tmp_path / place, **machine)) == ("nfs4" in slow)
 
 
-def test_a_small_corpus_on_a_local_disk_is_shuffled_alike_on_a_busy_machine_and_an_idle_one(
+def test_a_small_corpus_on_a_local_disk_is_not_slow_even_on_a_busy_machine(
     machine: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "seconds_a_read", lambda files: 0.02)
@@ -66,11 +66,11 @@ def test_a_small_corpus_on_a_local_disk_is_shuffled_alike_on_a_busy_machine_and_
         assert bool(why_slow(tmp_path / place, **machine)) == slow
 
 
-def test_a_url_is_no_disk() -> None:
+def test_a_url_is_not_a_disk() -> None:
     assert why_slow("s3://bucket/shards") == "s3://bucket/shards is an object store, not a disk"
 
 
-def test_the_mounts_are_those_that_the_system_names(tmp_path: Path) -> None:
+def test_mounts_agree_with_stat(tmp_path: Path) -> None:
     for place in ("/dev/shm", "/proc", str(tmp_path)):
         words = ["stat", "-f", "-c", "%T", place]
         known = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Compilations of torch's that were killed hold nobody up, and living ones are waited for."""
+"""Extensions that torch compiles: locks of killed compilations are removed, running ones are waited for."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def compilation(folder: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds torch's lock of an extension, as one that compiles it does."""
+    """A process that holds torch's lock on an extension, as during compilation."""
     words = [sys.executable, "-c", COMPILATION, str(folder / "lock"), str(seconds)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "compiling\n"
@@ -60,27 +60,25 @@ def test_the_lock_of_a_killed_compilation_is_removed(extension: Path, capsys: py
     assert (extension / "lock").exists()
     age(extension, extensions.QUIET_SECONDS + 1)
     wait_for_compilations({"fused_adam"})
-    assert (extension / "lock").exists()  # of another extension
+    assert (extension / "lock").exists()  # it belongs to another extension
     wait_for_compilations({"cpu_adam"})
     assert not (extension / "lock").exists()
     assert f"Removed {extension}/lock" in capsys.readouterr().err
 
 
-def test_what_may_be_compiled_on_another_machine_is_waited_for(
+def test_a_compilation_on_another_machine_is_waited_for_until_it_is_quiet(
     extension: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extensions, "QUIET_SECONDS", 2.0)
     (extension / "lock").touch()
     age(extension, 60)
-    (extension / "cpu_adam.o").touch()  # has just been made
+    (extension / "cpu_adam.o").touch()  # just written
     began = time.monotonic()
     wait_for_compilations({"cpu_adam"})
     assert time.monotonic() - began > 1.5 and not (extension / "lock").exists()
 
 
-def test_a_lock_from_before_the_clock_was_set_back_is_not_waited_for_until_then(
-    extension: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_from_the_future_is_not_waited_for(extension: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extensions, "QUIET_SECONDS", 1.0)
     (extension / "lock").touch()
     age(extension, -86_400)
@@ -90,13 +88,13 @@ def test_a_lock_from_before_the_clock_was_set_back_is_not_waited_for_until_then(
     assert not waiting.is_alive() and not (extension / "lock").exists()
 
 
-def test_a_compilation_here_is_waited_for_however_long_it_is_quiet(
+def test_a_compilation_on_this_machine_is_waited_for_however_quiet(
     extension: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with compilation(extension, 1.5) as process:
         age(extension, extensions.QUIET_SECONDS + 1)
         wait_for_compilations({"cpu_adam"})
-        assert process.wait(10) == 0  # it has removed its lock itself, which fails where another has
+        assert process.wait(10) == 0  # it removed its lock itself, which would fail otherwise
     said = capsys.readouterr().err
     assert f"Waiting for {extension}/lock" in said and "Removed" not in said
 
@@ -112,15 +110,15 @@ assert locks() == []
 """
 
 
-def test_nobody_waits_for_the_lock_of_an_extension_that_is_there(tmp_path: Path) -> None:
-    """Whether this torch removes it or not; the test would take the ten minutes of one that was killed."""
+def test_a_compiled_extension_leaves_no_lock_to_wait_for(tmp_path: Path) -> None:
+    """Whether or not this torch removes its lock; a lock that stayed would cost the ten minutes of a killed one."""
     environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     (tmp_path / "answer.cpp").write_text("int answer() { return 42; }")
     subprocess.run([sys.executable, "-c", COMPILED, tmp_path / "answer.cpp"], env=environment, check=True, timeout=300)
     assert (tmp_path / "compiled").is_dir() or list(tmp_path.glob("*/compiled"))
 
 
-def test_a_torch_whose_locks_the_system_frees_is_known(tmp_path: Path) -> None:
+def test_a_torch_with_locks_that_the_system_frees_is_recognised(tmp_path: Path) -> None:
     for name, source, waits in (("old", "baton = FileBaton(path)", True), ("new", "with FileLock(path):", False)):
         (tmp_path / name / "torch/utils").mkdir(parents=True)
         (tmp_path / name / "torch/__init__.py").touch()

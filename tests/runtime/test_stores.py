@@ -1,4 +1,4 @@
-"""Writing that lasts, and one client for every store: what is tried again, what is not, and what it says then."""
+"""Durable writes, and the client of all stores: what is retried, what is not, and the errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mvlm.runtime.storage import Attempts, Outages, Storage, write_durably
 
 
 class Flaky(MemoryFileSystem):
-    """Fails as often as it is told to, by the name of the method."""
+    """Fails as often as `failures` says, by name of the method."""
 
     protocol = "flaky"
     store: ClassVar[dict[str, Any]] = {}
@@ -58,7 +58,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Storage]]:
     Flaky.store.clear()
 
 
-def test_a_file_gets_its_name_when_the_disk_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_renamed_into_place_only_after_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -82,8 +82,8 @@ def test_a_file_gets_its_name_when_the_disk_has_it(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "a.json").read_text() == "after" and (tmp_path / "new/b").read_bytes() == b"bytes"
 
 
-def test_several_may_write_the_same_file_of_a_disk_at_once(tmp_path: Path) -> None:
-    """As the nodes of a run do, each of which has the settings that a checkpoint takes along."""
+def test_several_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    """As the nodes of a run do, each of which uploads the settings with a checkpoint."""
     (tmp_path / "here").write_bytes(bytes(100_000))
     store = Storage(f"file://{tmp_path}/mirror", "see to it")
     with ThreadPoolExecutor(8) as threads:
@@ -92,14 +92,14 @@ def test_several_may_write_the_same_file_of_a_disk_at_once(tmp_path: Path) -> No
     assert store.sizes() == {"step/config.toml": 100_000}
 
 
-def test_a_file_url_names_the_same_folder_as_everywhere_else(tmp_path: Path) -> None:
+def test_a_quoted_file_url_names_the_unquoted_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a corpus é"
     Storage(folder.as_uri(), "see to it").write("one", b"1")
     assert (folder / "one").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("protocol", ["file", "memory"])
-def test_what_is_written_can_be_listed_read_and_deleted(tmp_path: Path, protocol: str) -> None:
+def test_written_files_can_be_listed_read_and_deleted(tmp_path: Path, protocol: str) -> None:
     store = Storage(
         {"file": f"file://{tmp_path}/in", "memory": f"memory://{tmp_path.name}"}[protocol] + "/", "see to it"
     )
@@ -120,7 +120,7 @@ def test_what_is_written_can_be_listed_read_and_deleted(tmp_path: Path, protocol
     assert store.sizes() == {}
 
 
-def test_what_may_pass_is_tried_again(flaky: Callable[..., Storage]) -> None:
+def test_transient_errors_are_retried(flaky: Callable[..., Storage]) -> None:
     store = flaky(pipe_file=2, cat_file=2)
     store.write("a", b"1")
     assert store.read("a") == b"1" and Flaky.calls == {"pipe_file": 3, "cat_file": 3}
@@ -130,7 +130,7 @@ def test_what_may_pass_is_tried_again(flaky: Callable[..., Storage]) -> None:
 
 
 @pytest.mark.parametrize("error", [PermissionError("403"), OSError(errno.ENOSPC, "full"), ValueError("no such host")])
-def test_what_will_not_pass_is_said_at_once(flaky: Callable[..., Storage], error: Exception) -> None:
+def test_permanent_errors_are_reported_at_once(flaky: Callable[..., Storage], error: Exception) -> None:
     with pytest.raises(UserError, match=r"flaky://bucket/a cannot be written"):
         flaky(error, pipe_file=1).write("a", b"1")
     assert Flaky.calls["pipe_file"] == 1
@@ -145,8 +145,8 @@ def test_a_full_disk_here_is_not_blamed_on_the_store(tmp_path: Path, mount_disk:
         Storage(f"local://{tmp_path}", "check the URL").download("big", here / "big")
 
 
-def test_pauses_are_never_shorter_and_not_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the ranks of a run do not come back to a store all at the same moment."""
+def test_pauses_are_never_shortened_and_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the ranks of a run do not all return to a store at the same moment."""
     waited: list[float] = []
     monkeypatch.setattr(Attempts, "_wait", lambda self, seconds: waited.append(seconds))
     monkeypatch.setattr(storage, "PAUSES_S", (1.0,) * 50)
