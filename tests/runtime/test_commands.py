@@ -42,8 +42,8 @@ def call(saved: Path, seconds: float = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0)
 
 
-def test_a_command_saves_when_what_has_called_it_is_killed(tmp_path: Path) -> None:
-    """As a notebook is that is restarted: the command would train on with nobody to see or end it."""
+def test_a_command_saves_if_its_caller_is_killed(tmp_path: Path) -> None:
+    """As by restarting a notebook: otherwise it would train on with nobody to see or stop it."""
     with call(tmp_path / "saved") as caller:
         assert caller.stdout and caller.stdout.readline() == "training\n"
         caller.kill()
@@ -53,8 +53,8 @@ def test_a_command_saves_when_what_has_called_it_is_killed(tmp_path: Path) -> No
         time.sleep(0.05)
 
 
-def test_ctrl_c_has_a_command_save_before_it_ends(tmp_path: Path) -> None:
-    """A terminal sends it to all processes of its group at once."""
+def test_a_command_saves_at_ctrl_c_before_it_ends(tmp_path: Path) -> None:
+    """A terminal sends the signal to the whole process group."""
     caller = call(tmp_path / "saved")
     try:
         assert caller.stdout and caller.stdout.readline() == "training\n"
@@ -65,8 +65,8 @@ def test_ctrl_c_has_a_command_save_before_it_ends(tmp_path: Path) -> None:
     assert caller.returncode == 0
 
 
-def test_a_second_ctrl_c_waits_for_what_is_being_saved(tmp_path: Path) -> None:
-    """It was told where the run would resume before that was saved, and the run was still there."""
+def test_a_second_ctrl_c_waits_for_the_save(tmp_path: Path) -> None:
+    """Otherwise the caller would name the checkpoint to resume from before it is saved, and leave the run behind."""
     caller = call(tmp_path / "saved", seconds=2)
     try:
         assert caller.stdout and caller.stdout.readline() == "training\n"
@@ -79,7 +79,7 @@ def test_a_second_ctrl_c_waits_for_what_is_being_saved(tmp_path: Path) -> None:
     assert (tmp_path / "saved").exists()
 
 
-def test_a_command_that_was_killed_is_resumed_by_the_same_call() -> None:
+def test_the_error_of_a_killed_command_says_that_the_same_call_resumes() -> None:
     kills = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     with pytest.raises(UserError, match=r"ended by SIGKILL, .* memory .*: make the same call again, which resumes"):
         run_command([sys.executable, "-c", kills])

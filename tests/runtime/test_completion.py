@@ -1,4 +1,4 @@
-"""bash really completes the three commands, from the scripts that they print."""
+"""The three commands are completed by a real bash from the scripts that they print."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Complete = Callable[..., set[str]]
 
 @pytest.fixture(scope="module")
 def printed() -> Callable[[str, str], str]:
-    """What a command prints for a shell, made once: to know all commands of mvlm takes seconds."""
+    """What a command prints for a shell, cached: it takes seconds to describe all commands of mvlm."""
     made: dict[tuple[str, str], str] = {}
 
     def script(command: str, shell: str) -> str:
@@ -37,7 +37,7 @@ def printed() -> Callable[[str, str], str]:
 
 @pytest.fixture
 def completes(printed: Callable[[str, str], str], tmp_path: Path) -> Complete:
-    """completes(word, ..., last) -> what bash offers for the last word, in a folder with run.toml and shards/."""
+    """completes(word, ..., last) -> bash's completions of the last word, in a folder with run.toml and shards/."""
     (tmp_path / "run.toml").touch()
     (tmp_path / "shards").mkdir()
 
@@ -59,14 +59,14 @@ def completes(printed: Callable[[str, str], str], tmp_path: Path) -> Complete:
     return ask
 
 
-def test_all_commands(completes: Complete) -> None:
+def test_commands_are_completed(completes: Complete) -> None:
     assert completes("mvlm", "") >= set(COMMANDS)
     assert completes("mvlm", "pre") == {"predict", "preflight"}
     assert completes("mvlm-data", "s") >= {"shard", "stats", "split", "synth"}
     assert completes("mvlm-cluster", "su") == {"submit"}
 
 
-def test_options_choices_and_paths(completes: Complete) -> None:
+def test_options_choices_and_paths_are_completed(completes: Complete) -> None:
     assert completes("mvlm", "evaluate", "retr") == {"retrieval"}
     assert completes("mvlm", "evaluate", "retrieval", "--chec") == {"--checkpoint"}
     assert completes("mvlm", "train", "ru") == {"run.toml"}

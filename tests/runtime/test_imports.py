@@ -1,4 +1,4 @@
-"""Imports without a search for garbage: what is imported is left out of later searches, and nothing else is."""
+"""Imports without garbage collection: imported objects, and no others, are left out of later collections."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(gc.isenabled())
 """
 
 
-def test_what_is_imported_is_not_searched_for_garbage() -> None:
+def test_imported_objects_are_frozen_and_garbage_is_not() -> None:
     ended = run_command([sys.executable, "-c", WORDS])
     assert ended.stdout.splitlines() == ["False True True True", "0 True", "False", "at the end 0"], ended.stderr
 
@@ -59,20 +59,20 @@ assert sys.modules["transformers.models"].RobertaConfig is transformers.RobertaC
 """
 
 
-def test_transformers_reads_the_sources_of_its_models_once() -> None:
+def test_transformers_reads_the_sources_of_its_models_only_once() -> None:
     ended = run_command([sys.executable, "-c", f"import sys; print(len(sys.meta_path)){SCANNED}"])
     before, found = ended.stdout.splitlines()
     sources, times, name, finders = found.split()
     assert (sources, times, name) == ("True", "1", "RobertaConfig"), ended.stderr
-    assert int(finders) <= int(before) + 1 and ended.returncode == 0, "its own finder of old names, and none of ours"
+    assert int(finders) <= int(before) + 1 and ended.returncode == 0, "only transformers adds a finder"
 
 
-UNASKED = """
+READING = """
 import sys
 import mvlm.data.shards.mixture
 print("pandas" in sys.modules, "torch" in sys.modules)
 """
 
 
-def test_what_reads_shards_does_not_import_pandas() -> None:
-    assert run_command([sys.executable, "-c", UNASKED]).stdout == "False False\n"
+def test_reading_shards_imports_neither_pandas_nor_torch() -> None:
+    assert run_command([sys.executable, "-c", READING]).stdout == "False False\n"

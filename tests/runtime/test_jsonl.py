@@ -1,4 +1,4 @@
-"""A file that grows under its reader."""
+"""JSON lines that are read while they are written, and what `mvlm watch` makes of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mvlm.runtime.jsonl import JsonLinesTail
 from mvlm.watch.history import History, sparkline
 
 
-def test_every_line_is_given_once_and_when_it_is_whole(tmp_path: Path) -> None:
+def test_every_line_is_returned_once_as_soon_as_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = JsonLinesTail(path)
     assert lines.new() == []
@@ -22,19 +22,19 @@ def test_every_line_is_given_once_and_when_it_is_whole(tmp_path: Path) -> None:
     assert not lines.replaced
 
 
-def test_only_what_is_new_is_read(tmp_path: Path) -> None:
+def test_only_new_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' * 1000)
     lines = JsonLinesTail(path)
     assert len(lines.new()) == 1000
-    with open(path, "r+") as file:  # what has been read is not looked at again
+    with open(path, "r+") as file:  # what has been read already
         file.write("X" * 100)
     with open(path, "a") as file:
         file.write('{"step": 2}\n')
     assert lines.new() == [{"step": 2}]
 
 
-def test_a_torn_line_that_the_next_attempt_takes_off_is_forgotten(tmp_path: Path) -> None:
+def test_a_torn_line_that_the_next_attempt_truncates_is_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "loss": 0.12345')
     lines = JsonLinesTail(path)
@@ -46,7 +46,7 @@ def test_a_torn_line_that_the_next_attempt_takes_off_is_forgotten(tmp_path: Path
     assert not lines.replaced
 
 
-def test_another_file_in_its_place_is_read_anew(tmp_path: Path) -> None:
+def test_a_replaced_file_is_read_from_the_start(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n')
     lines = JsonLinesTail(path)
@@ -57,7 +57,7 @@ def test_another_file_in_its_place_is_read_anew(tmp_path: Path) -> None:
     assert lines.replaced
 
 
-def test_of_a_long_file_the_end_is_read(tmp_path: Path) -> None:
+def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step:04d}1}}\n'.replace(" 0", " 1") for step in range(1000)))
     found = JsonLinesTail(path, tail=100).new()
@@ -65,16 +65,16 @@ def test_of_a_long_file_the_end_is_read(tmp_path: Path) -> None:
     assert found[-1] == {"step": 19991}
 
 
-def test_a_step_made_again_counts_as_it_was_made_last() -> None:
+def test_a_repeated_step_replaces_the_first_one_and_all_later_ones() -> None:
     history = History()
     for step in range(1, 11):
         history.add({"step": step, "loss": float(step), "pairs_per_s": 100.0})
     history.add({"step": 10, "eval/mean_recall": 0.1})
-    for step in (6, 7):  # killed, and gone on from step 5
+    for step in (6, 7):  # killed, and resumed from step 5
         history.add({"step": step, "loss": 60.0 + step, "pairs_per_s": 50.0})
     assert history.curve("loss") == [1.0, 2.0, 3.0, 4.0, 5.0, 66.0, 67.0]
     assert history.last["step"] == 7
-    assert history.evaluation == {}  # it belongs to a step that has not been made again yet
+    assert history.evaluation == {}  # of a step that has not been repeated yet
     history.add({"step": 8, "loss": None, "pairs_per_s": 50.0})  # not finite
     history.add({"step": 8, "eval/put_off": 40.0})
     assert len(history.curve("loss")) == 7
@@ -82,7 +82,7 @@ def test_a_step_made_again_counts_as_it_was_made_last() -> None:
     assert history.pairs_per_s == 50.0
 
 
-def test_a_sparkline_is_highest_where_the_values_are() -> None:
+def test_a_sparkline_follows_its_values() -> None:
     assert sparkline([0.0, 7.0, 3.5], 10) == "▁█▅"
     assert sparkline([1.0, 1.0], 10) == "▁▁"
     assert sparkline([], 10) == ""

@@ -1,4 +1,4 @@
-"""How a rank ends: all that is to be done is done, and the interpreter is not taken down."""
+"""A rank ends after all pending work, but without finalizing the interpreter."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ class Finalized:
 
 def late(word):
     time.sleep(0.3)
-    sys.stdout.write(f"{word}\\n")  # at once: the other thread writes too
+    sys.stdout.write(f"{word}\\n")  # in one write, since the other thread writes too
 
 kept = Finalized()
 atexit.register(print, "at exit")
@@ -29,7 +29,7 @@ print("error", file=sys.stderr)
 """
 
 
-def test_a_rank_that_leaves_does_what_is_left_and_finalizes_nothing():
+def test_a_leaving_rank_completes_pending_work_and_finalizes_nothing():
     source = f"{MARKS}{WORK}from mvlm.runtime.launch import leave\nleave(75)"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
     assert done.returncode == 75 and done.stderr == "error\n"
@@ -38,7 +38,7 @@ def test_a_rank_that_leaves_does_what_is_left_and_finalizes_nothing():
 
 
 @pytest.mark.parametrize("world, said", [(1, ["at exit", "finalized"]), (2, ["at exit"])])
-def test_the_command_leaves_so_where_it_is_one_of_several_ranks(tmp_path, world, said):
+def test_the_command_leaves_this_way_only_as_one_of_several_ranks(tmp_path, world, said):
     (tmp_path / "sitecustomize.py").write_text(MARKS)
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"RANK": "0", "WORLD_SIZE": str(world), "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""Threads of a rank: its share of the cores there are, unless somebody has said otherwise."""
+"""Limits of the machine: each rank's share of the cores, unless the user has set it, quotas and memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_ranks_share_the_cores(eight_cores: None, environment: dict[str, str], t
     assert share_cores(2, environment) == threads
 
 
-def test_a_quota_counts_before_the_cores(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quota_takes_precedence_over_the_cores(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "cpu_quota", lambda: 4)
     assert share_cores(2, {}) == 2
 
@@ -52,7 +52,7 @@ def test_a_quota_counts_before_the_cores(eight_cores: None, monkeypatch: pytest.
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 1 << 20),
     ],
 )
-def test_the_smallest_quota_of_all_levels(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+def test_the_smallest_quota_of_all_levels_counts(tmp_path: Path, files: dict[str, str], cores: int) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -73,7 +73,7 @@ def test_the_smallest_quota_of_all_levels(tmp_path: Path, files: dict[str, str],
         ({"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "6000"}, 0),
     ],
 )
-def test_memory_that_is_left_at_every_level(tmp_path: Path, files: dict[str, str], left: int | None) -> None:
+def test_the_least_memory_left_at_any_level_counts(tmp_path: Path, files: dict[str, str], left: int | None) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

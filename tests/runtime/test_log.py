@@ -1,4 +1,4 @@
-"""What is said on standard error, and by which rank."""
+"""What is written to standard error, and by which rank."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_rank_0_speaks_for_all_and_others_for_themselves(
     assert capsys.readouterr().err == said
 
 
-def test_no_other_logger_says_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_other_logger_repeats_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     root, again = logging.getLogger(), logging.StreamHandler()
     root.addHandler(again)
     try:
@@ -51,20 +51,20 @@ def test_a_progress_bar_is_not_torn() -> None:
 
 
 DIRECT = {
-    "mvlm/__main__.py",  # lets go of what cannot be said any more
+    "mvlm/__main__.py",  # drops what can no longer be written
     "mvlm/check/nodes/rollcall.py",  # ends a process whose main thread is stuck
     "mvlm/cli/check.py",  # what libraries print when they are imported
-    "mvlm/cli/evaluate.py",  # where a file that was asked for is
-    "mvlm/cli/train.py",  # names its rank, be it 0
-    "mvlm/runtime/launch.py",  # has what was said written before a rank ends
+    "mvlm/cli/evaluate.py",  # where a requested file is
+    "mvlm/cli/train.py",  # names its rank, even rank 0
+    "mvlm/runtime/launch.py",  # flushes before a rank ends
     "mvlm/runtime/log.py",
     "mvlm/runtime/output.py",  # the same
     "mvlm/search/build.py",  # a progress bar
     "mvlm/training/logging/monitor.py",  # another
 }
-"""Who writes to standard error without `logging`, beside the watchdog, which writes to the descriptor itself."""
+"""Files that write to standard error without `logging`; the watchdog writes to the descriptor itself."""
 
 
-def test_everybody_else_speaks_through_logging() -> None:
+def test_everything_else_is_logged() -> None:
     sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "mvlm").rglob("*.py")}
     assert {name for name, source in sources.items() if "sys.stderr" in source or "stderr=True" in source} == DIRECT

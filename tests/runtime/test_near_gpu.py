@@ -1,4 +1,4 @@
-"""A rank stays on the cores near its GPU, as far as it has them."""
+"""A rank stays on those of its cores that are near its GPU."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ print(json.dumps([near, sorted(os.sched_getaffinity(0))]))
 @pytest.mark.parametrize(
     ("text", "cores"), [("0-3,8\n", {0, 1, 2, 3, 8}), ("5", {5}), ("", set()), ("0,2-3", {0, 2, 3})]
 )
-def test_a_list_of_cores_is_read_as_linux_writes_it(text: str, cores: set[int]) -> None:
+def test_linuxs_lists_of_cores_are_read(text: str, cores: set[int]) -> None:
     assert cores_of(text) == cores
 
 
-def test_a_rank_keeps_the_near_ones_of_its_cores(tmp_path: Path) -> None:
+def test_a_rank_keeps_those_of_its_cores_that_are_near(tmp_path: Path) -> None:
     own = sorted(os.sched_getaffinity(0))
     device = tmp_path / "0000:dc:00.0"
 
@@ -40,6 +40,6 @@ def test_a_rank_keeps_the_near_ones_of_its_cores(tmp_path: Path) -> None:
         words = [sys.executable, "-c", BOUND, str(tmp_path)]
         return json.loads(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
-    assert bound(None) == [True, own], "Linux does not know"
+    assert bound(None) == [True, own], "Linux does not say which are near"
     assert bound(f"{own[0]},{own[-1] + 1}-{own[-1] + 9}") == [True, own[:1]]
-    assert bound(f"{own[-1] + 1}-{own[-1] + 9}") == [False, own], "all near ones are others'"
+    assert bound(f"{own[-1] + 1}-{own[-1] + 9}") == [False, own], "no near core belongs to this rank"

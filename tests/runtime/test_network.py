@@ -1,4 +1,4 @@
-"""What ranks are told of the network."""
+"""Settings of the network that ranks communicate over."""
 
 import os
 from typing import get_args, get_type_hints
@@ -19,7 +19,7 @@ def adapter(folder, name, driver, layer):
     (folder / name / "device/driver").symlink_to(folder.parent / "drivers" / driver)
 
 
-def test_adapters_are_told_by_driver_and_link_layer(tmp_path):
+def test_adapters_are_recognised_by_driver_and_link_layer(tmp_path):
     folder = tmp_path / "infiniband"
     assert network.adapters(folder) == "Ethernet"
     adapter(folder, "mlx5_0", "mlx5_core", "InfiniBand")
@@ -30,14 +30,14 @@ def test_adapters_are_told_by_driver_and_link_layer(tmp_path):
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "no.such.host.invalid"])
-def test_no_interface_is_chosen_where_the_ranks_share_a_machine_or_nothing_is_known(monkeypatch, host):
+def test_no_interface_is_chosen_on_a_single_machine_or_for_an_unknown_host(monkeypatch, host):
     monkeypatch.setenv("MASTER_ADDR", host)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     network.prepare()
     assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 
-def test_what_the_user_has_set_stays(monkeypatch):
+def test_settings_of_the_user_are_kept(monkeypatch):
     monkeypatch.setattr(network, "interface_towards", lambda host: "eth7")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")

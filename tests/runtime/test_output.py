@@ -1,4 +1,4 @@
-"""Commands whose output nobody reads to its end."""
+"""Commands whose output cannot be written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mvlm.errors import ExitCode
 
 
 @pytest.mark.parametrize("command", ["mvlm doctor", "data_tools completion bash"])
-def test_a_reader_that_ends_first_is_neither_a_bug_nor_a_full_disk(command: str) -> None:
+def test_a_closed_pipe_is_reported_as_neither_a_bug_nor_a_full_disk(command: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     module, *words = command.split()
-    # Unbuffered, for what is flushed only as the interpreter ends is past what a command can answer for.
+    # Unbuffered, since a command cannot catch what fails only when the interpreter flushes at its end.
     argv = [sys.executable, "-u", "-m", module, *words]
     done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(writing)
@@ -27,7 +27,7 @@ def test_a_reader_that_ends_first_is_neither_a_bug_nor_a_full_disk(command: str)
 
 
 @pytest.mark.parametrize("command", ["mvlm config train.epochs", "data_tools completion bash"])
-def test_an_answer_that_a_full_disk_cannot_take_is_told_in_a_sentence(command: str) -> None:
+def test_output_to_a_full_disk_is_refused_in_a_sentence(command: str) -> None:
     module, *words = command.split()
     with open("/dev/full", "w") as full:
         argv = [sys.executable, "-m", module, *words]

@@ -1,4 +1,4 @@
-"""The command that a run keeps is the one that was typed, not what a launcher made of it."""
+"""A run records the command as it was typed, not as a launcher rewrote it."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ LAUNCH = ["/venv/bin/python", "-u", "-m", "deepspeed.launcher.launch", "--world_
         ([], "mvlm"),
     ],
 )  # fmt: skip
-def test_a_launcher_is_shown_as_it_was_typed(ancestors: list[list[str]], typed: str) -> None:
+def test_the_command_is_recorded_as_it_was_typed(ancestors: list[list[str]], typed: str) -> None:
     assert typed_command(RANK, ancestors) == f"{typed} train run.toml --deepspeed_config ds.json 'a={{b = 1}}'"
