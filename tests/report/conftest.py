@@ -1,6 +1,7 @@
-"""A run as `mvlm train` leaves it after three steps, on captions that no page should trust."""
+"""A run as `mvlm train` leaves it after three steps, with captions that a page must escape."""
 
 import json
+import re
 import shutil
 from functools import partial
 
@@ -32,17 +33,32 @@ def train_on(scenes, eval_shards, run):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy of that run, to be changed at will."""
+    """A copy of that run, which a test may change."""
     return shutil.copytree(trained, tmp_path / trained.name)
 
 
 @pytest.fixture
 def bare_run(run):
-    """The same without evaluation data, so that no model is needed."""
-    config = (run / "config.toml").read_text()
-    eval_line = next(line for line in config.splitlines() if line.startswith("eval = "))
-    (run / "config.toml").write_text(config.replace(eval_line, "eval = []"))
+    """The same without evaluation data, whose report needs no model."""
+    name_data(run, "eval")
     return run
+
+
+@pytest.fixture
+def brief_run(bare_run):
+    """The same with a single metric: a page that is read for its text need not wait for all charts."""
+    lines = map(json.loads, (bare_run / "metrics.jsonl").read_text().splitlines())
+    (bare_run / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": line["step"], "loss": line["loss"]}) + "\n" for line in lines if "loss" in line)
+    )
+    return bare_run
+
+
+def name_data(run, key, *paths):
+    """Change the data that a run's configuration names as `train` or `eval`."""
+    config = (run / "config.toml").read_text()
+    listed = json.dumps([str(path) for path in paths])
+    (run / "config.toml").write_text(re.sub(rf"(?m)^{key} = .*$", f"{key} = {listed}", config, count=1))
 
 
 @pytest.fixture

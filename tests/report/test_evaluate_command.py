@@ -1,4 +1,4 @@
-"""`mvlm evaluate` as a user runs it, on the same real run."""
+"""`mvlm evaluate` as a user calls it, on the same real run."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_retrieval_prints_and_writes_the_same(trained, eval_shards, tmp_path, ca
     assert [path.name for path in out.parent.iterdir()] == ["retrieval.json"]
 
 
-def test_reconstruction_of_chosen_words_and_limit(trained, eval_shards, tmp_path):
+def test_reconstruction_takes_chosen_words_and_a_limit(trained, eval_shards, tmp_path):
     out = tmp_path / "reconstruction.json"
     drawn = ("--pictures", tmp_path / "drawn")
     assert (
@@ -56,7 +56,7 @@ def test_mistakes_are_one_sentence(trained, eval_shards, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words", [["--batch", "0"], ["--rerank", "-1"], ["--words", " , "], ["--limit", "x"]])
-def test_wrong_usage_is_2(trained, eval_shards, words):
+def test_wrong_usage_exits_with_2(trained, eval_shards, words):
     with pytest.raises(SystemExit) as stop:
         evaluate("reconstruction", trained, eval_shards, *words)
     assert stop.value.code == 2
