@@ -31,7 +31,7 @@ def install(folder: Path, package: str, name: str) -> Path:
     return file
 
 
-def test_both_are_found_or_neither(installed: Path) -> None:
+def test_both_encoders_are_found_or_neither(installed: Path) -> None:
     images = install(installed, IMAGES, IMAGE_WEIGHTS)
     assert small_encoders() is None
     texts = install(installed, TEXTS, f"{TEXT_FOLDER}/config.json").parent
@@ -41,22 +41,22 @@ def test_both_are_found_or_neither(installed: Path) -> None:
     assert small_encoders() is None
 
 
-def test_a_small_corpus_on_a_cpu_begins_with_them(installed: Path, tmp_path: Path) -> None:
+def test_a_small_corpus_on_a_cpu_starts_from_them(installed: Path, tmp_path: Path) -> None:
     install(installed, IMAGES, IMAGE_WEIGHTS)
     install(installed, TEXTS, f"{TEXT_FOLDER}/config.json")
     found = small_encoders()
     assert found
-    for images, gpus, begins in ((500, 0, True), (SMALL, 0, True), (SMALL + 1, 0, False), (500, 8, False)):
+    for images, gpus, starts in ((500, 0, True), (SMALL, 0, True), (SMALL + 1, 0, False), (500, 8, False)):
         chosen = choose(images, ["shards/train"], ["shards/eval"], tmp_path / "run", gpus, found)
         (tmp_path / "recipe.toml").write_text(chosen.text("A test."))
         config = load_config(tmp_path / "recipe.toml")
-        assert (config.model.vision_weights == str(found.images)) is begins
-        assert (config.model.text == str(found.texts)) is begins
-        assert (config.train.freeze == tuple(FROZEN)) is begins
-        assert (config.data.tokenizer == "") is begins or gpus
+        assert (config.model.vision_weights == str(found.images)) is starts
+        assert (config.model.text == str(found.texts)) is starts
+        assert (config.train.freeze == tuple(FROZEN)) is starts
+        assert (config.data.tokenizer == "") is (starts or gpus > 0)
 
 
-def test_without_them_it_says_how_to_have_them(tmp_path: Path) -> None:
+def test_without_them_the_recipe_says_how_to_install_them(tmp_path: Path) -> None:
     reasons = [
         choose(images, ["shards"], [], tmp_path, gpus, tmp_path / "dictionary.safetensors").reason
         for images, gpus in ((500, 0), (SMALL + 1, 0), (500, 8))
