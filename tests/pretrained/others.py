@@ -1,4 +1,4 @@
-"""Small models of other projects, with the names in their checkpoints and arithmetic of their own.
+"""Small models of other projects, with the names in their checkpoints, that share no code with mvlm.
 
 Written from facebookresearch/mae (models_mae.py), microsoft/SimMIM (models/simmim.py, models/vision_transformer.py) and
 salesforce/ALBEF and BLIP (models/vit.py, models/xbert.py): the names and the arithmetic are theirs.
@@ -14,7 +14,7 @@ WIDTH, HEADS, PATCH, DEPTH = 32, 2, 16, 2
 
 
 class Attention(nn.Module):
-    """SimMIM's has biases of queries and values only, and adds one to each pair of places."""
+    """SimMIM's has biases for queries and values only, and adds a bias to each pair of positions."""
 
     def __init__(self, simmim: bool) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class RelativePositionBias(nn.Module):
 
 
 class Vit(nn.Module):
-    """The encoder of all of them: patches, CLS, positions, blocks, norm -> every token."""
+    """The encoder of all of them: patches, CLS, positions, blocks, norm -> all tokens."""
 
     def __init__(self, side: int, simmim: bool = False, positions: bool = True, relative: bool = False) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Vit(nn.Module):
 
 
 class Mae(Vit):
-    """MAE's encoder has no module of its own: its decoder's parameters are beside it."""
+    """MAE's encoder is not a module of its own: the decoder's parameters are beside its own."""
 
     def __init__(self, side: int) -> None:
         super().__init__(side)
@@ -166,7 +166,7 @@ class BertLayer(nn.Module):
             self.crossattention = BertAttention()
 
     def forward(self, x: Tensor) -> Tensor:
-        """As in their mode "text", which skips cross-attention."""
+        """As in their mode "text", without cross-attention."""
         x = self.attention(x)
         return self.output(F.gelu(self.intermediate.dense(x)), x)
 
@@ -212,7 +212,7 @@ class Masked(nn.Module):
 
 
 class Albef(nn.Module):
-    """Both encoders with their momentum copies and queues, as in every checkpoint."""
+    """Both encoders with their momentum copies and queues, as all checkpoints have."""
 
     def __init__(self, side: int, words: int, positions: int, blip: bool) -> None:
         super().__init__()

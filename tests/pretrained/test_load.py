@@ -1,4 +1,4 @@
-"""Encoders filled from other projects' checkpoints compute what their models do; what does not fit is refused."""
+"""Encoders filled from other projects' checkpoints compute what their models do; mismatches are refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def filled_vision(config: Model) -> tuple[VisionEncoder, LoadReport]:
     encoder = build_image_encoder(config)
     drawn = torch.get_rng_state()
     report = fill_image_encoder(encoder, config)
-    assert torch.equal(torch.get_rng_state(), drawn)  # what is built next begins with the same random weights
+    assert torch.equal(torch.get_rng_state(), drawn)  # so that later modules keep their random weights
     return encoder.eval(), report
 
 
@@ -107,11 +107,11 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config", "__doc__": "yacs': a dictionary with attributes."})
+CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config", "__doc__": "As yacs', a dictionary with attributes."})
 
 
 def saved(folder: Path, model: torch.nn.Module, form: str) -> Path:
-    """A checkpoint as each of the projects writes it."""
+    """A checkpoint in the form in which each project writes it."""
     state, file = model.state_dict(), folder / "checkpoint.pth"
     if form == "safetensors":
         save_file(state, file := folder / "model.safetensors")
@@ -134,7 +134,7 @@ def saved(folder: Path, model: torch.nn.Module, form: str) -> Path:
 
 
 @pytest.mark.parametrize("form", ["mae", "distributed", "legacy", "sharded", "safetensors"])
-def test_mae(tmp_path: Path, form: str) -> None:
+def test_a_checkpoint_of_mae(tmp_path: Path, form: str) -> None:
     theirs = others.Mae(3).eval()
     encoder, report = filled_vision(vision(saved(tmp_path, theirs, form)))
     same(encoder(images()), theirs(pixels_of(images(), IMAGENET)))
@@ -143,7 +143,7 @@ def test_mae(tmp_path: Path, form: str) -> None:
     assert report.others == len([name for name in theirs.state_dict() if "decoder" in name or name == "mask_token"])
 
 
-def test_positions_of_patches_are_fitted_as_timm_does(tmp_path: Path) -> None:
+def test_positions_of_patches_are_resized_as_in_timm(tmp_path: Path) -> None:
     theirs = others.Mae(3).eval()
     encoder, report = filled_vision(vision(saved(tmp_path, theirs, "mae"), size=64))
     assert report.resized == {"pos_embed": ((1, 10, 32), (1, 17, 32))}
@@ -154,7 +154,7 @@ def test_positions_of_patches_are_fitted_as_timm_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_simmim_and_its_mask_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
-    """With positions, as a plain ViT; with relative biases, as timm's BEiT. Pickled settings are no obstacle."""
+    """With positions as a plain ViT, with relative biases as timm's BEiT; the file may hold pickled settings."""
     theirs = others.SimMim(3, relative).eval()
     for name in ("yacs", "yacs.config"):
         monkeypatch.setitem(sys.modules, name, module := ModuleType(name))
@@ -244,7 +244,7 @@ def test_a_text_encoder_of_transformers(
 
 @pytest.mark.parametrize("count", [12, 50])
 @pytest.mark.parametrize(("kind", "first"), [("bert", 0), ("roberta", 2)])
-def test_positions_of_words_are_cut_or_repeated(
+def test_positions_of_tokens_are_cut_or_repeated(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: str, first: int, count: int
 ) -> None:
     theirs = bert_of_transformers(kind, tokenizer)
@@ -261,7 +261,7 @@ def test_positions_of_words_are_cut_or_repeated(
 
 
 def test_a_folder_saved_by_timm(tmp_path: Path) -> None:
-    """Given as vision_weights and as model.vision itself; the classifier is left behind."""
+    """Given as vision_weights or as model.vision; the classifier is left out."""
     sizes = {"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 7}
     theirs = timm.create_model("vit_base_patch16_224", **sizes).eval()
     folder = tmp_path / "vit"
@@ -289,7 +289,7 @@ def test_a_folder_saved_by_timm(tmp_path: Path) -> None:
 
 
 def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the hub client's cache; the network is not asked."""
+    """Read from the hub client's cache without the network."""
     theirs = others.Mae(3).eval()
     snapshot = tmp_path / "models--somebody--mae/snapshots/0123"
     snapshot.mkdir(parents=True)
@@ -313,7 +313,7 @@ def refused(tmp_path: Path, change: Callable[[dict[str, Tensor]], None], model: 
     return str(error.value)
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_mismatches_are_named(tmp_path: Path) -> None:
     def nothing(state: dict[str, Tensor]) -> None: ...
 
     wide = refused(tmp_path, nothing, lambda path: vision(path, width=48))
@@ -332,13 +332,13 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 class Opener:
-    """Would run a command when unpickled."""
+    """Runs a command if unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch /nowhere/at/all",)
 
 
-def test_a_file_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"model": others.Mae(3).state_dict(), "args": Opener()}, tmp_path / "bad.pth")
     with pytest.raises(UserError, match=r"bad\.pth holds more than tensors, posix\.system, and.*save_file"):
         read_tensors(str(tmp_path / "bad.pth"))
@@ -363,7 +363,7 @@ def test_files_that_are_not_checkpoints_are_named(tmp_path: Path, name: str, con
     assert "\n" not in str(error.value)
 
 
-def test_tensors_without_names_are_no_checkpoint(tmp_path: Path) -> None:
+def test_tensors_without_known_names_are_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds no tensors by name"):
         read_tensors(str(tmp_path / "list.pth"))

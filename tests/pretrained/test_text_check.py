@@ -1,4 +1,4 @@
-"""Which of transformers' encoders are accepted, and for texts of what length; each a small one of the real class."""
+"""Which text encoders of transformers are accepted, and up to which length; small ones of the real classes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check(kind: str, length: int, **more: object) -> None:
 @pytest.mark.parametrize(
     ("kind", "positions"), [("bert", 64), ("roberta", 62), ("mpnet", 62), ("distilbert", 64), ("electra", 64)]
 )
-def test_a_text_may_be_as_long_as_there_are_positions(kind: str, positions: int) -> None:
+def test_a_text_may_take_all_positions_but_no_more(kind: str, positions: int) -> None:
     check(kind, positions, max_position_embeddings=64)
     for length in (positions + 1, 64 + 1, 10**9):
         with pytest.raises(
@@ -39,13 +39,13 @@ def test_a_text_may_be_as_long_as_there_are_positions(kind: str, positions: int)
             check(kind, length, max_position_embeddings=64)
 
 
-def test_positions_begin_behind_the_padding_token() -> None:
+def test_positions_begin_after_the_padding_token() -> None:
     check("roberta", 58, max_position_embeddings=64, pad_token_id=5)
     with pytest.raises(UserError, match="has positions for 58 tokens"):
         check("roberta", 59, max_position_embeddings=64, pad_token_id=5)
 
 
-def test_an_encoder_without_a_table_of_positions_has_no_bound() -> None:
+def test_an_encoder_without_a_position_table_has_no_limit() -> None:
     check("xlnet", 1000, d_model=24, n_head=3, n_layer=2, d_inner=48)
 
 
@@ -61,26 +61,26 @@ def test_an_encoder_without_a_table_of_positions_has_no_bound() -> None:
         ("convbert", "(convbert) gives other features to a text that is padded"),
     ],
 )
-def test_what_cannot_read_a_text_is_refused_by_name(kind: str, what: str) -> None:
+def test_a_model_that_cannot_encode_a_text_is_refused_by_name(kind: str, what: str) -> None:
     with pytest.raises(UserError) as error:
         check(kind, 10)
     assert f"model.text {kind!r}" in str(error.value) and what in str(error.value)
     assert "use an encoder that reads in both directions, such as 'bert'" in str(error.value)
 
 
-def test_an_encoder_without_a_table_of_words_is_refused() -> None:
+def test_an_encoder_without_an_embedding_table_is_refused() -> None:
     config = Model(text="ibert", text_args=SIZES, text_weights="random")
     with pytest.raises(UserError, match="'ibert' embeds its tokens by a QuantEmbedding"):
         build_text_encoder(config, Vocabulary(100, 1))
 
 
-def test_a_bert_that_is_set_to_decode_is_causal() -> None:
+def test_a_bert_configured_as_a_decoder_is_causal() -> None:
     check("bert", 10)
     with pytest.raises(UserError, match="is causal"):
         check("bert", 10, is_decoder=True)
 
 
-def test_the_random_state_is_left_alone() -> None:
+def test_the_check_leaves_the_random_state_unchanged() -> None:
     torch.manual_seed(0)
     wanted = torch.rand(1)
     torch.manual_seed(0)
