@@ -26,7 +26,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         return {name: file.tensor() for name, file in files.items()}
 
 
-def test_a_soup_is_the_mean_and_is_measured(
+def test_a_soup_is_the_mean_and_is_evaluated(
     train_here: TrainHere,  # noqa: F811
     scenes: Path,
     tmp_path: Path,
@@ -56,7 +56,7 @@ def test_a_soup_is_the_mean_and_is_measured(
     assert "A mean needs two checkpoints" in said and f"{out} exists already: give --out a new folder" in said
 
 
-def test_other_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_of_different_models_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ours, changed = ROOT / "tests/training/kept_runs/zero0", tmp_path / "changed"
     shutil.copytree(ours, changed)
     toml = (changed / "config.toml").read_text()
@@ -67,7 +67,7 @@ def test_other_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.Ca
     assert not (tmp_path / "soup").exists()
 
 
-def test_weights_that_are_not_finite_make_no_soup(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ours, diverged = ROOT / "tests/training/kept_runs/zero0", tmp_path / "diverged"
     shutil.copytree(ours, diverged)
     (file,) = diverged.rglob("weights-*.safetensors")

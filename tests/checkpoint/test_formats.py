@@ -1,4 +1,4 @@
-"""Checkpoints of earlier formats, whose parameters had other names, and of later ones."""
+"""Checkpoints of earlier formats, whose parameters had other names, and of later formats."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ OLD = find_checkpoint(KEPT / "zero2")
 
 
 @pytest.mark.parametrize("kind", [WEIGHTS, MOMENTS, EMA])
-def test_tensors_have_their_present_names_and_their_own_values(kind: str) -> None:
+def test_old_tensors_get_their_present_names_and_keep_their_values(kind: str) -> None:
     stored = {}
     for path in OLD.glob(f"{kind}-*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -33,7 +33,7 @@ def test_tensors_have_their_present_names_and_their_own_values(kind: str) -> Non
             assert files[name].tensor().equal(tensor) and files[name].shape == tuple(tensor.shape)
 
 
-def test_every_earlier_format_has_its_table_and_only_whole_words_are_renamed() -> None:
+def test_every_earlier_format_has_a_table_and_only_whole_names_are_replaced() -> None:
     assert list(RENAMED) == list(range(1, FORMAT))
     names = ("word_head", "word_head.classifier.bias", "word_heads.bias", "text.word_head", "mlm_head.classifier.bias")
     assert [present_name(name) for name in names] == ["mlm_head", "mlm_head.classifier.bias", *names[2:]]
@@ -58,6 +58,6 @@ def test_a_damaged_state_is_reported_in_a_sentence(tmp_path: Path, capsys: pytes
     assert f"{checkpoint / 'state.json'} is damaged" in capsys.readouterr().err
 
 
-def test_a_part_to_freeze_may_have_its_earlier_name() -> None:
+def test_a_part_to_freeze_may_be_given_by_its_earlier_name() -> None:
     config = load_config(KEPT / "run.toml", ['train.freeze=["word_head", "vision"]'])
     assert config.train.freeze == ("mlm_head", "vision")

@@ -1,4 +1,4 @@
-"""Which checkpoint a run is at: the one that `latest` names or, if that is unusable, the newest whole one."""
+"""The current checkpoint of a run: the one that `latest` names or, if that is unusable, the newest whole one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder_with_files(latest: Path) -> None:
     (latest / "mine").touch()
 
 
-IMPOSSIBLE: dict[str, tuple[Callable[[Path], object], str]] = {
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda latest: None, "is missing"),
     "empty": (lambda latest: latest.write_text(""), "is empty"),
     "blank": (lambda latest: latest.write_text(" \n"), "is empty"),
@@ -56,17 +56,17 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", IMPOSSIBLE)
-def test_an_impossible_latest_gives_way_to_the_newest_whole_step(
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_unusable_latest_is_replaced_by_the_newest_whole_step(
     run: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make, what = IMPOSSIBLE[case]
+    make, what = UNUSABLE[case]
     latest = run / "checkpoints/latest"
     latest.unlink()
     make(latest)
     (run / "checkpoints/step_00000006" / WEIGHTS).unlink()  # so that the newest is not whole
     assert find_checkpoint(run).name == find_checkpoint(run).name == "step_00000004"
-    said = capsys.readouterr().err
+    said = capsys.readouterr().err  # once, though it was asked for twice
     assert said.startswith(f"mvlm: {latest} ") and what in said and "step_00000004 is used" in said
     assert said.count("\n") == 1 and len(said) < 400
     assert read_tensors(str(run)).keys() == {"first", "second", "third.bias"}
@@ -84,7 +84,7 @@ def test_an_impossible_latest_gives_way_to_the_newest_whole_step(
 
 @pytest.mark.parametrize("ending", ["", "\n", " \r\n"])
 def test_a_latest_that_names_a_whole_step_is_obeyed(run: Path, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Newer ones lie there: this is how to go back on purpose."""
+    """Even if newer ones exist: this is how to go back on purpose."""
     (run / "checkpoints/latest").write_text(f"step_00000002{ending}")
     assert find_checkpoint(run).name == newest_whole(run).name == "step_00000002"
     assert capsys.readouterr().err == ""
@@ -110,7 +110,7 @@ def test_a_copy_of_a_mirror_is_read_by_its_own_names(run: Path) -> None:
     assert newest_whole(run).name == "step_00000006.attempt-10"
 
 
-def test_a_checkpoint_without_moments_is_passed_over_unless_latest_names_it(run: Path) -> None:
+def test_a_checkpoint_without_moments_is_skipped_unless_latest_names_it(run: Path) -> None:
     (run / "checkpoints/step_00000006" / MOMENTS).unlink()
     assert search_whole(run).whole.name == "step_00000006"
     (run / "checkpoints/latest").unlink()

@@ -1,4 +1,4 @@
-"""Copies in other nodes' memory: two nodes of two real ranks, each with a run folder and memory of its own."""
+"""Copies in other nodes' memory: two nodes of two real ranks, each node with its own run folder and memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RANKS_OF_NODE = 2
 
 
 class CountingMirror(Mirror):
-    """Records which files of checkpoints are downloaded from it."""
+    """Records which files are downloaded from it."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -44,7 +44,7 @@ class CountingMirror(Mirror):
 
 
 def lose_node_1() -> None:
-    """An empty one takes its place, without files on disk or in memory."""
+    """Replace it by an empty node, without files on disk or in memory."""
     if dist.rank() == RANKS_OF_NODE:
         shutil.rmtree(RUN)
         shutil.rmtree(memory_of(RUN), ignore_errors=True)
@@ -63,7 +63,7 @@ def resumed(mirror: CountingMirror, group: FolderGroup) -> dict[str, object]:
 
 
 def begin_attempt(mirror: Mirror, group: FolderGroup, engine: Any) -> tuple[Saver, PeerCopies, Uploads]:
-    """As `mvlm train` begins one."""
+    """Begin an attempt as `mvlm train` does."""
     attempt, config = FencingToken(RUN, mirror, resumes=True, group=group), Checkpoint(keep=1)
     uploads = Uploads(mirror, RUN, config, attempt, group, print, memory_of(RUN))
     copies = PeerCopies(memory_of(RUN), group)
@@ -71,13 +71,13 @@ def begin_attempt(mirror: Mirror, group: FolderGroup, engine: Any) -> tuple[Save
 
 
 def save_and_lose_nodes(folder: str) -> int:
-    """As one rank."""
+    """The test's course on one rank, which writes what it saw to a file."""
     rank = int(os.environ["RANK"])
     here = Path(folder) / f"node-{rank // RANKS_OF_NODE}"
     (here / "shm").mkdir(parents=True, exist_ok=True)
     os.chdir(here)
     peers.SHARED = here / "shm"
-    peers.CHUNK_BYTES = 100  # of files of some hundreds
+    peers.CHUNK_BYTES = 100  # so that files of a few hundred bytes take several
     dist.init()
     mirror = CountingMirror(f"file://{folder}/mirror")
     group = find_folder_group(RUN, mirrored=True)
@@ -121,7 +121,7 @@ def save_and_lose_nodes(folder: str) -> int:
     return 0
 
 
-def test_a_node_that_replaces_a_lost_one_gets_its_files_from_the_next_node(tmp_path: Path) -> None:
+def test_a_replacement_node_gets_the_lost_files_from_the_next_node(tmp_path: Path) -> None:
     done = run_ranks(save_and_lose_nodes, str(tmp_path), ranks=2 * RANKS_OF_NODE)
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2 * RANKS_OF_NODE)]
@@ -129,7 +129,7 @@ def test_a_node_that_replaces_a_lost_one_gets_its_files_from_the_next_node(tmp_p
         other = [2, 3] if rank < RANKS_OF_NODE else [0, 1]
         for step in (2, 4):
             kept = {name for name in seen[f"copies of {step}"] if "weights" in name}
-            wrote = [each for each in other if each < 3]  # of three tensors, the last rank has none
+            wrote = [each for each in other if each < 3]  # the last of four ranks has none of the three tensors
             named = {f"weights-{each:05d}-of-00004.safetensors" for each in wrote}
             assert kept == {f"step_{step:08d}/{name}" for name in named}, rank
         assert seen["mode"] == 0o700
@@ -144,7 +144,7 @@ def test_a_node_that_replaces_a_lost_one_gets_its_files_from_the_next_node(tmp_p
     assert done.stderr.count("was made whole from what the nodes hold") == 2
 
 
-def test_ranks_send_around_a_ring_of_nodes() -> None:
+def test_ranks_send_copies_around_a_ring_of_nodes() -> None:
     nodes = [(0, 1, 2), (3, 4), (5,)]
     assert [partners(nodes, rank) for rank in range(6)] == [
         *((3, [5]), (4, []), (3, [])),
@@ -153,7 +153,7 @@ def test_ranks_send_around_a_ring_of_nodes() -> None:
     ]
 
 
-def test_each_file_goes_from_a_node_that_has_it_to_each_that_lacks_it() -> None:
+def test_each_file_is_sent_from_a_node_that_has_it_to_those_that_lack_it() -> None:
     entries = [Entry(name, 1, "") for name in ("a", "b", "c")]
     told = [((0, 1), ["a"]), ((0, 1), ["b"]), ((2,), ["a"]), ((3,), [])]
     transfers, lacking = plan_transfers(entries, told)
@@ -161,7 +161,7 @@ def test_each_file_goes_from_a_node_that_has_it_to_each_that_lacks_it() -> None:
     assert transfers == [Transfer(entries[0], 0, 3), Transfer(entries[1], 1, 2), Transfer(entries[1], 1, 3)]
 
 
-def test_memory_that_others_may_read_is_not_used(tmp_path: Path) -> None:
+def test_memory_that_other_users_may_read_is_not_used(tmp_path: Path) -> None:
     require_own(tmp_path / "mine")
     require_own(tmp_path / "mine")
     (tmp_path / "mine").chmod(0o755)

@@ -23,7 +23,7 @@ from tests.training.test_saver import names, steps_saved, weight_of
 
 
 def begin(run: Path, *steps: int, keep: int = 1) -> list[str]:
-    """What is left after a run from scratch, or from another's weights, has saved these steps."""
+    """What is left after a new run has saved these steps."""
     engine = Trained()
     saver = Saver(engine, run, Checkpoint(keep=keep), FencingToken(run))
     for step in steps:
@@ -31,7 +31,7 @@ def begin(run: Path, *steps: int, keep: int = 1) -> list[str]:
     return names(run)
 
 
-def test_every_checkpoint_says_who_has_written_it(tmp_path: Path) -> None:
+def test_every_checkpoint_names_its_writer(tmp_path: Path) -> None:
     begin(tmp_path, 2, keep=9)
     steps_saved(tmp_path, Checkpoint(keep=9), 4)
     claims = [json.loads((tmp_path / f"attempts/000{n}.json").read_text()) for n in (1, 2)]
@@ -40,8 +40,8 @@ def test_every_checkpoint_says_who_has_written_it(tmp_path: Path) -> None:
     assert claims[1]["chain"] == claims[0]["id"] != claims[1]["id"]
 
 
-def test_checkpoints_of_others_stay(tmp_path: Path) -> None:
-    """Another run's, an older version's, an unreadable one, and a link to one of its own."""
+def test_checkpoints_of_others_are_kept(tmp_path: Path) -> None:
+    """One of another run, one of an older version, an unreadable one, and a link to one of its own."""
     begin(tmp_path / "another", 1, 3, keep=9)
     home = tmp_path / "run/checkpoints"
     for step in (1, 3):
@@ -56,13 +56,13 @@ def test_checkpoints_of_others_stay(tmp_path: Path) -> None:
     assert (tmp_path / "moved/index.json").exists()
 
 
-def test_a_run_that_begins_in_anothers_folder_deletes_none_of_it(tmp_path: Path) -> None:
+def test_a_run_that_begins_in_the_folder_of_another_deletes_nothing_of_it(tmp_path: Path) -> None:
     begin(tmp_path, 2, 4, keep=2)
     assert begin(tmp_path, 3, 5, 6) == ["02", "04", "06", "latest"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "dangling link", "file"])
-def test_anything_in_the_place_of_a_new_step_is_set_aside(
+def test_whatever_is_in_the_place_of_a_new_step_is_set_aside(
     tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     begin(tmp_path / "another", 2)
@@ -82,7 +82,7 @@ def test_anything_in_the_place_of_a_new_step_is_set_aside(
     assert said == [f"mvlm: {there} does not belong to this run: it is kept as step_00000002.aside-1."]
 
 
-def test_steps_that_a_later_attempt_went_back_before_do_not_count() -> None:
+def test_steps_that_a_later_attempt_rolled_back_do_not_count() -> None:
     saved = [(1, 2), (1, 4), (1, 6), (2, 8), (2, 10), (3, 7), (3, 9)]
     assert lineage(saved) == [(3, 9), (3, 7), (1, 6), (1, 4), (1, 2)]
     assert to_keep(saved, Checkpoint(keep=2, keep_every=4)) == [(3, 9), (3, 7), (1, 4)]

@@ -1,4 +1,4 @@
-"""Parts of a checkpoint's tensors, as each rank reads its own."""
+"""Parts of a checkpoint's tensors, of which each rank reads its own."""
 
 import json
 from dataclasses import asdict
@@ -36,7 +36,7 @@ def test_any_part_equals_that_part_of_the_whole_tensor(checkpoint: Path) -> None
                     assert torch.equal(file.part(start, stop), whole[start:stop]), title
 
 
-def test_the_elements_that_a_rank_reads_get_the_tensors_shape(checkpoint: Path) -> None:
+def test_elements_that_a_rank_reads_get_the_shape_of_the_tensor(checkpoint: Path) -> None:
     with open_tensors(checkpoint, WEIGHTS) as files:
         whole = gathered(["weight"], lambda key, start, stop: files["a"].part(start, stop), (5, 7))
         assert torch.equal(whole["weight"], files["a"].tensor())
@@ -46,7 +46,7 @@ def test_the_elements_that_a_rank_reads_get_the_tensors_shape(checkpoint: Path) 
 def test_a_problem_is_kept_until_the_ranks_can_agree_on_it(checkpoint: Path, value: float | None, told: str) -> None:
     with open_tensors(checkpoint, WEIGHTS) as files:
         path = files["c"].path
-        if value is None:  # cut short since it was opened
+        if value is None:  # truncated after it was opened
             path.write_bytes(path.read_bytes()[:-4])
         else:
             changed = torch.tensor([value]).numpy().tobytes()
@@ -62,7 +62,7 @@ def test_a_problem_is_kept_until_the_ranks_can_agree_on_it(checkpoint: Path, val
 
 @pytest.fixture
 def in_pieces(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """As three ranks save under ZeRO: tensors laid end to end and cut regardless of their borders."""
+    """As three ranks save under ZeRO: tensors laid end to end and cut anywhere."""
     draw = torch.Generator().manual_seed(1)
     whole = {name: torch.rand(shape, generator=draw) for name, shape in (("a", (5, 7)), ("b", ()), ("c", (4, 1, 3)))}
     entries, begin = [], 0
@@ -79,7 +79,7 @@ def in_pieces(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     return tmp_path, whole
 
 
-def test_a_tensor_in_pieces_is_read_as_if_it_were_whole(in_pieces: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_a_tensor_in_pieces_is_read_like_a_whole_one(in_pieces: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, whole = in_pieces
     with open_tensors(folder, WEIGHTS) as files:
         assert files.keys() == whole.keys() and sorted(len(files[name].pieces) for name in files) == [1, 2, 2]
@@ -92,7 +92,7 @@ def test_a_tensor_in_pieces_is_read_as_if_it_were_whole(in_pieces: tuple[Path, d
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == {"a": (15,), "b": (), "c": (2,)}
 
 
-def test_merged_pieces_are_one_plain_file(in_pieces: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+def test_pieces_are_merged_into_a_plain_file(in_pieces: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     folder, whole = in_pieces
     write_weights(folder, tmp_path, shard_bytes=1 << 20)
     merged = load_file(tmp_path / "model.safetensors")
@@ -113,7 +113,7 @@ def test_a_checkpoint_without_some_pieces_is_refused(in_pieces: tuple[Path, obje
         pass
 
 
-def test_a_checkpoint_that_was_cut_short_is_not_opened(checkpoint: Path) -> None:
+def test_a_truncated_checkpoint_is_not_opened(checkpoint: Path) -> None:
     path = checkpoint / "weights-00000-of-00001.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UserError, match="the checkpoint is damaged"), open_tensors(checkpoint, WEIGHTS):
