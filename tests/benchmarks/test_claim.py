@@ -1,11 +1,9 @@
-"""The claim's campaign: its statistics against closed forms and simulation, its grid, its world, and one real cell."""
+"""The campaign of docs/claim.md: its statistics against closed forms and simulation, its grid, world and real cells."""
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,22 +25,21 @@ from mvlm.config.load import load_config
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError
-from mvlm.runtime import dist
-from mvlm.training.health.signals import SIGNALS
 from tests.conftest import ROOT
+from tests.training.conftest import one_rank  # noqa: F401 - a fixture
 
-# Of printed tables: t for 0.975.
+# Quantiles of Student's t at 0.975, from printed tables.
 TABLE = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 30: 2.042, 1000: 1.962}
 
 
 @pytest.mark.parametrize("freedom", TABLE)
-def test_students_quantiles_are_those_of_printed_tables(freedom: int) -> None:
+def test_quantiles_of_students_t_are_those_of_printed_tables(freedom: int) -> None:
     assert student_quantile(0.975, freedom) == pytest.approx(TABLE[freedom], abs=6e-4 * TABLE[freedom])
     assert student_cumulative(TABLE[freedom], freedom) == pytest.approx(0.975, abs=1e-4)
-    assert student_cumulative(-1.0, 2) == pytest.approx(0.5 - 0.5 / 3**0.5, abs=1e-6)  # its closed form at 2
+    assert student_cumulative(-1.0, 2) == pytest.approx(0.5 - 0.5 / 3**0.5, abs=1e-6)  # closed form
 
 
-def test_sign_flips_are_counted_as_by_hand() -> None:
+def test_sign_flips_are_counted_as_by_enumeration() -> None:
     values = np.array([0.4, 0.1, -0.2, 0.3, 0.25])
     every = [abs(float(np.dot(signs, values))) for signs in product((1, -1), repeat=5)]
     assert sign_flips(values) == pytest.approx(np.mean([one >= every[0] - 1e-9 for one in every]))
@@ -50,7 +47,7 @@ def test_sign_flips_are_counted_as_by_hand() -> None:
     assert sign_flips(np.zeros(5)) == 1
 
 
-def test_one_row_is_the_paired_t_test() -> None:
+def test_a_single_row_gives_the_paired_t_test() -> None:
     rng = np.random.default_rng(1)
     treatment, control = rng.normal(size=(6, 1)), rng.normal(size=(6, 1))
     found, d = compare(treatment, control), (treatment - control)[:, 0]
@@ -60,7 +57,7 @@ def test_one_row_is_the_paired_t_test() -> None:
     assert found.wins == (d > 0).sum()
 
 
-def test_where_all_seeds_are_alike_no_effect_size_is_told() -> None:
+def test_equal_seeds_have_no_effect_size() -> None:
     found = compare(np.ones((3, 4)), np.ones((3, 4)))
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
     assert np.isnan(found.effect)
@@ -70,21 +67,21 @@ def test_the_crossed_variance_is_unbiased() -> None:
     rng, deviations, draws = np.random.default_rng(2), (0.5, 1.0, 2.0), 3000
     truth = deviations[0] ** 2 / 4 + deviations[1] ** 2 / 9 + deviations[2] ** 2 / 36
     found = [crossed_variance(_crossed(rng, *deviations, (4, 9)))[0] for _ in range(draws)]
-    assert np.mean(found) == pytest.approx(truth, rel=0.12)  # never below its two parts: a little above the truth
+    assert np.mean(found) == pytest.approx(truth, rel=0.12)  # clipped from below: a little above
 
 
 @pytest.mark.parametrize("deviations", [(1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.3, 0.5, 1.0)])
-def test_under_the_null_one_in_twenty_is_called_a_difference(deviations: tuple[float, float, float]) -> None:
-    """Also the interval's coverage: it leaves out 0 exactly where p is below 0.05."""
+def test_under_the_null_hypothesis_one_in_twenty_is_called_a_difference(deviations: tuple[float, float, float]) -> None:
+    """This is also the interval's coverage: it excludes 0 exactly if p is below 0.05."""
     rng, draws = np.random.default_rng(3), 800
     found = [compare(_crossed(rng, *deviations, (5, 60)), np.zeros((5, 60))) for _ in range(draws)]
     wrong = np.mean([one.p < 0.05 for one in found])
-    assert 0.015 < wrong < 0.075  # 0.05 give or take three standard errors, and a little for being careful
+    assert 0.015 < wrong < 0.075  # 0.05 with three standard errors and some margin
     assert all((one.p < 0.05) == (one.low > 0 or one.high < 0) for one in found)
 
 
-def test_seeds_alone_would_be_too_sure_where_rows_differ() -> None:
-    """The reason for two ways: rows shared by all seeds do not show in the seeds' spread."""
+def test_a_test_over_seeds_alone_is_overconfident_if_rows_differ() -> None:
+    """Why both are needed: rows shared by all seeds do not show in the spread over seeds."""
     rng = np.random.default_rng(4)
     found = [
         compare(_crossed(rng, 0.0, 1.0, 1.0, (5, 60)).mean(1, keepdims=True), np.zeros((5, 1))) for _ in range(400)
@@ -98,13 +95,13 @@ def _crossed(rng: np.random.Generator, seed: float, row: float, rest: float, sha
     return of_seed + of_row + rest * rng.normal(size=shape)
 
 
-def test_scores_are_kept_to_half_a_step() -> None:
+def test_packed_scores_are_exact_to_half_a_step() -> None:
     score_N = np.random.default_rng(0).random(300)
     assert np.abs(unpack(pack(score_N)) - score_N).max() <= 0.5 / 255 + 1e-9
     assert unpack(pack(np.array([0.0, 0.5, 1.0])))[[0, 2]].tolist() == [0, 1]
 
 
-def test_rounds_are_whole_and_the_core_comes_first() -> None:
+def test_rounds_are_complete_and_the_core_comes_first() -> None:
     corpora, seeds = ["scenes", "emoji"], [0, 1, 2]
     night, core = grid.night(corpora, seeds), grid.core(corpora, seeds)
     a_round = len(night) // 3
@@ -112,15 +109,14 @@ def test_rounds_are_whole_and_the_core_comes_first() -> None:
     assert night[:8] == core[:8]
     assert len(set(night)) == len(night)
     assert len(core) == 2 * 2 * 2 * 3
-    asked = {
-        c for corpus in corpora for question in grid.contrasts(corpus) for c in (question.treatment, question.control)
-    }
+    contrasts = [contrast for corpus in corpora for contrast in grid.contrasts(corpus)]
+    asked = {cell for contrast in contrasts for cell in (contrast.treatment, contrast.control)}
     offered = set(grid.night(corpora, [0], list(grid.TUNES)))
     assert {cell for cell in asked if (cell.corpus, cell.tune) != ("emoji", "vqa")} <= offered
 
 
 @pytest.mark.campaign
-def test_the_page_lists_the_cells_and_what_the_papers_runs_cost() -> None:
+def test_the_page_lists_the_cells_and_the_cost_of_the_papers_runs() -> None:
     page = PAGE.read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     for name, overrides in grid.OBJECTIVES.items():
@@ -135,21 +131,20 @@ def test_the_page_lists_the_cells_and_what_the_papers_runs_cost() -> None:
         into_page(page.replace("<!-- end of measured -->", ""), "")
 
 
-def test_a_few_cells_are_picked_by_the_beginnings_of_their_names() -> None:
+def test_cells_are_selected_by_prefixes_of_their_names() -> None:
     night = grid.night(["scenes"], [0, 1])
     assert {cell.name for cell in grid.matching(night, ["scenes/all/10"])} == {"scenes/all/10/0", "scenes/all/10/1"}
     assert {cell.name for cell in grid.matching(night, ["scenes/all/10/1"])} == {"scenes/all/10/1"}
     assert grid.matching(night, ["scenes/al"]) == []
 
 
-def test_the_world_is_whole_and_foils_differ_in_what_is_where_alone() -> None:
+def test_the_world_is_complete_and_foils_only_exchange_words() -> None:
     scenes = world.scenes()
     assert len(scenes) == len(set(scenes)) == 6 * 9**2 + 4 * 9**3
     keys = {record.key for record in world.captioned()}
-    held_out = sorted(keys)[::3]
-    foils = list(world.foils(held_out := set(held_out)))
+    held_out = set(sorted(keys)[::3])
+    foils = list(world.foils(held_out))
     assert len(foils) > 100
-    assert world.foils.__doc__ and not len(foils) % 2
     for first, second in zip(foils[::2], foils[1::2], strict=True):
         caption, foil = first.columns["caption"], first.columns["foil"]
         assert (foil, caption) == (second.columns["caption"], second.columns["foil"])
@@ -157,7 +152,7 @@ def test_the_world_is_whole_and_foils_differ_in_what_is_where_alone() -> None:
         assert caption != foil and first.image != second.image
 
 
-def test_the_words_that_a_foil_exchanges_are_found() -> None:
+def test_words_that_a_foil_exchanges_are_found() -> None:
     captions = ["red circle top left, blue star top right", "red star top left, blue circle top right"]
     tokens = CaptionTokenizer(train_tokenizer(captions, 300), 30)
     dataset: Any = SimpleNamespace(captions=captions, tokens=tokens)
@@ -175,19 +170,19 @@ def test_the_words_that_a_foil_exchanges_are_found() -> None:
         ("mine", "", "is not bundled"),
     ],
 )
-def test_names_that_a_corpus_cannot_have(tmp_path: Path, name: str, source: str, says: str) -> None:
+def test_a_corpus_of_an_unsuitable_name_is_refused(tmp_path: Path, name: str, source: str, says: str) -> None:
     with pytest.raises(UserError, match=f"--corpus {name}.* {says}"):
         prepare(name, source, tmp_path)
 
 
-def test_a_name_stands_for_one_corpus(tmp_path: Path, scenes: Path) -> None:
+def test_a_name_stands_for_a_single_corpus(tmp_path: Path, scenes: Path) -> None:
     first = prepare("mine", str(scenes / "train"), tmp_path)
     assert prepare("mine", str(scenes / "train"), tmp_path) == first
     with pytest.raises(UserError, match=r"choose another name for .*, or delete"):
         prepare("mine", str(scenes / "eval"), tmp_path)
 
 
-def test_two_processes_share_the_cells(tmp_path: Path) -> None:
+def test_a_cell_is_claimed_by_one_process(tmp_path: Path) -> None:
     cell, corpus = grid.Cell("scenes", "all", seed=0), Corpus("scenes", tmp_path)
     planned = cells.Plan(cell, cells.SIZES["small"], corpus, tmp_path / "small/scenes-all-100-0", (), "")
     with cells.claimed(planned.run) as mine, cells.claimed(planned.run) as twice:
@@ -196,14 +191,14 @@ def test_two_processes_share_the_cells(tmp_path: Path) -> None:
         assert again
 
 
-def test_what_a_run_took_is_added_up_over_its_attempts(tmp_path: Path) -> None:
+def test_the_time_of_a_run_is_summed_over_its_attempts(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[train]\nglobal_batch = 64\n")
     lines = [{"step": 50, "pairs_per_s": 64.0}, {"step": 60, "eval/recall": 0.5}, {"step": 80, "pairs_per_s": 128.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert cells.training_seconds(tmp_path) == 50 * 64 / 64 + 30 * 64 / 128
 
 
-def test_a_cells_code_is_changed_by_code_and_not_by_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_of_the_code_does_not_change_with_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "ROOT", tmp_path)
     assert cells.code_version() == "unknown"
     code, results, page = (
@@ -230,7 +225,7 @@ def made_record(kind: str, seed: int, score_N: np.ndarray) -> cells.Record:
     return {**facts, "numbers": numbers, "rows": {"foils": pack(score_N)}}
 
 
-def test_tables_of_a_few_made_cells() -> None:
+def test_tables_compare_cells() -> None:
     rng = np.random.default_rng(0)
     records = []
     for seed in range(4):
@@ -243,7 +238,7 @@ def test_tables_of_a_few_made_cells() -> None:
     assert found and found.difference == pytest.approx(0.2, abs=0.05) and found.wins == 4 and found.p < 0.01
     text = tables(measured)
     assert "`scenes/all/100` | 4 | 100 | 5 |" in text
-    assert "4 of 4" in text and "0.125" in text  # the least that four seeds' signs can say
+    assert "4 of 4" in text and "0.125" in text  # the smallest p that the signs of four seeds can give
     assert measured.compare(grid.contrasts("scenes")[1], "foils") is None
 
 
@@ -263,25 +258,17 @@ TINY = [
 ]
 
 
-def test_pictures_of_a_run_that_is_still_there_are_restored(trained: Path, scenes: Path) -> None:
+def test_pictures_are_reconstructed_by_a_run_that_still_exists(trained: Path, scenes: Path) -> None:
     strip = plots._restored(trained, scenes / "eval")
     assert strip.shape == (36, 4 * plots.SHOWN * 36, 3) and strip.dtype == np.uint8
 
 
-@pytest.fixture
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """DeepSpeed cannot be given a second process group: this one stays for the process's other tests."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    dist.init()
-    monkeypatch.setattr(dist, "close", lambda: None)
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.campaign
-def test_cells_are_run_once_and_can_be_drawn(
-    one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_cells_are_run_once_and_can_be_plotted(
+    one_rank: None,  # noqa: F811
+    own_signals: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     results = tmp_path / "results/cells.jsonl"
     words = ["run", "--corpus", "scenes", "--seeds", "0", "--tune", "vqa", "--set", *TINY]
@@ -305,7 +292,7 @@ def test_cells_are_run_once_and_can_be_drawn(
     planned = cells.plan(at_compute, cells.SIZES["small"], corpus, tmp_path, (*TINY, "train.steps=30"))
     assert planned.base and load_config(planned.base.toml, planned.base.words).train.steps > 33
     assert load_config(planned.toml, planned.words).train.steps == 10
-    results.write_text(first)  # as if it had been killed between training and measuring the others
+    results.write_text(first)  # as if killed between training and measuring the others
     trained = {run: run.read_text() for run in (tmp_path / "small").glob("*/metrics.jsonl")}
     assert claim([*words, "--only", asked[1]]) == 0
     assert json.loads(results.read_text().splitlines()[1])["numbers"] == masked["numbers"]
@@ -315,8 +302,8 @@ def test_cells_are_run_once_and_can_be_drawn(
     assert (results.parent / "reconstructions-small.png").stat().st_size > 1000
 
 
-def test_the_configurations_of_the_papers_rows_are_base_with_the_words_of_the_grid() -> None:
-    """No file may drift from the recipe or from what the grid calls by its name."""
+def test_the_ablation_configurations_are_base_with_the_overrides_of_the_grid() -> None:
+    """No file may drift from the recipe or from the grid's cell of its name."""
     configs = ROOT / "mvlm/configs"
     files = {path.stem: path for path in (configs / "ablation").glob("*.toml")}
     assert set(files) == {*grid.ABLATION, *grid.MASKING, *grid.PAPERS_OWN, "image_50", "image_70", "text_15"}
