@@ -1,4 +1,4 @@
-"""The preregistered campaign: its plan against the page, its analysis on known cases, its refusal of other code."""
+"""The preregistered campaign: its plan against the page, its analysis on known cases, its refusal of changed code."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from tests.ranks import run_ranks
 PAGE = (ROOT / "docs/claim2.md").read_text(encoding="utf-8")
 
 
-def test_holms_p_are_those_of_a_worked_example() -> None:
+def test_holms_correction_of_a_worked_example() -> None:
     found = holm([0.01, 0.04, 0.03, 0.005])
     assert found == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
-def test_the_page_names_every_arm_as_it_is_run() -> None:
+def test_the_page_shows_the_overrides_of_every_arm() -> None:
     rows = {row.split("|")[1].strip(" `"): row for row in PAGE.splitlines() if row.startswith("| `")}
     assert set(rows) == set(plan.ARMS)
     for arm, overrides in plan.ARMS.items():
@@ -54,7 +54,7 @@ def test_the_page_names_every_arm_as_it_is_run() -> None:
         assert [name for name in ("itc", "itm", "image", "text") if contrast.objectives.weight(name)] == ["itc"]
 
 
-def test_the_grid_has_the_cells_of_the_page_and_the_primary_ones_first() -> None:
+def test_the_grid_has_the_cells_of_the_page_in_their_order() -> None:
     cells = plan.grid(plan.SIZES["small"])
     assert len(cells) == len(set(cells)) == 5 * 3 * 5 + 3 * 5
     first, rates, primary, more, others, rest = plan.in_turn(plan.SIZES["small"])
@@ -72,7 +72,7 @@ def test_the_grid_has_the_cells_of_the_page_and_the_primary_ones_first() -> None
     assert len(plan.rate_cells()) == 15 and not {c.seed for c in plan.rate_cells()} & {c.seed for c in cells}
 
 
-def test_all_arms_go_on_from_the_same_contrast(tmp_path: Path) -> None:
+def test_all_arms_start_from_the_same_contrastive_run(tmp_path: Path) -> None:
     icons = Icons(tmp_path, "foils", "validation")
     told: Any = campaign.Campaign(plan.SIZES["small"], tmp_path, tmp_path, tmp_path)
     told.__dict__["icons"] = icons
@@ -93,7 +93,7 @@ def test_all_arms_go_on_from_the_same_contrast(tmp_path: Path) -> None:
 
 
 def begin(scenes: Path, home: Path, asked_to_stop: bool) -> int:
-    """The beginning of a cell of the rehearsal's size, on scenes."""
+    """Train the contrastive beginning of a cell of the rehearsal, on scenes."""
     icons = Icons(home / "icons", str(home / "foils"), str(home / "foils"))
     for link, corpus in ((icons.train(4)[0], "train"), (icons.sample("validation"), "eval")):
         Path(link).parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def begin(scenes: Path, home: Path, asked_to_stop: bool) -> int:
     return 0
 
 
-def test_a_beginning_whose_run_is_gone_is_trained_anew(scenes: Path, tmp_path: Path) -> None:
+def test_a_beginning_whose_run_is_gone_is_trained_again(scenes: Path, tmp_path: Path) -> None:
     made = Icons(tmp_path / "icons", "", "")
     words = ["synth", "--task", "foils", "--count", "8", "--seed", "1", "--out", str(tmp_path / "foils")]
     assert data_tools(words) == 0
@@ -131,7 +131,7 @@ def record(arm: str, seed: int, foils: np.ndarray, share: int = 20) -> dict[str,
     return {"cell": f"icons/{arm}/{share}/{seed}", "arm": arm, "share": share, "seed": seed, "units": packed}
 
 
-def test_the_answer_waits_for_all_seeds_and_names_the_direction() -> None:
+def test_the_answer_waits_for_all_seeds_and_gives_the_direction() -> None:
     rng, records = np.random.default_rng(0), []
     for seed in range(10):
         for arm, mean in (("joint", 0.8), ("independent", 0.8), ("itc_itm", 0.6)):
@@ -151,7 +151,7 @@ def kept_icons() -> list[dict[str, Any]]:
     return [r for r in records if r["cell"].startswith("icons/") and "/rate" not in r["cell"]]
 
 
-def test_the_pages_answer_is_that_of_the_kept_cells() -> None:
+def test_the_answer_on_the_page_is_that_of_the_stored_cells() -> None:
     computed = [
         row.strip("| ").split(" | ") for row in table.primary(kept_icons(), plan.SIZES["small"]).splitlines()[2:]
     ]
@@ -163,7 +163,7 @@ def test_the_pages_answer_is_that_of_the_kept_cells() -> None:
         assert page[4].removesuffix(" seeds") == wins and (float(page[5].strip("< ")) == p or p < 0.001)
 
 
-def test_the_pages_grid_is_that_of_the_kept_cells() -> None:
+def test_the_grid_on_the_page_is_that_of_the_stored_cells() -> None:
     unsigned = table.contrasts(kept_icons()).replace("+0.0", "0.0").replace("-0.0", "0.0")
     rows = [row.split(" | ") for row in unsigned.splitlines()[2:]]
     computed = [f"{difference} ({interval}), {wins.strip(' |')}" for _, _, difference, interval, _, wins in rows]
@@ -173,7 +173,7 @@ def test_the_pages_grid_is_that_of_the_kept_cells() -> None:
     assert [row[share] for share in range(3) for row in told] == computed
 
 
-def test_no_score_is_shown_before_the_primary_cells_are_there(tmp_path: Path) -> None:
+def test_no_score_is_shown_before_the_primary_cells_are_complete(tmp_path: Path) -> None:
     (tmp_path / campaign.COSTS).write_text("{}")
     size = replace(plan.SIZES["small"], primary_seeds=2, seeds=2)
     told = campaign.Campaign(size, tmp_path, tmp_path, tmp_path)
@@ -190,7 +190,7 @@ def test_no_score_is_shown_before_the_primary_cells_are_there(tmp_path: Path) ->
 
 
 def crossed(rng: np.random.Generator, mean: float, seeds: int, units: int) -> np.ndarray:
-    """Scores that differ by seed, by unit and by both, in steps that a record keeps exactly."""
+    """Scores that differ by seed, by unit and by both, in steps that a record stores exactly."""
     score = (
         mean + 0.03 * rng.normal(size=(seeds, 1)) + 0.1 * rng.normal(size=units) + 0.1 * rng.normal(size=(seeds, units))
     )
@@ -198,7 +198,7 @@ def crossed(rng: np.random.Generator, mean: float, seeds: int, units: int) -> np
 
 
 def student_tail(t: float, freedom: float) -> float:
-    """P(|T| > t), by Simpson's rule over the density."""
+    """P(|T| > t), by Simpson's rule on the density."""
     x = np.linspace(0, t, 20_001)
     log_c = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
     y = np.exp(log_c - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
@@ -206,7 +206,7 @@ def student_tail(t: float, freedom: float) -> float:
 
 
 def analysed(d: np.ndarray) -> tuple[float, float, float, float]:
-    """The mean of differences [seeds, units], its interval and p, by the table of a two-way analysis of variance."""
+    """Mean of differences [seeds, units], its interval and p, from the table of a two-way analysis of variance."""
     (seeds, units), m = d.shape, float(d.mean())
     square_s = sum(units * (float(d[s].mean()) - m) ** 2 for s in range(seeds)) / (seeds - 1)
     square_u = sum(seeds * (float(d[:, u].mean()) - m) ** 2 for u in range(units)) / (units - 1)
@@ -218,14 +218,14 @@ def analysed(d: np.ndarray) -> tuple[float, float, float, float]:
     parts = square_s**2 / (seeds - 1) + square_u**2 / (units - 1) + square_r**2 / left
     freedom, error = variance**2 / (parts / (seeds * units) ** 2), math.sqrt(variance)
     low, high = 0.0, 100.0
-    while high - low > 1e-9:  # the t that is passed in one of twenty
+    while high - low > 1e-9:  # the t that is exceeded once in twenty
         middle = (low + high) / 2
         low, high = (middle, high) if student_tail(middle, freedom) > 0.05 else (low, middle)
     return m, m - low * error, m + low * error, student_tail(abs(m) / error, freedom)
 
 
 def stepped_down(p: list[float]) -> list[float]:
-    """Holm's p by what it means: the least level at which his procedure rejects each."""
+    """Holm's p by definition: the lowest level at which his procedure rejects each."""
     corrected = [1.0] * len(p)
     for level in np.linspace(1, 0, 10_001):
         for rank, place in enumerate(sorted(range(len(p)), key=lambda place: p[place])):
@@ -239,7 +239,7 @@ def stepped_down(p: list[float]) -> list[float]:
 def test_the_answer_is_that_of_an_analysis_of_variance_and_of_holms_procedure(
     seed_of_all: int, answers: list[int]
 ) -> None:
-    """Of the first, one p is below .05 before the correction."""
+    """In the first case, one p is below 0.05 before the correction."""
     rng, records, scores = np.random.default_rng(seed_of_all), [], {}
     for arm, means in (("joint", (0.62, 0.5)), ("independent", (0.57, 0.49)), ("itc_itm", (0.55, 0.53))):
         scores[arm] = [crossed(rng, mean, 10, units) for mean, units in zip(means, (80, 60), strict=True)]
@@ -262,7 +262,7 @@ def test_the_answer_is_that_of_an_analysis_of_variance_and_of_holms_procedure(
         assert cells[9] == ("no difference shown" if holms >= 0.05 else "better" if mean > 0 else "worse")
 
 
-def test_curves_have_the_interval_of_their_seeds() -> None:
+def test_curves_have_the_interval_over_seeds() -> None:
     cells = [{"curve": [{"foils": 0.5 + seed / 100}, {"foils": 0.6 + seed / 50}]} for seed in (0, 1, 2)]
     at, mean, reach = table.curve(cells, "foils")
     assert at == pytest.approx([1 / 6, 2 / 6]) and mean == pytest.approx([51, 62])
@@ -271,8 +271,8 @@ def test_curves_have_the_interval_of_their_seeds() -> None:
     assert [len(each) for each in table.curve([], "foils")] == [0, 0, 0]
 
 
-def test_the_sitting_on_a_gpu_is_that_of_the_page() -> None:
-    """All updates counted cell by cell, and the page's figures."""
+def test_the_budget_on_a_gpu_is_that_of_the_page() -> None:
+    """Updates counted cell by cell, and the figures on the page."""
     size = plan.SIZES["gpu"]
     found = budget.budget(size)
     icons = sum(350 if cell.rate else 700 for cell in (*plan.rate_cells(), *plan.grid(size)))
@@ -285,13 +285,11 @@ def test_the_sitting_on_a_gpu_is_that_of_the_page() -> None:
     assert f"{1000 * found.update_s:.0f} ms" in PAGE and f"{found.mfu:.1%}".replace("%", " %") in PAGE
 
 
-def test_a_unit_weighs_the_same_whatever_its_rows() -> None:
+def test_a_unit_has_the_same_weight_whatever_its_number_of_rows() -> None:
     assert by_unit(np.array([1.0, 0.0, 0.0, 1.0]), np.array([7, 7, 7, 9])) == pytest.approx([1 / 3, 1.0])
 
 
-def test_code_that_is_not_committed_is_refused_and_results_do_not_change_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uncommitted_code_is_refused_and_results_are_not_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "ROOT", tmp_path)
     results = tmp_path / "benchmarks/claim2/results/small"
     code, page = tmp_path / "mvlm/code.py", tmp_path / "docs/claim2.md"
@@ -324,19 +322,19 @@ def test_code_that_is_not_committed_is_refused_and_results_do_not_change_it(
         campaign.code_commit(results)
 
 
-def test_colour_words_are_found_where_the_caption_has_them() -> None:
+def test_colour_words_are_found_at_their_places_in_the_caption() -> None:
     caption = "red circle top left, blue star bottom right"
     found = list(grounding.colours(caption))
     assert found == [("red", 0, 0), ("blue", 21, 3)]
     assert [caption[at : at + len(word)] for word, at, _ in found] == ["red", "blue"]
 
 
-def test_a_false_caption_asks_whether_words_follow_the_picture() -> None:
+def test_a_false_caption_shows_whether_words_follow_the_picture_or_the_sentence() -> None:
     captions = ["red circle top left, blue star top right", "blue circle top left, red star top right"]
     dataset: Any = SimpleNamespace(captions=captions)
     hits: dict[str, list[bool]] = {"grounded": [], "grounded_picture": [], "grounded_sentence": []}
     grounding._note(hits, dataset, 0, 0, [0, 3])
-    grounding._note(hits, dataset, 0, 1, [1, 1])  # blue looks at the picture's blue, red where the sentence says
+    grounding._note(hits, dataset, 0, 1, [1, 1])  # blue follows the picture, red the sentence
     assert hits == {
         "grounded": [True, False],
         "grounded_picture": [True, False],
