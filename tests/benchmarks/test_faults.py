@@ -1,4 +1,4 @@
-"""One of the faults of benchmarks/faults, to see that a campaign of them runs; it meets all of them, and often."""
+"""One fault of benchmarks/faults, to see that its campaign works; the campaign itself meets all of them many times."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mvlm.batch import Losses
 from mvlm.training.zero.checksums import sum_bits
 
 MISCOMPUTED = 40
-"""Forward passes in which some layer miscomputes, another one each time."""
+"""Forward passes with a miscomputing layer, a different one each time."""
 
 
-def test_a_layer_that_miscomputes_changes_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_miscomputing_layer_changes_losses_or_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     torch.manual_seed(0)
     model = build(SIZES["tiny"]).eval()  # without dropout
@@ -37,11 +37,11 @@ def test_a_layer_that_miscomputes_changes_what_is_computed(tmp_path: Path, monke
         assert computed(flips.forward(model, lambda: model(batch))) != right
         said = (folder / "processor-7.json").read_text()
         flips.before(None, 7)  # type: ignore[arg-type]
-        assert computed(flips.forward(model, lambda: model(batch))) == right, said  # once, and no more
+        assert computed(flips.forward(model, lambda: model(batch))) == right, said  # only once
 
 
 @pytest.mark.campaign
-def test_a_run_that_much_befalls_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
+def test_a_run_with_faults_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     lines = Workshop(tmp_path / "workshop", steps=16).trial(seed=1, kinds=["kill_in_save"])
     assert lines
     for line in lines:

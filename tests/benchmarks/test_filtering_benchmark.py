@@ -1,4 +1,4 @@
-"""The filtering benchmark: captions are exchanged as it says, and its numbers are what they are called."""
+"""The filtering benchmark exchanges the captions that it says, and its numbers are correct."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +8,7 @@ from benchmarks.filtering.noise import exchanges
 from mvlm.data.shards.where import parse
 
 
-def test_three_tenths_of_the_captions_stand_with_another_image_and_none_is_lost():
+def test_three_tenths_of_the_captions_move_to_another_image_and_none_is_lost():
     captions = [(f"caption {number // 2}",) for number in range(100)]  # every caption twice
     source = exchanges(captions, np.random.default_rng(1))
     assert sorted(source) == list(range(100))
@@ -16,17 +16,17 @@ def test_three_tenths_of_the_captions_stand_with_another_image_and_none_is_lost(
     assert (source == np.arange(100)).sum() == 70
 
 
-def test_the_area_under_the_curve_is_that_of_all_pairs_compared():
+def test_the_area_under_the_curve_is_the_share_of_ordered_pairs():
     rng = np.random.default_rng(0)
     score, positive = rng.integers(0, 9, 60).astype(float), rng.random(60) < 0.3
     wins = [
         (one > other) + 0.5 * (one == other) for one in score[positive] for other in score[~positive]
-    ]  # by the definition
+    ]  # by definition
     assert abs(auc(score, positive) - np.mean(wins)) < 1e-12
     assert auc(positive.astype(float), positive) == 1.0
 
 
-def test_what_is_compared_is_equally_large():
+def test_the_arms_compared_have_equally_many_rows():
     rng = np.random.default_rng(0)
     exchanged = np.arange(50) % 3 == 0
     similarity = rng.random(50).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The downstream campaign's own arithmetic: chance of one side alone, and spreads over seeds."""
+"""The downstream campaign: its margins above predictors of one side alone, and spreads over seeds."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from data_tools.__main__ import main as data_tools
 from mvlm.data.shards.mixture import Mixture
 
 MARGINS = {"vqa": 0.55, "nlvr2": 0.45, "entailment": 0.55}
-"""By how much the worst seed must beat what the best predictor of one side can reach."""
+"""By how much the worst seed must beat the best predictor from one side alone."""
 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("task", list(WORLDS))
-def test_what_was_measured_is_above_chance_by_a_margin(task: str, part: str) -> None:
+def test_measured_accuracies_are_above_chance_by_a_margin(task: str, part: str) -> None:
     measured = json.loads(RESULTS.read_text())["tasks"][task]
     chance = max(measured["chance"].values())
     assert len(measured["pretrained"]["seeds"]) >= 3
     assert measured["pretrained"][f"{task}_{part}"]["accuracy"]["min"] > chance + MARGINS[task]
-    for other in ("wrong_images", "wrong_texts"):  # and it was the other side that told
+    for other in ("wrong_images", "wrong_texts"):  # so it is the other side that matters
         assert measured["pretrained"]["exchanged"][other]["max"] < chance + 0.05
 
 
 @pytest.mark.parametrize("task", list(WORLDS))
-def test_sentences_seen_in_training_tell_no_more_than_is_stated(task: str, tmp_path: Path) -> None:
+def test_sentences_of_training_predict_no_more_than_is_stated(task: str, tmp_path: Path) -> None:
     out = tmp_path / task
     words = ["synth", "--task", WORLDS[task], "--count", "1500", "--seed", "3", "--split", "train=0.8,eval=0.2"]
     assert data_tools([*words, "--out", str(out)]) == 0
-    margin = 0.07  # three standard errors of some 300 rows at a half would be 0.087; blocks are balanced within
+    margin = 0.07  # less than three standard errors of 300 rows, 0.087, since blocks are balanced
     assert by_text_alone(task, out) <= STATED[task]["text_alone"] + margin
 
 
-def test_every_kind_of_statement_is_known_by_its_words_and_counted(tmp_path: Path) -> None:
+def test_every_kind_of_statement_is_recognised_by_its_words_and_counted(tmp_path: Path) -> None:
     words = ["synth", "--task", "pairs", "--count", "600", "--seed", "3", "--out", str(tmp_path / "pairs")]
     assert data_tools(words) == 0
     mixture = Mixture([tmp_path / "pairs"], task="nlvr2")
@@ -55,7 +55,7 @@ def test_every_kind_of_statement_is_known_by_its_words_and_counted(tmp_path: Pat
     assert sum(one["rows"] for one in found.values()) == len(rows)
 
 
-def test_numbers_are_spread_and_texts_left_out() -> None:
+def test_the_spread_covers_numbers_and_omits_texts() -> None:
     found = [{"a": {"b": 0.5, "name": "x"}, "ok": True, "n": 1}, {"a": {"b": 0.7, "name": "y"}, "ok": True, "n": 3}]
     assert spread(found) == {
         "a": {"b": {"mean": pytest.approx(0.6), "min": 0.5, "max": 0.7}},

@@ -1,4 +1,4 @@
-"""ITM's groups compared: what is drawn of made cells, and that cells differ in their group alone."""
+"""The comparison of ITM's groups: tables of cells, and that cells differ only in their group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mvlm.config.load import load_config
 
 
 def made_record(group: int, seed: int, score_N: np.ndarray) -> dict[str, object]:
-    """Of a cell that took as many seconds as it has candidates."""
+    """The record of a cell that took as many seconds as it has candidates."""
     numbers = {"foils_itm": float(score_N.mean()), "recall_itc": 0.5}
     overrides = [f"run.seed={seed}", f"{KEY}{group}"]
     rows = {"foils": pack(score_N), "recall": pack(np.full(20, 0.5))}
@@ -33,14 +33,14 @@ def test_larger_groups_are_compared_with_smaller_ones_seed_by_seed() -> None:
     assert [line.split(" | ")[:2] for line in compared] == [
         ["| 63 − 15 candidates", "foils"],
         ["| 63 − 15 candidates", "mean recall"],
-    ], "one seed of 255 compares with nothing"
+    ], "a single seed with 255 candidates is compared with nothing"
     difference = float(compared[0].split(" | ")[2])
     assert difference == pytest.approx(20, abs=4) and "4 of 4" in compared[0]
     assert "| +0.0 | +0.0 to +0.0 |" in compared[1]
 
 
 @pytest.mark.campaign
-def test_cells_of_a_seed_differ_in_their_group_alone(tmp_path: Path) -> None:
+def test_cells_of_a_seed_differ_only_in_their_group(tmp_path: Path) -> None:
     found = list(plans([3], tmp_path))
     assert len({planned.run for planned in found}) == len({planned.settings for planned in found}) == len(GROUPS)
     configs = [load_config(planned.toml, planned.words) for planned in found]

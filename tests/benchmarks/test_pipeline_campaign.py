@@ -1,4 +1,4 @@
-"""The campaign of faults in the steps of a pipeline: its trials stay what they were, and the store is in its graph."""
+"""The campaign of faults in the steps of a pipeline: its trials are stable, and its graph uses the store."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cluster.pipeline.file import load_pipeline
 from cluster.pipeline.graph import Graph
 
 
-def test_the_trials_that_are_kept_are_of_the_draw() -> None:
+def test_stored_trials_are_those_that_are_drawn() -> None:
     trials = drawn()
     for line in map(json.loads, RESULTS.read_text().splitlines()):
         assert trials[line["trial"]] == (line["backend"], line["step"], line["fault"])
     assert len(trials) == len(set(trials)) == 59
 
 
-def test_the_steps_that_lose_the_store_are_those_that_need_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_lost_in_exactly_the_steps_that_need_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path, OUTPUTS, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
     graph = Graph(load_pipeline(FILE, []))

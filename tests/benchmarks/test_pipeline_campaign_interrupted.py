@@ -1,4 +1,4 @@
-"""Whoever interrupts the campaign of faults in pipelines finds none of its nodes left, nor its disk."""
+"""An interrupted campaign of faults in pipelines leaves neither nodes nor its disk behind."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import sys
 from pathlib import Path
 from benchmarks.pipeline.campaign import at
 with at(sys.argv[1], Path(sys.argv[2]), ["command"]):
-    sys.exit("it has booted, and nobody has interrupted it")
+    sys.exit("booted without an interruption")
 """
 
 
 @pytest.mark.parametrize(("backend", "seen"), [("slurm", "nodes/n1"), ("ray", "head.log")])
 def test_an_interrupted_boot_leaves_nothing(backend: str, seen: str, tmp_path: Path) -> None:
-    """At a node that boots, and at a daemon that starts on one."""
+    """While a node boots, and while a daemon starts on one."""
     if reason := why_not() if backend == "slurm" else cannot_run_here():
         pytest.skip(reason)
     command = [sys.executable, "-c", CAMPAIGN, backend, str(tmp_path)]
@@ -38,7 +38,7 @@ def test_an_interrupted_boot_leaves_nothing(backend: str, seen: str, tmp_path: P
             time.sleep(0.01)
         os.killpg(campaign.pid, signal.SIGINT)  # as a terminal does
         assert "KeyboardInterrupt" in campaign.communicate(timeout=120)[1]
-    time.sleep(1)  # for the last of a node to be reaped
+    time.sleep(1)  # until the last process of a node is reaped
     assert [words for process in psutil.process_iter() if str(tmp_path) in (words := words_of(process))] == []
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
 

@@ -1,4 +1,4 @@
-"""The proof on a GPU: its page says what its files do, and a part that fails is written down."""
+"""The proof on a GPU: its page agrees with its results, and a failing part is recorded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mvlm.kernels.ops import OPS
 from tests.conftest import ROOT, run_command
 
 
-def test_the_readme_says_what_was_found() -> None:
+def test_the_readme_agrees_with_the_results() -> None:
     text = page.README.read_text(encoding="utf-8")
     assert page.put(text, page.markdown(page.RESULTS)) == text
 
 
-def test_each_command_of_the_readme_has_a_line_of_its_own() -> None:
+def test_each_command_of_the_readme_has_its_own_line() -> None:
     block = page.README.read_text(encoding="utf-8").split("\n\n")[1]
     for line in block.splitlines():
         words = line.partition("#")[0].split()
@@ -33,7 +33,7 @@ def test_each_command_of_the_readme_has_a_line_of_its_own() -> None:
         assert words[-1] not in ("bash", "python"), line
 
 
-def test_a_page_of_a_proof_that_half_failed(tmp_path: Path) -> None:
+def test_the_page_of_a_proof_that_partly_failed(tmp_path: Path) -> None:
     facts = {"device": "a card", "python": "3.12", "cuda": "13.0", "versions": {"torch": "2.11"}}
     kernel = {"op": "layer_norm", "precision": "bf16", "shapes": [[8, 4], [4], [4]], "error": 0.001, "holds": True}
     files = {
@@ -69,7 +69,7 @@ def test_a_page_of_a_proof_that_half_failed(tmp_path: Path) -> None:
     assert "| layer_norm | triton | 0.500 | 0.250 |" in text
 
 
-def test_what_fails_is_a_line_and_the_next_is_tried(tmp_path: Path) -> None:
+def test_a_failure_is_recorded_and_the_next_part_tried(tmp_path: Path) -> None:
     record = Record(tmp_path / "x.jsonl")
     record.attempt({"n": 1}, lambda: {"found": 1 / 0})
     record.attempt({"n": 2}, lambda: {"holds": True})
@@ -80,8 +80,8 @@ def test_what_fails_is_a_line_and_the_next_is_tried(tmp_path: Path) -> None:
     assert record.exit_code == 1
 
 
-def test_what_is_required_is_on_the_machine_or_brought_along() -> None:
-    """But for what other commands than the proof's import."""
+def test_requirements_are_on_the_machine_or_brought_along() -> None:
+    """Except those that only commands outside the proof import."""
 
     def names(file: str) -> set[str]:
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
@@ -92,15 +92,15 @@ def test_what_is_required_is_on_the_machine_or_brought_along() -> None:
     assert names("requirements.txt") - there == {"fastapi", "ray", "uvicorn"}
 
 
-def test_packages_brought_along_reach_what_a_test_starts(monkeypatch, tmp_path: Path) -> None:
+def test_packages_brought_along_reach_processes_of_tests(monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "brought_along.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = run_command(["python3", "-c", "import brought_along, mvlm"])
     assert done.returncode == 0, done.stderr
 
 
-def test_products_in_fp8_are_held_to_what_fp8_can() -> None:
-    """Rounded to e4m3 they hold; a product that is wrong does not, nor another kernel that is as far off."""
+def test_products_in_fp8_are_held_to_the_accuracy_of_fp8() -> None:
+    """Products rounded to e4m3 pass; wrong products do not, nor does a kernel without fp8 that is as far off."""
 
     def in_fp8(x: Tensor, weight: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
         def rounded(y: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ def test_products_in_fp8_are_held_to_what_fp8_can() -> None:
     assert found[0]["error"] > 0.01
 
 
-def test_what_a_fused_kernel_should_gain_is_its_bytes() -> None:
-    """A norm of 1,000 rows of 768 numbers in bf16, two passes fewer at 3.35 TB/s; nothing is expected of others."""
+def test_the_expected_gain_of_a_fused_kernel_is_that_of_its_bytes() -> None:
+    """A norm of 1,000 rows of 768 numbers in bf16 saves two passes at 3.35 TB/s; from others nothing is expected."""
     plain = OPS["layer_norm"].implementations[-1]
     op = Op("layer_norm", Implementation("triton", plain.run), plain)
     arguments = (torch.randn(1000, 768, requires_grad=True), *(torch.ones(768, requires_grad=True) for _ in "ab"), 1e-6)

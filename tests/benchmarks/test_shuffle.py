@@ -1,4 +1,4 @@
-"""The orders compared on runs of near-duplicates: what is drawn of made cells, and what the corpus is."""
+"""The comparison of orders on runs of near-duplicates: tables of cells, and the corpus."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_global_shuffle_is_compared_with_blocks_seed_by_seed(runs: Path) -> 
     assert float(compared.split(" | ")[2]) == pytest.approx(20, abs=4) and "4 of 4" in compared
 
 
-def test_a_run_shows_one_scene_a_pixel_apart_in_other_words(runs: Path) -> None:
+def test_a_run_of_near_duplicates_shows_one_scene_with_varied_pixels_and_words(runs: Path) -> None:
     mixture = Mixture([str(runs)])
     for scene, first in zip(scenes()[:100], range(0, len(mixture), len(PHRASES)), strict=True):
         rows = [mixture.row(row) for row in range(first, first + len(PHRASES))]

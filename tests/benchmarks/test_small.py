@@ -1,4 +1,4 @@
-"""The reference of benchmarks/small against numpy, its packages read, its arms valid settings."""
+"""benchmarks/small: its linear reference against numpy, the packages that it reads, and its arms' settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TITLE, SUBJECT = "<dc:title>A &amp; B</dc:title>", "<dc:subject><rdf:li>two</rdf
 SVG = f'<svg xmlns="http://www.w3.org/2000/svg">{TITLE}{SUBJECT}</svg>'
 
 
-def test_the_map_is_that_of_least_squares_with_a_penalty() -> None:
+def test_the_map_is_that_of_penalised_least_squares() -> None:
     generator = torch.Generator().manual_seed(0)
     image_ND, caption_CE = (torch.randn(rows, 5, generator=generator).double() for rows in (30, 60))
     owner_C = torch.arange(60) % 30
@@ -32,8 +32,8 @@ def test_the_map_is_that_of_least_squares_with_a_penalty() -> None:
     assert np.allclose(text_mean.numpy(), text.mean(0))
 
 
-def test_recalls_count_any_of_an_images_captions() -> None:
-    """Features that are their own answers, but for one image, whose two captions are the exact opposite of it."""
+def test_recall_counts_any_caption_of_an_image() -> None:
+    """Captions equal their images, except that the two captions of one image are its exact opposite."""
     image_ND = torch.eye(40)
     caption_CE = torch.cat([torch.eye(40), torch.eye(40)])
     caption_CE[[0, 40]] *= -1
@@ -48,7 +48,7 @@ def read(name: str, package: Path) -> list[Drawing]:
     return list(reader(package))
 
 
-def test_what_is_read_of_packages(tmp_path: Path) -> None:
+def test_names_drawings_and_captions_are_read_from_packages(tmp_path: Path) -> None:
     (tmp_path / "package/svg").mkdir(parents=True)
     (tmp_path / "package/svg/car-side.svg").write_text(SVG)
     icon = {"name": "car-side", "aliases": ["auto-mobile"], "tags": ["Travel"]}
@@ -68,14 +68,14 @@ def test_what_is_read_of_packages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if not arm.pretrained])
-def test_arms_are_settings_that_a_run_accepts(arm: str) -> None:
+def test_a_run_accepts_the_settings_of_every_arm(arm: str) -> None:
     assert sum(share for share, _ in ARMS[arm].stages) == pytest.approx(1)
     for _, settings in ARMS[arm].stages:
         config = load_config(TOML, [*COMMON, "data.eval=held_out", *RANDOM, *ARMS[arm].settings, *settings])
         assert config.objectives.itc == 1 and config.data.epoch == "images"
 
 
-def test_the_table_shows_each_arm_once_and_its_seeds() -> None:
+def test_the_table_shows_each_arm_once_with_its_seeds() -> None:
     cells = [
         {"corpus": "emoji", "arm": "itc", "seconds": 60, "seed": seed, "cpu_s": 70, "chosen": {"last": 0.2}}
         | {place: {"image_to_text_itc": share, "text_to_image_itc": share / 2} for place in ("last", "best")}

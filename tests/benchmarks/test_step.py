@@ -1,4 +1,4 @@
-"""The benchmark of the step measures one step throughout, resumes where it was stopped, and counts right."""
+"""The benchmark of the training step: every variant computes the same step, it resumes, and it counts correctly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = SIZES["tiny"]
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rung is prepared in a process of its own, for all of which it chooses."""
+    """Preparing a rung chooses kernels for its whole process, which here other tests share."""
     monkeypatch.setattr(F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
     for op in OPS.values():
         monkeypatch.setattr(op, "choice", op.choice)
@@ -46,7 +46,7 @@ def test_every_rung_has_the_same_loss_and_gradients(rung: str) -> None:
     torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-6)
 
 
-def test_a_padded_text_says_the_same() -> None:
+def test_a_padded_text_gives_the_same_losses() -> None:
     model = build(TINY)
     batch = make_batch(TINY, model.grid)
     longer = padded(batch, 40, model.text.settings.pad_token_id)
@@ -55,7 +55,7 @@ def test_a_padded_text_says_the_same() -> None:
     torch.testing.assert_close(model(longer), model(batch), rtol=1e-5, atol=1e-6)
 
 
-def test_words_at_every_position_are_the_same_loss_at_a_higher_price() -> None:
+def test_predicting_every_position_gives_the_same_loss_at_a_higher_cost() -> None:
     model = build(TINY)
     batch = make_batch(TINY, model.grid)
     everywhere = dataclasses.replace(batch, masked=every_word(batch))
@@ -63,7 +63,7 @@ def test_words_at_every_position_are_the_same_loss_at_a_higher_price() -> None:
     assert count_flops(lambda: model(everywhere)) > 1.01 * count_flops(lambda: model(batch))
 
 
-def test_a_step_like_albefs_trains_all_it_computes() -> None:
+def test_a_step_like_albefs_trains_everything_it_computes() -> None:
     maskvlm = build(TINY)
     model = AlbefLike(maskvlm)
     sum(model(make_batch(TINY, maskvlm.grid)).values()).backward()
@@ -71,7 +71,7 @@ def test_a_step_like_albefs_trains_all_it_computes() -> None:
     assert without == ["layers.vision.vit.patch_embed.mask_token"]
 
 
-def test_plain_attention_is_torchs_and_counts_as_much() -> None:
+def test_plain_attention_equals_torchs_and_counts_as_many_operations() -> None:
     query, key, value = (torch.randn(2, 3, length, 16, requires_grad=True) for length in (7, 9, 9))
     mask = torch.rand(2, 1, 1, 9) < 0.7
     mask[..., 0] = True
@@ -85,7 +85,7 @@ def test_plain_attention_is_torchs_and_counts_as_much() -> None:
 
 
 @pytest.mark.campaign
-def test_a_stopped_campaign_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_campaign_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--size", "tiny", "--variants", "pruned", "--precision", "fp32", "--rounds", "1", "--steps", "1"]
     assert main([*words, "--results", str(tmp_path)]) == 0
     path = tmp_path / "tiny-cpu.jsonl"
@@ -102,7 +102,7 @@ def test_a_stopped_campaign_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert path.with_suffix(".png").stat().st_size > 1000
 
 
-def test_a_trial_that_fails_is_written_down(tmp_path: Path) -> None:
+def test_a_failing_trial_is_recorded(tmp_path: Path) -> None:
     ladder.run(tmp_path / "x.jsonl", "tiny", ["albef"], [], 0, 1, tmp_path)
     (line,) = ladder.read(tmp_path / "x.jsonl")
     assert "No module named 'models'" in line["error"]
@@ -114,7 +114,7 @@ def line(variant: str, **found: Any) -> dict[str, Any]:
     return machine | {"variant": variant} | found
 
 
-def test_the_table_is_made_of_medians_of_this_processs_seconds() -> None:
+def test_the_table_shows_medians_of_cpu_seconds() -> None:
     trial = {"peak_bytes": 2e9, "product_flops": 100e9}
     lines = [
         line("naive", flops=40e9),
@@ -124,7 +124,7 @@ def test_the_table_is_made_of_medians_of_this_processs_seconds() -> None:
         line("pruned", cpu_seconds=[1.0], seconds=[9.0], **trial),
     ]
     naive, pruned = results(lines)
-    assert (naive.pairs_per_s, pruned.pairs_per_s) == (1.0, 4.0)  # of 4 pairs
+    assert (naive.pairs_per_s, pruned.pairs_per_s) == (1.0, 4.0)  # a step has 4 pairs
     assert naive.peak == pytest.approx(0.4)  # 1 pair a second of 40 of the 100 GFLOP/s
     assert pruned.peak == pytest.approx((3 + 4) / 2 * 20e9 / 100e9)
     text = table.markdown(lines)
@@ -134,7 +134,7 @@ def test_the_table_is_made_of_medians_of_this_processs_seconds() -> None:
     )
 
 
-def test_a_goal_that_was_missed_is_said_so() -> None:
+def test_a_missed_goal_is_marked() -> None:
     def result(variant: str, speed: float, memory: float) -> Result:
         return Result(variant, "fp32", 1e9, speed, 0.0, peak=0.72, memory=memory, steps=1)
 
@@ -148,12 +148,12 @@ def test_a_goal_that_was_missed_is_said_so() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(ladder.RESULTS.rglob("*-?pu.jsonl")), ids=ladder.name_of)
-def test_the_readme_says_what_was_measured(path: Path) -> None:
+def test_the_readme_shows_the_measurements(path: Path) -> None:
     text = README.read_text(encoding="utf-8")
     assert table.put(text, ladder.name_of(path), table.markdown(ladder.read(path))) == text
 
 
-def test_live_memory_is_what_is_alive() -> None:
+def test_live_memory_counts_living_tensors() -> None:
     with LiveMemory() as memory:
         a = torch.ones(1000)
         b = a.view(10, 100) + 1
@@ -166,7 +166,7 @@ def test_live_memory_is_what_is_alive() -> None:
 
 @pytest.mark.campaign
 def test_memory_by_kind_adds_up() -> None:
-    found = measure(dataclasses.replace(TINY, overrides=(*TINY.overrides,)), torch.bfloat16, 4, 0.0)
+    found = measure(TINY, torch.bfloat16, 4, 0.0)
     model = build(TINY)
     elements = sum(p.numel() for p in model.parameters())
     assert (found["weights"], found["optimizer"]) == (2 * elements, 12 * elements)
