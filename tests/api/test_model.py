@@ -1,4 +1,4 @@
-"""A model in Python, against its network called directly, one item at a time."""
+"""A model in Python against its network, called directly with one item at a time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def cut_short(path: Path) -> Image.Image:
 
 @torch.no_grad()
 def features(model: TrainedModel, path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The features of one image and one text by themselves, and the probability of a match."""
+    """The features of one image and one text, each computed alone, and the probability of a match."""
     network = model.network
     image_1SD = network.encode_image(torch.from_numpy(view(path, CONFIG.model.image_size))[None])
     text_1L, valid_1L = model._tokens.batch([text])
@@ -85,14 +85,14 @@ def test_an_image_is_the_same_in_every_form(model: TrainedModel, paths: list[Pat
         forms = [paths[0], str(paths[0]), picture.copy(), array, torch.from_numpy(array.copy()).permute(2, 0, 1)]
     vectors = model.encode(forms).images
     assert vectors is not None and all(torch.equal(vector, vectors[0]) for vector in vectors)
-    batch = np.stack([array] * len(forms))  # of as many: products of other sizes round otherwise on some CPUs
+    batch = np.stack([array] * len(forms))  # equally many: on some CPUs, others round differently
     assert torch.equal(model.encode(batch).images, vectors)  # type: ignore[arg-type]
     grey = array[:, :, 0]
     of_grey = model.encode([grey, grey[:, :, None], Image.fromarray(grey), torch.from_numpy(grey.copy())]).images
     assert of_grey is not None and all(torch.equal(vector, of_grey[0]) for vector in of_grey)
 
 
-def test_masked_words_and_patches_come_back(model: TrainedModel, paths: list[Path]) -> None:
+def test_masked_words_and_patches_are_reconstructed(model: TrainedModel, paths: list[Path]) -> None:
     filled = model.fill("a [MASK] circle", paths[0], top=3)
     assert filled.text == f"a {filled.guesses[0][0][0]} circle" and len(filled.guesses[0]) == 3
     shares = [share for _, share in filled.guesses[0]]
@@ -107,10 +107,10 @@ def test_masked_words_and_patches_come_back(model: TrainedModel, paths: list[Pat
     patch = first.original.shape[0] // rows
     assert changed[:patch, patch : 2 * patch].any()
     changed[:patch, patch : 2 * patch] = False
-    assert not changed.any()  # only what was masked
+    assert not changed.any()  # nothing but the masked patch
 
 
-def test_asking_for_something_the_model_was_not_trained_for_warns(
+def test_a_call_that_the_model_was_not_trained_for_causes_a_warning(
     model: TrainedModel, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objectives = dataclasses.replace(model.network.objectives, itm=0, image=0, text=0)
@@ -125,7 +125,7 @@ def test_asking_for_something_the_model_was_not_trained_for_warns(
             call()
 
 
-def test_texts_that_are_cut_cause_a_warning(model: TrainedModel, paths: list[Path]) -> None:
+def test_truncated_texts_cause_a_warning(model: TrainedModel, paths: list[Path]) -> None:
     long = "a red circle " * 20
     calls = (
         lambda: model.encode(texts=["a", long]),
@@ -143,7 +143,9 @@ def test_texts_that_are_cut_cause_a_warning(model: TrainedModel, paths: list[Pat
         model.encode(texts=["a red circle"])
 
 
-def test_an_exported_folder_gives_the_same(model: TrainedModel, run: Path, paths: list[Path], tmp_path: Path) -> None:
+def test_an_exported_folder_gives_equal_features(
+    model: TrainedModel, run: Path, paths: list[Path], tmp_path: Path
+) -> None:
     export_folder(run, tmp_path / "exported", "a card")
     exported = mvlm.load(tmp_path / "exported", "cpu")
     for mine, theirs in zip(model.encode(paths, TEXTS), exported.encode(paths, TEXTS), strict=True):
@@ -207,7 +209,7 @@ def test_an_index_is_searched_by_words_and_by_pictures(run: Path, scenes: Path, 
         model.search(tmp_path / "index", "a red circle " * 20)
 
 
-def test_an_index_that_was_rebuilt_is_searched_anew(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_a_rebuilt_index_is_opened_again(run: Path, scenes: Path, tmp_path: Path) -> None:
     model, out = mvlm.load(run, "cpu"), tmp_path / "index"
     model.index(scenes / "eval", out)
     count = len(mvlm.open(scenes / "eval"))
@@ -268,7 +270,7 @@ def test_a_mistake_is_one_sentence(model: TrainedModel, paths: list[Path], ask: 
         ask(model, paths)
 
 
-def test_a_path_that_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_not_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match='no device "gpu" here'):
         mvlm.load(tmp_path, "gpu")
     with pytest.raises(UserError, match="nowhere"):
@@ -280,16 +282,24 @@ def test_a_path_that_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.
             mvlm.load_finetuned(model)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(UserError, match="No checkpoint at runs/mine"):  # and no hub is asked
+    with pytest.raises(UserError, match="No checkpoint at runs/mine"):  # without asking the hub
         mvlm.load("runs/mine")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="is not a model"):
         mvlm.load(tmp_path)
 
 
-def test_importing_mvlm_imports_nothing_else() -> None:
-    heavy = "{'torch', 'numpy', 'transformers', 'PIL', 'pyarrow'}"
-    code = f"import sys, mvlm; mvlm.__version__; assert not {heavy} & set(sys.modules); assert 'load' in dir(mvlm)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+IMPORTED = """
+import sys
+finders = [*sys.meta_path]
+import mvlm
+mvlm.__version__
+assert not {"torch", "numpy", "transformers", "PIL", "pyarrow"} & set(sys.modules)
+assert sys.meta_path == finders and "load" in dir(mvlm)
+"""
+
+
+def test_importing_mvlm_imports_nothing_large_and_installs_no_hook() -> None:
+    subprocess.run([sys.executable, "-c", IMPORTED], check=True)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = mvlm.lode  # type: ignore[attr-defined]
