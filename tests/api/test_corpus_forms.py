@@ -1,4 +1,4 @@
-"""The forms of captioned pictures: how `mvlm.train` shards each, and what it says if it cannot."""
+"""The forms of captioned pictures that `mvlm.train` shards, and its errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def metadata_csv(folder: Path) -> Path:
 
 
 def flickr8k(folder: Path) -> Path:
-    """As on Kaggle: paths within a folder beside the table, which is named like a text."""
+    """As on Kaggle: paths relative to a folder beside the table, which has the name of a text file."""
     table("captions.txt", ",", lambda folder, name: name)(folder)
     (folder / "captions.txt").write_text(
         (folder / "captions.txt").read_text().replace("filepath,title", "image,caption")
@@ -98,13 +98,17 @@ def flickr30k(folder: Path) -> Path:
 FORMS = {
     "jpg and txt side by side": (side_by_side, "side_by_side", False),
     "csv": (table("pairs.csv", ",", lambda folder, name: f"images/{name}"), "table", False),
-    "csv of whole paths": (table("pairs.csv", ",", lambda folder, name: str(folder / "images" / name)), "table", False),
+    "csv of absolute paths": (
+        table("pairs.csv", ",", lambda folder, name: str(folder / "images" / name)),
+        "table",
+        False,
+    ),
     "tsv": (table("pairs.tsv", "\t", lambda folder, name: f"images/{name}"), "table", False),
     "json lines": (json_rows("pairs.jsonl", "\n".join), "table", False),
     "json list": (json_rows("pairs.json", lambda rows: f"[{', '.join(rows)}]"), "table", False),
     "folder with metadata.jsonl": (json_rows("metadata.jsonl", "\n".join), "table", False),
     "folder with metadata.csv": (metadata_csv, "table", False),
-    "csv of Windows": (table("pairs.csv", ",", lambda folder, name: f"images\\{name}"), "table", False),
+    "csv from Windows": (table("pairs.csv", ",", lambda folder, name: f"images\\{name}"), "table", False),
     "captions.txt of Flickr8k": (flickr8k, "table", False),
     "results.csv of Flickr30k": (flickr30k, "table", False),
     "parquet of datasets": (parquet("image", lambda name: {"bytes": photograph(name), "path": name}), "hf", True),
@@ -114,7 +118,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_each_form_is_sharded_by_its_reader(tmp_path: Path, name: str) -> None:
+def test_each_form_is_recognised_and_sharded(tmp_path: Path, name: str) -> None:
     write, source, stays = FORMS[name]
     form = recognise(write(tmp_path))
     assert form and (form.source, form.stays) == (source, stays)
@@ -126,7 +130,7 @@ def test_each_form_is_sharded_by_its_reader(tmp_path: Path, name: str) -> None:
     assert {row.captions[0]: row.encoded for row in rows} == {CAPTIONS[name]: photograph(name) for name in CAPTIONS}
 
 
-def test_a_path_that_is_no_corpus_says_what_to_give(tmp_path: Path) -> None:
+def test_the_error_for_a_path_that_is_not_a_corpus_says_what_to_give(tmp_path: Path) -> None:
     def said(place: Path) -> str:
         with pytest.raises(UserError) as raised:
             prepare(place, tmp_path / "run/shards")
@@ -160,9 +164,7 @@ def test_a_path_that_is_no_corpus_says_what_to_give(tmp_path: Path) -> None:
         ("a.jsonl", "no JSON", False),
     ],
 )
-def test_a_table_in_a_folder_is_one_of_pictures_by_its_columns(
-    tmp_path: Path, name: str, text: str, is_one: bool
-) -> None:
+def test_a_table_in_a_folder_is_recognised_by_its_columns(tmp_path: Path, name: str, text: str, is_one: bool) -> None:
     (tmp_path / name).write_text(text)
     form = recognise(tmp_path)
     assert (form.paths if form else ()) == ((tmp_path / name,) if is_one else ())
@@ -178,32 +180,32 @@ def test_texts_beside_pictures_take_precedence_over_a_table(tmp_path: Path) -> N
     assert form and form.source == "side_by_side"
 
 
-def test_shards_of_another_corpus_are_not_taken_for_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_another_corpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = table("pairs.csv", ",", lambda folder, name: f"images/{name}")(tmp_path)
     monkeypatch.chdir(tmp_path)
     shards = prepare("pairs.csv", Path("run/shards"))
     for again in ("pairs.csv", pairs, "run/../pairs.csv"):
         assert prepare(again, Path("run/shards")) == shards
     other = pairs.with_name("other.csv")
-    for name in ("other.csv", other):  # whether it is there or not
+    for name in ("other.csv", other):  # missing at first, and then there
         with pytest.raises(UserError, match=r"run/shards was made from pairs.csv, not from .*other.csv"):
             prepare(name, Path("run/shards"))
         other.write_text(pairs.read_text())
-    pairs.unlink()  # shards do without it
+    pairs.unlink()  # the shards no longer need it
     assert prepare("pairs.csv", Path("run/shards")) == shards
     (tmp_path / "run/below").mkdir()
     monkeypatch.chdir(tmp_path / "run/below")
     assert prepare(pairs, tmp_path / "run/shards").images == shards.images
 
 
-def test_a_run_does_not_change_its_shards(scenes: Path, tmp_path: Path) -> None:
+def test_a_run_cannot_switch_to_other_shards(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / RECIPE).write_text(f"[data]\ntrain = ['{scenes}/train']\n")
     with pytest.raises(UserError, match=r"run trains on .*/train and not on .*/eval: give another `out`"):
         mvlm.train(scenes / "eval", tmp_path / "run")
 
 
-def test_none_of_a_few_pictures_is_held_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_held_out_of_very_few_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     names = list(CAPTIONS)[:3]
     for name in names:
         (tmp_path / name).write_bytes(photograph(name))

@@ -1,4 +1,4 @@
-"""Fine-tuning and its model in Python, against the network asked directly."""
+"""Fine-tuning and fine-tuned models in Python, against the network called directly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MadeRun = Callable[..., Path]
 
 @pytest.fixture
 def made_run(tmp_path: Path) -> MadeRun:
-    """made_run(task) -> the folder of a run of this task."""
+    """made_run(task) -> the folder of a run of that task."""
     return lambda task="pretrain": write_run(tmp_path / f"run-{task}", replace(CONFIG, task=Task(name=task)))
 
 
@@ -59,7 +59,7 @@ def test_answers_are_the_networks_own(made_run: MadeRun, pictures: list[np.ndarr
         model.answer(pictures, "what is it?")
 
 
-def test_a_run_without_answers_or_a_task_is_refused(made_run: MadeRun, scenes: Path, tmp_path: Path) -> None:
+def test_an_unsuitable_run_task_or_corpus_is_refused(made_run: MadeRun, scenes: Path, tmp_path: Path) -> None:
     run = made_run()
     with pytest.raises(UserError, match=r"is a run of pretrain, .*mvlm\.load\."):
         mvlm.load_finetuned(run)
@@ -70,7 +70,7 @@ def test_a_run_without_answers_or_a_task_is_refused(made_run: MadeRun, scenes: P
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
-def test_the_chosen_recipe_is_a_sound_configuration(made_run: MadeRun, tmp_path: Path, task: str) -> None:
+def test_the_chosen_recipe_is_a_valid_configuration(made_run: MadeRun, tmp_path: Path, task: str) -> None:
     run = made_run()
     config = load_stored_config(run / "config.toml")
     corpus = ShardedCorpus(("shards/train",), ("shards/eval",), 900)
@@ -86,7 +86,7 @@ def test_the_chosen_recipe_is_a_sound_configuration(made_run: MadeRun, tmp_path:
 @pytest.mark.parametrize(
     ("vision", "weights", "rate"), [("patch_dictionary", "own.safetensors", 2e-3), ("resnet18", "others.pth", 2e-5)]
 )
-def test_only_encoders_that_others_pretrained_are_tuned_at_their_rate(
+def test_only_externally_pretrained_encoders_get_the_low_learning_rate(
     tmp_path: Path, vision: str, weights: str, rate: float
 ) -> None:
     model, optim = replace(CONFIG.model, vision=vision, vision_weights=weights), replace(CONFIG.optim, lr=2e-3)
@@ -96,7 +96,7 @@ def test_only_encoders_that_others_pretrained_are_tuned_at_their_rate(
 
 
 @pytest.mark.campaign
-def test_a_run_is_fine_tuned_by_one_call(trained: Path, tmp_path: Path) -> None:
+def test_one_call_fine_tunes_a_run(trained: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     words = ["synth", "--task", "vqa", "--count", "300", "--seed", "3", "--split", "train=0.8,eval=0.2"]
     assert data_tools([*words, "--out", str(shards)]) == 0
@@ -134,7 +134,7 @@ def test_a_run_folder_keeps_its_task_its_starting_point_and_its_data(made_run: M
     copied = shutil.copytree(vqa, tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"out trains on .*/shards/vqa/train and not on .*/elsewhere/train"):
         mvlm.finetune(run, "vqa", copied, out)
-    wrong = {"train.step": 1}  # all else is right, so this is what is refused
+    wrong = {"train.step": 1}  # refused last, so that this error means that all else was accepted
     with pytest.raises(UserError, match=r"unknown key train\.step"):
         mvlm.finetune(run, "vqa", vqa, out, wrong)
     shutil.rmtree(run)
@@ -142,7 +142,7 @@ def test_a_run_folder_keeps_its_task_its_starting_point_and_its_data(made_run: M
         mvlm.finetune(run, "vqa", vqa, out, wrong)
     pretrained = tmp_path / "pretrained"
     pretrained.mkdir()
-    (pretrained / "recipe.toml").write_text("[run]\ndir = 'pretrained'\n")  # as mvlm.train's, without a task
+    (pretrained / "recipe.toml").write_text("[run]\ndir = 'pretrained'\n")  # as of mvlm.train, without a task
     with pytest.raises(UserError, match=r"pretrained is a run of mvlm\.train and not fine-tuned for vqa: give another"):
         mvlm.finetune(other, "vqa", vqa, pretrained)
 
@@ -155,7 +155,7 @@ def test_soups_in_one_folder_are_different_starting_points(made_run: MadeRun, tm
     first, second = (shutil.copytree(find_checkpoint(run), tmp_path / "soups" / name) for name in "ab")
     start, corpus = (config.data, config.model, config.optim), ShardedCorpus((str(shards / "train"),), (), 20)
     write_recipe(out, choose_tuning(start, first, "vqa", corpus, out, 0), "A test.")
-    wrong = {"train.step": 1}  # all else is right
+    wrong = {"train.step": 1}  # refused last
     with pytest.raises(UserError, match=r"unknown key train\.step"):
         mvlm.finetune(first, "vqa", shards, out, wrong)
     with pytest.raises(UserError, match=r"out began with .*/soups/a and not with .*/soups/b: give another `out`"):

@@ -1,4 +1,4 @@
-"""The loader in other libraries' training loops: both examples run to the end."""
+"""Our loader in the training loops of other libraries: both examples run to the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.campaign
 
 @pytest.fixture
 def tars(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Scenes as tar files of webdataset."""
+    """Scenes as webdataset's tar files."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     rows = mvlm.open(scenes / "train")[:96]
@@ -38,13 +38,13 @@ def example(name: str) -> ModuleType:
     return module
 
 
-def test_open_clip_trains_by_its_own_loop(tars: str) -> None:
+def test_open_clip_trains_in_its_own_loop(tars: str) -> None:
     pytest.importorskip("open_clip")
     losses = example("open_clip_training").main([tars, "--batch", "16", "--epochs", "3"])
     assert len(losses) == 4 and losses[-1] < losses[0]
 
 
-def test_a_trainer_goes_on_in_the_middle_of_an_epoch(tars: str) -> None:
+def test_a_trainer_resumes_in_the_middle_of_an_epoch(tars: str) -> None:
     """With the losses of an uninterrupted run."""
     pytest.importorskip("accelerate")
     trainer = example("transformers_trainer")

@@ -1,4 +1,4 @@
-"""The notebooks, each run to the end by Jupyter's own client with fewer steps; each takes about a minute."""
+"""The notebooks run to the end in Jupyter's client, with fewer steps; each takes about a minute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = ROOT / "examples/notebooks"
 
 
 def run_notebook(name: str, folder: Path) -> str:
-    """Its output as text; a cell that fails raises."""
+    """Run a notebook, whose failing cells raise; its output as text."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     notebook = nbformat.read(FOLDER / name, as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
@@ -37,7 +37,7 @@ def test_the_first_notebook_trains_and_the_third_searches(tmp_path: Path) -> Non
     said = run_notebook("1_first_model.ipynb", folder)
     assert "step 2 " in said and "text_to_image R@10 " in said and "without a picture" in said
     found = run_notebook("3_search.ipynb", folder)
-    assert "1.00  B button (blood type)\n" in found  # the first picture is most like itself
+    assert "1.00  B button (blood type)\n" in found  # a picture is most similar to itself
 
 
 @pytest.mark.campaign

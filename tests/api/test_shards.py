@@ -1,4 +1,4 @@
-"""Shards as a sequence of rows."""
+"""Shards as sequences of rows in Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mvlm.data.images.decode import load_image
 from mvlm.errors import UserError
 
 
-def test_rows_are_those_in_the_files(scenes: Path) -> None:
+def test_rows_are_those_of_the_files(scenes: Path) -> None:
     files = sorted((scenes / "train").glob("*.arrow"))
     table = pa.concat_tables(pa.ipc.open_file(file).read_all() for file in files).to_pylist()
     rows = mvlm.open(scenes / "train")

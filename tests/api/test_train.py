@@ -1,4 +1,4 @@
-"""From pictures to a model by one call, through the launcher."""
+"""`mvlm.train`: from pictures to a model in one call, through the launcher."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_pictures(scenes: Path, out: Path) -> None:
-    """Scenes as users have pictures: with a text file beside each."""
+    """Scenes as users have pictures, with a text file beside each."""
     out.mkdir()
-    for number, row in enumerate(mvlm.open(scenes / "train")[:80]):  # other keys than those of the split
+    for number, row in enumerate(mvlm.open(scenes / "train")[:80]):  # with keys other than those in the shards
         (out / f"{number}.png").write_bytes(row.encoded)
         (out / f"{number}.txt").write_text("\n".join(row.captions))
 
@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {}
 for word in TINY:
     apply_override(SMALL, word)
 SMALL = {f"{table}.{key}": value for table, keys in SMALL.items() for key, value in keys.items()}
-SMALL["model.vision_args"] = {"embed_dim": 32}  # of a dictionary of the pictures
+SMALL["model.vision_args"] = {"embed_dim": 32}  # of the patch dictionary that the recipe makes
 
 THREE_LINES = """
 import json, sys
@@ -58,7 +58,7 @@ print("steps", [line["step"] for line in run.metrics])
 
 
 def test_a_wheel_trains_in_three_lines(environment: Path, scenes: Path, tmp_path: Path) -> None:
-    """Away from the checkout, as a user who has installed it would."""
+    """Outside the checkout, as for a user who has installed the package."""
     wheel = Installed(environment, tmp_path)
     write_pictures(scenes, tmp_path / "pictures")
     said = wheel.run("python", "-c", THREE_LINES, json.dumps(SMALL | {"train.steps": 2}))
@@ -67,7 +67,7 @@ def test_a_wheel_trains_in_three_lines(environment: Path, scenes: Path, tmp_path
 
 
 @pytest.mark.campaign
-def test_called_again_it_resumes(scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_same_call_resumes(scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_pictures(scenes, tmp_path / "pictures")
     for steps in (2, 3):
         run = mvlm.train(tmp_path / "pictures", tmp_path / "run", SMALL | {"train.steps": steps})
@@ -76,10 +76,10 @@ def test_called_again_it_resumes(scenes: Path, tmp_path: Path, capfd: pytest.Cap
 
 
 @pytest.mark.campaign
-def test_a_run_is_resumed_where_it_lies_now(
+def test_a_moved_run_is_resumed_at_its_new_place(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It was started from another working directory and has been moved since, with the shards in it."""
+    """It was started from another working directory, and moved together with its shards."""
     write_pictures(scenes, tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
     mvlm.train("pictures", "begun", SMALL | {"train.steps": 1})
@@ -101,7 +101,7 @@ mvlm.train(sys.argv[2], out=sys.argv[3], settings=json.loads(sys.argv[1]))
 
 
 @pytest.mark.campaign
-def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(scenes: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(scenes: Path, tmp_path: Path) -> None:
     write_pictures(scenes, tmp_path / "pictures")
     settings = json.dumps(SMALL | {"train.steps": 100_000, "log.every": 1})
     words = [sys.executable, "-c", ENDLESS, settings, str(tmp_path / "pictures"), str(tmp_path / "run")]
@@ -123,8 +123,8 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(scenes: Path, tmp_path
 
 
 @pytest.mark.campaign
-def test_several_ranks_are_started_by_the_launcher(scenes: Path, tmp_path: Path) -> None:
-    """One for each GPU; here they are processes on the CPU."""
+def test_the_launcher_starts_several_ranks(scenes: Path, tmp_path: Path) -> None:
+    """One per GPU; here they are processes on the CPU."""
     corpus, run = find_shards(scenes), tmp_path / "run"
     assert corpus
     write_recipe(run, choose(corpus.images, corpus.train, corpus.eval, run, 0), "A test.")
@@ -134,14 +134,14 @@ def test_several_ranks_are_started_by_the_launcher(scenes: Path, tmp_path: Path)
 
 
 @pytest.mark.campaign
-def test_a_wheel_has_recipes_jobs_and_tools_under_its_own_name_alone(
+def test_a_wheel_has_recipes_jobs_and_tools_only_under_its_own_name(
     environment: Path, scenes: Path, tmp_path: Path
 ) -> None:
     wheel = Installed(environment, tmp_path)
     top = {path.name for path in (wheel.environment / "lib").glob("python3*/site-packages/*")}
     assert {name for name in top if not name.endswith((".dist-info", ".pth"))} <= {"mvlm", "__pycache__"}
     built = {path.name for path in (wheel.environment / "lib").glob("python3*/site-packages/mvlm/data/*/*.so")}
-    assert built == {"_native.abi3.so", "_rows.abi3.so"}  # one wheel for all versions of Python
+    assert built == {"_native.abi3.so", "_rows.abi3.so"}  # the same for all versions of Python
     assert "No module named" in wheel.run("python", "-c", "import data_tools", fails=True)
     assert "0 wrong" in wheel.run("mvlm", "check", "tiny", "--deepspeed_config", "cpu", f"data.train={scenes}/train")
     assert "intact" in wheel.run("mvlm-data", "verify", scenes / "train", "--workers", 1)
@@ -158,14 +158,14 @@ def test_a_wheel_has_recipes_jobs_and_tools_under_its_own_name_alone(
     assert wheel.run("python", "-c", loaded).strip() == "[]"
 
 
-def test_extras_ask_for_what_the_requirements_do() -> None:
-    """The same ranges stand in two places, and pip reads only one of them."""
+def test_extras_have_the_version_ranges_of_the_requirements() -> None:
+    """They are repeated because pip reads only one of the two."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = {line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
     assert {*extras["ray"], *extras["serve"]} <= lines
 
 
-def test_no_bar_is_drawn_into_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notebooks_get_no_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     bars = "from rich.progress import track\nfor _ in track(range(3)): pass\nprint('done')"
     run_command([sys.executable, "-c", bars])
@@ -173,7 +173,7 @@ def test_no_bar_is_drawn_into_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys
     assert "done" in out and "\x1b" not in out
 
 
-def test_a_wrong_setting_is_refused_before_anything_is_launched(scenes: Path, tmp_path: Path) -> None:
+def test_a_wrong_argument_is_refused_before_anything_is_launched(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has run\.dir, which is `out`"):
         mvlm.train(scenes, out=tmp_path / "run", settings={"run.dir": str(tmp_path / "other")})
     with pytest.raises(UserError, match="`settings` is a list: give a dict"):
@@ -199,7 +199,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_launched(scenes: Path, tm
 
 @pytest.mark.parametrize("images", [2, 500, 200_000, 5_000_000])
 @pytest.mark.parametrize("gpus", [0, 8])
-def test_the_chosen_recipe_is_a_sound_configuration(tmp_path: Path, images: int, gpus: int) -> None:
+def test_the_chosen_recipe_is_a_valid_configuration(tmp_path: Path, images: int, gpus: int) -> None:
     dictionary = tmp_path / "dictionary.safetensors"
     chosen = choose(images, ["shards/train"], ["shards/eval"], tmp_path / "run", gpus, dictionary)
     (tmp_path / "recipe.toml").write_text(chosen.text("A test."))

@@ -1,4 +1,4 @@
-"""The package as users install it: a wheel, in an environment that knows nothing of the checkout."""
+"""The package as users install it: a wheel in an environment without the checkout."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.conftest import ROOT
 
 @dataclass(frozen=True)
 class Installed:
-    """An environment with the wheel, and a folder to work in that is not the checkout."""
+    """An environment with the wheel, and a working folder outside the checkout."""
 
     environment: Path
     folder: Path
 
     def run(self, program: str, *words: object, fails: bool = False) -> str:
-        """What a program of the environment prints, errors included."""
+        """The output of a program in the environment, including errors."""
         command = [str(self.environment / "bin" / program), *map(str, words)]
         given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         ended = subprocess.run(
@@ -42,7 +42,7 @@ FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "requirements.txt", "READM
 
 
 def install(folder: Path) -> Path:
-    """Build the wheel and install it into an environment in `folder`; its dependencies are these tests' packages."""
+    """Build the wheel and install it into an environment in `folder`, which shares the packages of these tests."""
     sources, environment, wheels = folder / "sources", folder / "env", folder / "wheels"
     for name in SOURCES:
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -54,7 +54,7 @@ def install(folder: Path) -> Path:
     _run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     into = [*pip, "--python", str(environment / "bin/python"), "install", "--quiet", "--no-deps", "--no-index"]
     _run([*into, "--no-compile", *map(str, wheels.glob("*.whl"))])
-    # By a .pth file, packages there can be imported, but no .pth file there is obeyed: the checkout's would be one.
+    # A .pth file makes packages importable but does not process .pth files beside them, such as that of the checkout.
     site = next(environment.glob("lib/python3*/site-packages"))
     (site / "peers.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return environment
