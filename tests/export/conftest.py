@@ -1,4 +1,4 @@
-"""Run folders of tiny models with random weights, for every task."""
+"""Run folders of tiny models with random weights, for all tasks."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ GIVEN = ("red", "blue", "2", "no")
 
 
 def write_run(folder, config, files=1, ema=False):
-    """The files that `mvlm train` leaves, as far as they are read again."""
+    """Write those files of `mvlm train` that commands read."""
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "tokenizer" / ANSWERS).write_text(json.dumps(list(GIVEN)))
@@ -53,7 +53,7 @@ def write_run(folder, config, files=1, ema=False):
 
 @pytest.fixture(scope="session")
 def made_run(tmp_path_factory):
-    """made_run(task, ...) -> the folder of a run of this task."""
+    """made_run(task, ...) -> the folder of a run of that task."""
 
     def made(task="pretrain", files=1, ema=False, **model):
         config = replace(CONFIG, task=Task(name=task), model=replace(CONFIG.model, **model))

@@ -1,4 +1,4 @@
-"""CLIP_benchmark's own retrieval, on an exported model, gives the results of the features."""
+"""CLIP_benchmark's retrieval with an exported model gives the results of its features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(pixels) for pixels in drawn]
 
 
-def test_padding_is_no_part_of_a_sentence(exported: Path) -> None:
+def test_padding_does_not_change_a_sentence(exported: Path) -> None:
     model, view, tokens = load_exported("any", str(exported), None, "cpu")
     assert view(pictures()[0]).dtype == torch.uint8
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_padding_is_no_part_of_a_sentence(exported: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_its_retrieval_is_that_of_the_features(exported: Path) -> None:
+def test_retrieval_is_that_of_the_features(exported: Path) -> None:
     retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
     model, view, tokens = load_exported("any", str(exported), None, "cpu")
     images = torch.stack([view(picture) for picture in pictures()])
@@ -52,7 +52,7 @@ def test_its_retrieval_is_that_of_the_features(exported: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_its_command_knows_the_kind() -> None:
+def test_the_command_knows_the_model_type() -> None:
     pytest.importorskip("clip_benchmark")
     words = [sys.executable, "-m", "mvlm.export.clip_benchmark", "eval", "--model_type", "other"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

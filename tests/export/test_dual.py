@@ -1,4 +1,4 @@
-"""Graphs of the dual encoder, run by onnxruntime and by torch alone, against the model."""
+"""Exported graphs of the dual encoder, run by onnxruntime and by torch alone, against the model."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def given():
 
 @pytest.fixture(scope="module", params=["transformer", pytest.param("dictionary", marks=pytest.mark.campaign)])
 def dual(request, made_run):
-    """A run of each kind of image encoder and of pooling; its tokenizer cuts and pads, as that of all-MiniLM-L6-v2."""
+    """A run of each kind of image encoder and pooling; its tokenizer cuts and pads, as all-MiniLM-L6-v2's does."""
     kinds = {"transformer": {}}
     kinds["dictionary"] = {"vision": "patch_dictionary", "vision_args": {"embed_dim": 32}, "text_pool": "mean"}
     run = made_run(**kinds[request.param])
@@ -44,7 +44,7 @@ def onnx(dual, tmp_path_factory):
 
 
 def tokens(folder):
-    """What someone without mvlm gives the text encoder."""
+    """The inputs that someone without mvlm gives to the text encoder."""
     inputs = json.loads((folder / "inputs.json").read_text())
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding(pad_id=inputs["pad_token_id"])
@@ -68,7 +68,7 @@ def test_onnx_computes_the_models_features(dual, onnx, given):
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
-def test_the_exported_tokenizer_cuts_as_the_run_does(dual, onnx):
+def test_the_exported_tokenizer_truncates_as_the_run_does(dual, onnx):
     tokenizer = Tokenizer.from_file(str(onnx / "tokenizer.json"))
     ours = CaptionTokenizer(load_tokenizer(str(dual / "tokenizer")), CONFIG.data.text_length)
     for sentence in (SENTENCES[0], " ".join(SENTENCES)):
@@ -86,7 +86,7 @@ def test_torch_export_computes_the_models_features(dual, tmp_path, given):
         np.testing.assert_allclose(theirs, ours, atol=1e-6)
 
 
-def test_a_model_of_a_task_has_no_dual_encoder(made_run, tmp_path, capsys):
+def test_a_fine_tuned_model_has_no_dual_encoder(made_run, tmp_path, capsys):
     assert main(["export", str(made_run("vqa")), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 1
     assert (
         "was fine-tuned for vqa and has no vectors to compare images and texts by: evaluate or predict vqa, export"
@@ -95,7 +95,7 @@ def test_a_model_of_a_task_has_no_dual_encoder(made_run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_packages_that_are_missing_are_named(run, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_named(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["export", str(run), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 1
     assert "ONNX needs onnxruntime: pip install" in capsys.readouterr().err

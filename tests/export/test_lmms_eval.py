@@ -1,6 +1,6 @@
-"""lmms-eval's own command, on an exported model, gives the results of the model's scores.
+"""lmms-eval's command with an exported model gives the results of the model's scores.
 
-lmms-eval needs some fifty packages, so these tests run only if somebody has installed it.
+lmms-eval needs some fifty packages, so these tests run only if it happens to be installed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def answering(made_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 
 def entry_points() -> str:
-    """Those that setup.py declares for lmms-eval, in an installation's format."""
+    """The entry points that setup.py declares for lmms-eval, in the format of an installation."""
     group = "lmms_eval.models"
     for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
         if isinstance(node, ast.Dict):
@@ -88,7 +88,7 @@ def entry_points() -> str:
 
 
 def run_lmms_eval(model: Path, rows: Path, where: Path, by: str, kind: str, metric: str, question: str) -> float:
-    """The metric that its command reports for the task."""
+    """Run lmms-eval on a task; the metric that it reports."""
     installed = where / "site/mvlm_declared-0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mvlm-declared\nVersion: 0\n")
@@ -111,7 +111,7 @@ def run_lmms_eval(model: Path, rows: Path, where: Path, by: str, kind: str, metr
         text=True,
     )
     files = list((where / "out").rglob("*_results.json"))
-    assert len(files) == 1, ended.stdout + ended.stderr  # it ends with 0 after a failure, too
+    assert len(files) == 1, ended.stdout + ended.stderr  # it exits with 0 even after a failure
     found: dict[str, Any] = json.loads(files[0].read_text())["results"]["seen"]
     return float(found[f"{metric},none"])
 
@@ -130,7 +130,7 @@ def by_itc(model: Any, processor: Any, image: Image.Image, choice: str) -> float
 
 
 def by_words(model: Any, processor: Any, image: Image.Image, choice: str) -> float:
-    """The answer's tokens are found by their places in the sentence, and masked one at a time."""
+    """Find the answer's tokens by their positions in the sentence, and mask one at a time."""
     sentence, mask = f"{QUESTION} {choice}", processor.tokenizer.mask_token_id
     spans = processor.tokenizer(sentence, return_offsets_mapping=True)["offset_mapping"]
     total = 0.0
@@ -146,7 +146,7 @@ def by_words(model: Any, processor: Any, image: Image.Image, choice: str) -> flo
 
 @pytest.mark.campaign
 @pytest.mark.parametrize(("by", "score"), [("itm", by_itm), ("itc", by_itc), ("words", by_words)])
-def test_its_multiple_choice_follows_the_scores(
+def test_multiple_choice_follows_the_scores(
     by: str, score: Callable[..., float], exported: Path, rows: Path, tmp_path: Path
 ) -> None:
     found = run_lmms_eval(exported, rows, tmp_path, by, "multiple_choice", "acc", QUESTION)
@@ -162,7 +162,7 @@ def test_its_multiple_choice_follows_the_scores(
 
 
 @pytest.mark.campaign
-def test_a_model_that_answers_questions_answers_its_tasks(answering: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_model_fine_tuned_for_questions_answers_tasks(answering: Path, rows: Path, tmp_path: Path) -> None:
     lines = list(map(json.loads, rows.read_text().splitlines()))
     model, processor = loaded(answering)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_a_model_that_answers_questions_answers_its_tasks(answering: Path, rows:
 
 
 def requests(rows: Path, *answers: str, question: str = QUESTION, images: int = 1) -> tuple[list[Any], dict[str, Any]]:
-    """Requests as lmms-eval hands them to a model, and the rows they are about."""
+    """Requests as lmms-eval passes them to a model, and their rows."""
     row = json.loads(rows.read_text().splitlines()[0])
 
     def visual(doc: dict[str, str]) -> list[Image.Image]:
@@ -187,7 +187,7 @@ def requests(rows: Path, *answers: str, question: str = QUESTION, images: int = 
     return asked, {"seen": {"test": [row]}}
 
 
-def test_what_it_cannot_do_is_refused(exported: Path, answering: Path, rows: Path) -> None:
+def test_unsupported_requests_are_refused(exported: Path, answering: Path, rows: Path) -> None:
     from mvlm.export.lmms_eval import AnswerScorer
 
     model = AnswerScorer(str(exported), device="cpu")
@@ -208,7 +208,7 @@ def test_what_it_cannot_do_is_refused(exported: Path, answering: Path, rows: Pat
     assert dict(zip([*GIVEN, ""], scores, strict=True))[said][1]
 
 
-def test_a_question_is_read_without_the_prompt_around_it() -> None:
+def test_a_question_is_extracted_from_its_prompt() -> None:
     from mvlm.export.lmms_eval import _question
 
     assert _question("What is it?\nA. red\nAnswer with the letter.") == "What is it?"

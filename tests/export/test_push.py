@@ -1,4 +1,4 @@
-"""An exported folder pushed to a hub that speaks the Hugging Face hub's protocol, on this machine."""
+"""An exported folder is pushed to a local server with the Hugging Face hub's protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mvlm.__main__ import main
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Takes one token; keeps what is committed."""
+    """Accepts one token and stores what is committed."""
 
     token = "of-a-test"
 
@@ -50,7 +50,7 @@ class HubRequest(BaseHTTPRequestHandler):
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
             return self.answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/abc", "commitOid": "abc"})
-        return self.answer(200, {"warnings": [], "errors": []})  # of the card's header
+        return self.answer(200, {"warnings": [], "errors": []})  # validation of the card's header
 
     def do_GET(self) -> None:
         self.answer(404, {"error": "there is no such file"})
@@ -97,7 +97,7 @@ def test_a_run_is_exported_and_pushed(
     assert {"config.json", "model.safetensors", "README.md", "modeling_maskvlm.py"} <= hub.files.keys()
 
 
-def test_a_refusal_is_one_sentence_and_the_folder_stays(
+def test_a_refused_push_is_one_sentence_and_keeps_the_folder(
     run: Path, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "of-somebody-else")
