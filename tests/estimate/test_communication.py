@@ -1,4 +1,4 @@
-"""What the plan sends is what DeepSpeed and the losses were counted to send (benchmarks/comm)."""
+"""The communication of plans against what DeepSpeed and the losses were counted to send (benchmarks/comm)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BF16 = 2
 
 
 @pytest.mark.parametrize("found", KEPT, ids=lambda found: f"{found['case']}-{found['ranks']}")
-def test_the_plan_has_the_calls_and_bytes_that_were_counted(found: dict[str, Any]) -> None:
+def test_planned_calls_and_bytes_are_those_counted(found: dict[str, Any]) -> None:
     stage, calls, sent = int(found["case"].split(",")[0][-1]), found["calls"], found["bytes"]
     weights, buckets = found["parameters"] * BF16, math.ceil(found["parameters"] / BUCKET)
     small = small_reductions(stage, found["groups"], itc=True)
@@ -38,14 +38,14 @@ def test_the_plan_has_the_calls_and_bytes_that_were_counted(found: dict[str, Any
         assert calls["reduce"] <= buckets + found["ranks"] * found["groups"]
         assert sent["reduce"] == pytest.approx(weights, rel=0.001)
         return
-    # no bucket is quite full
+    # buckets are not quite full
     assert calls["all_reduce"] - small - contrast == pytest.approx(buckets, abs=3)
     assert sent["all_reduce"] == pytest.approx(weights + features, rel=0.001)
 
 
 @pytest.mark.parametrize("found", KEPT, ids=lambda found: f"{found['case']}-{found['ranks']}")
-def test_gradients_are_reduced_during_backward_as_the_plan_assumes(found: dict[str, Any]) -> None:
-    """Reductions are called from the first quarter of the gradients on, and only the last bucket's at the end."""
+def test_gradients_are_reduced_during_backward_as_planned(found: dict[str, Any]) -> None:
+    """Reductions begin within the first quarter of the gradients, and only that of the last bucket is at the end."""
     when = found["when"]
     if found["case"].endswith(", late"):
         assert set(when) == {1.0}
@@ -55,15 +55,15 @@ def test_gradients_are_reduced_during_backward_as_the_plan_assumes(found: dict[s
     assert 1 <= when.count(1.0) <= 2
 
 
-def test_features_are_summed_faster_than_gathered_on_many_gpus() -> None:
-    """Below 64 GPUs it is slower by less than a tenth of a millisecond."""
+def test_reducing_features_is_faster_than_gathering_them_on_many_gpus() -> None:
+    """Below 64 GPUs it is slower, by less than 0.1 ms."""
     for ranks in (8, 16, 64, 512, 4096):
         fabric, count = Fabric(CARDS["h100"], ranks, 8), 64 * ranks * feature_bytes(256)
         assert fabric.reduce(count) < fabric.gather(count) + (0 if ranks >= 64 else 1e-4)
 
 
-def test_reductions_to_single_ranks_cost_more_than_an_all_reduce_of_several_nodes() -> None:
-    """Half the bytes, but for each rank and group a chain through all ranks."""
+def test_reductions_to_single_ranks_cost_more_than_an_all_reduce_across_nodes() -> None:
+    """They send half the bytes, but for each rank and group in a chain through all ranks."""
     weights, buckets, groups, h100 = 0.67e9, 11, 4, CARDS["h100"]
     for ranks in (64, 512, 4096):
         fabric = Fabric(h100, ranks, 8)

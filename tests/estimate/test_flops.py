@@ -1,4 +1,4 @@
-"""Operations counted on fake tensors against the same step on real ones, and the figures on the pages."""
+"""Operations counted with fake tensors against the same step with real ones, and the figures on the pages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ALL = [*OBJECTIVES, *(pytest.param(together, marks=pytest.mark.campaign) for tog
 
 
 @pytest.mark.parametrize("objectives", ALL, ids=" ".join)
-def test_a_step_without_values_counts_as_the_real_one(
+def test_a_fake_step_has_as_many_operations_as_the_real_one(
     objectives: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (SIZES["tiny"], OTHER)[[*OBJECTIVES, *TOGETHER].index(objectives) % 2]
@@ -59,7 +59,7 @@ def test_a_step_without_values_counts_as_the_real_one(
     fake = FakeModel(model, config.data)
     batch = synthetic_batch(model, config.data, [config.data.text_length] * UNIT)
     batch = apply(batch, lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
-    monkeypatch.setattr(OPS["linear"], "choice", "torch")  # a CPU sums gradients of biases by products
+    monkeypatch.setattr(OPS["linear"], "choice", "torch")  # on a CPU, gradients of biases are summed by products
     with flop_counter() as counter:
         loss = sum(model(batch).values())
         forward = counter.get_total_flops()
@@ -69,7 +69,7 @@ def test_a_step_without_values_counts_as_the_real_one(
 
 
 Counted = tuple[dict[str, float], float]
-"""GFLOP a pair: of the forward pass by part, and of forward and backward pass."""
+"""GFLOP per pair: those of the forward pass by part, and those of forward and backward pass together."""
 
 
 def counted(model: MaskVLM, batch: Batch) -> Counted:
@@ -84,7 +84,7 @@ def counted(model: MaskVLM, batch: Batch) -> Counted:
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.campaign) for name in ("full", "small")])
 def by_rung(request: pytest.FixtureRequest) -> tuple[str, list[Counted]]:
-    """The naive step with text padded to 50 and to 30, and the model's own."""
+    """The naive step with text padded to 50 and 30 tokens, and the model's own step."""
     size = SIZES[request.param]
     with torch.device("meta"):
         model = build(size)
@@ -98,7 +98,7 @@ def by_rung(request: pytest.FixtureRequest) -> tuple[str, list[Counted]]:
     return request.param, [*rungs, counted(model, batch)]
 
 
-def test_the_pages_name_what_a_step_saves(by_rung: tuple[str, list[Counted]]) -> None:
+def test_the_pages_state_what_a_step_saves(by_rung: tuple[str, list[Counted]]) -> None:
     name, ((_, to_50), (_, to_30), (_, own)) = by_rung
     saved = [round(100 * (1 - own / naive)) for naive in (to_30, to_50)]
     assert saved == {"full": [17, 24], "small": [21, 28]}[name]
@@ -107,8 +107,8 @@ def test_the_pages_name_what_a_step_saves(by_rung: tuple[str, list[Counted]]) ->
         assert f"{saved[0]} %" in page and f"{saved[1]} %" in page
 
 
-def test_the_papers_model_costs_what_its_table_says(by_rung: tuple[str, list[Counted]]) -> None:
-    """GFLOP a pair, forward (docs/performance.md)."""
+def test_the_cost_of_the_papers_model_is_that_of_the_table(by_rung: tuple[str, list[Counted]]) -> None:
+    """GFLOP per pair in the forward pass, docs/performance.md."""
     name, ((naive, _), _, (own, _)) = by_rung
     if name == "full":
         expected = {"vision": (70.3, 70.0), "text": (17.2, 6.3), "cross_image": (42.3, 30.1)}
@@ -129,7 +129,7 @@ class Computed(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_an_operation_on_the_same_shapes_is_worked_out_once() -> None:
+def test_an_operation_on_the_same_shapes_is_computed_once() -> None:
     with Computed() as computed, _RememberedShapes():
         x_BCHW = torch.empty(2, 3, 8, 8, device="meta").to(memory_format=torch.channels_last)
         scale, bias = torch.empty(8, device="meta"), torch.empty(8, device="meta", dtype=torch.float64)
@@ -139,7 +139,7 @@ def test_an_operation_on_the_same_shapes_is_worked_out_once() -> None:
     described = [[(each.shape, each.stride(), each.dtype) for each in result] for result in results]
     assert described[0] == described[1] == described[2]
     assert described[0][0][1] == x_BCHW.stride() and described[0][3][2] == torch.float64
-    assert len({id(each.untyped_storage()) for result in results for each in result}) == 18  # memory of its own
+    assert len({id(each.untyped_storage()) for result in results for each in result}) == 18  # each has its own memory
     assert views[0].untyped_storage().data_ptr() == views[1].untyped_storage().data_ptr()
     assert [computed.names.count(name) for name in ("mul.Tensor", "max.dim", "add.Tensor")] == [2, 1, 2]
     assert computed.names.count("add_.Tensor") == 2

@@ -1,4 +1,4 @@
-"""Memory counted on fake tensors against the same passes on real ones."""
+"""Memory counted with fake tensors against the same passes with real ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mvlm.training.zero.memory import States
 NOTHING = States(weights=0, gathered=0, gradients=0, held=0, share=0, averaged=0, optimizer=0, buckets=0, update=0)
 TINY = SIZES["tiny"]
 SIZE = dataclasses.replace(TINY, overrides=(*TINY.overrides, *overrides(64, 1, 1, vision=", patch_size=8")))
-"""One block of each encoder: time goes with operations."""
+"""One block per encoder, since the time grows with the number of operations."""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ SIZE = dataclasses.replace(TINY, overrides=(*TINY.overrides, *overrides(64, 1, 1
     ],
 )
 def test_a_fake_step_needs_the_memory_of_the_real_one(element: int, recompute: float) -> None:
-    """Forward and backward pass, each gradient freed as soon as it is there."""
+    """In forward and backward pass, with each gradient freed as soon as it is complete."""
     model, config = build(SIZE), SIZE.config
     planned = peak(FakeModel(model, config.data, "cpu").moments_of(24, element, recompute), NOTHING, 0, 24)
     use_kernels(model)
@@ -51,7 +51,7 @@ def test_a_fake_step_needs_the_memory_of_the_real_one(element: int, recompute: f
     assert planned.activations + planned.scratch == planned.total
 
 
-def test_two_counts_tell_the_memory_of_any_number_of_pairs() -> None:
+def test_two_counts_give_the_memory_of_any_number_of_pairs() -> None:
     model = FakeModel(build(SIZE), SIZE.config.data)
     found, exact = (peak(moments, NOTHING, 0, 20) for moments in (model.moments(2, 0.5), model.moments_of(20, 2, 0.5)))
     assert found.total == pytest.approx(exact.total, rel=5e-3)  # similarities grow with the square

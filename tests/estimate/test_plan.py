@@ -1,4 +1,4 @@
-"""Plans of the shipped configurations against the kept ones, and what any plan must hold to."""
+"""Plans of the shipped configurations against stored ones, and properties of all plans."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def models() -> dict[str, FakeModel]:
 
 
 def round_figures(value: Any, digits: int = 4) -> Any:
-    """Every number in a tree rounded to so many significant digits; whole numbers stay."""
+    """A tree with its floats rounded to so many significant digits."""
     if isinstance(value, dict):
         return {key: round_figures(item, digits) for key, item in value.items()}
     if isinstance(value, list):
@@ -71,7 +71,7 @@ def round_figures(value: Any, digits: int = 4) -> Any:
 
 
 def golden(recipe: str, model: FakeModel) -> dict[str, Any]:
-    """The model's size and work, and what differs by DeepSpeed JSON."""
+    """The size and operations of a model, and its plan with each DeepSpeed JSON."""
     nodes, per_node = GPUS[recipe]
     by_json = {name: as_json(Planner(request(recipe, name, nodes=nodes, per_node=per_node), model)) for name in JSONS}
     one = by_json["zero1"]
@@ -100,7 +100,7 @@ def test_the_page_shows_what_is_printed(models: dict[str, FakeModel]) -> None:
         assert f"```text\n{printed.strip()}\n```" in page
 
 
-def test_offloaded_bytes_are_planned_for_each_node(models: dict[str, FakeModel]) -> None:
+def test_offloaded_bytes_are_planned_per_node(models: dict[str, FakeModel]) -> None:
     bytes_each = 16 + 2
     for name, place, elsewhere in (("zero3_offload", "host", "disk"), ("zero3_nvme", "disk", "host")):
         plan = as_json(Planner(request("tiny", name, nodes=2, per_node=4), models["tiny"]))
@@ -121,7 +121,7 @@ def test_recipes_have_the_sizes_they_claim(models: dict[str, FakeModel]) -> None
     assert billions["huge"] == pytest.approx(3, rel=0.1)
 
 
-def test_giant_has_ten_billion_parameters_and_its_rates_follow_the_rule() -> None:
+def test_giant_has_ten_billion_parameters_and_learning_rates_by_the_rule() -> None:
     config = load_config(ROOT / "mvlm/configs/giant.toml")
     model = build_without_weights(config.blueprint, config.data)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(10, rel=0.05)
@@ -131,7 +131,7 @@ def test_giant_has_ten_billion_parameters_and_its_rates_follow_the_rule() -> Non
 
 
 def test_learning_rates_follow_the_rule(models: dict[str, FakeModel]) -> None:
-    """docs/plan.md: the paper's rates x 768 / width x sqrt(global batch / 512)."""
+    """The paper's rates x 768 / width x sqrt(global batch / 512), as docs/plan.md says."""
     for name in ("small", "base", "large", "huge"):
         config = load_config(ROOT / f"mvlm/configs/{name}.toml")
         factor = 768 / models[name].model.vision.width * (config.train.global_batch / 512) ** 0.5
@@ -161,7 +161,7 @@ def test_a_plan_that_does_not_fit_names_the_micro_batch_that_would(models: dict[
     assert planner.held() >= planner.largest
 
 
-def test_512_and_4096_gpus_hardly_wait_under_stage_0(models: dict[str, FakeModel]) -> None:
+def test_512_and_4096_gpus_hardly_wait_with_stage_0(models: dict[str, FakeModel]) -> None:
     planner = Planner(request("base", "zero0", "train.micro_batch=64"), models["base"])
     for gpus, least in ((8, 0.98), (512, 0.97), (4096, 0.97)):
         step = planner.step(planner.zero, gpus, planner.pairs, 1)
@@ -170,8 +170,8 @@ def test_512_and_4096_gpus_hardly_wait_under_stage_0(models: dict[str, FakeModel
         assert step.exchanges["gradients"].exposed == pytest.approx(step.exchanges["gradients"].seconds / 10)
 
 
-def test_features_of_half_a_million_pairs_come_in_blocks(models: dict[str, FakeModel]) -> None:
-    """Bytes: 2 x 256 fp32 numbers and two identities a pair, in one pass or two; two log-sum-exps of the softmax."""
+def test_features_of_a_million_pairs_are_exchanged_in_blocks(models: dict[str, FakeModel]) -> None:
+    """Bytes per pair: 2 x 256 fp32 numbers and two identities, once or twice, and two log-sum-exps with the softmax."""
     pairs, found = 1 << 20, {}
     for kind in ("softmax", "sigmoid"):
         for whole in (pairs // 4, pairs):
@@ -185,12 +185,12 @@ def test_features_of_half_a_million_pairs_come_in_blocks(models: dict[str, FakeM
     sent = {key: exchange.sent / key[1] for key, (exchange, _) in found.items()}
     assert sent["softmax", pairs // 4] == 2064 + 8 and sent["softmax", pairs] == 2 * 2064 + 8
     assert sent["sigmoid", pairs // 4] == sent["sigmoid", pairs] == 2064
-    assert found["softmax", pairs][1] < 0.6 * found["softmax", pairs // 4][1]  # of four times the pairs
+    assert found["softmax", pairs][1] < 0.6 * found["softmax", pairs // 4][1]  # though it has four times the pairs
     text = as_text(as_json(planner))
     assert "contrast       2,164.3 MB through each GPU, of all features in 16 blocks" in text
 
 
-def test_a_ring_holds_no_more_on_more_ranks_and_waits_for_all(models: dict[str, FakeModel]) -> None:
+def test_a_ring_takes_the_same_memory_on_any_number_of_ranks_but_more_time(models: dict[str, FakeModel]) -> None:
     model, found = copy.copy(models["base"]), {}
     for exchange in ("blocks", "ring"):
         model.objectives = dataclasses.replace(model.objectives, itc_exchange=exchange)
@@ -209,7 +209,7 @@ def test_memory_falls_with_the_stage_and_with_recomputation(models: dict[str, Fa
     planner = Planner(request("base", "zero1", *words, nodes=8), models["base"])
     by_stage = [planner.memory(planner.stage(stage), 32) for stage in (0, 1, 2)]
     assert by_stage[0].optimizer > 60 * by_stage[1].optimizer
-    assert by_stage[0].total > by_stage[1].total == by_stage[2].total  # each lays gradients into shares as they come
+    assert by_stage[0].total > by_stage[1].total == by_stage[2].total  # each reduces gradients into shares as they come
     held = [planner.states(planner.stage(stage), accumulation=2).held for stage in (1, 2)]
     assert held[0] == pytest.approx(64 * held[1])
     again = Planner(request("base", "zero1", *words, "train.recompute=1", nodes=8), models["base"])
@@ -217,11 +217,11 @@ def test_memory_falls_with_the_stage_and_with_recomputation(models: dict[str, Fa
     flops = sum(planner.model.flops(foreign=True).step.values())  # ITM's groups of 64 span two ranks
     alone, twice = (each.step(each.zero, 64, 32, 1).compute for each in (planner, again))
     speed = planner.request.mfu * planner.request.card.peak(planner.precision)
-    assert alone == pytest.approx(32 * flops / speed)  # no forward pass is paid twice unless it is asked for
+    assert alone == pytest.approx(32 * flops / speed)  # no forward pass is computed twice unless asked for
     assert 1.25 < twice / alone < 1.4
 
 
-def test_an_average_of_the_weights_takes_memory_like_a_moment(models: dict[str, FakeModel]) -> None:
+def test_averaged_weights_take_as_much_memory_as_a_moment(models: dict[str, FakeModel]) -> None:
     total = models["base"].total
     for deepspeed, ranks in (("zero0", 1), ("zero1", 8), ("zero3_offload", 8)):
         without, averaged = (
@@ -233,13 +233,13 @@ def test_an_average_of_the_weights_takes_memory_like_a_moment(models: dict[str, 
         assert sum(more) == pytest.approx(4 * total / ranks) and (more[1] > 0) == (deepspeed == "zero3_offload")
 
 
-def test_muon_has_one_moment_of_each_matrix_and_pays_for_its_products_and_exchange(
+def test_muon_has_one_moment_per_matrix_and_costs_products_and_an_exchange(
     models: dict[str, FakeModel],
 ) -> None:
-    """The matrices of base: of 12 blocks in each encoder and 3 in each cross encoder, updated by 8 ranks."""
+    """The matrices of base are in 12 blocks of each encoder and 3 of each cross encoder; 8 ranks update them."""
     asked = request("base", "zero1", "optim.name=muon")
     grouped = FakeModel(models["base"].model, models["base"].data, optim=asked.optim)
-    muon = copy.copy(models["base"])  # its passes are the same and already counted
+    muon = copy.copy(models["base"])  # its passes are the same, and counted already
     muon.groups, muon.matrices = grouped.groups, grouped.matrices
     shapes = [shape for group in muon.matrices for shape in group]
     encoders = 24 * (4 * 768**2 + 2 * 768 * 3072)
@@ -265,7 +265,7 @@ def test_a_card_that_lacks_the_precision_is_refused(models: dict[str, FakeModel]
         find_card("h1000")
 
 
-def test_newer_cards_are_faster_and_all_are_on_the_page() -> None:
+def test_newer_cards_are_faster_and_the_page_lists_all() -> None:
     assert [CARDS[name].fp16 for name in ("v100", "a100", "h100", "b200")] == sorted(
         CARDS[name].fp16 for name in ("v100", "a100", "h100", "b200")
     )
@@ -275,8 +275,8 @@ def test_newer_cards_are_faster_and_all_are_on_the_page() -> None:
     assert all(card.fp16 == pytest.approx(2 * card.fp32, rel=0.01) for name, card in CARDS.items() if "rtx" in name)
 
 
-def test_consumer_cards_are_planned_by_the_names_that_people_write(models: dict[str, FakeModel]) -> None:
-    """In the order of their rates with fp32 accumulation, which NVIDIA's GeForce cards halve."""
+def test_consumer_cards_are_known_by_the_names_that_people_use(models: dict[str, FakeModel]) -> None:
+    """In order of their rates with fp32 accumulation, which is half as fast on GeForce cards."""
     names = ("RTX 3090", "rtx4080", "RTX-5080", "A10", "rtx_4090", "rtx 5090", "L40S")
     speeds = []
     for name in names:
@@ -284,7 +284,13 @@ def test_consumer_cards_are_planned_by_the_names_that_people_write(models: dict[
         assert planner.fits(planner.zero, planner.pairs) and "NVIDIA" in planner.request.card.source
         speeds.append(planner.request.card.peak(planner.precision))
     assert speeds == sorted(speeds) and as_json(planner)["pairs_per_s"] > 0
-    sold = {"rtx-3090": 142, "rtx-4080": 195, "rtx-4090": 330.4, "rtx-5080": 225.1, "rtx-5090": 419}  # with fp16's
+    sold = {
+        "rtx-3090": 142,
+        "rtx-4080": 195,
+        "rtx-4090": 330.4,
+        "rtx-5080": 225.1,
+        "rtx-5090": 419,
+    }  # fp16 accumulation
     assert {name: 2 * CARDS[name].fp16 / 1e12 for name in sold} == pytest.approx(sold, abs=0.2)
 
 
@@ -302,8 +308,8 @@ def test_an_unknown_text_encoder_and_a_task_are_refused() -> None:
     ("name", "millions"),
     [("FacebookAI/roberta-base", 124.6), ("google-bert/bert-base-uncased", 109.5), ("FacebookAI/roberta-large", 355.4)],
 )
-def test_known_encoders_have_their_published_sizes(name: str, millions: float) -> None:
-    """Parameters with the pooler, as the hub counts them in each model's safetensors without its classifier."""
+def test_known_text_encoders_have_their_published_sizes(name: str, millions: float) -> None:
+    """Parameters with the pooler but without the classifier, as the hub counts them in each model's safetensors."""
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -313,7 +319,7 @@ def test_known_encoders_have_their_published_sizes(name: str, millions: float) -
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_layers_that_are_split_are_planned_by_a_ranks_part(models: dict[str, FakeModel]) -> None:
+def test_split_layers_are_planned_by_the_part_of_a_rank(models: dict[str, FakeModel]) -> None:
     whole, asked = models["tiny"], request("tiny", "zero1", "train.micro_batch=8", per_node=2)
     part = Planner(dataclasses.replace(asked, content=asked.content | {"tensor_parallel": {"autotp_size": 2}}), whole)
     first = r"(qkv|query|key|value|key_value|fc1|feed_forward\.0|intermediate\.dense)\.(weight|bias)"
@@ -328,7 +334,7 @@ def test_layers_that_are_split_are_planned_by_a_ranks_part(models: dict[str, Fak
     assert layers.seconds == layers.exposed > 0
 
 
-def test_a_part_to_freeze_that_the_model_lacks_is_refused_and_what_freezing_saves_is_not_planned(
+def test_freezing_an_unknown_part_is_refused_and_freezing_a_known_one_does_not_change_the_plan(
     models: dict[str, FakeModel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["plan", "tiny", "--deepspeed_config", "zero1", "--gpu", "h100"]

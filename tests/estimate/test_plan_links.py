@@ -1,4 +1,4 @@
-"""The plan of a corpus made of links: its rates are the kept results, its arithmetic that of a few lines here."""
+"""The plan of a corpus of links: its rates are the stored results, its arithmetic is that of a few lines here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 RESULTS = ROOT / "benchmarks/data/results"
 
 
-def test_the_rates_are_the_kept_results() -> None:
+def test_the_rates_are_the_stored_results() -> None:
     kept = json.loads((RESULTS / "download.json").read_text())
     ours = next(run for run in kept["runs"] if run["case"] == "ours, as they come")
     assert round(ours["cpu_s"] / kept["count"] * 1e3, 2) == LINK_MS
@@ -60,11 +60,11 @@ def test_a_plan_is_printed_with_its_assumptions(tmp_path: Path, capsys: pytest.C
     assert plan["stored_tb"] == pytest.approx(0.028)
 
 
-def test_scoring_takes_the_time_of_its_rate_and_its_products(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scoring_takes_the_time_of_its_forward_passes_and_products(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ScoringPlan(gpus=4, pairs_per_s=100, clusters=1000, width=256, tflops=10, kept=0.25, gpu_hour=3)
     plan = plan_scoring(1_440_000, asked)
     assert plan["scoring_hours"] == pytest.approx(1)
-    similarities = 1_440_000 * 1000 + 1000 * 1440**2 / 2  # with centroids, and of all pairs of a cluster's rows
+    similarities = 1_440_000 * 1000 + 1000 * 1440**2 / 2  # with centroids, and between all rows of a cluster
     assert plan["cluster_hours"] == pytest.approx(similarities * 512 / 1e13 / 3600)
     assert plan["cost"] == pytest.approx(3 * (4 + plan["cluster_hours"]))
     assert (plan["kept"], plan["embeddings_tb"]) == (360_000, pytest.approx(1.44e6 * 512 / 1e12))
