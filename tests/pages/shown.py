@@ -1,4 +1,4 @@
-"""What the pages show in blocks of code marked `sh` and `python`, and what they say that some of it needs."""
+"""The blocks of code on the pages that are marked `sh` or `python`, and what the pages say that they need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEEDS = {
     *("a GPU", "GPUs", "a cluster", "the network", "a store", "the published data"),
     *("Docker", "Apptainer", "minutes", "hours"),
 }
-"""What not every machine has; a comment `# needs ...` says so of all that stands below it in its block."""
+"""What not every machine has; a comment `# needs ...` says so about everything below it in its block."""
 
 NEED = "# needs "
 PROGRAMS = {"mvlm": "mvlm", "mvlm-data": "data_tools", "mvlm-cluster": "cluster"}
@@ -33,7 +33,7 @@ class Command:
 
     Attributes:
         page: relative to the project's root.
-        needs: what the page says that it needs; "" where any machine runs it.
+        needs: what the page says that it needs; "" if any machine can run it.
     """
 
     page: str
@@ -41,7 +41,7 @@ class Command:
     needs: str
 
     def calls(self) -> list[list[str]]:
-        """Program and words of each command in the line that is ours."""
+        """The program and words of each of our commands in the line."""
         return list(filter(None, map(_own, self._parts())))
 
     @property
@@ -54,14 +54,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Script:
-    """A block of Python; `needs` is what its first line says, as of a command."""
+    """A block of Python; `needs`, as of a command, comes from its first line."""
 
     text: str
     needs: str
 
 
 def _own(words: list[str]) -> list[str]:
-    """A command from the program's name on, whatever launches it."""
+    """A command from the program's name on, without its launcher; nothing for a command that is not ours."""
     if words[0] in PROGRAMS:
         return [PROGRAMS[words[0]], *words[1:]]
     if words[0] in LAUNCHERS:
@@ -72,12 +72,12 @@ def _own(words: list[str]) -> list[str]:
 
 
 def languages(page: Path) -> list[str]:
-    """What each block of code says that it is in."""
+    """The language that each block of code names."""
     return [language for language, _ in _blocks(page)]
 
 
 def blocks_to_run(page: Path) -> Iterator[list[Command] | Script]:
-    """From top to bottom."""
+    """The blocks of a page from top to bottom."""
     for language, text in _blocks(page):
         if language == "sh":
             yield list(_commands(page, text))
@@ -91,7 +91,7 @@ def shell_blocks(page: Path) -> list[list[Command]]:
 
 
 def shell_commands() -> list[Command]:
-    """Of all pages."""
+    """The commands of all pages."""
     return [command for page in PAGES for block in shell_blocks(page) for command in block]
 
 
@@ -111,5 +111,5 @@ def _blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def toml_block(page: str, word: str) -> str:
-    """The first TOML of a page that has the word in it."""
+    """The first block of TOML on a page that contains the word."""
     return next(text for language, text in _blocks(ROOT / page) if language == "toml" and word in text)

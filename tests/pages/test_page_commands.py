@@ -1,7 +1,7 @@
-"""Commands and Python of every page run, on small corpora, or the page says what they need; what is only read is none.
+"""The commands and the Python of every page run on small corpora, unless the page says that they need something else.
 
-Each page is walked from top to bottom in a folder of its own, its Python in one namespace. Pages that train or plan are
-walked as a campaign.
+Each page is run from top to bottom in a folder of its own, its Python in one namespace. Pages that train or plan are
+run as a campaign.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ ELSEWHERE = {
     "python -m cluster plan   cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline_examples.py::"
     "test_a_shipped_pipeline_is_planned_from_what_its_runs_compute",
 }
-"""Pages, or beginnings of commands, and the test that runs them."""
+"""Pages or beginnings of commands, and the tests that run them."""
 
 QUICK = ["examples/README.md", "data_tools/README.md", "docs/data.md", "docs/observe.md", "docs/stages.md"]
-"""Pages without training and without a plan, a second of CPU time each at most."""
+"""Pages without training or plans, each at most a second of CPU time."""
 
 SHORTER = {
     "--count 4000": "--count 160",
@@ -67,7 +67,7 @@ SHORTER = {
     "--clusters 1000": "--clusters 10",
     "/data": "data",
 }
-"""What stands on the pages, and on a small machine in its place."""
+"""Text of the pages, and what replaces it on a small machine."""
 
 QUESTIONS = "python -m data_tools synth --task vqa --count 60 --split train=0.6,eval=0.2,test=0.2 --out shards/vqa"
 BEFORE = {
@@ -80,13 +80,13 @@ BEFORE = {
     "docs/fine_tune.md": [QUESTIONS],
     "docs/python.md": [QUESTIONS],
 }
-"""What a page takes for done."""
+"""Commands that a page expects to have been run."""
 
 MAKES_RUN = re.compile(r'\bmvlm train (?!.*run\.dir=)|\b(run\.dir=|out=")runs/(mine|base)\b')
-"""What makes what the folder otherwise has for others to use."""
+"""Lines that make runs which the folder otherwise provides."""
 
 
-def test_every_block_of_code_says_its_language_and_every_need_is_one_of_a_few() -> None:
+def test_every_block_of_code_names_its_language_and_needs_are_known() -> None:
     for page in PAGES:
         assert set(languages(page)) <= {"sh", "text", "toml", "python", "json", "bibtex"}, page
     scripts = [block for page in PAGES for block in blocks_to_run(page) if isinstance(block, Script)]
@@ -94,7 +94,7 @@ def test_every_block_of_code_says_its_language_and_every_need_is_one_of_a_few() 
     assert {need for needs in said for need in re.split(", | and | or ", needs)} == NEEDS
 
 
-def test_tests_that_run_commands_are_there() -> None:
+def test_the_tests_that_run_commands_elsewhere_exist() -> None:
     lines = [command.line for command in shell_commands()]
     for what, test in ELSEWHERE.items():
         path, name = test.split("::")
@@ -102,8 +102,8 @@ def test_tests_that_run_commands_are_there() -> None:
         assert (ROOT / what).exists() or any(line.startswith(what) for line in lines), what
 
 
-def test_the_first_page_leaves_room_for_what_the_next_one_makes() -> None:
-    """`mvlm-data` makes shards in no folder that holds anything else, and writes over no file."""
+def test_the_first_page_does_not_use_the_output_folders_of_the_next() -> None:
+    """`mvlm-data` neither makes shards in a folder that holds anything else nor overwrites files."""
     made: dict[str, list[Path]] = {"docs/start.md": [], "docs/corpus.md": []}
     for command in shell_commands():
         for program, *words in command.calls() if command.page in made else ():
@@ -114,7 +114,7 @@ def test_the_first_page_leaves_room_for_what_the_next_one_makes() -> None:
 
 
 def walked(page: Path) -> list[list[Command] | Script]:
-    """Its blocks, without what is run by another test or needs what is not here."""
+    """The blocks of a page without what another test runs or this machine lacks."""
     if page.relative_to(ROOT).as_posix() in ELSEWHERE:
         return []
     return list(filter(None, map(free, blocks_to_run(page))))
@@ -177,7 +177,7 @@ def test_the_commands_of_a_page_run(
 
 
 def begin(page: str, world: Path) -> None:
-    """Take away what the page makes by itself."""
+    """Remove what the page makes itself."""
     blocks = walked(ROOT / page)
     lines = [each.text for each in blocks if isinstance(each, Script)] + BEFORE.get(page, [])
     lines += [command.line for block in blocks if not isinstance(block, Script) for command in block]
@@ -188,7 +188,7 @@ def begin(page: str, world: Path) -> None:
 
 
 def run(command: Command) -> int:
-    """In this process; the first exit code that is not 0."""
+    """Run a command in this process; the first exit code that is not 0."""
     line = command.line
     for long, short in SHORTER.items():
         line = line.replace(long, short)
@@ -196,7 +196,7 @@ def run(command: Command) -> int:
 
 
 def expanded(line: str) -> str:
-    """With the shell's braces and stars resolved."""
+    """A line with the shell's braces and stars expanded."""
     if not re.search(r"[*{]", line):
         return line
     parts = [
@@ -222,18 +222,18 @@ def call(words: list[str]) -> int:
             return cluster([verb, *reduced([job, *rest])])
         case ["cluster", *rest]:
             return cluster(rest)
-    raise AssertionError(f"nobody knows how to run {words}")
+    raise AssertionError(f"this test cannot run {words}")
 
 
 def train_here(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
-    """In the place of a launcher, as `mvlm train` on a page."""
+    """Train in this process instead of by a launcher."""
     first = tomllib.loads(Path(recipe).read_text()).get("checkpoint", {}).get("init")
     words = [*overrides, *([f"checkpoint.init={first}"] if first else [])]
     assert mvlm(["train", *reduced([recipe, "--deepspeed_config", deepspeed, *words])]) == 0
 
 
 def serve(words: list[str]) -> int:
-    """Until it listens."""
+    """Serve until the server listens."""
     process, address = start(*words[: words.index("--port")] if "--port" in words else words)
     assert address.startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGINT)

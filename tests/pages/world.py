@@ -1,4 +1,4 @@
-"""What the pages' commands find where they are run: small corpora, shards and runs, by the names that the pages use."""
+"""The folder in which the pages' commands run: small corpora, shards and runs under the names that the pages use."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.conftest import ROOT
 from tests.pages.shown import toml_block
 
 SMALL = [word for word in RECIPE if not word.startswith("train.epochs")]
-"""Overrides by which any recipe trains for milliseconds a step."""
+"""Overrides with which any recipe takes milliseconds per step."""
 OWN_ENCODERS = {"small_domain.toml": "tf_efficientnet_lite0", "dictionary.toml": "patch_dictionary"}
-"""TOMLs of docs/small.md by their image encoders, which have parts of their own that these freeze, as `mvlm.train`'s
-recipe does."""
+"""TOMLs of docs/small.md and their image encoders. They freeze parts that only these encoders have, as the recipe of
+`mvlm.train` does."""
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 
 
 def reduced(words: list[str]) -> list[str]:
-    """The words of `mvlm train` for a tiny model and a few steps."""
+    """The words of `mvlm train`, changed for a tiny model and a few steps."""
     long = ("train.epochs=", "train.steps=", "train.global_batch=", "train.micro_batch=6", "eval.every=", "model.")
     own = [word for word in words if not word.startswith(long)]
     own_encoder = Path(words[0]).name in (*OWN_ENCODERS, RECIPE_OF_PYTHON)
@@ -36,7 +36,7 @@ def reduced(words: list[str]) -> list[str]:
 
 
 def make_world(folder: Path, scenes: Path, trained: Path) -> None:
-    """Fill a folder, in which nothing but the code is a link to something that others read."""
+    """Fill a folder that pages may change: only code is linked, everything else is copied."""
     folder.mkdir()
     for name in ("examples", "ds_configs", "mvlm", "cluster", "benchmarks", "data_tools"):
         (folder / name).symlink_to(ROOT / name)
@@ -63,7 +63,7 @@ def make_world(folder: Path, scenes: Path, trained: Path) -> None:
 
 
 def _captioned(folder: Path) -> None:
-    """Pictures with `captions.jsonl`, as docs/corpus.md describes it, no two alike."""
+    """Pictures, no two alike, with a `captions.jsonl` as docs/corpus.md describes it."""
     (folder / "images").mkdir(parents=True)
     dice, lines = np.random.default_rng(0), []
     for number in range(60):
@@ -87,7 +87,7 @@ def _classes(folder: Path) -> None:
 
 
 def _published(folder: Path) -> None:
-    """The published data sets in miniature: below `data`, and as docs/paper_data.md finds them."""
+    """The published data sets in miniature, in `data` and where docs/paper_data.md expects them."""
     write_miniature(folder / "data")
     (folder / "data/shards").symlink_to("../shards")
     for path in (folder / "data").glob("*/*.json*"):
