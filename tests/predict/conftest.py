@@ -1,4 +1,4 @@
-"""The tiny model with random weights, and a user's own pictures."""
+"""The tiny model with random weights, and pictures of a user."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Questions answered and statements judged, against the model asked one by one and without its shortcuts."""
+"""Answers to questions and verdicts on statements, against the model called once for each, without its shortcuts."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """tuned(task, classes) -> a run fine-tuned for it, with random weights."""
+    """tuned(task, classes) -> a fine-tuned run with random weights."""
 
     def made(task, classes):
         folder = tmp_path_factory.mktemp(task)
@@ -42,7 +42,7 @@ def tuned(tmp_path_factory):
 
 @torch.no_grad()
 def logits(model, files, sentence):
-    """Of one sample, with whole outputs of the cross encoders, each image read by itself."""
+    """The logits of one sample from the full outputs of the cross encoders, each image encoded by itself."""
     pictures = Pictures(files, [sentence], make_tokenizer(), CONFIG.data.text_length, CONFIG.model.image_size)
     text, valid = pictures.texts([0])
     words, features = model.encode_text(text, valid), []
@@ -54,7 +54,7 @@ def logits(model, files, sentence):
     return model.head(torch.cat(features))
 
 
-def test_each_answer_has_a_probability_of_its_own(tuned, files):
+def test_each_answer_has_an_independent_probability(tuned, files):
     loaded, question = tuned("vqa", len(GIVEN)), "what colour is the dog"
     answer = ANSWER.run(loaded, Asked(files, (question,), 3, SEARCH, draws=False), CPU)
     assert [entry["images"] for entry in answer.entries] == [[str(path)] for path in files]
@@ -88,7 +88,7 @@ def test_a_statement_of_two_images_needs_two(tuned, files):
     ("task", "asked", "right"),
     [("vqa", "judge", "answer"), ("entailment", "answer", "judge"), ("nlvr2", "captions", "judge")],
 )
-def test_a_fine_tuned_run_is_asked_by_another_word(tmp_path, files, capsys, task, asked, right):
+def test_for_a_fine_tuned_run_the_right_command_is_suggested(tmp_path, files, capsys, task, asked, right):
     run = write_run(tmp_path / "run", replace(CONFIG, task=Task(name=task)))
     words = ["--checkpoint", str(run), "--images", str(files[0]), "--sentences", "a red dog"]
     assert main(["predict", asked, *words]) == 1

@@ -1,9 +1,10 @@
-"""What is answered about own pictures, against the model asked directly."""
+"""Predictions about a user's own pictures, against the model called directly."""
 
 import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ SEARCH = SearchSettings(batch=3, rerank=4, memory_gb=1.0)
 
 @torch.no_grad()
 def every_pair(model, pictures):
-    """Cosine and probability of a match, images x sentences, each pair alone."""
+    """Cosine and probability of a match, images x sentences, each pair computed alone."""
     similarity, match = (np.zeros((len(pictures), len(pictures.captions))) for _ in range(2))
     for i in range(len(pictures)):
         image = model.encode_image(pictures.images([i]))
@@ -40,14 +41,14 @@ def every_pair(model, pictures):
 
 
 def expected(similarity_A, match_A, temperature, top):
-    """Four candidates by similarity, ordered by the odds of a match and the similarity, the rest behind them."""
+    """The best four by similarity, re-ranked by similarity and log-odds of a match, and then the rest."""
     order = np.argsort(-similarity_A, kind="stable").tolist()
     score_A = np.log(match_A / (1 - match_A)) + similarity_A / temperature
     return (sorted(order[:4], key=lambda item: -score_A[item]) + order[4:])[:top]
 
 
 @pytest.mark.parametrize("kind", [CAPTIONS, IMAGES])
-def test_best_answers_are_those_of_asking_about_every_pair(loaded, files, pictures, kind):
+def test_the_best_answers_are_those_of_scoring_every_pair(loaded, files, pictures, kind):
     similarity, match = every_pair(loaded.model, pictures)
     answer = kind.run(loaded, Asked(files, tuple(SENTENCES), 6, SEARCH, draws=False), CPU)
     if kind.name == "images":
@@ -64,7 +65,7 @@ def test_best_answers_are_those_of_asking_about_every_pair(loaded, files, pictur
             assert each["match"] == (pytest.approx(match[query, item], abs=1e-5) if place < 4 else None)
 
 
-def test_hidden_words_are_the_models_guesses(loaded, files, pictures):
+def test_masked_words_are_the_models_guesses(loaded, files, pictures):
     sentence, model = "a [MASK] dog a [MASK]", loaded.model
     (entry,) = Words().run(loaded, Asked(files[:1], (sentence,), 3, SEARCH, draws=False), CPU).entries
     text, valid = pictures.tokens.batch([sentence.replace("[MASK]", "<mask>")])
@@ -84,7 +85,7 @@ def test_hidden_words_are_the_models_guesses(loaded, files, pictures):
 
 
 def test_attention_is_the_softmax_of_queries_and_keys(loaded, pictures):
-    """One block, from its weights, in numpy and float64."""
+    """One block, computed from its weights in numpy in float64."""
     model, weights = loaded.model, {name: p.detach().double().numpy() for name, p in loaded.model.named_parameters()}
     text, valid = pictures.texts([5])
     with torch.no_grad():
@@ -104,7 +105,7 @@ def test_attention_is_the_softmax_of_queries_and_keys(loaded, pictures):
     np.testing.assert_allclose(got, np.mean(shares, axis=0)[:, 1:], rtol=1e-4, atol=1e-6)
 
 
-def test_a_word_looks_as_the_mean_of_its_tokens(loaded, pictures):
+def test_the_attention_of_a_word_is_the_mean_over_its_tokens(loaded, pictures):
     sentence = "something blue"
     text, valid = pictures.tokens.batch([sentence])
     with torch.no_grad():
@@ -118,7 +119,7 @@ def test_a_word_looks_as_the_mean_of_its_tokens(loaded, pictures):
     torch.testing.assert_close(map_RC.flatten(), share[blue].mean(dim=0))
 
 
-def test_patches_are_restored_with_the_sentence_and_without(loaded, files):
+def test_patches_are_reconstructed_with_and_without_the_sentence(loaded, files):
     asked = Asked(files, ("a red dog",), 1, SEARCH, draws=True)
     answer = Patches().run(loaded, asked, CPU)
     assert len(answer.entries) == len(answer.pictures) == len(files)
@@ -132,7 +133,7 @@ def test_patches_are_restored_with_the_sentence_and_without(loaded, files):
         assert (restored[hidden] != tiles[0][hidden]).any()
 
 
-def test_pairing(files):
+def test_images_and_sentences_are_paired_up(files):
     assert pair_up(files, ["x"]) == (list(files), ["x"] * 4)
     assert pair_up(files[:1], ["x", "y"]) == ([files[0]] * 2, ["x", "y"])
     assert pair_up(files[:1], ["x"]) == ([files[0]], ["x"])
@@ -142,8 +143,8 @@ def test_pairing(files):
         pair_up([], [])
 
 
-def test_a_file_name_that_is_no_utf_8_can_be_read_from_the_answers(tmp_path, files):
-    """As old disks have them."""
+def test_a_file_name_that_is_not_utf_8_survives_in_the_answers(tmp_path, files):
+    """Old disks have such names."""
     run, named = write_run(tmp_path / "run", CONFIG), tmp_path / os.fsdecode(b"caf\xe9.png")
     shutil.copy(files[0], named)
     words = ["predict", "captions", "--checkpoint", run, "--images", named, "--sentences", "a cat"]
@@ -152,7 +153,7 @@ def test_a_file_name_that_is_no_utf_8_can_be_read_from_the_answers(tmp_path, fil
     assert answer["image"] == str(named)
 
 
-def test_a_run_that_was_not_trained_for_what_is_asked_says_so(tmp_path, files, capsys):
+def test_a_run_warns_of_predictions_it_was_not_trained_for(tmp_path, files, capsys):
     alone = dataclasses.replace(CONFIG.objectives, image=0.0, text=0.0)
     run = write_run(tmp_path / "run", dataclasses.replace(CONFIG, objectives=alone))
 
@@ -166,7 +167,7 @@ def test_a_run_that_was_not_trained_for_what_is_asked_says_so(tmp_path, files, c
     assert warned("captions", "a cat") == ""
 
 
-def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path):
+def test_hostile_pictures_and_sentences_are_refused_in_one_sentence(loaded, files, tmp_path):
     def mistake(kind, image=files[0], sentence="a dog"):
         with pytest.raises(UserError) as error:
             kind.run(loaded, Asked((image,), (sentence,), 1, SEARCH, draws=False), CPU)
@@ -178,14 +179,14 @@ def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path
     text.write_text("no picture")
     assert "cut.png is not a picture" in mistake(Patches(), cut)
     assert "text.jpg is not a picture" in mistake(CAPTIONS, text)
-    assert "No picture at /dev/zero" in mistake(CAPTIONS, type(cut)("/dev/zero"))
+    assert "No picture at /dev/zero" in mistake(CAPTIONS, Path("/dev/zero"))
     assert "masks no word" in mistake(Words())
     assert "a mask of the tokenizer's own: write [MASK]" in mistake(Words(), sentence="a [MASK] <mask> dog")
     assert "0 are within the 12 tokens" in mistake(Words(), sentence="a cat " * 20 + "[MASK]")
     assert printable("a\x1b[2Jb\nc\u202e") == "a�[2Jb�c�"
 
 
-def test_sentences_that_are_cut_are_told(tmp_path, files, capsys):
+def test_truncated_sentences_cause_a_warning(tmp_path, files, capsys):
     run = write_run(tmp_path / "run", CONFIG)
 
     def warned(*sentences):
