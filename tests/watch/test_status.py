@@ -1,4 +1,4 @@
-"""What is said about run folders in every state, from files as the ranks write them."""
+"""The status of run folders in every state, from files as the ranks write them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def watcher(job: Job) -> Watcher:
     return found
 
 
-def test_the_folder_is_waited_for_and_then_the_ranks(job: Job) -> None:
+def test_a_run_is_waited_for_until_its_folder_and_then_its_ranks_appear(job: Job) -> None:
     watch = watcher(job)
     assert watch.look().state == "waiting"
     job.describe()
@@ -93,7 +93,7 @@ def test_the_folder_is_waited_for_and_then_the_ranks(job: Job) -> None:
     assert watch.look().state == "running"
 
 
-def test_a_running_job_tells_how_long_it_will_take(running: Job) -> None:
+def test_the_remaining_time_of_a_running_job_is_estimated(running: Job) -> None:
     running.now += 30.0
     status = watcher(running).look()
     assert (status.state, status.step, status.steps, status.attempt) == ("running", 20, STEPS, 1)
@@ -102,8 +102,8 @@ def test_a_running_job_tells_how_long_it_will_take(running: Job) -> None:
     assert (status.seen, status.quiet, status.still_s) == (2, (), 30.0)
 
 
-def test_life_is_known_by_new_heartbeats_whatever_the_clock_says(running: Job) -> None:
-    late = 3600.0  # the host's clock is an hour behind
+def test_new_heartbeats_are_signs_of_life_whatever_their_clock_says(running: Job) -> None:
+    late = 3600.0  # seconds that the host's clock is behind
     watch = watcher(running)
     for _ in range(3):
         running.now += PERIOD_S
@@ -116,7 +116,7 @@ def test_life_is_known_by_new_heartbeats_whatever_the_clock_says(running: Job) -
 
 
 def test_a_heartbeat_from_the_future_is_no_sign_of_life_until_another_comes(running: Job) -> None:
-    """That host's clock is ahead, or this one was set back after the run ended."""
+    """Either that host's clock is ahead, or this one was set back after the run ended."""
     early = 3600.0
     for rank in range(2):
         running.beat(rank, time=running.now + early)
@@ -138,7 +138,7 @@ def gone() -> int:
     return process.pid
 
 
-def test_a_process_that_is_gone_from_this_host_is_dead_whatever_its_heartbeats_time(running: Job, gone: int) -> None:
+def test_a_process_gone_from_this_host_is_dead_whatever_the_time_of_its_heartbeats(running: Job, gone: int) -> None:
     for rank in range(2):
         running.beat(rank, host=socket.gethostname(), pid=gone, time=running.now + 3600.0)
     assert watcher(running).look().state == "dead"
@@ -157,7 +157,7 @@ def test_a_silent_job_is_dead_unless_it_saved_its_last_step(running: Job) -> Non
     assert watcher(running).look().state == "stopped"
 
 
-def test_a_job_that_owes_its_last_evaluation_is_not_done(running: Job) -> None:
+def test_a_job_without_its_last_evaluation_is_not_done(running: Job) -> None:
     running.log(STEPS)
     running.save(STEPS)
     state = running.folder / f"checkpoints/step_{STEPS:08d}/state.json"
@@ -168,12 +168,12 @@ def test_a_job_that_owes_its_last_evaluation_is_not_done(running: Job) -> None:
     assert watcher(running).look().state == "done"
 
 
-def test_a_process_that_is_gone_from_this_host_is_dead_sooner(running: Job, gone: int) -> None:
+def test_a_process_gone_from_this_host_is_dead_sooner(running: Job, gone: int) -> None:
     for rank in range(2):
         running.beat(rank, host=socket.gethostname(), pid=gone)
     watch = watcher(running)
     running.now += PERIOD_S
-    assert watch.look().state == "running"  # a container with its host's name would look so
+    assert watch.look().state == "running"  # processes in a container with its host's name look the same
     running.now += GONE_AFTER * PERIOD_S
     assert watch.look().state == "dead"
     running.beat(1, host=socket.gethostname(), pid=os.getpid())
@@ -181,7 +181,7 @@ def test_a_process_that_is_gone_from_this_host_is_dead_sooner(running: Job, gone
     assert (status.state, status.quiet) == ("hanging", (0,))
 
 
-def test_the_rank_that_holds_others_up_is_named(running: Job) -> None:
+def test_the_rank_that_the_others_wait_for_is_named(running: Job) -> None:
     running.beat(0, marks=8, stuck=True, still_s=900.0, doing="waiting for data")
     running.beat(1, marks=9, stuck=True, still_s=900.0, exchanging=True)
     status = watcher(running).look()
@@ -204,7 +204,7 @@ def test_the_next_attempt_is_judged_anew(running: Job) -> None:
     assert (status.state, status.note) == ("dead", "attempt 3 began 5 min ago and has sent no heartbeat")
 
 
-def test_a_run_at_its_last_step_is_done_when_that_is_saved(running: Job) -> None:
+def test_a_run_is_done_when_its_last_step_is_saved(running: Job) -> None:
     running.log(STEPS)
     watch = watcher(running)
     assert watch.look().state == "running"
@@ -212,7 +212,7 @@ def test_a_run_at_its_last_step_is_done_when_that_is_saved(running: Job) -> None
     assert watch.look().state == "done"
 
 
-def test_a_run_to_which_a_stage_was_appended_is_not_done_before_that_has_ended(running: Job) -> None:
+def test_a_run_with_an_appended_stage_is_not_done_before_that_stage_ends(running: Job) -> None:
     running.log(STEPS)
     running.save(STEPS)
     assert watcher(running).look().state == "done"
@@ -220,7 +220,7 @@ def test_a_run_to_which_a_stage_was_appended_is_not_done_before_that_has_ended(r
     assert watcher(running).look().state == "running"
 
 
-def test_files_that_are_just_being_written_are_no_trouble(running: Job) -> None:
+def test_files_in_the_middle_of_a_write_are_ignored(running: Job) -> None:
     (running.folder / "run.json").write_text('{"world": 2, "st')
     (running.folder / "heartbeat/rank-00001.json").write_text("")
     (running.folder / "checkpoints/latest").write_text("")
@@ -228,7 +228,7 @@ def test_files_that_are_just_being_written_are_no_trouble(running: Job) -> None:
     assert (status.state, status.seen, status.checkpoint, status.steps) == ("running", 1, 0, None)
 
 
-def test_evaluations_by_a_separate_job_stay_when_metrics_are_edited(running: Job) -> None:
+def test_evaluations_of_a_separate_job_survive_edited_metrics(running: Job) -> None:
     (running.folder / "eval.jsonl").write_text('{"step": 10, "eval/mean_recall": 0.5}\n')
     watch = watcher(running)
     assert watch.look().evaluation["step"] == 10
@@ -236,7 +236,7 @@ def test_evaluations_by_a_separate_job_stay_when_metrics_are_edited(running: Job
     assert watch.look().evaluation["step"] == 10
 
 
-def test_the_screen_says_it_all(running: Job) -> None:
+def test_the_screen_shows_everything(running: Job) -> None:
     watch = watcher(running)
     for step in range(21, 41):
         parts = {"image": 1.0, "itm": 0.5, "itm_accuracy": 0.8, "mfu": 0.412, "data_wait": 0.01, "memory_gb": 61.25}
@@ -269,7 +269,7 @@ def test_the_screen_says_it_all(running: Job) -> None:
         assert words in text, words
 
 
-def test_spans_are_read_at_a_glance() -> None:
+def test_spans_are_short() -> None:
     assert [span(s) for s in (3.2, 600, 7200, 180_000)] == ["3 s", "10 min", "2 h 0 min", "2 d 2 h"]
 
 
@@ -282,13 +282,13 @@ def test_the_command_reports_once_and_refuses_a_missing_folder(
     assert main(["watch", str(running.folder), "--once", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["state"], told["step"], told["metrics"]["loss"]) == ("running", 20, 1.0)
-    assert main(["watch", str(running.folder)]) == 0  # the output is no terminal
+    assert main(["watch", str(running.folder)]) == 0  # ends at once, since the output is no terminal
     assert "step 20 of 100" in capsys.readouterr().out
     assert main(["watch", str(tmp_path / "nothing"), "--once"]) == 1
     assert "There is no run folder" in capsys.readouterr().err
 
 
-def test_json_goes_on_until_the_run_is_done(
+def test_json_is_printed_until_the_run_is_done(
     running: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running.now = time.time()
