@@ -1,4 +1,4 @@
-"""The paper's tables: the data they need, the published sizes, and dry runs."""
+"""The paper's tables: the data that they need, published sizes, and dry runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ask(words: list[str]) -> str:
     return said.getvalue()
 
 
-def test_the_commands_are_those_of_the_page_about_the_papers_data() -> None:
+def test_the_commands_are_those_of_the_page_on_the_papers_data() -> None:
     page = (ROOT / "docs/paper_data.md").read_text(encoding="utf-8")
     written = [shlex.split(line)[3:] for line in page.splitlines() if line.startswith("python -m data_tools")]
     commands = {words[words.index("--out") + 1].removeprefix("shards/"): sorted(words) for words in written}
@@ -67,14 +67,14 @@ def test_the_commands_are_those_of_the_page_about_the_papers_data() -> None:
 @pytest.mark.parametrize(
     "recipe", ["base_4m", "ablation/all", "retrieval_coco", "retrieval_flickr30k", "vqa", "nlvr2", "entailment"]
 )
-def test_published_sizes_give_the_updates_of_the_page_about_the_method(recipe: str, tmp_path: Path) -> None:
+def test_published_sizes_give_the_updates_on_the_methods_page(recipe: str, tmp_path: Path) -> None:
     name = next(name for name, run in RUNS.items() if run.recipe == recipe)
     step = TrainStep(place(tmp_path, tmp_path), name)
     assert step.pairs() == PAIRS[recipe]
     assert f"{step.updates():,}" == rows()[recipe][3]
 
 
-def test_smaller_shares_of_the_pairs_are_parts_of_larger_ones_and_make_as_many_updates(tmp_path: Path) -> None:
+def test_smaller_shares_of_the_pairs_are_parts_of_larger_ones_with_as_many_updates(tmp_path: Path) -> None:
     shares = {share: TrainStep(place(tmp_path, tmp_path), f"all_{share}") for share in (50, 25, 10)}
     whole = TrainStep(place(tmp_path, tmp_path), "all")
     for share, step in shares.items():
@@ -85,7 +85,7 @@ def test_smaller_shares_of_the_pairs_are_parts_of_larger_ones_and_make_as_many_u
     assert published_pairs("cc3m_parts/p10") == 147_500
 
 
-def test_every_recipe_takes_its_settings(tmp_path: Path) -> None:
+def test_every_recipe_accepts_its_settings(tmp_path: Path) -> None:
     for name, run in RUNS.items():
         step = TrainStep(place(tmp_path, tmp_path), name)
         config = load_config(step.recipe, step.settings())
@@ -152,7 +152,9 @@ def test_a_dry_run_counts_the_data_and_names_missing_files(
     gone.rename(data / "vqa/v2_OpenEnded_mscoco_test2015_questions.json")
 
 
-def test_a_rehearsals_shards_do_not_count_as_published_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_of_a_rehearsal_do_not_count_as_published_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     (out / "shards").mkdir(parents=True)
     words = ["reproduce", "nlvr2", "--out", str(out)]
@@ -164,13 +166,13 @@ def test_a_rehearsals_shards_do_not_count_as_published_data(tmp_path: Path, caps
     assert mvlm([*words, "--data", str(out / "data")]) == 1 and "are missing" in capsys.readouterr().err
 
 
-def test_a_folder_for_all_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_folder_for_all_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", "nlvr2", "--miniature", "--out", str(tmp_path / "out"), "run.dir=mine"]
     assert mvlm(words) == 1
     assert "run.dir=mine would be the folder of every run: give --out" in capsys.readouterr().err
 
 
-def test_a_dry_run_in_miniature_misses_nothing_that_it_would_generate(
+def test_a_dry_run_in_miniature_does_not_miss_what_it_would_generate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mvlm(["reproduce", "nlvr2", "--miniature", "--dry-run", "--out", str(tmp_path / "out")]) == 0
@@ -184,7 +186,7 @@ def test_a_miniature_is_always_the_same(data: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / path.relative_to(data)).read_bytes() == path.read_bytes(), path
 
 
-def test_a_step_that_stops_is_resumed_and_one_that_fails_is_named(tmp_path: Path) -> None:
+def test_a_preempted_step_can_be_resumed_and_a_failed_one_is_named(tmp_path: Path) -> None:
     step = GenerateStep(place(tmp_path / "data", tmp_path))
     assert run_chain([step], lambda words: ExitCode.REQUEUE) == ExitCode.REQUEUE
     with pytest.raises(UserError, match="'generate the data sets in miniature' failed with exit code 70"):
@@ -208,7 +210,7 @@ def test_the_list_names_every_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(re.search(rf"\b{name}\b", said) for name in TABLES)
 
 
-def test_a_run_without_matching_has_its_price(tmp_path: Path) -> None:
+def test_a_run_without_matching_has_a_cost(tmp_path: Path) -> None:
     step = TrainStep(replace(place(tmp_path, tmp_path), miniature=True), "itc")
     prices = Prices("a100", "zero1.json", {})
     hours = prices.gpu_hours(*step.tables, step.pairs())
@@ -216,8 +218,8 @@ def test_a_run_without_matching_has_its_price(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "samples"), [("vqa", 9_144_888), ("nlvr2", 863_730), ("snli_ve", 2_647_635)])
-def test_a_fine_tuned_task_costs_the_operations_of_real_steps(tmp_path: Path, name: str, samples: int) -> None:
-    """The samples are all the published ones, 8, 10 and 5 times."""
+def test_the_cost_of_fine_tuning_is_that_of_real_steps(tmp_path: Path, name: str, samples: int) -> None:
+    """The samples are all published ones times 8, 10 or 5 epochs."""
     step = TrainStep(replace(place(tmp_path, tmp_path), miniature=True), f"base_4m_{name}")
     blueprint, data, optim, train = step.tables
     train, task = replace(train, epochs={"vqa": 8, "nlvr2": 10, "snli_ve": 5}[name]), blueprint.task
