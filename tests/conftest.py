@@ -1,4 +1,4 @@
-"""Shared by all tests: small real shards, a run configuration, and a way to run the commands as a user would."""
+"""Shared by all tests: small real shards, a run configuration, and ways to run commands as a user would."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from mvlm.runtime.imports import uncollected
 from mvlm.training.health.signals import SIGNALS
 from tests.ranks import ROOT, free_port, mvlm, run_ranks
 
-# A background shell and nohup have these ignored, which every child would inherit.
+# Children inherit ignored signals, and a background shell and nohup ignore these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Threads that spin beside another test's ranks make small products a hundred times slower.
+# Threads that spin beside the ranks of another test make small products a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Without bytecode files, some two hundred processes would compile everything again: a minute and a half of CPU.
+# Without bytecode files, some two hundred processes would recompile everything: a minute and a half of CPU time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -40,15 +40,15 @@ MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 FIRST = ("test_slurm_faults.py", "test_parity.py", "test_ray.py", "test_engine.py")
 """Files that take minutes."""
 LONG = ("cluster", "training", "benchmarks")
-"""Folders whose files take long: begun first, so that no process is left with one at the end. They are interleaved,
-since those of clusters mostly wait and those of training compute."""
+"""Folders whose files take long: started first, so that no process is left with one at the end. They are interleaved,
+since tests of clusters mostly wait and those of training compute."""
 LATE_AND_LONG = ("test_plan.py", "test_interpreter.py", "test_ray_engine.py", "test_train.py")
-"""The longest files of other folders: begun before the short ones, which fill the end."""
+"""The longest files of other folders: started before the short ones, which fill the gaps at the end."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Imports are kept out of garbage collection, of which DeepSpeed runs several per engine."""
+    """Keep imports out of garbage collection, which DeepSpeed runs several times per engine."""
     with uncollected():
         return (yield)
 
@@ -68,12 +68,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 STEERING = ("AWS_", "HF_", "PYTHONPATH", "RAY_ADDRESS", "SLURM_", "TMPDIR", "TORCHELASTIC_", "XDG_")
-"""Prefixes of variables with which a test redirects the product; libraries and the product set others."""
+"""Prefixes of variables with which tests redirect the product; others are set by libraries and the product itself."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings() -> Iterator[None]:
-    """Restores the environment and the working folder after each file, which fails if it has left others astray.
+    """Restore the environment and the working folder after each file, and fail if it would have misled later ones.
 
     Variables that a command sets for itself and its children, such as RANK, are restored silently.
     """
@@ -94,7 +94,7 @@ def surroundings() -> Iterator[None]:
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Restores the handlers that training replaces."""
+    """Restore the signal handlers that training replaces."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in handlers.items():
@@ -109,7 +109,7 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[MadeOnce]:
-    """made_once(name, make) -> a folder that `make` fills once for all of pytest's processes; no test may change it."""
+    """made_once(name, make) -> a folder that `make` fills once for all processes of pytest; no test may change it."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder if worker_id == "master" else folder.parent
     found: dict[Path, list[tuple[str, int]]] = {}
@@ -130,7 +130,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Itera
 
 
 def written(folder: Path) -> list[tuple[str, int]]:
-    """Each file and when it was written."""
+    """Each file with its modification time."""
     return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file())
 
 
@@ -173,21 +173,21 @@ TINY = [
     "log.every=1",
     "log.tensorboard=false",
 ]
-"""Overrides of mvlm/configs/tiny.toml for a model that takes milliseconds a step."""
+"""Overrides of mvlm/configs/tiny.toml for a model that takes milliseconds per step."""
 
 
 def of_pairs(config: Config) -> tuple[Data, Objectives, int, int]:
-    """The arguments of `PairDataset` from a run's configuration, up to the grid."""
+    """The first arguments of `PairDataset`, from a run's configuration: all up to the grid."""
     return config.data, config.objectives, config.model.image_size, config.run.seed
 
 
 def of_labelled(config: Config) -> tuple[Data, int, int]:
-    """Those of `LabelledDataset`, up to the answers."""
+    """The first arguments of `LabelledDataset`: all up to the answers."""
     return config.data, config.model.image_size, config.run.seed
 
 
 def reading(config: Config) -> tuple[int, int]:
-    """Those of `EvalDataset`, up to the limit."""
+    """The arguments of `EvalDataset` between the tokenizer and the limit."""
     return config.data.text_length, config.model.image_size
 
 
@@ -199,15 +199,15 @@ def mvlm_command(*words: str, ranks: int = 1, launcher: bool = True) -> list[str
 
 
 def launcher_command(ranks: int) -> list[str]:
-    """DeepSpeed's launcher on a free port, by its module: DeepSpeed on PYTHONPATH alone comes without its program."""
+    """DeepSpeed's launcher on a free port, as a module: if DeepSpeed is only on PYTHONPATH, there is no program."""
     runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
     return [*runner, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
 def run_command(command: list[str], timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run from the project's root, threads limited so that two ranks share a small machine.
+    """Run a command in the project's root, with threads limited so that two ranks can share a small machine.
 
-    This checkout comes before what is on PYTHONPATH, which may hold further packages.
+    This checkout precedes PYTHONPATH, which may name further packages.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)} | environment
@@ -226,7 +226,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
-    """A store with one empty bucket; during the test the environment points to it."""
+    """A store with one empty bucket, to which the environment points during the test."""
     pytest.importorskip("s3fs")
     settings = {
         "AWS_ENDPOINT_URL": s3_server,
@@ -240,7 +240,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.Abstr
     files = fsspec.filesystem("s3", skip_instance_cache=True)
     files.mkdir("bucket")
     yield files
-    files.clear_instance_cache()  # the product has opened some there
+    files.clear_instance_cache()  # including those that the product opened
 
 
 @pytest.fixture

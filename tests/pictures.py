@@ -1,4 +1,4 @@
-"""Pictures as files have them, made by plain code."""
+"""Encoded pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def png(width: int, height: int, depth: int = 8, colours: int = 2, pixels: bytes = bytes(99)) -> bytes:
-    """A PNG that claims that size, whatever bytes it has for its pixels."""
+    """A PNG that claims this size, whatever the bytes of its pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

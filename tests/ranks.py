@@ -1,6 +1,6 @@
-"""Processes forked from a server that has imported what a run needs, which takes a new process six seconds of CPU.
+"""Processes forked from a server that has imported what a run needs, which takes a new process six seconds of CPU time.
 
-They share nothing else with the process that starts them: neither what a test has set nor what it has opened.
+They share nothing with the process that starts them, neither settings of tests nor open files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONTEXT.set_forkserver_preload(
 
 
 class Copy:
-    """A process that calls `target` in the project's root and exits with what it returns.
+    """A process that calls `target` in the project's root and exits with its result.
 
     Args:
         environment: variables in addition to those of this process.
@@ -60,14 +60,14 @@ class Copy:
         return self._read(1)
 
     def poll(self) -> int | None:
-        """The exit code, or minus the signal that ended it; None while it lives."""
+        """The exit code, or minus the number of the signal that killed it; None while it runs."""
         return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def wait(self, timeout: float = 600) -> int:
-        """The exit code; a process that takes longer is killed."""
+        """The exit code; a process that takes longer than `timeout` seconds is killed."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
@@ -83,7 +83,7 @@ class Copy:
 def run_ranks(
     target: Callable[..., object], *arguments: object, ranks: int = 1, timeout: float = 600, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Call `target` as each rank of a run; the first exit code that is not 0, and the outputs in order of rank.
+    """Call `target` as each rank of a run; the first exit code that is not 0, and the outputs in rank order.
 
     As under a launcher, a rank that fails ends the others.
     """
@@ -111,8 +111,8 @@ def mvlm(*words: str) -> int:
 def _call(
     target: Callable[..., object], arguments: tuple[object, ...], said: list[str], variables: dict[str, str]
 ) -> None:
-    gc.freeze()  # or each garbage collection, and DeepSpeed asks for several, would scan everything that is imported
-    sys.stdout.flush()  # what imports have printed
+    gc.freeze()  # otherwise each garbage collection, of which DeepSpeed runs several, would scan all imports
+    sys.stdout.flush()  # what imports printed
     for number, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.environ.clear()

@@ -1,4 +1,4 @@
-"""Tars of files that are given as bytes."""
+"""Tars of files whose content is given as bytes."""
 
 from __future__ import annotations
 
