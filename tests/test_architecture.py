@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source, so that the layers stay apart."""
+"""Which modules may import which, read from the source, so that the layers stay separate."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.reproduce": {"checkpoint", "config", "data", "estimate", "report.facts", "reproduce", "runtime", "training"},
     "mvlm.report": {"batch", "checkpoint", "config", "data", "evaluate", "model", "pretrained", "report", "runtime"},
 }
-"""Packages of mvlm, or single modules, that each may import; all may import `errors` and the version. `mvlm.cli` and
+"""The packages or modules of mvlm that each may import; all may import `errors` and the version. `mvlm.cli` and
 `mvlm.api` may import everything."""
 
 ORDER = (
@@ -94,7 +94,7 @@ ORDER = (
 """Layers from the lowest up: each may be imported only by later ones. `mvlm.cli` and `mvlm.api` come last."""
 
 DATA_ORDER = ("images", "shards", "samples", "loading")
-"""The packages of mvlm.data, each of which may import those before it."""
+"""The packages of mvlm.data; each may import those before it."""
 
 ONLY_IN = {
     "deepspeed": {
@@ -135,21 +135,21 @@ OPTIONAL = {
     "wandb",
 }
 """What may be missing, or is slow to import and rarely needed (matplotlib, shtab, TensorBoard): imported inside the
-functions that use it, as are the Triton kernels."""
+functions that use it, as Triton kernels are."""
 
 IMPORTED_LATE = {
-    "mvlm/check/machine/": "the doctor tries whether each can be imported at all",
-    "mvlm/cli/": "a command imports what it needs when it is asked for",
-    "data_tools/arguments.py": "the readers of all sources, by which `shard` describes them, take half a second",
-    "data_tools/commands": "a command imports what it needs when its paths are there",
-    "mvlm/data/shards/selection.py": "acero imports pandas, a quarter of a second of each rank that selects no rows",
-    "mvlm/training/zero/": "DeepSpeed settles its accelerator and log when it is imported, by the environment",
-    "mvlm/runtime/storage.py": "fsspec takes 11 MB of each loader process, which leaves stores to others",
+    "mvlm/check/machine/": "the doctor tries whether each can be imported",
+    "mvlm/cli/": "a command imports what it needs only when it is called",
+    "data_tools/arguments.py": "the readers of all sources, which the help of `shard` describes, take half a second",
+    "data_tools/commands": "a command imports what it needs only if its paths exist",
+    "mvlm/data/shards/selection.py": "acero imports pandas, a quarter of a second even on ranks that select no rows",
+    "mvlm/training/zero/": "DeepSpeed reads its accelerator and log level from the environment at import",
+    "mvlm/runtime/storage.py": "fsspec takes 11 MB of each loader process, none of which uses stores",
 }
-"""Files and folders that import inside functions though nothing is missing, and why."""
+"""Files and folders that import required packages inside functions, and why."""
 
 RAY_DOCUMENTED = "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"
-"""The one name that Ray's reference has at that place; all others of Ray Train are in `ray.train`."""
+"""The only name of Ray Train that Ray's reference does not have in `ray.train`."""
 
 CLUSTER_MAY = {
     "mvlm.__version__",
@@ -168,7 +168,7 @@ WHOLE_CONFIG = (
     "mvlm/config/",
     "mvlm/training/fit/",
 )
-"""What may take a run's whole configuration; all else is given its own tables, or the model's blueprint."""
+"""Code that may take a run's whole configuration; other code gets its own tables, or the model's blueprint."""
 DATA_TOOLS_MAY = {
     "mvlm.__version__",
     "mvlm.config.shipped",
@@ -193,7 +193,7 @@ def imported(tree: ast.AST, package: str, late: bool = False, typed: bool = True
     `from a import b` gives a.b; relative names are resolved against `package`.
 
     Args:
-        typed: also what is imported for annotations alone.
+        typed: include imports that are only for annotations.
     """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
@@ -214,7 +214,7 @@ def within(name: str, module: str) -> bool:
 
 
 def problems(path: str, source: str) -> list[str]:
-    """What is wrong with the imports and length of one file of the product, `path` relative to the root."""
+    """What is wrong with the imports and the length of a file of the product; `path` is relative to the root."""
     parts = Path(path).with_suffix("").parts
     package, owner = ".".join(parts[:-1]), ".".join(parts[:2])
     imports = list(imported(parsed(source), package))
@@ -245,12 +245,12 @@ def problems(path: str, source: str) -> list[str]:
     found += [f"imports {name}" for name in of_ray if "._" in name or within(name, "ray.train.v2")]
     if parts[0] in OURS and re.search(r"^(?! *(from|import) ).*\bray(\.\w+)*\._[a-z]", source, re.M):
         found.append("uses a private name of Ray's")
-    strangers = {name for name in names if name.split(".")[0] in OURS} - own
+    foreign = {name for name in names if name.split(".")[0] in OURS} - own
     if parts[0] == "data_tools":
-        strangers = {name for name in strangers if not any(within(name, module) for module in DATA_TOOLS_MAY)}
+        foreign = {name for name in foreign if not any(within(name, module) for module in DATA_TOOLS_MAY)}
     if parts[0] == "cluster":
-        strangers = {name for name in strangers if not any(within(name, module) for module in CLUSTER_MAY)}
-    return found + [f"imports {name}" for name in strangers]
+        foreign = {name for name in foreign if not any(within(name, module) for module in CLUSTER_MAY)}
+    return found + [f"imports {name}" for name in foreign]
 
 
 def product() -> list[str]:
@@ -261,12 +261,12 @@ def read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-def test_every_file_keeps_to_its_layer() -> None:
+def test_every_file_stays_in_its_layer() -> None:
     found = {path: problems(path, read(path)) for path in product()}
     assert {path: wrong for path, wrong in found.items() if wrong} == {}
 
 
-def test_every_package_has_its_rule() -> None:
+def test_every_package_has_a_rule() -> None:
     packages = {".".join(Path(path).with_suffix("").parts[:2]) for path in product() if path.startswith("mvlm/")}
     assert packages - MAY_IMPORT.keys() == {"mvlm.__init__", "mvlm.__main__", "mvlm.cli", "mvlm.api"}
 
@@ -282,7 +282,7 @@ def test_packages_import_only_lower_ones() -> None:
 
 
 def cycles(imports: dict[str, set[str]]) -> list[set[str]]:
-    """The modules that import each other, in groups."""
+    """Groups of modules that import each other."""
 
     def reached(module: str) -> set[str]:
         found, waiting = set[str](), [module]
@@ -298,7 +298,7 @@ def cycles(imports: dict[str, set[str]]) -> list[set[str]]:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Not even inside functions or for annotations, except for the names that `mvlm` hands on when asked for them."""
+    """Not even inside functions or for annotations, except for the names that `mvlm` imports lazily."""
     paths = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in product()}
     imports: dict[str, set[str]] = {}
     for module, path in paths.items():
@@ -348,7 +348,7 @@ def test_the_check_finds_a_forbidden_import(path: str, source: str, imports: str
     assert problems(path, source) == [f"imports {imports}"]
 
 
-def test_the_check_finds_a_forbidden_name_and_length_and_a_part_that_takes_too_much() -> None:
+def test_the_check_finds_a_forbidden_file_name_and_length_and_use_of_the_whole_configuration() -> None:
     for path in ("mvlm/data/new.py", "mvlm/estimate/new.py", "mvlm/pretrained/new.py", "mvlm/training/build.py"):
         assert problems(path, "from mvlm.config.schema import Config") == ["takes the whole Config"]
     assert problems("mvlm/data/utils.py", "") == ["it is called utils"]
@@ -356,7 +356,7 @@ def test_the_check_finds_a_forbidden_name_and_length_and_a_part_that_takes_too_m
     assert problems("cluster/new.py", "import ray\nray._private.state.nodes()") == ["uses a private name of Ray's"]
 
 
-def test_the_check_lets_through_what_is_allowed() -> None:
+def test_the_check_accepts_what_is_allowed() -> None:
     assert (
         problems("mvlm/training/zero/start.py", "import deepspeed\nfrom mvlm.runtime import dist\nimport mvlm.errors")
         == []
@@ -374,7 +374,7 @@ def test_class_names_are_unique() -> None:
 
 
 def test_tests_and_benchmarks_import_names_that_exist() -> None:
-    """mypy sees to the product; here a name that has moved would otherwise be noticed only when something runs."""
+    """mypy checks the product; here a name that has moved would otherwise be noticed only when the code runs."""
     paths = [path for name in ("tests", "benchmarks", "examples") for path in sorted((ROOT / name).rglob("*.py"))]
     assert len(paths) > 100
     assert [wrong for path in paths for wrong in missing(path.read_text(encoding="utf-8"), path.name)] == []
@@ -385,7 +385,7 @@ IMPORTS = re.compile(rf"^ *from ((?:{'|'.join(OURS)})[\w.]*) import (\([^)]*\)|[
 
 
 def missing(source: str, path: str) -> list[str]:
-    """What a file imports from modules of ours that they do not have."""
+    """Names that a file imports from our modules and that these do not define."""
     return [
         f"{path}: {module}.{name}"
         for module, names in IMPORTS.findall(source)
@@ -397,7 +397,7 @@ def missing(source: str, path: str) -> list[str]:
 
 @cache
 def defined(module: str) -> set[str] | None:
-    """The names in a module; None for packages, which may have any."""
+    """The names defined in a module; None for a package, which may have any."""
     place = ROOT / module.replace(".", "/")
     if place.is_dir():
         return None
