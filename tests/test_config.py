@@ -1,4 +1,4 @@
-"""The configuration: every key is read, written and checked, and a mistake is named."""
+"""The configuration: every key is read, written and checked, and mistakes are named."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
     return str(error.value)
 
 
-def test_the_recipe_of_the_paper_is_the_default(tmp_path: Path) -> None:
+def test_the_papers_recipe_is_the_default(tmp_path: Path) -> None:
     config = load(tmp_path, "")
     assert config == Config()
     objectives, optim, model = config.objectives, config.optim, config.model
@@ -95,7 +95,7 @@ DECISIONS = {
     # questions
     "task.answer_minimum": 9,
 }
-"""What the paper does not say and we decided: a default of the configuration, never hard-wired."""
+"""What the paper leaves open and we decided: always a default of the configuration, never hard-coded."""
 
 
 REFERENCE = {
@@ -112,17 +112,17 @@ REFERENCE = {
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_a_default_of_the_reference_says_so(name: str) -> None:
+def test_a_default_from_albefs_code_is_marked(name: str) -> None:
     table, key = name.split(".")
     assert getattr(getattr(Config(), table), key) == REFERENCE[name]
     assert re.search(rf"^    {key}: .*\(R\)$", SOURCE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", DECISIONS)
-def test_a_decision_of_ours_is_a_default_that_says_so(name: str) -> None:
+def test_a_decision_of_ours_is_a_marked_default(name: str) -> None:
     table, key = name.split(".")
     assert getattr(getattr(Config(), table), key) == DECISIONS[name]
-    if name != "objectives.image_mask_block":  # the paper's 32 pixels; ours is counting it in patches
+    if name != "objectives.image_mask_block":  # the paper's 32 pixels; only the unit, patches, is ours
         assert re.search(rf"^    {key}: .*\(D\)$", SOURCE, re.MULTILINE)
 
 
@@ -145,7 +145,7 @@ def test_every_default_marked_as_ours_is_listed_here() -> None:
 
 
 def another(value: Any, hint: Any) -> Any:
-    """A value of the key's type other than its default; other tests are for ranges."""
+    """A value of the key's type other than its default; ranges have tests of their own."""
     if typing.get_origin(hint) is typing.Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if bool in typing.get_args(hint):
@@ -160,13 +160,13 @@ def another(value: Any, hint: Any) -> Any:
         return {"a": 0.5, "odd key": 2.0}
     if isinstance(value, dict):
         return {"a": 1, "odd key": [1.5, True], "nested": {"s": "x"}}
-    if value == ():  # weights need folders to be for
+    if value == ():  # weights need a folder each
         return () if typing.get_args(hint)[0] is float else ("one", "two")
     return tuple(item * 0.5 if isinstance(item, float) else item + 1 for item in value)
 
 
 @pytest.mark.parametrize(("table", "key"), KEYS, ids=str)
-def test_every_key_is_read_back_as_it_was_written(tmp_path: Path, table: str, key: str) -> None:
+def test_every_key_is_read_back_as_written(tmp_path: Path, table: str, key: str) -> None:
     section = getattr(Config(), table)
     value = another(getattr(section, key), typing.get_type_hints(type(section))[key])
     config = dataclasses.replace(Config(), **{table: dataclasses.replace(section, **{key: value})})
@@ -176,9 +176,9 @@ def test_every_key_is_read_back_as_it_was_written(tmp_path: Path, table: str, ke
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=("one", "two")))
     if key == "peers":
         config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, mirror="memory://run"))
-    if key == "name":  # another task is retrieval, which restores nothing
+    if key == "name":  # the other task is retrieval, which reconstructs nothing
         config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, image=0.0, text=0.0))
-    if key in ("select", "patience", "foils", "classes"):  # which mean nothing without held-out shards
+    if key in ("select", "patience", "foils", "classes"):  # useless without held-out shards
         select = "eval/mean_recall" if key == "patience" else config.eval.select
         data, evaluation = dataclasses.replace(config.data, eval=("shards",)), config.eval
         config = dataclasses.replace(config, data=data, eval=dataclasses.replace(evaluation, select=select))
@@ -209,7 +209,7 @@ def test_numpy_torch_and_path_values_are_written_as_toml(given: Any, read: Any) 
     assert tomllib.loads(f"value = {as_toml(given)}")["value"] == read
 
 
-def test_patterns_of_shard_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_are_expanded_to_shard_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("b", "a", "unfinished"):
         (tmp_path / "shards" / name).mkdir(parents=True)
@@ -225,7 +225,7 @@ def test_patterns_of_shard_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("pattern", "found"),
     [("[ab]", ["a", "b"]), ("[!a]", ["b"]), ("x[1", ["x[1"]), ("x[*", ["x[1"]), ("[z-a]", ["[z-a]"]), ("[]a]", ["a"])],
 )
-def test_brackets_in_a_url_are_read_as_a_shell_does(pattern: str, found: list[str]) -> None:
+def test_brackets_in_a_url_are_read_as_in_a_shell(pattern: str, found: list[str]) -> None:
     for name in ("a", "b", "x[1"):
         fsspec.filesystem("memory").pipe(f"/brackets/{name}/manifest.json", b"{}")
     assert expanded([f"memory://brackets/{pattern}"]) == tuple(f"memory://brackets/{name}" for name in found)
@@ -240,7 +240,7 @@ def test_a_length_is_refused_if_every_stage_has_its_own(tmp_path: Path, override
         UserError, match=rf"^{override} would change nothing: .*run.toml has its own length; set it there"
     ):
         load_config(toml, [override])
-    assert load_config(toml, ["train.global_batch=32"]).train.global_batch == 32  # of the first stage
+    assert load_config(toml, ["train.global_batch=32"]).train.global_batch == 32  # this sets the first stage's
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_length_is_refused_if_every_stage_has_its_own(tmp_path: Path, override
         ("train = 3", ("train", "table")),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     message = refusal(tmp_path, text)
     for part in ("run.toml", *parts):
         assert part in message
@@ -284,7 +284,7 @@ def test_a_wrong_type_is_named(tmp_path: Path, text: str, name: str, wanted: str
         assert part in message
 
 
-def test_a_whole_number_does_for_a_number_and_a_string_for_a_list_of_one(tmp_path: Path) -> None:
+def test_an_integer_is_accepted_as_a_float_and_a_string_as_a_list_of_one(tmp_path: Path) -> None:
     config = load(tmp_path, "[optim]\nlr = 1\n[data]\ntrain = 'shards'")
     assert (config.optim.lr, type(config.optim.lr), config.data.train) == (1.0, float, ("shards",))
 
@@ -314,7 +314,7 @@ def test_hiding_both_modalities_is_refused_if_neither_reads_the_other(tmp_path: 
         ("model.vision_args.depth=3", lambda c: c.model.vision_args, {"depth": 3}),
     ],
 )
-def test_an_override_takes_toml_or_a_bare_string(tmp_path: Path, override: str, get: Any, value: Any) -> None:
+def test_an_override_is_toml_or_a_bare_string(tmp_path: Path, override: str, get: Any, value: Any) -> None:
     assert get(load(tmp_path, "[train]\nsteps = 7", override)) == value
 
 
@@ -415,13 +415,13 @@ def test_for_what_deepspeed_sets_its_configuration_is_named(tmp_path: Path) -> N
         "optim.warmup_epochs=-1",
     ],
 )
-def test_a_value_that_no_run_could_work_with_is_refused(tmp_path: Path, override: str) -> None:
+def test_an_impossible_value_is_refused(tmp_path: Path, override: str) -> None:
     message = refusal(tmp_path, "", override)
     assert override.split("=")[0] in message
     assert "must be" in message
 
 
-def test_an_empty_encoder_is_not_the_one_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_encoder_does_not_mean_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
     monkeypatch.chdir(tmp_path)
     assert "model.vision is" in refusal(tmp_path, "", "model.vision=")
@@ -440,7 +440,7 @@ def test_shares_beyond_one_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+def test_a_run_without_objectives_is_refused(tmp_path: Path) -> None:
     weights = [f"objectives.{name}=0" for name in ("image", "text", "itc", "itm")]
     assert "nothing to learn" in refusal(tmp_path, "", *weights)
 
@@ -456,11 +456,11 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes | None)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "mvlm/configs").rglob("*.toml")), ids=lambda path: path.name)
-def test_the_files_we_ship_are_valid(path: Path) -> None:
+def test_shipped_configurations_are_valid(path: Path) -> None:
     assert load_config(path) != Config()
 
 
-def test_a_shipped_file_is_found_by_its_name_and_takes_no_mistyped_files_place(
+def test_a_shipped_file_is_found_by_its_name_but_does_not_replace_a_mistyped_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # away from the checkout

@@ -1,4 +1,4 @@
-"""Every default that bears on the method says where it comes from: P, R or D, in the code, the recipes and the page."""
+"""Every default of the method is marked with its origin, P, R or D, in the code, the recipes and on the page."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mvlm.config.schema import Config
 from tests.conftest import ROOT
 
 LETTER = re.compile(r"\((?:[^()]*[ ,;:])?[PRD](?:[:;,] [^()]*)?\)")
-"""P, R or D in brackets, alone or with a few words about it."""
+"""P, R or D in brackets, alone or with a few words."""
 
 ELSEWHERE = {"run", "kernels", "checkpoint", "log"}
-"""Tables about how a run is carried out."""
+"""Tables about how a run is carried out, not about the method."""
 
 OPERATIONAL = {
     "data": "train where eval shuffle shuffle_block shuffle_window shuffle_shards cache cache_gb patience workers "
@@ -26,7 +26,7 @@ OPERATIONAL = {
     "train": "micro_batch deterministic time_limit spike max_skipped checksums audit hang_minutes compile recompute",
     "eval": "every select select_lower patience foils classes batch limit memory_gb share",
 }
-"""Other keys that are not the method's, by table: they change how a result is reached, not which."""
+"""Such keys of other tables: they change how a result is reached, not the result."""
 
 PAPERS = ["base", "base_4m", "vqa", "nlvr2", "entailment", "retrieval_coco", "retrieval_flickr30k"]
 RECIPES = [*PAPERS, *(f"ablation/{path.stem}" for path in sorted((ROOT / "mvlm/configs/ablation").glob("*.toml")))]
@@ -37,7 +37,7 @@ def of_method(table: str, key: str) -> bool:
 
 
 def meanings() -> dict[str, str]:
-    """By dotted key, the comment that the reference page shows."""
+    """The comments that the reference page shows, by dotted key."""
     spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs/hooks/reference.py")
     assert spec and spec.loader
     reference = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""`[[stage]]` tables: what they may hold, which configurations they make, and a sentence for each mistake."""
+"""`[[stage]]` tables: what they may contain, the configurations that result, and a sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_run_without_stages_is_a_single_stage(tmp_path: Path) -> None:
     assert found.is_all and len(found) == 1 and found.config(0) == found.base
 
 
-def test_a_stage_inherits_the_settings_that_it_does_not_make(tmp_path: Path) -> None:
+def test_a_stage_inherits_the_settings_that_it_does_not_change(tmp_path: Path) -> None:
     found = stages(
         tmp_path,
         "[[stage]]\nname = 'a'\ntrain.pairs = 320\nobjectives.itm = 0\n"
@@ -40,7 +40,7 @@ def test_a_stage_inherits_the_settings_that_it_does_not_make(tmp_path: Path) -> 
     assert (stored.base, stored.tables) == (found.base, found.tables)
 
 
-def test_a_ramp_is_stages_under_one_schedule(tmp_path: Path) -> None:
+def test_a_ramp_is_several_stages_with_one_schedule(tmp_path: Path) -> None:
     found = stages(
         tmp_path, "[[stage]]\ntrain.steps = 10\ntrain.global_batch = [16, 32, 64]\n[[stage]]\ntrain.steps = 5\n"
     )
