@@ -1,4 +1,4 @@
-"""The pages build without a warning, load nothing from elsewhere, and name only what exists."""
+"""The documentation builds without warnings, loads nothing from elsewhere, and names only what exists."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style
 
 
-def test_the_site_is_dark_when_the_system_is(site: Path) -> None:
+def test_the_site_follows_the_systems_dark_mode(site: Path) -> None:
     offered = re.findall(r'data-md-color-media="([^"]*)"', (site / "index.html").read_text(encoding="utf-8"))
     asked = [f"(prefers-color-scheme{mode})" for mode in ("", ": light", ": dark")]
-    assert list(dict.fromkeys(offered)) == asked, "a browser keeps the first that fits: the one that asks each time"
+    assert list(dict.fromkeys(offered)) == asked, "a browser takes the first that matches"
 
 
 def test_linked_files_outside_the_pages_are_part_of_the_site(site: Path) -> None:
@@ -87,7 +87,7 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_that_a_page_names_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Including those that no test runs here: each is read by its own parser."""
+    """Including those that no test runs: each is parsed by its own parser."""
     for words in (words for block in shell_blocks(page) for command in block for words in command.calls()):
         try:
             _, rest = parser(words[0]).parse_known_args(words[1:])
@@ -100,7 +100,7 @@ def test_the_commands_that_a_page_names_exist(page: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "mvlm/cli").glob("*.py")), ids=lambda path: path.stem)
-def test_examples_in_help_give_all_that_their_commands_need(module: Path) -> None:
+def test_examples_in_help_have_all_required_arguments(module: Path) -> None:
     examples = (
         (ast.get_docstring(ast.parse(module.read_text())) or "").replace("\\\n", "").partition("\nexamples:\n")[2]
     )
@@ -112,7 +112,7 @@ def test_examples_in_help_give_all_that_their_commands_need(module: Path) -> Non
             assert all("=" in setting for setting in settings), line
 
 
-def test_every_measurement_on_the_page_is_kept_and_every_kept_one_is_on_the_page() -> None:
+def test_the_page_of_measurements_lists_exactly_the_stored_results() -> None:
     page = (ROOT / "docs/measured.md").read_text(encoding="utf-8")
     folders = re.findall(r"`(benchmarks/\w+/results)`", page)
     assert {ROOT / folder for folder in folders} == set(ROOT.glob("benchmarks/*/results"))
@@ -126,7 +126,7 @@ def test_every_measurement_on_the_page_is_kept_and_every_kept_one_is_on_the_page
     ("script", "page"),
     [("benchmarks.kernels.cpu", "docs/kernels.md"), ("benchmarks.plan.compare", "benchmarks/plan/README.md")],
 )
-def test_a_table_shows_its_kept_result(script: str, page: str) -> None:
+def test_a_table_shows_its_stored_result(script: str, page: str) -> None:
     module = importlib.import_module(script)
     text = (ROOT / page).read_text(encoding="utf-8")
     results = list(module.RESULTS.glob("*.json"))

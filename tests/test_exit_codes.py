@@ -1,4 +1,4 @@
-"""docs/exit_codes.md has the codes that the code has, and the commands end with them."""
+"""docs/exit_codes.md lists the exit codes of the code, and the commands use them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TABLE = {
 }
 
 
-def test_the_page_lists_every_code_that_there_is() -> None:
+def test_the_page_lists_every_exit_code() -> None:
     assert {*ExitCode} == TABLE.keys()
-    assert f"{ExitCode.REQUEUE}" == "75" and json.dumps(ExitCode.REQUEUE) == "75"  # in scripts and in job.json
+    assert f"{ExitCode.REQUEUE}" == "75" and json.dumps(ExitCode.REQUEUE) == "75"  # as scripts and job.json need them
 
 
-def test_the_same_name_is_the_same_code_everywhere() -> None:
+def test_codes_mean_the_same_everywhere() -> None:
     assert ExitCode.REQUEUE == DataLost.exit_code == StorageLost.exit_code == RanksApart.exit_code
     assert UserError.exit_code == ExitCode.MISTAKE
     for code, word in {0: "done", 1: "mistake", 2: "usage", 70: "bug", 75: "saved", 130: "Ctrl-C"}.items():
@@ -62,13 +62,15 @@ def test_several_mistakes_are_a_line_each(
 
 
 @pytest.mark.parametrize("program", ["mvlm", "data_tools", "cluster"])
-def test_ctrl_c(program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_exits_with_130(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _run(program, raising(KeyboardInterrupt()), monkeypatch) == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("main", [mvlm_main.main, data_main.main, cluster_main.main])
-def test_wrong_usage(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["no-such-command"])
     assert ended.value.code == 2
@@ -76,7 +78,7 @@ def test_wrong_usage(main: Callable[[list[str]], int], capsys: pytest.CaptureFix
 
 
 def _run(program: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit code of a program one of whose commands runs `command` instead."""
+    """The exit code of a program in which `command` replaces one of its commands."""
     monkeypatch.setattr(sys, "argv", [program])
     if program == "mvlm":
         monkeypatch.setattr(kernels, "run", command)

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md work with one line each, and the page shows them unchanged."""
+"""The examples of docs/extending.md work after adding one line each, and the page shows them unchanged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_page_shows_each_example_as_it_is() -> None:
     ]
 
 
-def test_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_example_of_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(readers.SOURCES, "csv", example("csv_source").CsvSource)
     for number in range(3):
         Image.fromarray(np.full((20, 20, 3), 80 * number, np.uint8)).save(tmp_path / f"{number}.png")
@@ -61,11 +61,11 @@ def test_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("all.csv:4", "image is missing"),
     ]
     Image.fromarray(np.full((20, 20, 3), 9, np.uint8)).save(tmp_path / "none.png")
-    assert data_tools(["retry", str(out)]) == 0  # asks for the record by `where`
+    assert data_tools(["retry", str(out)]) == 0  # finds the record by its `where`
     assert json.loads((out / "manifest.json").read_text())["rows"] == 3
 
 
-def test_an_objective_and_a_task(
+def test_the_examples_of_an_objective_and_a_task(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     scenes: Path,
@@ -96,7 +96,7 @@ def test_an_objective_and_a_task(
     assert "At most 4 images" in evaluate_checkpoint("gap", run, [f"{scenes}/eval"], limit=4)["protocol"]
 
 
-def test_an_objective_is_the_same_in_any_micro_batches() -> None:
+def test_the_objective_is_the_same_with_any_micro_batch() -> None:
     features = torch.nn.functional.normalize(torch.randn(2, 12, 8, dtype=torch.float64), dim=-1)
     number = torch.arange(12)
 

@@ -1,4 +1,4 @@
-"""What people type out of habit, and the keys that they look up, on the command line."""
+"""What people type out of habit, and how they look up commands, keys and versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mvlm.config.describe import json_schema, run_keys
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "transformers", "deepspeed", "pyarrow", "numpy", "PIL", "aiohttp", "rich", "tokenizers")
-"""Packages whose import takes longer than an answer should."""
+"""Packages whose import takes longer than an answer should take."""
 
 AT_ONCE = [
     *(["evaluate", "--help"], ["evaluate", "probe", "--help"], ["predict", "--help"], ["train", "--help"]),
@@ -41,7 +41,7 @@ AT_ONCE = [
     ),
     *(["score", "nope", "--checkpoint", "nope"], ["decay", "nope", "--at", "10", "--steps", "5"]),
 ]
-"""Commands that end with their help or with the name of a missing path."""
+"""Commands that print their help or the name of a missing path."""
 
 OF_DATA_AT_ONCE = [
     *(["verify", "--help"], ["stats", "nope"], ["verify", "nope"], ["row-index", "nope"], ["retry", "nope"]),
@@ -92,7 +92,7 @@ def test_an_unknown_word_gets_a_suggestion(
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_a_key_is_explained_and_for_a_wrong_one_the_nearest_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_is_explained_and_for_an_unknown_one_the_nearest_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "train.freeze"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("train.freeze  default []") and len(out.splitlines()) == 2
@@ -107,14 +107,14 @@ def test_a_key_is_explained_and_for_a_wrong_one_the_nearest_suggested(capsys: py
 
 
 @pytest.mark.parametrize("command", [main, data_tools, cluster])
-def test_each_command_says_its_version(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_a_version(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command(["--version"])
     assert ended.value.code == 0 and capsys.readouterr().out.split()[1] == __version__
 
 
 @pytest.mark.parametrize(("program", "command"), [("mvlm", main), ("mvlm-data", data_tools), ("mvlm-cluster", cluster)])
-def test_the_help_of_every_subcommand_says_what_it_does_and_shows_examples(
+def test_the_help_of_every_subcommand_describes_it_and_shows_examples(
     program: str, command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def shown(*words: str) -> str:
@@ -131,7 +131,7 @@ def test_the_help_of_every_subcommand_says_what_it_does_and_shows_examples(
         assert re.search(rf"^examples:\n(  .*\n)*  .*\b{program} {name}\b", out, re.MULTILINE), name
 
 
-def test_help_of_train_lists_all_keys(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_train_lists_all_keys(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     out = capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_help_of_train_lists_all_keys(capsys: pytest.CaptureFixture[str]) -> Non
     sorted([*(ROOT / "mvlm/configs").rglob("*.toml"), *(ROOT / "examples").glob("*.toml")]),
     ids=lambda path: path.stem,
 )
-def test_the_schema_that_a_recipe_names_fits_it(recipe: Path) -> None:
+def test_every_recipe_names_the_schema_and_conforms_to_it(recipe: Path) -> None:
     first = recipe.read_text().splitlines()[0]
     assert (recipe.parent / first.removeprefix("#:schema ")).samefile(ROOT / "mvlm/configs/mvlm.schema.json")
     jsonschema = pytest.importorskip("jsonschema")
