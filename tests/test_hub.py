@@ -1,4 +1,4 @@
-"""Without a network, whatever would be fetched ends at once in a sentence, and what is cached is used."""
+"""Without a network, downloads end at once in a sentence; a hub that answers is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIG = load_config(ROOT / "mvlm/configs/tiny.toml", [*TEXT, *VISION]).model
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Points the hub at an address; whether that answers is not known yet."""
+    """endpoint(address) points the hub's client at an address that has not been asked yet."""
 
     def at(address: str) -> None:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -49,7 +49,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]
     ],
     ids=["tokenizer", "text", "vision", "weights"],
 )
-def test_without_a_network_a_fetch_ends_at_once_in_a_sentence(
+def test_without_a_network_a_download_ends_at_once_in_a_sentence(
     endpoint: Callable[[str], None], fetch: Callable[[], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = f"http://127.0.0.1:{free_port()}"
@@ -61,7 +61,7 @@ def test_without_a_network_a_fetch_ends_at_once_in_a_sentence(
     assert said.startswith(f"mvlm: {address} does not answer (") and said.count("\n") == 1, said
 
 
-def test_check_says_that_weights_cannot_be_fetched(endpoint: Callable[[str], None]) -> None:
+def test_check_reports_weights_that_cannot_be_downloaded(endpoint: Callable[[str], None]) -> None:
     endpoint(f"http://127.0.0.1:{free_port()}")
     report = Report("check")
     _check_weights(report, CONFIG)
@@ -69,7 +69,7 @@ def test_check_says_that_weights_cannot_be_fetched(endpoint: Callable[[str], Non
     assert all("are not in this machine's cache, and http://127.0.0.1" in problem for problem in report.problems)
 
 
-def test_a_hub_that_never_answers_is_waited_for_once(
+def test_a_hub_that_never_answers_is_waited_for_only_once(
     endpoint: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "PATIENCE", 0.5)
@@ -82,7 +82,7 @@ def test_a_hub_that_never_answers_is_waited_for_once(
         monkeypatch.setattr(hub, "PATIENCE", 60)
         begun = time.monotonic()
         hub.ask()
-        assert time.monotonic() - begun < 30  # it is asked once
+        assert time.monotonic() - begun < 30  # not asked again
 
 
 @pytest.mark.parametrize(("status", "offline"), [("200 OK", False), ("404 Not Found", False), ("503 Busy", True)])

@@ -1,6 +1,6 @@
-"""The two images of cluster/gpu share a base and run the same commands, and the Dockerfile passes a linter.
+"""The two images of cluster/gpu have the same base and run the same commands, and the Dockerfile passes a linter.
 
-Neither is built here: that takes Docker and Apptainer.
+Neither is built here, which would take Docker and Apptainer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def docker_stages() -> list[list[tuple[str, str]]]:
 
 
 def docker_commands(stage: list[tuple[str, str]]) -> list[str]:
-    """The commands of RUN, ENV and WORKDIR, one by one, up to the image's own user: Apptainer runs as its caller."""
+    """The commands of RUN, ENV and WORKDIR one by one, until the image's user is made: Apptainer runs as its caller."""
     commands: list[str] = []
     for name, words in stage:
         if words.startswith("useradd "):
@@ -78,7 +78,7 @@ def test_the_final_stage_has_network_libraries_but_no_compiler_and_no_root() -> 
     assert "+PTX" in dict(build)["ENV"]
 
 
-def test_extensions_are_compiled_for_a_gpu_though_the_build_sees_none(
+def test_extensions_are_compiled_for_a_gpu_though_the_build_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (built,) = [command for command in docker_commands(docker_stages()[0]) if "DS_BUILD_" in command]
@@ -98,7 +98,7 @@ def test_extensions_are_compiled_for_a_gpu_though_the_build_sees_none(
 def test_apptainer_is_given_every_file_that_a_stage_reads() -> None:
     build, final = definition_stages()
     lines = [*section(build, "files"), *section(final, "files"), *section(final, "files from build")]
-    assert all(len(line.split()) == 2 for line in lines), "Apptainer reads two words of a line: from where, to where"
+    assert all(len(line.split()) == 2 for line in lines), "Apptainer reads two words per line, source and target"
     copied = {line.split()[0] for line in section(build, "files")}
     assert copied >= {"mvlm", "data_tools", "cluster", "pyproject.toml", "setup.py", "requirements.txt", "README.md"}
     assert all((ROOT / name).exists() for name in copied)
@@ -115,11 +115,11 @@ def test_the_scripts_are_valid_bash_and_executable(script: str) -> None:
     assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
 
 
-def test_no_efa_is_installed_unless_asked_for() -> None:
+def test_efa_is_installed_only_on_request() -> None:
     assert subprocess.run([str(ROOT / "cluster/gpu/install_efa.sh"), ""], capture_output=True).returncode == 0
 
 
-def test_requirements_are_copied_before_the_code_so_that_their_layers_are_reused() -> None:
+def test_requirements_are_copied_before_the_code_so_that_their_layer_is_reused() -> None:
     copies = [words for name, words in docker_stages()[0] if name == "COPY"]
     assert copies[0] == "requirements.txt ./" and copies[-1] == ". ."
 

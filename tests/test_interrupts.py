@@ -1,4 +1,4 @@
-"""Stop signals to commands started in the background, where a shell has them ignore that of Ctrl-C."""
+"""Stop signals to commands in the background, for which a shell has the signal of Ctrl-C ignored."""
 
 import json
 import signal
@@ -50,7 +50,7 @@ def test_sharding_stops_and_says_how_to_resume(
         process.kill()
     assert process.returncode == code and "the same command again" in errors and "Traceback" not in errors
     assert not (out / "manifest.json").exists()
-    assert not any(out.glob(".state/*.part"))  # it does not wait for shards that workers have begun
+    assert not any(out.glob(".state/*.part"))  # it does not wait for unfinished shards
     assert not any(work.iterdir())
 
 

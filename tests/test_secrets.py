@@ -22,9 +22,9 @@ SECRETS = {
     "a password in a URL": r"[a-z][a-z0-9+]*://[^/\s:@\"'{}$<>]+:[^/\s:@\"'{}$<>]+@[a-z0-9]",
     "a value for a secret": r"(?i:password|secret_?key|api_?key|token)[\"']?\s*[:=]\s*[\"'][^\"'{}$<>\s]{12,}[\"']",
 }
-"""Patterns that begin where a word does."""
+"""Patterns that match from the beginning of a word."""
 ANY = re.compile(rf"\b(?:{'|'.join(SECRETS.values())})")
-"""One search for all of them takes a fifth of the time of one for each."""
+"""All of them: one search takes a fifth of the time of separate ones."""
 
 
 def committed() -> list[str]:
