@@ -1,4 +1,4 @@
-"""Triton kernels are tested in Triton's interpreter, in a process of its own, and on a GPU where there is one."""
+"""Triton kernels are tested in Triton's interpreter, in a separate process, and on a GPU if there is one."""
 
 import os
 

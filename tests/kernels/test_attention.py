@@ -1,4 +1,4 @@
-"""Attention against its formula in float64, and timm's layers computed by it."""
+"""Attention compared with its formula in float64, its use in timm's layers, and which implementation is chosen."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from mvlm.kernels.attention import (
     by_sdpa,
     use_attention,
 )
-from tests.kernels.reference import check_against_float64, value_and_gradients
+from tests.kernels.reference import check_against_float64, saved_tensors, value_and_gradients
 
-WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa, by_fp32, by_cudnn, by_fa3])
+EACH_IMPLEMENTATION = pytest.mark.parametrize("run", [by_products, by_sdpa, by_fp32, by_cudnn, by_fa3])
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -34,12 +34,12 @@ def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = Non
 
 
 def make_inputs(batch: int, queries: int, keys: int, depth: int) -> list[Tensor]:
-    """As linear layers give them: the heads are strided."""
+    """Query, key and value with strided heads, as linear layers produce them."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(batch, n, 3, depth, generator=generator).transpose(1, 2) for n in (queries, keys, keys)]
 
 
-@WAYS
+@EACH_IMPLEMENTATION
 @pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 3), (2, 9, 40, 8), (2, 0, 5, 8), (0, 4, 5, 8)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_value_and_gradients(run: Callable, shape: tuple[int, int, int, int], masked: bool) -> None:
@@ -48,33 +48,32 @@ def test_value_and_gradients(run: Callable, shape: tuple[int, int, int, int], ma
     check_against_float64(lambda *x: run(*x, mask), lambda *x: formula(*x, mask), lambda *x: by_sdpa(*x, mask), *inputs)
 
 
-@WAYS
+@EACH_IMPLEMENTATION
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_query_that_may_see_nothing_spoils_nothing(run: Callable, dtype: torch.dtype) -> None:
+def test_a_query_whose_keys_are_all_masked_gives_finite_values_and_gradients(run: Callable, dtype: torch.dtype) -> None:
     inputs = [x.to(dtype) for x in make_inputs(2, 4, 5, 8)]
     mask = torch.tensor([True, False]).view(2, 1, 1, 1).expand(2, 1, 1, 5)
     for tensor in value_and_gradients(lambda *x: run(*x, mask), inputs, torch.ones(2, 3, 4, 8)):
         assert tensor.isfinite().all()
 
 
-@WAYS
-def test_dropout_keeps_the_mean(run: Callable) -> None:
+@EACH_IMPLEMENTATION
+def test_dropout_preserves_the_mean(run: Callable) -> None:
     torch.manual_seed(0)
     query, key, value = make_inputs(1, 2, 64, 8)
-    drawn = torch.stack([run(query, key, value, None, 0.3) for _ in range(2000)])
-    assert drawn.std(0).min() > 0.01
-    torch.testing.assert_close(drawn.mean(0), run(query, key, value), atol=0.03, rtol=0)
+    outputs = torch.stack([run(query, key, value, None, 0.3) for _ in range(2000)])
+    assert outputs.std(0).min() > 0.01
+    torch.testing.assert_close(outputs.mean(0), run(query, key, value), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_fp32_keeps_bf16(masked: bool) -> None:
+def test_fp32_saves_bf16_for_the_backward_pass(masked: bool) -> None:
     inputs = [x.bfloat16().requires_grad_() for x in make_inputs(2, 9, 40, 8)]
     mask = torch.ones(2, 1, 1, 40, dtype=torch.bool) if masked else None
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with saved_tensors() as saved:
         attended = by_fp32(*inputs, mask)
-    of_queries_alone = (2, 3, 9)  # the softmax's normalisation
-    assert {x.dtype for x in kept if x.shape != of_queries_alone} - {torch.bool} == {attended.dtype}
+    normalisation = (2, 3, 9)  # of the softmax, one number for each query and head
+    assert {x.dtype for x in saved if x.shape != normalisation} - {torch.bool} == {torch.bfloat16}
     torch.testing.assert_close(attended, by_sdpa(*inputs, mask), rtol=1e-2, atol=1e-2)
 
 
@@ -87,28 +86,39 @@ def test_fp32_keeps_bf16(masked: bool) -> None:
         ("avx2", torch.float16, "products"),
     ],
 )
-def test_which_cpu_takes_what(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
+def test_the_choice_depends_on_cpu_and_precision(
+    monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str
+) -> None:
     monkeypatch.setattr(probes, "CPU_FLAGS", frozenset(flags.split()))
     assert attention.first(*(x.to(dtype) for x in make_inputs(1, 2, 3, 4))).name == name
 
 
-@pytest.mark.skipif(probes.mkl_lacks_avx512() or not probes.HAS_MKL, reason="MKL is slow here")
-@pytest.mark.parametrize(("queries", "keys"), [(197, 197), (30, 197), (1, 30), (591, 30)])
-def test_products_are_taken_in_fp32_for_the_keys_of_a_text(queries: int, keys: int) -> None:
-    def taken(queries: int, keys: int) -> str:
-        query, key, value = torch.empty(3, 1, 2, max(queries, keys), 4)
-        return attention.first(query[:, :, :queries], key[:, :, :keys], value[:, :, :keys]).name
+@pytest.mark.skipif(not probes.HAS_MKL, reason="this torch is built without MKL")
+@pytest.mark.parametrize(
+    ("queries", "keys", "name"),
+    [
+        (197, 30, "products"),
+        (30, 30, "products"),
+        (197, 197, "sdpa"),
+        (30, 197, "sdpa"),
+        (1, 30, "sdpa"),
+        (591, 30, "sdpa"),
+    ],
+)
+def test_fp32_uses_products_for_the_few_keys_of_a_text(
+    monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, name: str
+) -> None:
+    monkeypatch.setattr(probes, "CPU_FLAGS", frozenset({"GenuineIntel", "avx512f"}))
+    query, key, value = (torch.empty(1, 2, length, 4) for length in (queries, keys, keys))
+    assert attention.first(query, key, value).name == name
 
-    assert taken(197, 30) == taken(30, 30) == "products"
-    assert taken(queries, keys) == "sdpa"
 
-
-def test_a_vit_is_computed_by_it_with_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vit_uses_it_and_keeps_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0).double()
     image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     names, expected, before = [*vit.state_dict()], vit(image), attention.calls.total()
     use_attention(vit)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # timm's own way
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # which timm would call
     attention.choose("products")
     try:
         found = vit(image)
@@ -120,7 +130,7 @@ def test_a_vit_is_computed_by_it_with_the_same_parameters(monkeypatch: pytest.Mo
     assert all(type(block.attn) is DispatchedAttention for block in vit.blocks)
 
 
-def test_cudnn_is_one_graph_and_must_be_asked_for() -> None:
+def test_cudnn_compiles_to_one_graph_and_runs_only_on_request() -> None:
     inputs = make_inputs(2, 7, 5, 8)
     found = torch.compile(by_cudnn, backend="eager", fullgraph=True)(*inputs)
     torch.testing.assert_close(found, formula(*inputs))
@@ -129,26 +139,26 @@ def test_cudnn_is_one_graph_and_must_be_asked_for() -> None:
     assert cudnn.pays(*inputs)
 
 
-def test_fa3_is_torchs_flash_attention_for_as_long_as_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Imitated: torch offers it, and the GPU and the package are there."""
+def test_torchs_flash_attention_3_is_active_while_fa3_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's switch replaced and the probe for a GPU and the package skipped."""
     assert attention.lacking()["fa3"] in ("this torch is built without CUDA", "no CUDA device")
-    done: list[str] = []
-    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", done.append)
-    monkeypatch.setattr(torch.nn.attention, "restore_flash_attention_impl", lambda: done.append("restored"))
+    switches: list[str] = []
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", switches.append)
+    monkeypatch.setattr(torch.nn.attention, "restore_flash_attention_impl", lambda: switches.append("restored"))
     monkeypatch.setitem(attention._probed, "fa3", None)
     inputs = make_inputs(2, 7, 5, 8)
     assert attention.first(*inputs).name != "fa3"
     try:
         attention.choose("fa3")
         attention.choose("fa3")
-        assert done == ["FA3"]
+        assert switches == ["FA3"]
         torch.testing.assert_close(attention(*inputs), formula(*inputs))
         with pytest.raises(UserError, match="not known"):
             attention.choose("fa4")
-        assert done == ["FA3"]
+        assert switches == ["FA3"]
     finally:
         attention.choose("auto")
-    assert done == ["FA3", "restored"]
+    assert switches == ["FA3", "restored"]
 
 
 def test_the_reason_why_fa3_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every Triton kernel, compiled for an A100 and an H100 on any machine: it fits, and no register spills."""
+"""Every Triton kernel compiles for an A100 and an H100, on any machine: it fits, and no register spills."""
 
 from __future__ import annotations
 
@@ -55,27 +55,27 @@ WARPS |= {name: contrastive_triton.GRADIENT_WARPS for name in KERNELS if name.st
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", KERNELS)
-def test_it_compiles_without_spills(name: str, capability: int, aligned: bool, tmp_path: Path) -> None:
-    """Triton compiles separately for addresses and numbers that 16 divides."""
+def test_a_kernel_compiles_without_spills(name: str, capability: int, aligned: bool, tmp_path: Path) -> None:
+    """Triton compiles a separate kernel for addresses and integers that are multiples of 16."""
     kernel, constants, types = KERNELS[name]
     kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FP32, "*fp32") | TYPES | types
     signature = {argument: "constexpr" if argument in constants else kinds[argument] for argument in kernel.arg_names}
-    divided = [i for i, kind in enumerate(signature.values()) if kind != "constexpr"] if aligned else []
-    alignment = {(i,): [["tt.divisibility", 16]] for i in divided}
+    multiples = [i for i, kind in enumerate(signature.values()) if kind != "constexpr"] if aligned else []
+    alignment = {(i,): [["tt.divisibility", 16]] for i in multiples}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=alignment)
     options = {"num_warps": WARPS.get(name, 4)}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     binary = tmp_path / "kernel.cubin"
     binary.write_bytes(compiled.asm["cubin"])
-    told = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", binary], capture_output=True, text=True)
-    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", told.stdout))
-    assert usage.keys() == {"REG", "STACK", "LOCAL"}, told
-    assert usage["STACK"] == usage["LOCAL"] == "0", usage  # where spilled registers go
-    assert compiled.metadata.shared <= 100 * 1024  # two programs to a multiprocessor of an H100
+    report = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", binary], capture_output=True, text=True)
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", report.stdout))
+    assert usage.keys() == {"REG", "STACK", "LOCAL"}, report
+    assert usage["STACK"] == usage["LOCAL"] == "0", usage  # spilled registers would be there
+    assert compiled.metadata.shared <= 100 * 1024  # so that two programs fit a multiprocessor of an H100
 
 
 def test_operators_can_be_traced() -> None:
-    """On tensors without values, which is how torch.compile sees them; the interpreter cannot."""
+    """On fake tensors, as torch.compile does; the interpreter cannot."""
     with FakeTensorMode():
         pixels = torch.empty(5, 12, dtype=torch.bfloat16, requires_grad=True)
         image, ids = torch.empty(2, 3, 6, 4, dtype=torch.uint8), torch.empty(64, 2, dtype=torch.int64)

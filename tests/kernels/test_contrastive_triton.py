@@ -1,4 +1,4 @@
-"""The contrastive loss cut into micro-batches against the gradient of its formula in float64."""
+"""The contrastive loss, split into micro-batches, compared with the gradient of its formula in float64."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ def make_pairs(count: int, width: int, temperature: float, generator: torch.Gene
     return Pairs(image_GE, text_GE, torch.tensor([temperature], device=device), ids_G2)
 
 
-def counted(pairs: Pairs, excluding: bool) -> Tensor:
+def candidates(pairs: Pairs, excluding: bool) -> Tensor:
+    """G x G bool: each pair itself and its negatives."""
     same = (pairs.ids_G2[:, None] == pairs.ids_G2).any(-1) & excluding
     return ~same | torch.eye(len(same), dtype=torch.bool, device=same.device)
 
 
-def exact(pairs: Pairs, excluding: bool) -> tuple[Tensor, list[Tensor]]:
-    """In float64: the log-sum-exps as G x 2, and the gradients of the losses' sum at image and text."""
+def reference(pairs: Pairs, excluding: bool) -> tuple[Tensor, list[Tensor]]:
+    """In float64: the log-sum-exps as G x 2, and the gradients of the sum of the losses for images and texts."""
     image, text, temperature = (tensor.double().requires_grad_() for tensor in pairs[:3])
     scores = image @ text.T / temperature
-    left = scores.masked_fill(~counted(pairs, excluding), float("-inf"))
-    lse = torch.stack([left.logsumexp(1), left.logsumexp(0)], 1)
+    kept = scores.masked_fill(~candidates(pairs, excluding), float("-inf"))
+    lse = torch.stack([kept.logsumexp(1), kept.logsumexp(0)], 1)
     losses = lse.mean(1) - scores.diagonal()
     return lse.detach(), list(torch.autograd.grad(losses.sum(), (image, text)))
 
@@ -58,7 +59,7 @@ SHAPES = [
     (40, 17, 35, 0.5),
     (32, 32, 32, 0.005),
 ]
-"""Just enough to reach every kind of tile (32 own rows, 16 others, 16 columns): the interpreter is slow."""
+"""No larger than every kind of tile (32 own rows, 16 others, 16 columns) needs, since the interpreter is slow."""
 
 
 @pytest.mark.parametrize(("programs", "excluding"), [(256, False), (1, True)])
@@ -74,12 +75,12 @@ def test_micro_batches_add_up_to_the_formula(
     generator: torch.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the others in one span of many tiles, and in many spans."""
+    """With the other pairs in one span of many tiles, and in many spans."""
     monkeypatch.setattr(contrastive_triton, "PROGRAMS", programs)
     monkeypatch.setattr(contrastive, "AT_ONCE", 64)
     pairs = make_pairs(count, width, temperature, generator, device)
-    lse, gradients = exact(pairs, excluding)
-    split = (count + 1) // 2  # the others come in two blocks, one of which may hold no positive of the own rows
+    lse, gradients = reference(pairs, excluding)
+    split = (count + 1) // 2  # the others come in two blocks, one of which may hold none of the own pairs
     for start in range(0, count, size):
         rows = slice(start, start + size)
         own = [features[rows] for features in pairs[:2]]
@@ -95,7 +96,7 @@ def test_micro_batches_add_up_to_the_formula(
                 at_own[side] += CONTRASTIVE(*given, mine, theirs, *ids)
         precision = {"rtol": 1e-5, "atol": 1e-6 / temperature}
         torch.testing.assert_close(torch.stack(found, 1).double(), lse[rows], **precision)
-        for at_side, wanted in zip(at_own, gradients, strict=False):
+        for at_side, wanted in zip(at_own, gradients, strict=True):
             torch.testing.assert_close(at_side.double(), wanted[rows], rtol=1e-4, atol=1e-5 / temperature)
 
 
@@ -104,19 +105,21 @@ def test_features_of_any_stride(device: torch.device, generator: torch.Generator
     spread = pairs.text_GE.repeat_interleave(2, 1)[:, ::2]
     own = pairs.image_GE.T.contiguous().T[4:9]
     found = LOG_SUM_EXPS(own, spread, pairs.temperature, 4, None)
-    torch.testing.assert_close(found.double(), exact(pairs, False)[0][4:9, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.double(), reference(pairs, False)[0][4:9, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_no_rows_are_no_numbers(device: torch.device, generator: torch.Generator) -> None:
+def test_an_empty_input_gives_an_empty_output(device: torch.device, generator: torch.Generator) -> None:
     pairs = make_pairs(8, 24, 0.07, generator, device)
-    nobody, nothing = pairs.image_GE[:0], torch.zeros(0, device=device)
-    assert LOG_SUM_EXPS(nobody, pairs.text_GE, pairs.temperature, 3, None).shape == (0,)
+    no_features, no_sums = pairs.image_GE[:0], torch.zeros(0, device=device)
+    assert LOG_SUM_EXPS(no_features, pairs.text_GE, pairs.temperature, 3, None).shape == (0,)
     others = torch.zeros(8, device=device)
-    gradient = CONTRASTIVE(nobody, pairs.text_GE, pairs.temperature, 3, nothing, others, None)
+    gradient = CONTRASTIVE(no_features, pairs.text_GE, pairs.temperature, 3, no_sums, others, None)
     assert gradient.shape == (0, 24)
 
 
-def test_bf16_loses_no_more_than_eager_bf16(device: torch.device, generator: torch.Generator) -> None:
+def test_the_error_in_bf16_is_at_most_twice_that_of_eager_bf16(
+    device: torch.device, generator: torch.Generator
+) -> None:
     pairs = make_pairs(64, 64, 0.07, generator, device)
     image, text = pairs.image_GE.bfloat16(), pairs.text_GE.bfloat16()
     expected = (image.double() @ text.double().T / pairs.temperature.double()).logsumexp(1)
@@ -126,7 +129,7 @@ def test_bf16_loses_no_more_than_eager_bf16(device: torch.device, generator: tor
     assert (found.double() - expected).abs().max() <= 2 * (eager.double() - expected).abs().max()
 
 
-def test_features_that_are_not_finite_are_seen(device: torch.device, generator: torch.Generator) -> None:
+def test_nan_shows_only_in_the_results_of_its_row(device: torch.device, generator: torch.Generator) -> None:
     pairs = make_pairs(8, 24, 0.07, generator, device)
     pairs.image_GE[5, 0] = float("nan")
     found = LOG_SUM_EXPS(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, None)
@@ -136,17 +139,17 @@ def test_features_that_are_not_finite_are_seen(device: torch.device, generator: 
     assert gradient.isnan().any(1).nonzero().flatten().tolist() == [5]
 
 
-def test_features_computed_twice_cannot_make_the_gradient_explode(
+def test_the_gradient_stays_bounded_when_recomputed_features_are_rounded_differently(
     device: torch.device, generator: torch.Generator
 ) -> None:
-    """A log-sum-exp of features that were rounded differently may lie below one of its own scores."""
+    """The log-sum-exp may then be lower than one of its own scores."""
     pairs = make_pairs(8, 24, 0.001, generator, device)
     lse = LOG_SUM_EXPS(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, None) - 200
     gradient = CONTRASTIVE(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, lse, lse, None)
     assert gradient.abs().max() <= 8 / 0.001
 
 
-def test_streaming_is_the_automatic_choice_for_large_global_batches_alone(
+def test_triton_is_the_automatic_choice_only_for_large_global_batches(
     device: torch.device, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for op in (LOG_SUM_EXPS, CONTRASTIVE):

@@ -1,4 +1,4 @@
-"""Which implementation an operation takes, and what it reports about the others."""
+"""Which implementation an operation uses, and what it reports about the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mvlm.errors import UserError
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
 from mvlm.kernels.ops import OPS, example
-from mvlm.runtime import log  # noqa: F401 - its handler writes what is said
+from mvlm.runtime import log  # noqa: F401 - its handler prints what is reported
 
 
 def make_op() -> Op:
@@ -22,7 +22,7 @@ def make_op() -> Op:
     )
 
 
-def test_the_first_implementation_that_is_available_fitting_and_fast_runs() -> None:
+def test_the_first_implementation_that_is_available_suitable_and_fast_runs() -> None:
     op = make_op()
     assert [op(4), op(3), op(6)] == [8, 6, 12]
     assert op.calls == {"even": 2, "torch": 1}
@@ -41,7 +41,7 @@ def test_an_implementation_for_another_precision_is_not_reported(capsys: pytest.
     assert capsys.readouterr().err == ""
 
 
-def test_an_implementation_chosen_by_name_runs_though_another_is_faster() -> None:
+def test_an_implementation_chosen_by_name_runs_even_if_another_is_faster() -> None:
     op = make_op()
     op.choose("slow")
     op(4)
@@ -70,7 +70,10 @@ def test_a_named_implementation_does_not_fall_back() -> None:
 def test_a_machine_is_probed_once() -> None:
     probed = []
     op = Op("x", Implementation("here", lambda: 1, probe=lambda: probed.append(1)), Implementation("torch", lambda: 1))
-    op(), op(), op.choose("here"), op()
+    op()
+    op()
+    op.choose("here")
+    op()
     assert len(probed) == 1
 
 
@@ -82,7 +85,7 @@ def test_an_implementation_that_another_rank_lacks_is_left_out_of_later_calls() 
     assert op.calls == {"even": 1, "torch": 1}
 
 
-def test_arguments_that_no_implementation_takes_are_refused_with_all_reasons() -> None:
+def test_arguments_that_no_implementation_accepts_are_refused_with_every_reason() -> None:
     op = Op("x", Implementation("only", lambda x: x, accepts=lambda x: "too long"))
     with pytest.raises(UserError, match=r"No implementation of x takes this \(only: too long\)"):
         op([1])
@@ -103,12 +106,12 @@ def test_a_layers_choice_on_any_cpu_compiles_without_a_graph_break(
     torch._dynamo.reset()
     monkeypatch.setattr(probes, "CPU_FLAGS", frozenset(flags.split()))
     arguments = example(name, torch.device("cpu"), dtype)
-    if name == "attention":  # with the few keys of a text, a case of its own
+    if name == "attention":  # the few keys of a text are a special case
         query, key, value = arguments
         arguments = query, key[:, :, :8], value[:, :, :8]
-    wanted = OPS[name](*arguments)  # which also probes what this machine has
+    expected = OPS[name](*arguments)  # which also probes the machine
     found = torch.compile(OPS[name], backend="eager", fullgraph=True)(*arguments)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

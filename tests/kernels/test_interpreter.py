@@ -1,4 +1,4 @@
-"""The Triton kernels' own tests, in Triton's interpreter."""
+"""Runs the tests of the Triton kernels in Triton's interpreter."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from packaging.version import Version
 from tests.conftest import run_command
 
 
-def test_kernels_compute_what_they_should_in_the_interpreter() -> None:
+def test_the_kernels_pass_their_tests_in_the_interpreter() -> None:
     triton = pytest.importorskip("triton")
     if Version(triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4"):
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {numpy.__version__}")

@@ -1,4 +1,4 @@
-"""Gradients of queries, keys and values that lie side by side are passed on without a copy."""
+"""Gradients of queries, keys and values that are adjacent in memory are passed on without a copy."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.kernels.reference import error, value_and_gradients
 
 
 class SideBySide(torch.autograd.Function):
-    """Multiplies three tensors and writes their gradients beside each other, in an order."""
+    """Multiplies three tensors and writes their gradients into one buffer, in a inputs order."""
 
     @staticmethod
-    def forward(ctx: Any, order: list[int], *given: Tensor) -> Tensor:
-        ctx.save_for_backward(*given)
+    def forward(ctx: Any, order: list[int], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
         ctx.order = order
-        return given[0] * given[1] * given[2]
+        return inputs[0] * inputs[1] * inputs[2]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -38,6 +38,8 @@ class SideBySide(torch.autograd.Function):
 
 
 class Operations(TorchDispatchMode):
+    """Counts the operators that run."""
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
@@ -49,7 +51,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize(("order", "copies"), [([0, 1, 2], 0), ([0, 2, 1], 1), ([2, 1, 0], 1)])
 @pytest.mark.parametrize("shape", [(2, 5, 12), (1, 1, 3), (7, 6)])
-def test_parts_are_given_back_as_they_lie(order: list[int], copies: int, shape: tuple[int, ...]) -> None:
+def test_adjacent_gradients_are_not_copied(order: list[int], copies: int, shape: tuple[int, ...]) -> None:
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     a, b, c = x.chunk(3, dim=-1)
     expected = torch.autograd.grad((a * b * c).square().sum(), x)[0]
@@ -60,8 +62,8 @@ def test_parts_are_given_back_as_they_lie(order: list[int], copies: int, shape: 
     assert counted.calls["cat"] == copies
 
 
-def test_the_last_two_parts_of_three_are_given_back_as_they_lie() -> None:
-    """As keys and values do if their queries come from another product."""
+def test_adjacent_gradients_of_two_of_three_inputs_are_not_copied() -> None:
+    """As in cross-attention, whose queries come from another product than its keys and values."""
     a, x = (torch.randn(2, 5, n, dtype=torch.float64, requires_grad=True) for n in (4, 8))
     b, c = x.chunk(2, dim=-1)
     expected = torch.autograd.grad((a * b * c).square().sum(), (a, x))
@@ -73,8 +75,8 @@ def test_the_last_two_parts_of_three_are_given_back_as_they_lie() -> None:
 
 
 @pytest.mark.parametrize(("name", "copies"), [("sdpa", 3), ("efficient", 1)])
-def test_a_vits_gradients_are_not_copied(monkeypatch: pytest.MonkeyPatch, name: str, copies: int) -> None:
-    """On tensors without values, as `mvlm plan` counts memory, for torch has these kernels on GPUs alone."""
+def test_the_gradients_of_a_vit_are_not_copied(monkeypatch: pytest.MonkeyPatch, name: str, copies: int) -> None:
+    """On meta tensors, with which `mvlm plan` counts memory, since torch has these kernels only for GPUs."""
     with torch.device("meta"):
         vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0)
         image = torch.empty(2, 3, 32, 32)
@@ -83,18 +85,18 @@ def test_a_vits_gradients_are_not_copied(monkeypatch: pytest.MonkeyPatch, name: 
     monkeypatch.setattr(attention, "choice", name)
     with _RememberedShapes(), Operations() as counted:
         vit(image).sum().backward()
-    assert counted.calls["cat"] == copies  # one of them of CLS and patches
+    assert counted.calls["cat"] == copies  # one is the concatenation of CLS and patches
     assert all(layer.qkv.weight.grad.shape == layer.qkv.weight.shape for layer in layers)
 
 
-def test_its_work_is_counted_as_attentions() -> None:
-    given = [torch.empty(2, 3, 7, 8, device="meta", requires_grad=True) for _ in range(3)]
+def test_its_operations_are_counted_as_those_of_attention() -> None:
+    inputs = [torch.empty(2, 3, 7, 8, device="meta", requires_grad=True) for _ in range(3)]
     with flop_counter() as counter:
-        UnmaskedAttention.apply(*given).sum().backward()
+        UnmaskedAttention.apply(*inputs).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * (2 * 3 * 7 * 7 * 8) * 2
 
 
-def test_efficient_attention_must_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_efficient_attention_runs_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_probed", dict.fromkeys(one.name for one in attention.implementations))
     assert attention.first(*(torch.empty(2, 3, 7, 8, device="meta") for _ in range(3))).name == "sdpa"
 
@@ -108,7 +110,7 @@ def test_value_and_gradients(shape: tuple[int, ...]) -> None:
     )
     upstream = torch.randn(batch, heads, length, depth, dtype=torch.float64).cuda()
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        given = [x.transpose(1, 2) for x in packed.to(dtype).unbind(2)]
-        exact = value_and_gradients(by_sdpa, [x.double() for x in given], upstream)
-        for found, wanted in zip(value_and_gradients(by_efficient, given, upstream), exact, strict=True):
+        inputs = [x.transpose(1, 2) for x in packed.to(dtype).unbind(2)]
+        exact = value_and_gradients(by_sdpa, [x.double() for x in inputs], upstream)
+        for found, wanted in zip(value_and_gradients(by_efficient, inputs, upstream), exact, strict=True):
             assert error(found, wanted) <= bound

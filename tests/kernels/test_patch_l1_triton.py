@@ -1,4 +1,4 @@
-"""Masked-patch L1 against its formula in float64, patches cut out one by one."""
+"""Masked-patch L1 compared with its formula in float64, for which patches are cut out one by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 def differences(pixels: Tensor, image: Tensor, patches: Tensor, size: int, normalized: bool) -> np.ndarray:
-    """Predicted less true values, M x Q in float64."""
+    """Predicted minus true values, M x Q in float64."""
     rows, columns = image.shape[2] // size, image.shape[3] // size
     truth = []
     for patch in patches.tolist():
@@ -54,7 +54,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize(("size", "layout"), [(s, "uint8") for s in (1, 3, 14, 16)] + [(4, name) for name in LAYOUTS])
-def test_sum_and_gradient_are_the_formulas(
+def test_sum_and_gradient_match_the_formula(
     size: int, layout: str, normalized: bool, device: torch.device, generator: torch.Generator
 ) -> None:
     image = LAYOUTS[layout](images(size, generator).to(device))
@@ -69,7 +69,9 @@ def test_sum_and_gradient_are_the_formulas(
     np.testing.assert_array_equal(pixels.grad.cpu().numpy(), 3 * np.sign(expected))
 
 
-def test_bf16_loses_no_more_than_eager_bf16(device: torch.device, generator: torch.Generator) -> None:
+def test_the_error_in_bf16_is_at_most_twice_that_of_eager_bf16(
+    device: torch.device, generator: torch.Generator
+) -> None:
     image, patches = images(16, generator).to(device), torch.arange(18, device=device)
     pixels = torch.randn(18, 768, generator=generator).bfloat16().to(device).requires_grad_()
     found = PATCH_L1(pixels, image, patches, 16, MEAN.to(device), STD.to(device), False)
@@ -101,7 +103,7 @@ def test_few_rows(count: int, device: torch.device, generator: torch.Generator) 
 
 
 def test_many_rows(device: torch.device, generator: torch.Generator) -> None:
-    """More than a grid's second dimension takes; the interpreter needs milliseconds a row."""
+    """On a GPU, more than a grid's second dimension allows; the interpreter needs milliseconds for each."""
     count = 70_002 if device.type == "cuda" else 60
     image, patches = images(1, generator, count // 6).to(device), torch.arange(count, device=device)
     pixels = torch.randn(count, 3, generator=generator).to(device)
@@ -109,7 +111,7 @@ def test_many_rows(device: torch.device, generator: torch.Generator) -> None:
     assert found.item() == pytest.approx(np.abs(differences(pixels, image, patches, 1, False)).sum(), rel=1e-5)
 
 
-def test_nan_is_not_hidden(device: torch.device, generator: torch.Generator) -> None:
+def test_nan_propagates(device: torch.device, generator: torch.Generator) -> None:
     pixels = torch.zeros(1, 12, device=device)
     pixels[0, 3] = float("nan")
     patches = torch.zeros(1, dtype=torch.int64, device=device)
@@ -117,7 +119,7 @@ def test_nan_is_not_hidden(device: torch.device, generator: torch.Generator) -> 
     assert PATCH_L1(pixels, image, patches, 2, MEAN.to(device), STD.to(device), False).isnan()
 
 
-def test_patches_that_no_program_can_hold_are_left_to_torch(
+def test_patches_too_large_for_a_program_are_left_to_torch(
     device: torch.device, generator: torch.Generator, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (torch.zeros(1, 3 * 40 * 40, device=device), images(40, generator).to(device))
