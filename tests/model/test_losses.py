@@ -1,4 +1,4 @@
-"""The losses against their formulas in float64, written out as loops."""
+"""The losses compared with their formulas in float64, written as loops."""
 
 import math
 
@@ -34,7 +34,7 @@ def itc_by_hand(image: np.ndarray, text: np.ndarray, temperature: float, same: n
 
 
 @pytest.mark.parametrize("exclude", [True, False])
-def test_itc_is_the_formula(exclude: bool) -> None:
+def test_itc_matches_the_formula(exclude: bool) -> None:
     image, text = features(12)
     image_id, caption_id = torch.arange(12), torch.arange(12)
     image_id[7], caption_id[3], caption_id[9] = 2, 5, 5
@@ -49,7 +49,7 @@ def test_itc_is_the_formula(exclude: bool) -> None:
     assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
 
 
-def test_negatives_follow_the_softmaxed_similarity() -> None:
+def test_negatives_are_drawn_by_the_softmax_of_similarity() -> None:
     image, text = features(6, seed=2)
     temperature, groups, batches = 0.3, 40, 100
     draws, number = groups * batches, torch.arange(6 * groups)
@@ -68,7 +68,7 @@ def test_negatives_follow_the_softmaxed_similarity() -> None:
         assert (((counts - expected) ** 2)[off] / expected[off]).sum() < 60  # chi-square, 24 degrees; p < 1e-4
 
 
-def test_negatives_stay_in_their_group_and_need_nothing_but_it() -> None:
+def test_negatives_depend_only_on_their_group() -> None:
     image, text = features(12, seed=3)
     position, ids = torch.arange(12) + 480, UNIQUE[:12]
 
@@ -86,7 +86,7 @@ def test_negatives_stay_in_their_group_and_need_nothing_but_it() -> None:
 @pytest.mark.parametrize("temperature", [0.07, 1e-9])
 def test_a_duplicate_is_never_drawn(temperature: float) -> None:
     image, text = (x.float() for x in features(4, seed=4))
-    text[3] = -image[0]  # the least alike, yet the only candidate
+    text[3] = -image[0]  # the least similar, but the only candidate
     image[3] = -text[0]
     caption = torch.tensor([1, 1, 1, 2])
     for step in range(200):
@@ -96,23 +96,22 @@ def test_a_duplicate_is_never_drawn(temperature: float) -> None:
         assert image_idx[:3].tolist() == text_idx[:3].tolist() == [3, 3, 3]
 
 
-def test_readings_count_only_if_there_is_a_negative() -> None:
+def test_negatives_are_counted_only_if_there_are_any() -> None:
     def counted(image: torch.Tensor, caption: torch.Tensor, group: int, exclude: bool) -> torch.Tensor:
         return NegativeSampler(group, 0, exclude).counted(torch.stack([image, caption], 1), len(image))
 
     image = torch.tensor([1, 2, 3, 4, 5, 5, 5, 5, 1, 1, 2, 3])
     caption = torch.tensor([1, 1, 1, 1, 1, 2, 3, 4, 1, 2, 1, 3])
-    alone = [True, False, False]
-    every = [[True] * 3] * 4
-    assert counted(image, caption, 4, True).tolist() == [alone] * 8 + every
+    without, with_negatives = [True, False, False], [True, True, True]
+    assert counted(image, caption, 4, True).tolist() == [without] * 8 + [with_negatives] * 4
     assert counted(image, caption, 12, True).all()
     assert counted(image, caption, 4, False).all()
     one_other = torch.tensor([1, 1, 1, 2])
     assert counted(UNIQUE[:4], one_other, 4, True).all()
-    assert counted(UNIQUE[:4], one_other, 2, True).tolist() == [alone, alone, *every[:2]]
+    assert counted(UNIQUE[:4], one_other, 2, True).tolist() == [without] * 2 + [with_negatives] * 2
 
 
-def test_features_that_are_not_finite_still_give_other_pairs() -> None:
+def test_other_pairs_are_drawn_even_if_features_are_not_finite() -> None:
     image, text = (x.float() for x in features(4, seed=5))
     image[1], text[2] = float("nan"), float("inf")
     pairs = Encoded(image, text, UNIQUE[:4], UNIQUE[:4])
@@ -130,35 +129,32 @@ def test_noise_is_standard_gumbel_and_a_function_of_its_key_alone() -> None:
     assert torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1].abs() < 0.01
 
 
-def test_itm_is_two_way_cross_entropy_with_the_pair_before_its_negatives() -> None:
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("has_negatives", [True, False])
+def test_itm_is_the_mean_cross_entropy_of_the_counted_logits(has_negatives: bool, micro_batches: int) -> None:
+    """Of the pair itself and its two negatives, of which the second pair may have none."""
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
-    by_hand = 0.0
-    for positive, *negatives in logits.double().tolist():
-        by_hand += math.log(1 + math.exp(positive[0] - positive[1]))
-        by_hand += sum(math.log(1 + math.exp(match - none)) for none, match in negatives)
-    assert itm_loss(logits, torch.ones(4, 3, dtype=torch.bool), torch.tensor(12), 1).item() == pytest.approx(
-        by_hand / 12, rel=1e-6
-    )
-
-
-def test_itm_shares_average_to_the_mean_over_the_readings_that_count() -> None:
-    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
-    counted = torch.tensor([[True] * 3, [True, False, False], [True] * 3, [True] * 3])
-    logits[1, 1:] = 1e4  # which must not matter
+    counted = torch.ones(4, 3, dtype=torch.bool)
+    if not has_negatives:
+        counted[1, 1:] = False
+        logits[1, 1:] = 1e4  # must not matter
     logits.requires_grad_()
-    by_hand = 0.0
-    for pair, count in zip(logits.double().tolist(), counted.tolist(), strict=True):
-        for reading, (none, match) in enumerate(pair):
-            if count[reading]:
-                by_hand += math.log(1 + math.exp(none - match if reading == 0 else match - none))
-    parts = [itm_loss(logits[rows], counted[rows], torch.tensor(10), 2) for rows in (slice(0, 2), slice(2, 4))]
-    whole = sum(parts) / 2
-    assert whole.item() == pytest.approx(by_hand / 10, rel=1e-6)
-    whole.backward()
+    total, count = 0.0, int(counted.sum())
+    for (pair, *negatives), (_, *are_counted) in zip(logits.double().tolist(), counted.tolist(), strict=True):
+        total += math.log(1 + math.exp(pair[0] - pair[1]))
+        for (no_match, match), is_counted in zip(negatives, are_counted, strict=True):
+            total += math.log(1 + math.exp(match - no_match)) if is_counted else 0.0
+    losses = [
+        itm_loss(*rows, torch.tensor(count), micro_batches)
+        for rows in zip(logits.chunk(micro_batches), counted.chunk(micro_batches), strict=True)
+    ]
+    mean = sum(losses) / micro_batches
+    assert mean.item() == pytest.approx(total / count, rel=1e-6)
+    mean.backward()
     assert (logits.grad != 0).any(-1).equal(counted)
 
 
-def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
+def test_mlm_of_micro_batches_averages_to_the_mean_over_the_global_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(7, 11, generator=generator), torch.randint(0, 11, (7,), generator=generator)
     by_hand = 0.0
@@ -172,8 +168,8 @@ def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
     assert sum(part.item() for part in parts) / 3 == pytest.approx(by_hand / 7, rel=1e-6)
 
 
-def test_masked_text_is_0_if_no_caption_of_the_global_batch_has_a_word_to_mask() -> None:
-    """Captions may hold special tokens alone; the batch still has other losses."""
+def test_mlm_is_0_if_no_caption_of_the_global_batch_has_a_token_to_mask() -> None:
+    """Captions may be special tokens only; the batch still has other losses."""
     logits = torch.randn(3, 11, requires_grad=True)
     metrics = MetricAccumulator()
     loss = mlm_loss(logits, torch.full((3,), IGNORE), torch.tensor(0), 2, metrics)
@@ -185,8 +181,8 @@ def test_masked_text_is_0_if_no_caption_of_the_global_batch_has_a_word_to_mask()
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_masked_image_shares_average_to_l1_over_masked_values(normalized: bool) -> None:
-    """Patches of 2 pixels a side of two images of 2 x 3 patches, cut out one by one."""
+def test_mim_of_micro_batches_averages_to_the_l1_of_all_masked_values(normalized: bool) -> None:
+    """Two images of 2 x 3 patches of 2 x 2 pixels, which are cut out one by one."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 4, 6), generator=generator, dtype=torch.uint8)
     pixels, masked_patches = torch.randn(5, 12, generator=generator), [1, 5, 6, 8, 9]
