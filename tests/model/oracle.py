@@ -1,8 +1,8 @@
-"""MaskVLM written a second time, from the paper and shared decisions alone: the four losses and the negatives.
+"""MaskVLM written a second time, from the paper and our design decisions alone: the four losses and the negatives.
 
-It shares no line with the model: a dictionary of its parameters by name, plain torch operations in float64, one pair
-at a time, no padding, nothing batched, nothing left out because nobody reads it. A vision transformer as timm's, a text
-encoder as transformers' RoBERTa (heads are given, for parameters do not tell them).
+It shares no code with the model. It reads a dictionary of the model's parameters and computes with plain torch
+operations in float64, one pair at a time, without padding or batches, and skips nothing because it is unused. The
+encoders are a vision transformer like timm's and a text encoder like transformers' RoBERTa.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from torch.nn import functional
 from mvlm.batch import IGNORE, Batch
 from mvlm.config.schema import Config
 
-WORD = (1 << 64) - 1
-POSITION_OF_FIRST_TOKEN = 2  # RoBERTa's: the padding token's number, 1, and one
-MEAN = STD = 0.5  # of the image encoder that the tests build
+UINT64 = (1 << 64) - 1
+POSITION_OF_FIRST_TOKEN = 2  # RoBERTa counts from the padding token's id, 1, plus one
+MEAN = STD = 0.5  # of the pixels, for the image encoder that the tests build
 
 
 @dataclass
 class Outcome:
-    """Attributes:
-    losses: by objective, float64 scalars.
-    negatives: for each pair the image drawn for its text and the text drawn for its image; None = there is no negative.
-    correct: by metric, whether each prediction is correct.
+    """What a forward pass must give.
+
+    Attributes:
+        losses: by objective, float64 scalars.
+        negatives: for each pair the image drawn for its text and the text drawn for its image; None = no negative.
+        correct: by metric, whether each prediction is correct.
     """
 
     losses: dict[str, Tensor]
@@ -37,9 +39,11 @@ class Outcome:
 
 
 class Oracle:
-    """Args:
-    parameters: by the model's names, float64.
-    vision_heads, text_heads: attention heads of the two encoders.
+    """Computes the outcome of a batch.
+
+    Args:
+        parameters: by the model's names, float64.
+        vision_heads, text_heads: attention heads of the two encoders, which the parameters do not show.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], config: Config, vision_heads: int, text_heads: int) -> None:
@@ -99,7 +103,7 @@ class Oracle:
         return self.p["text.model.embeddings.word_embeddings.weight"], self.p["mlm_head.classifier.bias"]
 
     def pixel_errors(self, image: Tensor, text: Tensor, pixels: Tensor, mask: Tensor) -> Iterator[Tensor]:
-        """Mean absolute error of each masked patch, whose channels stand innermost."""
+        """The mean absolute error of each masked patch, whose values are in the order row, column, channel."""
         queries = self.cross("cross_image", image, text)
         if self.drops:
             queries = self.put_back(queries, mask)
@@ -113,14 +117,14 @@ class Oracle:
             yield (self.linear("image_decoder.pixels", decoded[1 + patch]) - truth).abs().mean()
 
     def put_back(self, visible: Tensor, mask: Tensor) -> Tensor:
-        """One learned token where a patch was dropped, sines and cosines of row and column on all (MAE)."""
+        """As in MAE: a learned token in place of each dropped patch, and sinusoids of row and column added to all."""
         rest = iter(visible[1:])
         side = math.isqrt(len(mask))
         tokens = [visible[0]]
         for patch, is_masked in enumerate(mask.tolist()):
             token = self.p["image_decoder.mask_tokens.token"] if is_masked else next(rest)
             half = visible.shape[1] // 2
-            tokens.append(token + torch.tensor(waves(patch // side, half) + waves(patch % side, half)))
+            tokens.append(token + torch.tensor(sinusoids(patch // side, half) + sinusoids(patch % side, half)))
         return torch.stack(tokens)
 
     def contrasts(self, batch: Batch, similar: list[list[Tensor]]) -> Iterator[Tensor]:
@@ -136,7 +140,7 @@ class Oracle:
             yield (to_texts + to_images) / 2 - similar[i][i]
 
     def draw(self, batch: Batch, i: int, similar: list[list[Tensor]]) -> tuple[int | None, int | None]:
-        """argmax of similarity and Gumbel noise of (seed, direction, positions) over the others of the group."""
+        """argmax over the other pairs of the group of similarity plus Gumbel noise of (seed, direction, positions)."""
         objectives, seed = self.config.objectives, self.config.run.seed
         first = i - i % objectives.itm_group
         candidates = [j for j in range(first, first + objectives.itm_group) if j != i and not self.same(batch, i, j)]
@@ -176,7 +180,7 @@ class Oracle:
         return self.linear("match_head.classifier", fused_image * fused_text)
 
     def image(self, pixels: Tensor, mask: Tensor | None) -> Tensor:
-        """CLS and the patches of an image; a masked patch is the mask token, or missing where it is dropped."""
+        """CLS and the patches of an image; a masked patch becomes the mask token or is dropped."""
         patches = []
         count = (pixels.shape[1] // self.side) * (pixels.shape[2] // self.side)
         for patch in range(count):
@@ -211,14 +215,14 @@ class Oracle:
         for number in self.numbers("text.model.encoder.layer"):
             layer = f"text.model.encoder.layer.{number}"
             query, key, value = (self.linear(f"{layer}.attention.self.{x}", tokens) for x in ("query", "key", "value"))
-            read = self.linear(f"{layer}.attention.output.dense", attend(query, key, value, self.text_heads))
-            tokens = self.norm(f"{layer}.attention.output.LayerNorm", tokens + read, 1e-12)
+            attended = self.linear(f"{layer}.attention.output.dense", attend(query, key, value, self.text_heads))
+            tokens = self.norm(f"{layer}.attention.output.LayerNorm", tokens + attended, 1e-12)
             inner = gelu(self.linear(f"{layer}.intermediate.dense", tokens))
             tokens = self.norm(f"{layer}.output.LayerNorm", tokens + self.linear(f"{layer}.output.dense", inner), 1e-12)
         return tokens
 
     def cross(self, name: str, tokens: Tensor, context: Tensor) -> Tensor:
-        """Self-attention, cross-attention and feed-forward, each with its norm before or after it."""
+        """Blocks of self-attention, cross-attention and feed-forward, each with its norm before or after it."""
         pre = self.config.model.cross_norm == "pre"
         for number in self.numbers(f"{name}.blocks"):
             block = f"{name}.blocks.{number}"
@@ -237,9 +241,9 @@ class Oracle:
         return self.norm(f"{name}.norm", tokens, 1e-5) if pre else tokens
 
     def numbers(self, stack: str) -> range:
-        return range(
-            1 + max(int(name[len(stack) + 1 :].split(".")[0]) for name in self.p if name.startswith(f"{stack}."))
-        )
+        """The numbers of the layers in a stack."""
+        names = [name.removeprefix(f"{stack}.") for name in self.p if name.startswith(f"{stack}.")]
+        return range(1 + max(int(name.split(".")[0]) for name in names))
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         return self.p[f"{name}.weight"], self.p[f"{name}.bias"]
@@ -254,7 +258,7 @@ class Oracle:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Softmax attention of T queries to U keys, head by head."""
+    """Softmax attention of T queries to U keys, one head at a time."""
     parts = zip(*(x.chunk(heads, -1) for x in (query, key, value)), strict=True)
     return torch.cat([torch.softmax(q @ k.T / math.sqrt(q.shape[-1]), -1) @ v for q, k, v in parts], -1)
 
@@ -263,21 +267,21 @@ def gelu(x: Tensor) -> Tensor:
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
-def waves(position: int, width: int) -> list[float]:
-    """Sines, then cosines, of a position at wavelengths from 2 pi to 10,000 times that (Vaswani et al., 2017)."""
+def sinusoids(position: int, width: int) -> list[float]:
+    """Sines, then cosines, of a position, with wavelengths from 2 pi to 10,000 times that (Vaswani et al., 2017)."""
     angles = [position / 10000 ** (number / (width // 2)) for number in range(width // 2)]
     return [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
 
 
 def gumbel(key: int, row: int, column: int) -> float:
-    """Standard Gumbel noise from splitmix64 over a key and two positions, its upper 24 bits."""
+    """Standard Gumbel noise from the upper 24 bits of splitmix64 over a key and two positions."""
     mixed = splitmix(splitmix(splitmix(key) ^ row) ^ column)
     return -math.log(-math.log(((mixed >> 40) + 0.5) / 2**24))
 
 
 def splitmix(x: int) -> int:
     """One output of splitmix64 for a state (Steele, Lea, Flood 2014)."""
-    x = (x + 0x9E3779B97F4A7C15) & WORD
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & WORD
+    x = (x + 0x9E3779B97F4A7C15) & UINT64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & UINT64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & UINT64
     return x ^ (x >> 31)

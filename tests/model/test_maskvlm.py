@@ -1,4 +1,4 @@
-"""The model's forward pass against a plain reference in float64, and what each part may and may not see."""
+"""The model's forward pass compared with a plain reference in float64, and what each part may and may not see."""
 
 import dataclasses
 import itertools
@@ -36,7 +36,12 @@ def build(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
 def make_batch(
     pairs: int = 8, vocabulary: int = 290, patches: int = 4, duplicates: bool = False, views: int = 1
 ) -> Batch:
-    """Two views: the masked image is another one. Duplicates: two pairs of the same image, two of the same caption."""
+    """A batch of random pairs.
+
+    Args:
+        duplicates: whether two pairs share an image, and two others a caption.
+        views: 2 = the image that is masked differs from the whole one.
+    """
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (pairs, 3, 32, 32), generator=generator, dtype=torch.uint8)
     lengths = torch.randint(4, 11, (pairs,), generator=generator)
@@ -66,11 +71,10 @@ WIDER = [
     "model.cross_heads=4",
     "objectives.image_mask_block=2",
 ]
-"""Unequal widths and depths, four times the patches."""
-
+"""Unequal widths and depths, and four times the patches."""
 
 PASSES = (("pruned", "joint"), ("plain", "apart"))
-"""Choices of `fusion` and of `views`: a run's own, and the plain ones."""
+"""Implementations of `fusion` and `views`: those of a run, and the plain ones."""
 
 SWITCHES = [
     [],
@@ -95,11 +99,11 @@ SWITCHES = [
     ["objectives.image=0", "objectives.itc=0"],
     ["objectives.text=0", "objectives.itm=0", "objectives.itc=0"],
 ]
-"""Switches of different losses share a case. Duplicates, if they may be, are drawn by seed 1 and not by 0."""
+"""Settings of different losses share a case. Where duplicates may be drawn, seed 1 draws one and seed 0 does not."""
 
 
 def perturbed(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
-    """In float64, with no parameter at its initial zero or one, and weights large enough for nonlinearities to show."""
+    """In float64, with no parameter at its initial 0 or 1, and weights large enough for nonlinearities to matter."""
     model = build(tokenizer, "model.cross_init_std=0.2", *overrides).double()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -110,7 +114,7 @@ def perturbed(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
 
 
 def consult(model: MaskVLM, config: Config, batch: Batch) -> tuple[Outcome, dict[str, torch.Tensor]]:
-    """The oracle's outcome, and the copies of the model's parameters that its losses are computed from."""
+    """The oracle's outcome, and the copies of the model's parameters that its losses depend on."""
     copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
     heads = model.vision.vit.blocks[0].attn.num_heads, model.text.settings.num_attention_heads
     return Oracle(copies, config, *heads)(batch), copies
@@ -126,14 +130,14 @@ SIZES = [pytest.param([], id="small", marks=pytest.mark.campaign), pytest.param(
 def test_losses_negatives_and_gradients_match_the_oracle(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, overrides: list[str], size: list[str]
 ) -> None:
-    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())  # in place of what is fp32 by design
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())  # what is fp32 by design too
     model = perturbed(tokenizer, *size, *overrides)
     batch = make_batch(patches=model.grid[0] ** 2, duplicates=True, views=2)
     outcome, copies = consult(model, tiny(*size, *overrides), batch)
     weights = {"image": 0.5, "text": 2.0, "itc": 0.7, "itm": 3.0}
     sum(weights[name] * loss for name, loss in outcome.losses.items()).backward()
-    exact = 1e-12 if model.objectives.image_masking == "token" else 1e-6  # sines are kept in fp32
-    for (fusion, views), pool in itertools.product(PASSES, (None, as_from_elsewhere(model, batch))):
+    exact = 1e-12 if model.objectives.image_masking == "token" else 1e-6  # the model keeps sinusoids in fp32
+    for (fusion, views), pool in itertools.product(PASSES, (None, with_negatives_as_tokens(model, batch))):
         monkeypatch.setattr(FUSION, "choice", fusion)
         monkeypatch.setattr(VIEWS, "choice", views)
         negatives = record_negatives(monkeypatch)
@@ -150,8 +154,8 @@ def test_losses_negatives_and_gradients_match_the_oracle(
             torch.testing.assert_close(found, expected, rtol=100 * exact, atol=10 * exact, msg=f"{name}, {fusion}")
 
 
-def as_from_elsewhere(model: MaskVLM, batch: Batch) -> GlobalBatch:
-    """The batch by itself, with tokens of its negatives instead of their rows."""
+def with_negatives_as_tokens(model: MaskVLM, batch: Batch) -> GlobalBatch:
+    """The batch alone, with its negatives given by their tokens, as other ranks give them, and not by row."""
     alone = model.alone(batch)
 
     def negatives(own: Encoded, temperature: torch.Tensor, *tokens: torch.Tensor) -> tuple[Negative, Negative]:
@@ -162,11 +166,15 @@ def as_from_elsewhere(model: MaskVLM, batch: Batch) -> GlobalBatch:
 
 
 def record_negatives(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A list to which each later draw adds its negatives."""
     negatives: list[tuple[torch.Tensor, torch.Tensor]] = []
     draw = NegativeSampler.draw
-    monkeypatch.setattr(
-        NegativeSampler, "draw", lambda self, *a, **k: negatives.append(draw(self, *a, **k)) or negatives[-1]
-    )
+
+    def recorded(*arguments: object, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+        negatives.append(draw(*arguments, **options))
+        return negatives[-1]
+
+    monkeypatch.setattr(NegativeSampler, "draw", recorded)
     return negatives
 
 
@@ -174,15 +182,16 @@ def record_negatives(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor
 def test_accuracies_match_the_oracle(tokenizer: PreTrainedTokenizerBase, overrides: list[str]) -> None:
     model, batch = build(tokenizer, *WIDER, *overrides), make_batch(patches=16)
     with torch.no_grad():
-        model.mlm_head.classifier.bias[batch.target_BL[0].max()] = 9.0  # or an untrained model predicts no word
+        model.mlm_head.classifier.bias[batch.target_BL[0].max()] = (
+            9.0  # an untrained model would predict no token right
+        )
         model.match_head.classifier.weight.mul_(20.0)
     metrics = MetricAccumulator()
     with_metrics = model(batch, None, metrics)
     expected = consult(model.double(), tiny(*WIDER, *overrides), batch)[0].correct
     assert metrics.total == {name: len(correct) for name, correct in expected.items()}
-    assert {name: float(count) for name, count in metrics.correct.items()} == {n: sum(c) for n, c in expected.items()}
     for name, correct in expected.items():
-        assert 0 < sum(correct) < len(correct), name
+        assert 0 < float(metrics.correct[name]) == sum(correct) < len(correct), name
     assert metrics.values["temperature"] == model.temperature.value.detach().float()
     without = model.float()(batch)
     assert all(torch.equal(with_metrics[name], without[name]) for name in without)
@@ -201,9 +210,7 @@ def test_a_masked_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase, masking:
         assert not torch.equal(model.encode_image(batch.image_BCHW[:1]), model.encode_image(other))
 
 
-def test_an_encoder_that_drops_masked_patches_sees_only_the_others(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_an_encoder_that_drops_masked_patches_sees_only_the_others(tokenizer: PreTrainedTokenizerBase) -> None:
     model, batch = build(tokenizer, *WIDER, "objectives.image_masking=drop").eval(), make_batch(patches=16)
     vit, mask = model.vision.vit, batch.patch_mask_BN
     with torch.no_grad():
@@ -212,10 +219,10 @@ def test_an_encoder_that_drops_masked_patches_sees_only_the_others(
         for pair in range(len(batch)):
             kept = torch.cat([torch.tensor([True]), ~mask[pair]])
             torch.testing.assert_close(found[pair], vit.norm(vit.blocks(tokens[pair : pair + 1, kept]))[0])
-        assert model.encode_image(batch.image_BCHW).shape == (8, 17, 48)  # the next pass sees all again
+        assert model.encode_image(batch.image_BCHW).shape == (8, 17, 48)  # a pass without a mask sees all patches
 
 
-def test_mask_tokens_stand_where_patches_were_dropped() -> None:
+def test_mask_tokens_take_the_places_of_dropped_patches() -> None:
     tokens = MaskTokens(6, (2, 3))
     mask = torch.tensor([[True, False, True, False, False, True], [False, True, True, True, False, False]])
     visible = torch.randn(2, 4, 6)
@@ -232,17 +239,17 @@ def test_an_encoder_that_cannot_drop_patches_is_refused_by_name(tokenizer: PreTr
         build(tokenizer, "model.vision=eva02_tiny_patch14_224", "objectives.image_masking=drop", "model.vision_args={}")
 
 
-def test_patches_are_cut_and_joined_again(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_unpatchify_inverts_patchify(tokenizer: PreTrainedTokenizerBase) -> None:
     model, image = build(tokenizer), make_batch().image_BCHW.float()
     patches = model.patchify(image)
     assert torch.equal(patches[3, 2], image[3, :, 16:32, 0:16].permute(1, 2, 0).flatten())
     assert torch.equal(model.unpatchify(patches), image)
 
 
-def test_new_weights_are_drawn_as_the_configuration_says(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Standard deviations within five of their own errors; biases 0."""
+def test_new_weights_have_the_configured_standard_deviation(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Within five standard errors; biases are 0."""
 
-    def spread(tensor: torch.Tensor, std: float) -> None:
+    def check_std(tensor: torch.Tensor, std: float) -> None:
         found = tensor.detach().double().square().mean().sqrt().item()
         assert found == pytest.approx(std, rel=5 / (2 * tensor.numel()) ** 0.5)
 
@@ -259,15 +266,13 @@ def test_new_weights_are_drawn_as_the_configuration_says(tokenizer: PreTrainedTo
     linear = [m for part in parts for m in getattr(model, part).modules() if isinstance(m, torch.nn.Linear)]
     assert len(linear) == 8 * (2 + 2 + 1) + 6
     for module in linear:
-        spread(module.weight, 0.3)
+        check_std(module.weight, 0.3)
         assert not module.bias.any()
-    spread(model.vision.vit.pos_embed[:, 1:], 3**-0.5)  # as large as an even patch of value 1 becomes
-    spread(model.vision.vit.patch_embed.mask_token, 0.02)
+    check_std(model.vision.vit.pos_embed[:, 1:], 3**-0.5)  # as large as a uniform patch of value 1 becomes
+    check_std(model.vision.vit.patch_embed.mask_token, 0.02)
 
 
-def test_an_objective_of_weight_zero_has_no_loss_and_no_gradients(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_an_objective_of_weight_zero_has_no_loss_and_no_gradients(tokenizer: PreTrainedTokenizerBase) -> None:
     model, batch = build(tokenizer, "objectives.itm=0", "objectives.image=0", "objectives.text=0"), make_batch()
     losses = model(batch)
     assert losses.keys() == {"itc"}
@@ -278,13 +283,17 @@ def test_an_objective_of_weight_zero_has_no_loss_and_no_gradients(
 def test_a_group_of_equal_captions_has_no_negatives(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, seen = make_batch(), []
-    batch = dataclasses.replace(batch, caption_id_B=torch.tensor([9, 9, 9, 9, 4, 5, 6, 7]))
-    loss = maskvlm.itm_loss
-    monkeypatch.setattr(maskvlm, "itm_loss", lambda logits, *rest: seen.append(logits) or loss(logits, *rest))
+    batch = dataclasses.replace(make_batch(), caption_id_B=torch.tensor([9, 9, 9, 9, 4, 5, 6, 7]))
+    itm_loss, logits_given = maskvlm.itm_loss, []
+
+    def recorded(logits: torch.Tensor, *others: object) -> torch.Tensor:
+        logits_given.append(logits)
+        return itm_loss(logits, *others)
+
+    monkeypatch.setattr(maskvlm, "itm_loss", recorded)
     metrics = MetricAccumulator()
     found = build(tokenizer)(batch, None, metrics)["itm"]
-    log_p = seen[0].log_softmax(-1)
+    log_p = logits_given[0].log_softmax(-1)
     kept = [log_p[:, 0, 1], log_p[4:, 1, 0], log_p[4:, 2, 0]]
     torch.testing.assert_close(found, -torch.cat(kept).mean())
     assert metrics.total["itm_accuracy"] == 16
@@ -293,12 +302,14 @@ def test_a_group_of_equal_captions_has_no_negatives(
 @pytest.mark.parametrize(
     ("value", "slope", "passes"),
     [
-        *[(0.2, 1.0, 1), (0.2, -1.0, 1)],  # within
-        *[(0.05, 1.0, 0), (0.05, -1.0, 1), (0.5, 1.0, 1), (0.5, -1.0, 0)],  # at a bound
-        *[(0.01, 1.0, 0), (0.01, -1.0, 1), (0.9, 1.0, 1), (0.9, -1.0, 0)],  # beyond it
+        *((0.2, 1.0, 1), (0.2, -1.0, 1)),  # within the bounds
+        *((0.05, 1.0, 0), (0.05, -1.0, 1), (0.5, 1.0, 1), (0.5, -1.0, 0)),  # at a bound
+        *((0.01, 1.0, 0), (0.01, -1.0, 1), (0.9, 1.0, 1), (0.9, -1.0, 0)),  # beyond it
     ],
 )
-def test_the_temperature_is_clamped_and_its_gradient_only_leads_back(value: float, slope: float, passes: int) -> None:
+def test_the_temperature_is_clamped_and_its_gradient_never_leads_out_of_its_bounds(
+    value: float, slope: float, passes: int
+) -> None:
     temperature = Temperature(tiny("model.temperature_min=0.05").model)
     temperature.value.data.fill_(value)
     assert temperature().item() == pytest.approx(min(max(value, 0.05), 0.5))
@@ -306,17 +317,17 @@ def test_the_temperature_is_clamped_and_its_gradient_only_leads_back(value: floa
     assert temperature.value.grad.item() == passes * slope
 
 
-def test_the_token_classifier_starts_from_or_is_the_embedding() -> None:
+def test_the_token_classifier_is_the_embedding_or_a_copy_of_pretrained_ones() -> None:
     embedding = torch.nn.Embedding(20, 8)
     tied = MlmHead(embedding.embedding_dim, embedding, False, tiny("model.tie_classifier=true").model)
     assert tied.classifier.weight is embedding.weight
-    for pretrained, same in ((True, True), (False, False)):
+    for pretrained in (True, False):
         head = MlmHead(embedding.embedding_dim, embedding, pretrained, tiny().model)
-        assert torch.equal(head.classifier.weight, embedding.weight) is same
+        assert torch.equal(head.classifier.weight, embedding.weight) is pretrained
         assert head.classifier.weight is not embedding.weight
 
 
-def test_an_encoder_for_images_of_any_size_computes_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_encoder_with_a_dynamic_image_size_computes_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
     sizes = "patch_size=16, embed_dim=32, depth=1, num_heads=2"
     words = (f"model.vision_args={{{sizes}{more}}}" for more in ("", ", dynamic_img_size=true"))
     fixed, dynamic = (build_model(tiny(word).blueprint, tokenizer).eval() for word in words)
@@ -326,7 +337,7 @@ def test_an_encoder_for_images_of_any_size_computes_the_same(tokenizer: PreTrain
 
 
 @pytest.mark.parametrize(
-    ("name", "by"),
+    ("name", "layer"),
     [
         ("volo_d1_224", "PatchEmbed"),
         ("pit_ti_224", "ConvEmbedding"),
@@ -334,9 +345,9 @@ def test_an_encoder_for_images_of_any_size_computes_the_same(tokenizer: PreTrain
         ("vit_tiny_r_s16_p8_224", "HybridEmbed"),
     ],
 )
-def test_an_encoder_that_mixes_patches_before_they_are_masked_is_refused(name: str, by: str) -> None:
+def test_an_encoder_that_mixes_patches_before_they_are_masked_is_refused(name: str, layer: str) -> None:
     config = tiny(f"model.vision={name}", "model.vision_args={}", "model.image_size=224").model
-    with torch.device("meta"), pytest.raises(UserError, match=f"embed each patch by itself but by a {by}, "):
+    with torch.device("meta"), pytest.raises(UserError, match=f"embed each patch by itself but by a {layer}, "):
         build_image_encoder(config)
 
 
