@@ -1,4 +1,4 @@
-"""Initial weights: any parameter or piece of one is drawn by itself, as the library of its encoder would draw it."""
+"""Initial weights: each parameter, or any piece of one, is drawn independently, distributed as by its library."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """Kolmogorov-Smirnov, of two samples of one size: above 2.4 sqrt(2 / size) once in 100,000 times."""
+    """Kolmogorov-Smirnov, of two samples of the same size: above 2.4 sqrt(2 / size) once in 100,000 times."""
     first, second = (sample.detach().flatten().sort().values for sample in (one, other))
     at, count = torch.cat([first, second]), len(first)
     below = [torch.searchsorted(sample, at, right=True) / count for sample in (first, second)]
@@ -55,12 +55,12 @@ def build(*overrides: str) -> Encoders:
     [(), CONVOLUTIONAL, BEIT, BERT, MODERN, ("objectives.image_masking=drop", "model.tie_classifier=true")],
     ids=["roberta", "convolutional", "beit", "bert", "modernbert", "drop"],
 )
-def test_every_tensor_starts_out_as_its_library_draws_it(overrides: tuple[str, ...]) -> None:
+def test_every_tensor_is_distributed_as_by_its_library(overrides: tuple[str, ...]) -> None:
     blueprint = configuration(*overrides).blueprint
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        theirs = assemble(blueprint, TOKENS, 0)  # by the libraries themselves, with torch's own random numbers
-    ours, reference = tensors(build_model(blueprint, TOKENS)), tensors(theirs)
+        reference = tensors(assemble(blueprint, TOKENS, 0))  # by the libraries, with torch's own random numbers
+    ours = tensors(build_model(blueprint, TOKENS))
     assert ours.keys() == reference.keys()
     drawn = 0
     for name, expected in reference.items():
@@ -80,13 +80,13 @@ def test_any_piece_equals_that_part_of_the_whole_model() -> None:
     model, initial = build_recorded(configuration().blueprint, Vocabulary(4000, 1))
     whole = dict(build_model(configuration().blueprint, Vocabulary(4000, 1)).named_parameters())
     assert all(parameter.is_meta for parameter in model.parameters())
-    for name, parameter in reversed(whole.items()):  # in another order, one by one
+    for name, parameter in reversed(whole.items()):  # one by one, in another order
         count = parameter.numel()
         for start, stop in ((0, count), (count // 3, count // 2), (count - 1, count)):
             assert torch.equal(initial.piece(name, start, stop), parameter.detach().flatten()[start:stop]), name
     word = "text.model.embeddings.word_embeddings.weight"
     count = whole[word].numel()
-    assert count > 2 * PIECE  # pieces are drawn apart, and one may be asked for across them
+    assert count > 2 * PIECE  # which are drawn separately; a range may cross their border
     across = initial.piece(word, PIECE - 5, PIECE + 5)
     assert torch.equal(across, whole[word].detach().flatten()[PIECE - 5 : PIECE + 5])
 
@@ -95,9 +95,9 @@ def test_any_piece_equals_that_part_of_the_whole_model() -> None:
 def test_a_piece_of_a_large_tensor_is_drawn_without_the_rest(
     overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even of embeddings, whose padding row is zero."""
+    """Also of embeddings, whose padding row is zero."""
     _, initial = build_recorded(configuration(*overrides).blueprint, TOKENS)
-    monkeypatch.setattr(InitialWeights, "_replayed", None)  # which would draw all of it
+    monkeypatch.setattr(InitialWeights, "_replayed", None)  # it would draw the whole tensor
     word = "text.model.embeddings.word_embeddings.weight"
     padding = initial.piece(word, 20, 80)
     assert (padding[12:44] == 0).all() and (padding[:12] != 0).all() and (padding[44:] != 0).all()
@@ -105,7 +105,7 @@ def test_a_piece_of_a_large_tensor_is_drawn_without_the_rest(
         initial.piece(name, 0, 1)
 
 
-def test_a_parameter_depends_on_its_name_and_the_seed_alone() -> None:
+def test_a_parameter_depends_only_on_its_name_and_the_seed() -> None:
     config = configuration()
     torch.manual_seed(7)
     shallow = dict(build_model(config.blueprint, TOKENS).named_parameters())
@@ -120,12 +120,12 @@ def test_a_parameter_depends_on_its_name_and_the_seed_alone() -> None:
     assert len({tuple(some.tolist()) for some in matrices}) == len(matrices)
 
 
-def test_ties_hold_and_copies_follow_what_they_are_copied_from() -> None:
+def test_tied_weights_are_shared_and_copies_follow_their_source() -> None:
     tied = build("model.tie_classifier=true")
     assert tied.mlm_head.classifier.weight is tied.text.embedding.weight
     model, initial = build_recorded(configuration("model.classifier_init=embedding").blueprint, TOKENS)
     word = model.text.embedding.weight
-    initial.give(word, torch.full(word.shape, 0.5, dtype=torch.float64))  # as pretrained weights are
+    initial.give(word, torch.full(word.shape, 0.5, dtype=torch.float64))  # as pretrained weights are given
     initial.materialize()
     assert (model.text.embedding.weight == 0.5).all() and model.text.embedding.weight.dtype == torch.float32
     assert (model.mlm_head.classifier.weight == 0.5).all()
@@ -133,7 +133,7 @@ def test_ties_hold_and_copies_follow_what_they_are_copied_from() -> None:
 
 
 class Odd(nn.Module):
-    """What an encoder might do, though none does: values computed, drawn out of place or written in part."""
+    """Has tensors that are computed, drawn before they are assigned, or written in part, as an encoder might."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Odd(nn.Module):
 
 
 def test_any_way_of_filling_a_tensor_is_replayed() -> None:
-    def made(*names: str) -> dict[str, Tensor]:
+    def materialized(*names: str) -> dict[str, Tensor]:
         with recorded() as record:
             module = Odd()
         initial = InitialWeights(module, record, 0)
@@ -156,7 +156,7 @@ def test_any_way_of_filling_a_tensor_is_replayed() -> None:
         assert all(torch.equal(tensor, everything[name]) for name, tensor in alone.items())
         return everything
 
-    found, again = made("orthogonal"), made("partly", "scaled")
+    found, again = materialized("orthogonal"), materialized("partly", "scaled")
     assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in found)
     assert found["scaled"].std().item() == pytest.approx(0.1, rel=0.3)
     assert (found["partly"][[0, 1, 5, 9]] == 1).all() and not (found["partly"][2:5] == 1).any()

@@ -1,4 +1,4 @@
-"""The losses of fine-tuning against their formulas in float64."""
+"""The losses of fine-tuning compared with their formulas in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from mvlm.model.losses.labels import answer_loss, label_loss
 
 
-def test_every_answer_is_right_or_wrong_for_itself() -> None:
+def test_the_answer_loss_is_binary_cross_entropy_summed_over_answers() -> None:
     logits_BA = torch.tensor([[1.5, -2.0, 0.0], [-0.5, 3.0, 40.0]])
     target_BA = torch.tensor([[0.9, 0.0, 0.3], [0.0, 1.0, 0.0]])
     total = 0.0
@@ -22,7 +22,7 @@ def test_every_answer_is_right_or_wrong_for_itself() -> None:
     assert answer_loss(logits_BA, target_BA).item() == pytest.approx(total / 2, rel=1e-6)
 
 
-def test_a_label_is_one_class() -> None:
+def test_the_label_loss_is_cross_entropy() -> None:
     logits_BA = torch.tensor([[1.5, -2.0, 0.0], [-0.5, 3.0, 1.0]])
     label_B = torch.tensor([2, 1])
     shares = [
@@ -31,8 +31,8 @@ def test_a_label_is_one_class() -> None:
     assert label_loss(logits_BA, label_B).item() == pytest.approx(-sum(map(math.log, shares)) / 2, rel=1e-6)
 
 
-def test_half_precision_logits_lose_nothing_in_the_sum() -> None:
-    """3,129 answers a question: summed in bf16, the small terms would be lost."""
+def test_losses_of_bf16_logits_are_summed_in_fp32() -> None:
+    """Summed in bf16, the small terms of VQA's 3,129 answers would be lost."""
     logits_BA = torch.full((2, 3129), -8.0)
     target_BA = torch.zeros(2, 3129)
     expected = 3129 * math.log1p(math.exp(-8.0))

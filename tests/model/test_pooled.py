@@ -1,4 +1,4 @@
-"""The contrastive gradient of a global batch, however it is cut up, against the formula on all of it in float64."""
+"""The contrastive gradient of a global batch, however it is divided, compared with its formula in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ image_id[7], caption_id[9] = 2, 5
 
 
 def softmax_in_float64(image: Tensor, text: Tensor, temperature: Tensor, _: Tensor, excludes: bool) -> Tensor:
-    """Mean over pairs and directions of log sum exp(other pairs) - own pair, no pair its duplicates' negative."""
+    """Mean over pairs and directions of log sum exp(scores) - own score; duplicates are not negatives of each other."""
     total = temperature.new_zeros(())
     for i in range(G):
         kept = kept_by(i, excludes)
@@ -30,7 +30,7 @@ def softmax_in_float64(image: Tensor, text: Tensor, temperature: Tensor, _: Tens
 
 
 def sigmoid_in_float64(image: Tensor, text: Tensor, temperature: Tensor, bias: Tensor, excludes: bool) -> Tensor:
-    """SigLIP, algorithm 1: -sum log sigmoid(z (t x · y + b)) / n, pair by pair."""
+    """SigLIP, algorithm 1: -sum log sigmoid(z (t x · y + b)) / n, one pair at a time."""
     total = temperature.new_zeros(())
     for i in range(G):
         for j in kept_by(i, excludes).nonzero().flatten().tolist():
@@ -48,7 +48,7 @@ FORMULAS = {"softmax": softmax_in_float64, "sigmoid": sigmoid_in_float64}
 
 
 class Threads:
-    """Ranks as threads of this process, with their tensors in one list; a ring hands on one block at a time."""
+    """Ranks as threads of this process that exchange tensors through a list; a ring passes on one block at a time."""
 
     def __init__(self, ranks: int, ring: bool) -> None:
         self.ranks, self.ring = ranks, ring
@@ -77,13 +77,13 @@ class Threads:
 
 
 LAYOUTS = [(1, 1, False), (1, 3, False), (2, 2, False), (2, 1, True), (2, 3, True), (3, 2, True), (6, 1, True)]
-"""Ranks, micro-batches of each, and whether blocks go round a ring."""
+"""Ranks, micro-batches of each, and whether they form a ring."""
 
 
 @pytest.mark.parametrize("excludes", [True, False])
 @pytest.mark.parametrize("kind", FORMULAS)
 @pytest.mark.parametrize(("ranks", "micro_batches", "ring"), LAYOUTS)
-def test_averaged_parts_have_the_gradient_of_the_whole(
+def test_the_gradients_of_parts_average_to_that_of_the_whole(
     ranks: int, micro_batches: int, ring: bool, kind: str, excludes: bool
 ) -> None:
     generator = torch.Generator().manual_seed(ranks)
@@ -102,7 +102,7 @@ def test_averaged_parts_have_the_gradient_of_the_whole(
     threads, size = Threads(ranks, ring), G // (ranks * micro_batches)
     parts = ranks * micro_batches
 
-    def work(rank: int) -> tuple[float, list[Tensor]]:
+    def loss_and_gradients(rank: int) -> tuple[float, list[Tensor]]:
         ours = [x.float().requires_grad_() for x in start]
         scale = ours[1], ours[2] if kind == "sigmoid" else None
         of_micro_batch = [
@@ -119,7 +119,7 @@ def test_averaged_parts_have_the_gradient_of_the_whole(
             (loss / parts).backward()  # as accumulation and data parallelism do
         return value, [torch.zeros(1) if x.grad is None else x.grad for x in ours]
 
-    found = threads.run(work)
+    found = threads.run(loss_and_gradients)
     assert math.fsum(value for value, _ in found) == pytest.approx(expected.item(), rel=1e-5)
     for of_ranks, wanted in zip(zip(*(gradients for _, gradients in found), strict=True), exact, strict=True):
         expected_gradient = torch.zeros(1).double() if wanted.grad is None else wanted.grad

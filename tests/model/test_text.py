@@ -1,4 +1,6 @@
-"""Texts packed without padding have the features and gradients of transformers' own padded encoder."""
+"""Texts packed without padding have the features and gradients that transformers' padded encoder gives."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,10 +58,10 @@ def test_packed_texts_give_the_features_and_gradients_of_padded_ones(
 
 
 @pytest.mark.parametrize("kind", PACKABLE)
-def test_a_padding_token_spelt_out_in_a_caption_is_read_alike_packed_and_padded(
+def test_a_padding_token_within_a_caption_is_encoded_the_same_packed_and_padded(
     tokenizer: PreTrainedTokenizerBase, kind: str
 ) -> None:
-    """Training packs texts and evaluation does not."""
+    """Training packs texts, evaluation does not."""
     encoder = build_text_encoder(configuration(kind).model, tokenizer).double().eval()
     text, valid = texts((9, 12), tokenizer.pad_token_id)
     text[:, :, 4] = tokenizer.pad_token_id
@@ -67,7 +69,9 @@ def test_a_padding_token_spelt_out_in_a_caption_is_read_alike_packed_and_padded(
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("roberta", 2), ("roberta", 0), ("mpnet", 1)], ids=str)
-def test_the_mean_of_all_tokens_represents_a_text(tokenizer: PreTrainedTokenizerBase, kind: str, layers: int) -> None:
+def test_the_mean_of_all_tokens_can_represent_a_text(
+    tokenizer: PreTrainedTokenizerBase, kind: str, layers: int
+) -> None:
     sizes = f"{{hidden_size=24, num_hidden_layers={layers}, num_attention_heads=3, intermediate_size=48}}"
     torch.manual_seed(0)
     words = (f"model.text_args={sizes}", "model.text_pool=mean")
@@ -92,22 +96,25 @@ def test_an_encoder_that_cannot_be_packed_is_padded(tokenizer: PreTrainedTokeniz
     assert torch.equal(found[1], encoder(text[1], valid)) and PACKED_ATTENTION.calls.total() == before
 
 
-def test_dropout_set_by_the_encoders_own_name_prevails(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_dropout_set_under_the_encoders_own_name_takes_precedence(tokenizer: PreTrainedTokenizerBase) -> None:
     sizes = SIZES["others"].replace("}", ", hidden_dropout_prob=0.3}")
     config = configuration("roberta", f"model.text_args={sizes}", "model.dropout=0.1")
     settings = build_text_encoder(config.model, tokenizer).settings
     assert (settings.hidden_dropout_prob, settings.attention_probs_dropout_prob) == (0.3, 0.1)
 
 
-def test_dropout_of_attention_is_kept(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_packed_attention_drops_out_only_in_training(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder = build_text_encoder(configuration("roberta", "model.dropout=0.5").model, tokenizer)
     text, valid = texts((3, 12, 7), tokenizer.pad_token_id)
-    seen: list[float] = []
-    run = PACKED_ATTENTION.implementations[-1].run
-    object.__setattr__(PACKED_ATTENTION.implementations[-1], "run", lambda *a: seen.append(a[-1]) or run(*a))
-    try:
-        encoder.train()(text, valid, pack(valid))
-        encoder.eval()(text, valid, pack(valid))
-    finally:
-        object.__setattr__(PACKED_ATTENTION.implementations[-1], "run", run)
-    assert seen == [0.5, 0.5, 0.0, 0.0]
+    plain, dropout = PACKED_ATTENTION.implementations[-1], []
+
+    def recorded(*arguments: object) -> torch.Tensor:
+        dropout.append(arguments[-1])
+        return plain.run(*arguments)
+
+    monkeypatch.setattr(PACKED_ATTENTION, "implementations", (replace(plain, run=recorded),))
+    encoder.train()(text, valid, pack(valid))
+    encoder.eval()(text, valid, pack(valid))
+    assert dropout == [0.5, 0.5, 0.0, 0.0]
