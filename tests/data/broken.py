@@ -1,4 +1,4 @@
-"""A data set with a bug that shows in loader processes, in a file that one can load without torch."""
+"""A data set with a bug that shows only in loader processes, in a module that can be imported without torch."""
 
 import sys
 

@@ -49,5 +49,5 @@ def dataset(mixture, tokenizer, config):
 
 @pytest.fixture
 def with_data(config):
-    """The configuration with other values in its `data` table."""
+    """The configuration with values of its `data` table replaced."""
     return lambda **changes: replace(config, data=replace(config.data, **changes))

@@ -1,4 +1,4 @@
-"""A real HTTP server of shards on the loopback, that goes away and comes back."""
+"""A real HTTP server of shards on the loopback, which can be stopped and started again."""
 
 import threading
 from functools import partial
@@ -20,7 +20,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 class Store:
-    """A server of a folder, on one port for as often as it is started."""
+    """Serves a folder, on the same port whenever it is started."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -29,7 +29,7 @@ class Store:
         self.server = None
 
     def start(self, lasts=0):
-        """Serve; `lasts` shards alone where that is given."""
+        """Serve until `lasts` shards have been sent, or without end if it is 0."""
         self._left = lasts
         handler = type("Handler", (Handler,), {"store": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", self.port), partial(handler, directory=str(self.folder)))

@@ -1,4 +1,4 @@
-"""Shards written with pyarrow alone, so that the reader is held against the format and not against our writer."""
+"""Shards written with pyarrow alone, so that readers are tested against the format and not against our writer."""
 
 import zlib
 from pathlib import Path

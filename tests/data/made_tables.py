@@ -11,7 +11,11 @@ from mvlm.data.shards.schema import MANIFEST, read_manifest
 
 
 def add_tables(folder, name, columns):
-    """Give each shard of a folder a table; `columns` are dicts of lists, one a shard, or None where it gets none."""
+    """Give the shards of a folder tables.
+
+    Args:
+        columns: for each shard a dict of lists, or None = no table.
+    """
     manifest = read_manifest(folder)
     shards = []
     for shard, values in zip(manifest.shards, columns, strict=True):

@@ -307,7 +307,7 @@ def test_the_stream_is_filled_ahead_within_the_bound(
     assert all(
         (a == b).all() for one, other in zip(seen, expected, strict=True) for a, b in zip(one, other, strict=True)
     )
-    assert store.most > 1  # several shards at a time
+    assert store.most_at_once > 1  # several shards at a time
     # Two epochs begun: no shard is dropped only to be fetched again, but for a few where threads get no core in time.
     assert len(store.fetched) < 3 * 13
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("mvlm-data")]
