@@ -1,4 +1,4 @@
-"""Augmentation that does what it says, keeps colours, and is the same with and without the extension."""
+"""Augmentations compared with Pillow, with and without the native extension; none of them changes a hue."""
 
 import colorsys
 
@@ -16,7 +16,7 @@ GREY = (128, 128, 128)
 @pytest.fixture(params=["native", "pillow"])
 def implementation(request, monkeypatch):
     if request.param == "pillow":
-        monkeypatch.setattr(augmenting, "native_is_missing", "a test does without it")
+        monkeypatch.setattr(augmenting, "native_is_missing", "disabled by a test")
     elif native_is_missing:
         pytest.skip(native_is_missing)
 
@@ -39,14 +39,14 @@ def hue(colour):
 @pytest.mark.parametrize("level", [-1.0, -0.7, 0.7, 1.0])
 @pytest.mark.parametrize("colour", [(255, 165, 0), (230, 60, 200), (90, 30, 160), (20, 200, 90)])
 def test_no_operation_changes_a_hue(implementation, operation, level, colour):
-    """A coloured square on grey keeps its hue, at its middle; orange must not become yellow."""
+    """The middle of a coloured square on grey keeps its hue: orange must not become yellow."""
     image = Image.new("RGB", (64, 64), GREY)
     image.paste(colour, (12, 12, 52, 52))
     changed = operation(array(image), level)[:, 32, 32]
     assert abs(hue(changed.tolist()) - hue(colour)) < 0.012
 
 
-def test_operations_move_and_stretch_as_they_say(implementation):
+def test_operations_move_stretch_and_brighten(implementation):
     image = np.zeros((3, 224, 224), np.uint8)
     image[:, 112, 112] = 255
     assert np.argwhere(translate_x(image, 1.0)[0] == 255).tolist() == [[112, 102]]
@@ -79,24 +79,33 @@ def pillow(name, image, level):
 
 @pytest.mark.parametrize("size", [1, 2, 33, 224])
 @pytest.mark.parametrize("operation", OPERATIONS[2:], ids=lambda operation: operation.__name__)
-def test_operations_are_pillows(implementation, operation, size):
+def test_operations_match_pillow(implementation, operation, size):
     image = scene(size) if size > 3 else Image.new("RGB", (size, size), (10, 200, 90))
     view = array(image)
     kept = view.copy()
     for level in (-1.0, -0.63, 0.21, 0.7, 1.0):
         difference = np.abs(operation(view, level).astype(int) - array(pillow(operation.__name__, image, level)))
         assert (view == kept).all()
-        # A pixel whose place is on the very edge of the image may fall to either side of it.
+        # A pixel exactly on the edge of the image may fall on either side of it.
         assert (difference > 1).mean() < 0.002 and difference.mean() < 0.1
 
 
-def test_every_operation_is_drawn_alike_and_in_both_directions(monkeypatch):
+def recorders(operations, drawn):
+    """Stand-ins for operations that add their name and level to `drawn` and leave the image as it is."""
+
+    def recorder(name):
+        def record(view, level):
+            drawn.append((name, level))
+            return view
+
+        return record
+
+    return tuple(recorder(operation.__name__) for operation in operations)
+
+
+def test_operations_and_directions_are_equally_likely(monkeypatch):
     drawn = []
-
-    def recorded(name):
-        return lambda view, level: drawn.append((name, level)) or view
-
-    monkeypatch.setattr(augmenting, "OPERATIONS", tuple(recorded(operation.__name__) for operation in OPERATIONS))
+    monkeypatch.setattr(augmenting, "OPERATIONS", recorders(OPERATIONS, drawn))
     rng, view = np.random.default_rng(0), array(scene(32))
     for _ in range(2000):
         randaugment(view, rng, 2, 7)
@@ -118,7 +127,7 @@ ALBEF = {
 
 @pytest.mark.parametrize("name", ALBEF)
 @pytest.mark.parametrize("size", [1, 3, 40, 224])
-def test_albefs_operations_are_pillows(implementation, name, size):
+def test_albefs_operations_match_pillow(implementation, name, size):
     operation = next(one for one in ALBEF_OPERATIONS if one.__name__ == name)
     image = scene(max(4, size), 5).crop((0, 0, size, size)).point(lambda value: 30 + value // 2)
     view = array(image)
@@ -129,23 +138,19 @@ def test_albefs_operations_are_pillows(implementation, name, size):
     assert (operation(flat, 0.7) == array(ALBEF[name](Image.fromarray(flat.transpose(1, 2, 0))))).all()
 
 
-def test_albefs_operations_are_drawn_alike_and_come_half_of_the_time(monkeypatch):
+def test_albefs_operations_are_equally_likely_and_skipped_half_of_the_time(monkeypatch):
     drawn = []
-
-    def recorded(name):
-        return lambda view, level: drawn.append(name) or view
-
-    names = [operation.__name__ for operation in ALBEF_OPERATIONS]
-    monkeypatch.setattr(augmenting, "ALBEF_OPERATIONS", tuple(map(recorded, names)))
+    monkeypatch.setattr(augmenting, "ALBEF_OPERATIONS", recorders(ALBEF_OPERATIONS, drawn))
     rng, view = np.random.default_rng(0), array(scene(32))
     for _ in range(4000):
         randaugment(view, rng, 2, 7, "albef")
-    assert len(names) == 10 and abs(len(drawn) - 4000) < 5 * 2000**0.5
-    assert all(abs(drawn.count(name) - 400) < 5 * 400**0.5 for name in names)
+    assert len(ALBEF_OPERATIONS) == 10 and abs(len(drawn) - 4000) < 5 * 2000**0.5
+    names = [name for name, _ in drawn]
+    assert all(abs(names.count(operation.__name__) - 400) < 5 * 400**0.5 for operation in ALBEF_OPERATIONS)
 
 
 @pytest.mark.skipif(bool(native_is_missing), reason=native_is_missing)
-def test_the_extension_refuses_what_makes_no_sense():
+def test_the_extension_refuses_invalid_arguments():
     view = np.zeros((3, 8, 8), np.uint8)
     for arguments in (
         (view, 9, (1, 0, 0, 0, 1, 0)),
