@@ -1,4 +1,4 @@
-"""The loader for other people's training loops: one stream on any number of ranks, resumed within an epoch."""
+"""The loader for users' own training loops: one stream on any number of ranks, which resumes within an epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 32
 
 
 def pairs(batches):
-    """What each batch holds, in any order of its pairs."""
+    """The sorted captions and image digests of each batch."""
     found = []
     for images_BCHW, captions in batches:
         assert images_BCHW.shape[1:] == (3, SIZE, SIZE) and len(captions) == len(images_BCHW)
@@ -31,7 +31,7 @@ def loader(folder, **options):
     return CaptionLoader(folder, **{"batch": 16, "image_size": SIZE, "seed": 3, "workers": 1} | options)
 
 
-def test_two_ranks_read_what_one_does_and_resume_on_one(folder, rows):
+def test_two_ranks_read_the_same_batches_as_one_and_resume_on_one(folder, rows):
     with loader(folder) as alone:
         epochs = [pairs(alone) for _ in range(2)]
     per_epoch = sum(len(row["captions"]) for row in rows)
@@ -51,30 +51,30 @@ def test_two_ranks_read_what_one_does_and_resume_on_one(folder, rows):
 
 
 def test_an_epoch_has_every_pair_once(folder, rows):
-    """But for those that do not fill a batch, with which the next one begins."""
+    """In batches of one, since pairs that do not fill a batch begin the next epoch."""
     expected = sorted(caption for row in rows for caption in row["captions"])
     whole = {"crop_scale": (1.0, 1.0), "randaugment": (0, 0)}
     with loader(folder, batch=1, collate=lambda images, captions: captions, **whole) as one_by_one:
         assert sorted(caption for captions in one_by_one for caption in captions) == expected
 
 
-def test_what_cannot_go_on_says_why(folder, rows, tmp_path):
+def test_a_state_of_another_stream_is_refused_with_the_reason(folder, rows, tmp_path):
     other = loader(write_shards(tmp_path / "other", rows[:40]))
-    for state, said in (
+    for state, message in (
         (other.state_dict(), "for other data"),
         (loader(folder, seed=4).state_dict(), "for another seed"),
         (loader(folder, shuffle="blocks").state_dict(), "for another shuffle or epoch"),
         (loader(folder, epoch="images").state_dict(), "for another shuffle or epoch"),
         (loader(folder).state_dict() | {"samples_seen": 24}, "24 samples, not a multiple of 16"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             loader(folder).load_state_dict(state)
     with pytest.raises(UserError, match=r"crop_scal.*crop_scale"):
         loader(folder, crop_scal=(1.0, 1.0))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rank": 2, "world": 2}, "rank 2 of 2: give ranks from 0 up to"),
         ({"rank": -1}, "-1 cannot be `rank`"),
@@ -83,13 +83,13 @@ def test_what_cannot_go_on_says_why(folder, rows, tmp_path):
         ({"seed": None}, "seed is None: give a whole number"),
     ],
 )
-def test_ranks_that_count_from_one_and_what_is_no_number_are_refused(folder, options, said):
+def test_ranks_counted_from_one_and_invalid_numbers_are_refused(folder, options, message):
     """Rank 2 of 2 would read what rank 0 reads a batch later."""
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         loader(folder, **options)
 
 
-def test_numpys_numbers_are_read_as_others_and_leave_a_state_that_torch_loads(folder, tmp_path):
+def test_numpy_numbers_are_accepted_and_the_state_is_one_that_torch_loads(folder, tmp_path):
     numbers = {"batch": np.int64(16), "seed": np.int64(3), "workers": np.int64(1), "crop_scale": np.array([0.5, 1.0])}
     with loader(folder, **numbers) as given, loader(folder, crop_scale=(0.5, 1.0)) as plain:
         assert pairs([next(iter(given))]) == pairs([next(iter(plain))])

@@ -1,4 +1,4 @@
-"""What is found on the host so that no device has to be waited for."""
+"""What the host computes so that no step has to wait for the device."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mvlm.data.samples.captions import COARSE
 from mvlm.data.samples.padding import pad
 
 
-def test_masked_places_are_those_of_the_mask_and_the_targets() -> None:
+def test_masked_places_match_the_mask_and_the_targets() -> None:
     generator = torch.Generator().manual_seed(0)
     mask = torch.stack([torch.randperm(16, generator=generator) < 10 for _ in range(6)])
     target = torch.full((6, 24), IGNORE)
@@ -19,23 +19,23 @@ def test_masked_places_are_those_of_the_mask_and_the_targets() -> None:
     masked = masked_places(mask, target)
     assert masked.patch_BC.tolist() == [row.nonzero().flatten().tolist() for row in mask]
     assert masked.patch_M.tolist() == mask.flatten().nonzero().flatten().tolist()
-    assert masked.token_BC.shape == (6, 12)  # 9 filled up to a multiple of 4
+    assert masked.token_BC.shape == (6, 12)  # 9, rounded up to a multiple of 4
     words = target.gather(1, masked.token_BC).flatten()[masked.token_M]
     assert words.tolist() == target[target != IGNORE].tolist()
 
 
-def test_a_text_shorter_than_the_rounding_and_one_without_masked_tokens() -> None:
+def test_masked_places_of_texts_that_are_short_and_have_no_masked_tokens() -> None:
     masked = masked_places(torch.ones(2, 4, dtype=torch.bool), torch.full((2, 3), IGNORE))
     assert masked.token_BC.shape == (2, 3) and masked.token_M.numel() == 0
 
 
-def test_images_that_hide_unequally_many_patches_are_refused() -> None:
+def test_images_with_different_numbers_of_masked_patches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[3, 2\]"):
         masked_places(torch.tensor([[True, True, True], [True, True, False]]), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("count", [1, 7, 500])
-def test_packing_lists_every_token_once_and_few_lengths_occur(count: int) -> None:
+def test_packing_lists_every_token_once_and_pads_little(count: int) -> None:
     lengths = torch.randint(1, 31, (count,), generator=torch.Generator().manual_seed(count))
     valid = torch.arange(32) < lengths[:, None]
     packing = pack(valid)
@@ -46,16 +46,16 @@ def test_packing_lists_every_token_once_and_few_lengths_occur(count: int) -> Non
     assert len(packing.token_T) - total <= total / 32
 
 
-def test_a_doubling_of_tokens_meets_at_most_32_lengths() -> None:
-    met = {len(pack(torch.ones(1, total, dtype=torch.bool)).token_T) for total in range(513, 1025)}
-    assert len(met) <= 32
+def test_packing_rounds_numbers_of_tokens_to_at_most_32_lengths_per_doubling() -> None:
+    lengths = {len(pack(torch.ones(1, total, dtype=torch.bool)).token_T) for total in range(513, 1025)}
+    assert len(lengths) <= 32
 
 
-def test_for_compiled_steps_fewer_sizes_occur() -> None:
+def test_compiled_steps_get_few_sizes() -> None:
     rng = np.random.default_rng(0)
     texts = [np.arange(length) for length in rng.integers(5, 46, 64)]
-    met = {pad(texts[:n], 1, 50, COARSE)[0].shape[1] for n in range(1, 65)}
-    assert met <= {16, 32, 48, 50}
+    lengths = {pad(texts[:n], 1, 50, COARSE)[0].shape[1] for n in range(1, 65)}
+    assert lengths <= {16, 32, 48, 50}
     for total in range(513, 1025):
         filled = len(pack(torch.ones(1, total, dtype=torch.bool), COARSE).token_T)
         assert filled % 64 == 0 and filled - total < total / 8
