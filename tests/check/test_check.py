@@ -60,7 +60,7 @@ def problems(words: list[str], deepspeed: str = JSON, world: int = 1, deep: bool
     return check_run(TOML, words, deepspeed, world, deep).problems
 
 
-def only(found: list[str], *parts: str) -> None:
+def assert_only(found: list[str], *parts: str) -> None:
     """There is exactly one problem; its sentence contains these parts and says what to do."""
     (sentence,) = found
     assert all(part in sentence for part in parts), sentence
@@ -181,18 +181,18 @@ def test_a_run_that_is_still_training_in_the_folder_is_a_warning(scenes: Path, r
         findings = check_run(TOML, overrides(scenes, run), JSON, 1, False).findings
         return [found.sentence for found in findings if (found.topic, found.verdict) == ("run", "warning")]
 
-    only(
+    assert_only(
         warned(here),
         f"Attempt 1 is training in {run} (heartbeat ",
         f"on {here.host}): a run that begins there ends it",
         "run.dir",
     )
-    only(warned(elsewhere), "ago on n7): ")
+    assert_only(warned(elsewhere), "ago on n7): ")
     assert not warned(replace(elsewhere, time=time.time() - 600)) and not warned(replace(elsewhere, attempt=2))
     assert not warned(replace(here, pid=ended.pid)) and not warned(replace(here, step=2))  # its step is saved
     with open(run / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 3, "loss": 1.5}\n')
-    only(warned(replace(here, step=1)), "Attempt 1 is training")  # heartbeats are rarer than steps
+    assert_only(warned(replace(here, step=1)), "Attempt 1 is training")  # heartbeats are rarer than steps
 
 
 def test_a_toml_with_several_mistakes(scenes: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_toml_with_several_mistakes(scenes: Path, tmp_path: Path) -> None:
     assert [sum(part in sentence for sentence in found) for part in expected] == [1] * len(expected)
     assert len(found) == len(expected)
     toml.write_text("[train\n")
-    only(check_run(str(toml), [], None, 1, False).problems, "mine.toml is not valid TOML")
+    assert_only(check_run(str(toml), [], None, 1, False).problems, "mine.toml is not valid TOML")
     found = check_run(str(tmp_path / "absent.toml"), [], str(tmp_path / "absent.json"), 1, False).problems
     assert ["absent.toml" in found[0], "absent.json" in found[1]] == [True, True]
 
@@ -274,7 +274,7 @@ def test_more_steps_than_a_checkpoint_name_can_hold_are_a_problem(scenes: Path, 
     words = overrides(scenes, tmp_path / "run", "train.steps=0", "train.epochs=1e12")
     for deepspeed in (None, JSON):
         found = check_run(TOML, words, deepspeed, 1, False)
-        only(found.problems, "train.epochs = 1000000000000.0 makes", "lower it")
+        assert_only(found.problems, "train.epochs = 1000000000000.0 makes", "lower it")
 
 
 def test_a_missing_encoder_is_named(scenes: Path, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_check_and_train_say_the_same_about_a_checkpoint(
     said = refusal(words, capsys)
     assert "other shards" in said and problems(words) == [said]
     next((run / "checkpoints/step_00000002").glob("moments-*")).unlink()
-    only(problems(words), "step_00000002 holds no optimizer moments", "checkpoint.init")
+    assert_only(problems(words), "step_00000002 holds no optimizer moments", "checkpoint.init")
 
 
 def test_hashes_are_compared_only_on_request(scenes: Path, run: Path, tmp_path: Path) -> None:
@@ -303,15 +303,15 @@ def test_hashes_are_compared_only_on_request(scenes: Path, run: Path, tmp_path: 
     words = overrides(scenes, run, f"data.eval={shards}", "optim.warmup_steps=2")
     assert problems(words) == []
     report = check_run(TOML, words, JSON, 1, True)
-    only(report.problems, "000000.arrow has changed")
-    only([f.sentence for f in report.findings if f.verdict == "warning"], "step_00000001 is damaged")
+    assert_only(report.problems, "000000.arrow has changed")
+    assert_only([f.sentence for f in report.findings if f.verdict == "warning"], "step_00000001 is damaged")
 
 
 def test_an_impossible_run_folder_is_refused(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    only(problems(overrides(scenes, tmp_path / "file/run")), "file", "run.dir")
+    assert_only(problems(overrides(scenes, tmp_path / "file/run")), "file", "run.dir")
     words = overrides(scenes, tmp_path / "run", "checkpoint.mirror=nowhere://bucket/run")
-    only(problems(words), "checkpoint.mirror", "nowhere")
+    assert_only(problems(words), "checkpoint.mirror", "nowhere")
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -24,7 +24,7 @@ from tests.conftest import ROOT, free_port
 Program = Callable[[str, str], None]
 
 
-def one(found: Iterator[Finding] | list[Finding], state: str, *parts: str) -> Finding:
+def only(found: Iterator[Finding] | list[Finding], state: str, *parts: str) -> Finding:
     """The only finding with this verdict; it contains these parts and, if something is broken, a remedy."""
     (finding,) = [finding for finding in found if finding.verdict == state]
     assert all(part in finding.sentence for part in parts), finding.sentence
@@ -68,13 +68,13 @@ def install(library: Path, name: str, version: str, *lines: str) -> None:
 
 def test_a_probe_that_crashes_does_not_take_the_doctor_with_it(library: Path) -> None:
     (library / "psutil.py").write_text("import ctypes\nctypes.string_at(0)\n")
-    one(isolated("exchange", Folders()), "broken", "died of SIGSEGV", "python -m mvlm.check.machine.probe exchange")
+    only(isolated("exchange", Folders()), "broken", "died of SIGSEGV", "python -m mvlm.check.machine.probe exchange")
 
 
 def test_a_probe_that_hangs_is_killed_with_its_children(program: Program, tmp_path: Path) -> None:
     program("sinfo", f"echo $$ > {tmp_path}/pid; exec sleep 600")
     began = time.monotonic()
-    one(isolated("slurm", Folders(), seconds=6), "broken", "no answer within 6 s")
+    only(isolated("slurm", Folders(), seconds=6), "broken", "no answer within 6 s")
     assert time.monotonic() - began < 60
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 60
@@ -85,7 +85,7 @@ def test_a_probe_that_hangs_is_killed_with_its_children(program: Program, tmp_pa
 
 def test_the_message_of_a_probe_that_raises_is_shown(library: Path) -> None:
     (library / "psutil.py").write_text("raise RuntimeError('psutil does not fit')\n")
-    one(isolated("exchange", Folders()), "broken", "psutil does not fit")
+    only(isolated("exchange", Folders()), "broken", "psutil does not fit")
 
 
 # --- Python and packages
@@ -111,7 +111,7 @@ def test_packages_of_a_wrong_version_are_broken(library: Path) -> None:
 def test_a_missing_package_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("nowhere-to-be-found>=3  # for nothing\npillow>=11\n")
     monkeypatch.setattr(packages, "REQUIREMENTS", tmp_path / "requirements.txt")
-    one(packages.find(Folders()), "broken", "nowhere-to-be-found is not installed", "pip install")
+    only(packages.find(Folders()), "broken", "nowhere-to-be-found is not installed", "pip install")
 
 
 # --- compilation
@@ -121,16 +121,16 @@ def test_a_compiler_is_found_tried_and_missed(
     program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if shutil.which("c++"):
-        one(extensions.find_compiler(Folders()), "works", "compiles a Python extension")
+        only(extensions.find_compiler(Folders()), "works", "compiles a Python extension")
     program("c++", "echo 'answer.cpp:1:10: fatal error: Python.h: No such file or directory' >&2; exit 1")
-    one(extensions.find_compiler(Folders()), "broken", "(Python.h: No such file or directory)", "python3-dev")
+    only(extensions.find_compiler(Folders()), "broken", "(Python.h: No such file or directory)", "python3-dev")
     monkeypatch.setenv("CXX", "g++-99 -O2")
-    one(extensions.find_compiler(Folders()), "broken", "CXX=g++-99 -O2 names no compiler", "unset it")
+    only(extensions.find_compiler(Folders()), "broken", "CXX=g++-99 -O2 names no compiler", "unset it")
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    one(extensions.find_compiler(Folders()), "absent", "no C++ compiler", "install g++")
+    only(extensions.find_compiler(Folders()), "absent", "no C++ compiler", "install g++")
     monkeypatch.setattr(extensions, "gpus_of_machine", lambda: 1)
-    one(extensions.find_compiler(Folders()), "broken", "Triton's kernels on the GPU need")
+    only(extensions.find_compiler(Folders()), "broken", "Triton's kernels on the GPU need")
 
 
 def test_the_lock_of_a_killed_compilation_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -138,26 +138,26 @@ def test_the_lock_of_a_killed_compilation_is_broken(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr("mvlm.runtime.extensions.waits_for_files", lambda: True)
-    one(extensions.find_locks(Folders()), "works", "No compilation has left a lock")
+    only(extensions.find_locks(Folders()), "works", "No compilation has left a lock")
     (tmp_path / "cpu_adam").mkdir()
     baton = FileBaton(str(tmp_path / "cpu_adam/lock"))
     assert baton.try_acquire()
     assert "is being compiled" in next(extensions.find_locks(Folders())).sentence
     os.close(baton.fd)  # as the kernel does for a process that is killed
-    one(extensions.find_locks(Folders()), "broken", f"rm {tmp_path}/cpu_adam/lock")
+    only(extensions.find_locks(Folders()), "broken", f"rm {tmp_path}/cpu_adam/lock")
 
 
 def test_an_apex_of_another_project_or_without_its_extensions_is_broken(library: Path) -> None:
-    one(extensions.find_apex(Folders()), "absent", "not needed")
+    only(extensions.find_apex(Folders()), "absent", "not needed")
     (library / "apex").mkdir()
     (library / "apex/__init__.py").write_text("import pyramid_of_somebody_else\n")
     install(library, "apex", "0.9.10.dev0")
-    one(extensions.find_apex(Folders()), "broken", "apex 0.9.10.dev0", "not NVIDIA's", "pip uninstall apex")
+    only(extensions.find_apex(Folders()), "broken", "apex 0.9.10.dev0", "not NVIDIA's", "pip uninstall apex")
     (library / "apex/optimizers").mkdir()
     (library / "apex/optimizers/fused_adam.py").touch()
-    one(extensions.find_apex(Folders()), "broken", "lacks its compiled parts", "build_apex.sh")
+    only(extensions.find_apex(Folders()), "broken", "lacks its compiled parts", "build_apex.sh")
     (library / "amp_C.py").write_text("raise ImportError('amp_C.so: undefined symbol: _ZN3c10')\n")
-    one(extensions.find_apex(Folders()), "broken", "does not fit this torch (amp_C.so: undefined symbol")
+    only(extensions.find_apex(Folders()), "broken", "does not fit this torch (amp_C.so: undefined symbol")
 
 
 # --- communication between ranks
@@ -165,12 +165,12 @@ def test_an_apex_of_another_project_or_without_its_extensions_is_broken(library:
 
 def test_two_processes_communicate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    one(isolated("exchange", Folders()), "works", "reduced a number over gloo")
+    only(isolated("exchange", Folders()), "works", "reduced a number over gloo")
 
 
 def test_a_missing_network_interface_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
-    one(isolated("exchange", Folders()), "broken", "GLOO_SOCKET_IFNAME=nowhere0", "lo", "unset GLOO_SOCKET_IFNAME")
+    only(isolated("exchange", Folders()), "broken", "GLOO_SOCKET_IFNAME=nowhere0", "lo", "unset GLOO_SOCKET_IFNAME")
 
 
 # --- SLURM and Ray
@@ -178,34 +178,34 @@ def test_a_missing_network_interface_is_broken(monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_state_of_slurm(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     program("sinfo", "echo 'n1|gpu*|idle'; echo 'n2|gpu*|idle'; echo 'n3|gpu*|down*'; echo 'n1|debug|idle'")
-    found = one(schedulers.find_slurm(Folders()), "works", "partitions debug, gpu", "2 idle, 1 down*")
+    found = only(schedulers.find_slurm(Folders()), "works", "partitions debug, gpu", "2 idle, 1 down*")
     assert found.facts["nodes"] == {"idle": 2, "down*": 1}
     program("sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller (connect failure)' >&2; exit 1")
-    one(schedulers.find_slurm(Folders()), "broken", "Unable to contact slurm controller", "scontrol ping")
+    only(schedulers.find_slurm(Folders()), "broken", "Unable to contact slurm controller", "scontrol ping")
     program("sinfo", "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1")
-    one(schedulers.find_slurm(Folders()), "absent", "configured for no cluster")
+    only(schedulers.find_slurm(Folders()), "absent", "configured for no cluster")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    one(schedulers.find_slurm(Folders()), "broken", "configuration source")
+    only(schedulers.find_slurm(Folders()), "broken", "configuration source")
     monkeypatch.setattr(schedulers, "SINFO_SECONDS", 0.3)
     program("sinfo", "exec sleep 60")
-    one(schedulers.find_slurm(Folders()), "broken", "no answer within")
+    only(schedulers.find_slurm(Folders()), "broken", "no answer within")
     monkeypatch.setenv("PATH", "/nowhere")
-    one(schedulers.find_slurm(Folders()), "absent", "not installed")
+    only(schedulers.find_slurm(Folders()), "absent", "not installed")
 
 
 def test_every_state_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in schedulers.ADDRESSES:
         monkeypatch.delenv(name, raising=False)
-    one(schedulers.find_ray(Folders()), "works", "is installed")
+    only(schedulers.find_ray(Folders()), "works", "is installed")
     for address in (f"127.0.0.1:{free_port()}", f"ray://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        one(schedulers.find_ray(Folders()), "broken", f"RAY_ADDRESS={address} does not answer", "refused")
+        only(schedulers.find_ray(Folders()), "broken", f"RAY_ADDRESS={address} does not answer", "refused")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1")
-    one(schedulers.find_ray(Folders()), "broken", "it is not an address")
+    only(schedulers.find_ray(Folders()), "broken", "it is not an address")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(schedulers, "STATUS_SECONDS", 1.0)
-        one(schedulers.find_ray(Folders()), "broken", "`ray status` gave no answer within 1 s")
+        only(schedulers.find_ray(Folders()), "broken", "`ray status` gave no answer within 1 s")
 
 
 # --- data
@@ -213,9 +213,9 @@ def test_every_state_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_decoder_is_broken_and_a_slow_one_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MVLM_DECODER", "turbo")
-    one(isolated("jpeg", Folders()), "broken", "MVLM_DECODER=turbo is not a decoder")
+    only(isolated("jpeg", Folders()), "broken", "MVLM_DECODER=turbo is not a decoder")
     monkeypatch.setenv("MVLM_DECODER", "pillow")
-    one(isolated("jpeg", Folders()), "absent", "decoded by pillow", "not native")
+    only(isolated("jpeg", Folders()), "absent", "decoded by pillow", "not native")
 
 
 def test_damaged_shards_are_broken(scenes: Path, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_damaged_shards_are_broken(scenes: Path, tmp_path: Path) -> None:
     told = [finding.sentence for finding in found if finding.verdict == "broken"]
     assert "eval/000000.arrow has 5000 bytes" in told[0] and "nowhere" in told[-1]
     assert "train/000000.arrow row 1 (key" in told[1] and "has changed since it was written: copy" in told[1]
-    one(isolated("shards", Folders(shards=(str(scenes / "eval"),))), "works", "images decode")
+    only(isolated("shards", Folders(shards=(str(scenes / "eval"),))), "works", "images decode")
 
 
 # --- disks, limits, the command

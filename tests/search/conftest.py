@@ -8,8 +8,8 @@ from mvlm.__main__ import main
 
 
 @pytest.fixture
-def said(capsys):
-    """said(*words) -> the sentence with which a command fails."""
+def mistake(capsys):
+    """mistake(*words) -> the sentence with which a command fails."""
 
     def run(*words):
         capsys.readouterr()
