@@ -39,10 +39,10 @@ class Copy:
     """
 
     def __init__(self, target: Callable[..., object], *arguments: object, **environment: str) -> None:
-        self._said = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115 - open as long as this object
-        said = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self._said]
+        self._outputs = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115 - open as long as this object
+        paths = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self._outputs]
         variables = dict(os.environ) | environment
-        self.process = CONTEXT.Process(target=_call, args=(target, arguments, said, variables), daemon=True)
+        self.process = CONTEXT.Process(target=_call, args=(target, arguments, paths, variables), daemon=True)
         self.process.start()
 
     @property
@@ -76,8 +76,8 @@ class Copy:
         return self.process.exitcode
 
     def _read(self, which: int) -> str:
-        self._said[which].seek(0)
-        return self._said[which].read().decode()
+        self._outputs[which].seek(0)
+        return self._outputs[which].read().decode()
 
 
 def run_ranks(
@@ -98,8 +98,8 @@ def run_ranks(
         if monotonic() > deadline:
             break
     codes += [copy.wait(0) for copy in waiting]
-    said = ["".join(getattr(copy, name) for copy in copies) for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess(arguments, next(filter(None, codes), 0), *said)
+    outputs = ["".join(getattr(copy, name) for copy in copies) for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(arguments, next(filter(None, codes), 0), *outputs)
 
 
 def mvlm(*words: str) -> int:
@@ -109,11 +109,11 @@ def mvlm(*words: str) -> int:
 
 
 def _call(
-    target: Callable[..., object], arguments: tuple[object, ...], said: list[str], variables: dict[str, str]
+    target: Callable[..., object], arguments: tuple[object, ...], paths: list[str], variables: dict[str, str]
 ) -> None:
     gc.freeze()  # otherwise each garbage collection, of which DeepSpeed runs several, would scan all imports
     sys.stdout.flush()  # what imports printed
-    for number, path in enumerate(said, start=1):
+    for number, path in enumerate(paths, start=1):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.environ.clear()
     os.environ.update(variables)

@@ -87,8 +87,7 @@ def test_several_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None
     (tmp_path / "here").write_bytes(bytes(100_000))
     store = Storage(f"file://{tmp_path}/mirror", "see to it")
     with ThreadPoolExecutor(8) as threads:
-        for _ in threads.map(lambda _: store.upload(tmp_path / "here", "step/config.toml"), range(200)):
-            pass
+        list(threads.map(lambda _: store.upload(tmp_path / "here", "step/config.toml"), range(200)))
     assert store.sizes() == {"step/config.toml": 100_000}
 
 
