@@ -336,23 +336,36 @@ def test_check_and_train_warn_of_the_same_unlikely_settings(
     assert train(load_config(TOML, words), (str(tmp_path / "mine.json"), TOML), given_keys(TOML, words)) == 0
     said = capsys.readouterr().err
     assert [f"warning: {sentence}" in said for sentence in warnings] == [True] * len(expected)
-    nothing = check_run(TOML, [*words, "data.eval=[]"], JSON, 1, False).findings
-    assert [f.sentence for f in nothing if f.topic == "eval"] == [
+
+
+def warnings_of(words: list[str]) -> list[str]:
+    found = check_run(TOML, words, JSON, 1, False)
+    return [finding.sentence for finding in found.findings if finding.verdict == "warning"]
+
+
+def test_an_evaluation_without_data_is_a_warning(scenes: Path, tmp_path: Path) -> None:
+    assert warnings_of(overrides(scenes, tmp_path / "run", "eval.every=2", "data.eval=[]", "optim.warmup_steps=2")) == [
         "eval.every is 2 and no data.eval is named: nothing is evaluated; name held-out shards."
     ]
-    words = overrides(scenes, tmp_path / "run", "eval.every=4", "train.steps=4")
-    rising = check_run(TOML, words, JSON, 1, False).findings
-    assert [f.sentence for f in rising if f.verdict == "warning"] == [
+
+
+def test_a_warm_up_that_takes_all_steps_is_a_warning(scenes: Path, tmp_path: Path) -> None:
+    assert warnings_of(overrides(scenes, tmp_path / "run")) == [
         "The warm-up takes all 4 steps of the run, whose learning rate only rises: lower optim.warmup_epochs, or "
         "optim.warmup_steps if that is set."
     ]
-    for decay in (2, 3):
-        falling = ["optim.warmup_steps=2", "optim.schedule=wsd", f"optim.decay_steps={decay}"]
-        found = check_run(TOML, [*words, *falling], JSON, 1, False)
-        assert [f.sentence for f in found.findings if f.verdict == "warning"] == [
-            "The warm-up leaves 2 of the 3 steps in which optim.decay_steps decays: lower optim.warmup_epochs, or "
-            "optim.warmup_steps if that is set."
-        ][: decay - 2]
+
+
+@pytest.mark.parametrize(("decay", "count"), [(2, 0), (3, 1)])
+def test_a_warm_up_that_reaches_into_the_decay_is_a_warning(
+    scenes: Path, tmp_path: Path, decay: int, count: int
+) -> None:
+    words = ["optim.warmup_steps=2", "optim.schedule=wsd", f"optim.decay_steps={decay}"]
+    sentence = (
+        "The warm-up leaves 2 of the 3 steps in which optim.decay_steps decays: lower optim.warmup_epochs, or "
+        "optim.warmup_steps if that is set."
+    )
+    assert warnings_of(overrides(scenes, tmp_path / "run", *words)) == [sentence] * count
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
