@@ -62,11 +62,8 @@ def test_the_grid_has_the_cells_of_the_page_in_their_order() -> None:
     assert {(cell.share, cell.seed) for cell in first} == begun and len(first) == len(begun)
     assert {(cell.share, cell.seed) for cell in more} == set(product((4, 100), range(5))) and len(more) == 10
     assert {cell.arm for cell in first + more} == {plan.CONTRAST}
-    assert (
-        primary + rest == cells
-        and len(primary) == 30
-        and sorted(map(str, rates + others)) == sorted(map(str, plan.rate_cells()))
-    )
+    assert primary + rest == cells and len(primary) == 30
+    assert sorted(map(str, rates + others)) == sorted(map(str, plan.rate_cells()))
     assert {cell.arm for cell in rates} == {cell.arm for cell in primary} == {"joint", "independent", "itc_itm"}
     assert {cell.share for cell in primary} == {20} and {cell.seed for cell in primary} == set(range(10))
     assert len(plan.rate_cells()) == 15 and not {c.seed for c in plan.rate_cells()} & {c.seed for c in cells}
