@@ -90,11 +90,11 @@ def test_a_part_of_the_batch_draws_the_same_negatives_as_the_whole(
 
 def test_no_noise_outweighs_every_similarity(device: torch.device, generator: torch.Generator) -> None:
     """Of 2**24 possible noises, these positions have the greatest."""
-    draw = make_draw(3, 24, 3, generator, device) | {"seed": 7, "ids": None}
-    draw["position"] = torch.tensor([0, 825_408, 1], device=device)
+    inputs = make_inputs(3, 24, 3, generator, device) | {"seed": 7, "ids": None}
+    inputs["position"] = torch.tensor([0, 825_408, 1], device=device)
     assert 17 < gumbel(7, 0, 825_408) < 18
-    draw["others"][1:] = torch.stack([-draw["own"][0], draw["own"][0]])
-    assert drawn(draw)[0] == 2
+    inputs["others"][1:] = torch.stack([-inputs["own"][0], inputs["own"][0]])
+    assert draw_negatives(inputs)[0] == 2
 
 
 def test_features_of_any_stride(device: torch.device, generator: torch.Generator) -> None:
