@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import importlib.util
 import itertools
 import json
 import re
@@ -23,6 +22,7 @@ from mvlm.__main__ import COMMANDS, command_line
 from mvlm.config.load import load_config
 from tests.conftest import ROOT
 from tests.pages.shown import PAGES, shell_blocks
+from tests.scripts import load_script
 
 pytest.importorskip("mkdocs")
 
@@ -67,10 +67,7 @@ def test_linked_files_outside_the_pages_are_part_of_the_site(site: Path) -> None
 
 
 def test_the_configuration_reference_matches_the_code() -> None:
-    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs/hooks/reference.py")
-    assert spec and spec.loader
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    reference = load_script(ROOT / "docs/hooks/reference.py")
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "python docs/hooks/reference.py writes it"
     assert reference.SCHEMA.read_text(encoding="utf-8") == reference.schema(), (
         "python docs/hooks/reference.py writes it"

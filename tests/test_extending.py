@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -22,6 +21,7 @@ from mvlm.evaluate import task
 from mvlm.evaluate.measured import evaluate_checkpoint
 from mvlm.model.losses import extra
 from tests.conftest import ROOT, TINY
+from tests.scripts import load_script
 from tests.training.conftest import one_rank  # noqa: F401
 
 EXAMPLES = ROOT / "examples/extending"
@@ -29,11 +29,7 @@ TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.js
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(EXAMPLES / f"{name}.py")
 
 
 def test_the_page_shows_each_example_as_it_is() -> None:

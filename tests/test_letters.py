@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 import typing
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from mvlm.config import schema
 from mvlm.config.schema import Config
 from tests.conftest import ROOT
+from tests.scripts import load_script
 
 LETTER = re.compile(r"\((?:[^()]*[ ,;:])?[PRD](?:[:;,] [^()]*)?\)")
 """P, R or D in brackets, alone or with a few words."""
@@ -38,10 +38,7 @@ def of_method(table: str, key: str) -> bool:
 
 def meanings() -> dict[str, str]:
     """The comments that the reference page shows, by dotted key."""
-    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs/hooks/reference.py")
-    assert spec and spec.loader
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    reference = load_script(ROOT / "docs/hooks/reference.py")
     comments = reference.meanings(schema)
     hints = typing.get_type_hints(Config)
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ import pytest
 
 import mvlm
 from tests.conftest import ROOT
+from tests.scripts import load_script
 from tests.tars import add_file
 
 pytestmark = pytest.mark.campaign
@@ -31,11 +31,7 @@ def tars(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/loaders/{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / f"examples/loaders/{name}.py")
 
 
 def test_open_clip_trains_in_its_own_loop(tars: str) -> None:
