@@ -101,16 +101,16 @@ def test_the_order_is_chosen_recorded_and_reported_with_the_share_of_neighbourin
     assert state["order"] == [OrderSpec("global").to_json()]
     assert json.loads((run / "run.json").read_text())["config"]["data"]["shuffle"] == "global"
 
-    def told(*words: str) -> list[str]:
+    def reported(*words: str) -> list[str]:
         found = check_run(TOML, overrides(scenes, run, *words), JSON, 1, False).findings
         return [f.sentence for f in found if "rows of them in the source" in f.sentence]
 
-    (sentence,) = told()
+    (sentence,) = reported()
     share, shuffled = re.fullmatch(
         r".* is a global shuffle: in a batch of \d+, ([\d.]+)%.*\(([\d.]+)% in a full shuffle\)\.", sentence
     ).groups()
     assert 0 < float(share) < 2 * float(shuffled)
-    now, then = told("data.shuffle=blocks", "data.shuffle_block=16", "data.shuffle_window=1")
+    now, then = reported("data.shuffle=blocks", "data.shuffle_block=16", "data.shuffle_window=1")
     assert now == sentence and "blocks" in then
     assert float(re.findall(r"([\d.]+)%", then)[0]) > float(share)
 
@@ -395,9 +395,9 @@ codes = [
     main(["train", toml, *json, "data.train=" + sys.argv[1], "data.eval=nowhere"]),
     main(["check", "nowhere.toml", *json]),
 ]
-told = []
-read_run(Report("check", told.append), toml, ["data.train=nowhere"], json[1], False)
-assert codes == [1] * 5 and any("No shards at nowhere" in line for line in told), (codes, told)
+printed = []
+read_run(Report("check", printed.append), toml, ["data.train=nowhere"], json[1], False)
+assert codes == [1] * 5 and any("No shards at nowhere" in line for line in printed), (codes, printed)
 assert not {"torch", "transformers", "deepspeed"} & sys.modules.keys()
 """
 
@@ -409,14 +409,14 @@ def test_a_wrong_path_is_reported_before_torch_is_imported(scenes: Path) -> None
 
 
 def test_findings_are_printed_as_they_are_made() -> None:
-    told: list[str] = []
-    report = Report("check", told.append)
+    printed: list[str] = []
+    report = Report("check", printed.append)
     for number in range(SHOWN + 3):
         report.wrong("data", f"{number} is broken: mend it.")
-        assert len(told) == min(number + 1, SHOWN)
+        assert len(printed) == min(number + 1, SHOWN)
     report.wrong("toml", "0 is broken: mend it.")  # known already
     report.right("model", "It can be built.")
-    assert told[-1] == "right    model      It can be built."
+    assert printed[-1] == "right    model      It can be built."
     assert report.closing().splitlines() == [
         "wrong    data       3 more of this kind, which --json lists.",
         f"check: 1 right, {SHOWN + 3} wrong, 0 warning, 0 unknown",
@@ -424,18 +424,18 @@ def test_findings_are_printed_as_they_are_made() -> None:
 
 
 def test_shards_without_checksums_of_texts_are_reported(scenes: Path, tmp_path: Path) -> None:
-    def told() -> list[str]:
+    def unknown() -> list[str]:
         report = Report("check")
         check_corpus(report, load_config(TOML, TINY), str(old), deep=False)
         assert report.problems == []
         return [finding.sentence for finding in report.findings if finding.verdict == "unknown"]
 
     old = shutil.copytree(scenes / "train", tmp_path / "old")
-    assert told() == []
+    assert unknown() == []
     manifest = json.loads((old / "manifest.json").read_text())
     del manifest["indexes"]
     (old / "manifest.json").write_text(json.dumps(manifest))
-    (sentence,) = told()
+    (sentence,) = unknown()
     assert "texts of 1 of 1 shards are not checked" in sentence and "row-index" in sentence
 
 

@@ -224,9 +224,9 @@ def test_damaged_shards_are_broken(scenes: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"\x89PNG", b"\x00PNG", 200))
     os.truncate(shards / "eval/000000.arrow", 5000)
     found = isolated("shards", Folders(shards=(str(shards), str(tmp_path / "nowhere"))))
-    told = [finding.sentence for finding in found if finding.verdict == "broken"]
-    assert "eval/000000.arrow has 5000 bytes" in told[0] and "nowhere" in told[-1]
-    assert "train/000000.arrow row 1 (key" in told[1] and "has changed since it was written: copy" in told[1]
+    broken = [finding.sentence for finding in found if finding.verdict == "broken"]
+    assert "eval/000000.arrow has 5000 bytes" in broken[0] and "nowhere" in broken[-1]
+    assert "train/000000.arrow row 1 (key" in broken[1] and "has changed since it was written: copy" in broken[1]
     only(isolated("shards", Folders(shards=(str(scenes / "eval"),))), "works", "images decode")
 
 
@@ -270,8 +270,8 @@ def test_the_command_prints_findings_and_a_summary(
     assert lines[-1] == "doctor: 3 work, 0 absent, 1 broken"
     program("sinfo", "echo 'n1|all|idle'")
     assert main(["doctor", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["works"], told["broken"], told["problems"]) == (4, 0, 0)
-    assert told["findings"][0].keys() == {"subject", "state", "says", "remedy", "facts"}
-    assert told["findings"][0]["says"].startswith("Python 3") and not told["findings"][0]["says"].endswith(".")
-    assert told["findings"][0]["facts"]["version"] == ".".join(map(str, sys.version_info[:3]))
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["works"], printed["broken"], printed["problems"]) == (4, 0, 0)
+    assert printed["findings"][0].keys() == {"subject", "state", "says", "remedy", "facts"}
+    assert printed["findings"][0]["says"].startswith("Python 3") and not printed["findings"][0]["says"].endswith(".")
+    assert printed["findings"][0]["facts"]["version"] == ".".join(map(str, sys.version_info[:3]))

@@ -66,11 +66,11 @@ def come_late() -> int:
     if calls.rank == 0:
         assert calls.hear("here", 0.1) == {0: "here"} and calls.living == [0]
         calls.rendezvous.post("continued", True)
-        return 0 if calls.rendezvous.read("told", PATIENCE) else 1
+        return 0 if calls.rendezvous.read("too late", PATIENCE) else 1
     calls.rendezvous.read("continued", PATIENCE)
     with pytest.raises(UserError, match="rank 1 on n came too late to the start, and the others began"):
         calls.answer("the start", "n", PATIENCE)
-    calls.rendezvous.post("told", True)
+    calls.rendezvous.post("too late", True)
     return 0
 
 
