@@ -71,18 +71,18 @@ def test_the_grid_has_the_cells_of_the_page_in_their_order() -> None:
 
 def test_all_arms_start_from_the_same_contrastive_run(tmp_path: Path) -> None:
     icons = Icons(tmp_path, "foils", "validation")
-    told: Any = campaign.Campaign(plan.SIZES["small"], tmp_path, tmp_path, tmp_path)
-    told.__dict__["icons"] = icons
+    made: Any = campaign.Campaign(plan.SIZES["small"], tmp_path, tmp_path, tmp_path)
+    made.__dict__["icons"] = icons
     (tmp_path / campaign.COSTS).write_text(json.dumps({arm: {"steps": 900} for arm in plan.ARMS}))
     lines = [json.dumps({"cell": cell.name, "chosen_by": 1.0 if cell.rate == 3 else 0.5}) for cell in plan.rate_cells()]
     (tmp_path / campaign.CELLS).write_text("\n".join(lines))
-    contrast = told.run_of(plan.IconCell(plan.CONTRAST, 20, 4))
+    contrast = made.run_of(plan.IconCell(plan.CONTRAST, 20, 4))
     config = load_config(contrast.toml, contrast.words)
     alone = [name for name in ("itc", "itm", "image", "text") if config.objectives.weight(name)]
     assert (alone, config.checkpoint.init, config.train.steps) == (["itc"], "", 600)
     assert (config.optim.lr, config.train.global_batch, config.run.seed) == (4e-3, 256, 4)
     for arm in plan.ARMS:
-        mine = told.run_of(plan.IconCell(arm, 20, 4))
+        mine = made.run_of(plan.IconCell(arm, 20, 4))
         config = load_config(mine.toml, mine.words)
         assert config.checkpoint.init == str(contrast.folder) != config.run.dir
         assert (config.train.steps, config.optim.lr, config.train.global_batch) == (900, 6e-3, 64)
@@ -96,14 +96,14 @@ def begin(scenes: Path, home: Path, asked_to_stop: bool) -> int:
         Path(link).parent.mkdir(parents=True, exist_ok=True)
         if not Path(link).exists():
             Path(link).symlink_to(scenes / corpus)
-    told: Any = campaign.Campaign(plan.SIZES["rehearse"], home, home, home)
-    told.__dict__["icons"] = icons
+    made: Any = campaign.Campaign(plan.SIZES["rehearse"], home, home, home)
+    made.__dict__["icons"] = icons
     stop = StopRequests()
     if asked_to_stop:
         os.kill(os.getpid(), signal.SIGTERM)
     try:
         with one_rank():
-            campaign._train_beginning(told, plan.IconCell("joint", 4, 0), stop)
+            campaign._train_beginning(made, plan.IconCell("joint", 4, 0), stop)
     except campaign.Stopped:
         return ExitCode.REQUEUE
     return 0
@@ -152,9 +152,11 @@ def test_the_answer_on_the_page_is_that_of_the_stored_cells() -> None:
     computed = [
         row.strip("| ").split(" | ") for row in table.primary(kept_icons(), plan.SIZES["small"]).splitlines()[2:]
     ]
-    told = [row.strip("| ").split(" | ") for row in PAGE.replace("−", "-").splitlines() if row.startswith("| joint - ")]
-    assert len(told) == 4
-    for (_, measure, difference, interval, *rest), page in zip(computed, told, strict=True):
+    shown = [
+        row.strip("| ").split(" | ") for row in PAGE.replace("−", "-").splitlines() if row.startswith("| joint - ")
+    ]
+    assert len(shown) == 4
+    for (_, measure, difference, interval, *rest), page in zip(computed, shown, strict=True):
         wins, p, answer = rest[1], float(rest[-2]), rest[-1]
         assert (measure, float(difference), interval, answer) == (page[1], float(page[2]), page[3], page[6])
         assert page[4].removesuffix(" seeds") == wins and (float(page[5].strip("< ")) == p or p < 0.001)
@@ -166,16 +168,16 @@ def test_the_grid_on_the_page_is_that_of_the_stored_cells() -> None:
     computed = [f"{difference} ({interval}), {wins.strip(' |')}" for _, _, difference, interval, _, wins in rows]
     lines = PAGE.replace("−", "-").splitlines()
     begins = next(place for place, line in enumerate(lines) if line.startswith("| joint, ahead of |")) + 2
-    told = [line.strip("| ").split(" | ")[2:] for line in lines[begins : begins + len(computed) // 3]]
-    assert [row[share] for share in range(3) for row in told] == computed
+    shown = [line.strip("| ").split(" | ")[2:] for line in lines[begins : begins + len(computed) // 3]]
+    assert [row[share] for share in range(3) for row in shown] == computed
 
 
 def test_no_score_is_shown_before_the_primary_cells_are_complete(tmp_path: Path) -> None:
     (tmp_path / campaign.COSTS).write_text("{}")
     size = replace(plan.SIZES["small"], primary_seeds=2, seeds=2)
-    told = campaign.Campaign(size, tmp_path, tmp_path, tmp_path)
+    made = campaign.Campaign(size, tmp_path, tmp_path, tmp_path)
     for seed, arm in product((0, 1), ("joint", "itc_itm", "independent")):
-        assert "foils" not in table.summary(told) and not (tmp_path / "curves.png").exists()
+        assert "foils" not in table.summary(made) and not (tmp_path / "curves.png").exists()
         about = record(arm, seed, np.array([0.5, 1.0, seed])) | {
             "numbers": {"foils": 0.75},
             "curve": [],
@@ -183,7 +185,7 @@ def test_no_score_is_shown_before_the_primary_cells_are_complete(tmp_path: Path)
         }
         with (tmp_path / campaign.CELLS).open("a") as file:
             file.write(json.dumps(about) + "\n")
-    assert "foils" in table.summary(told) and (tmp_path / "curves.png").exists()
+    assert "foils" in table.summary(made) and (tmp_path / "curves.png").exists()
 
 
 def crossed(rng: np.random.Generator, mean: float, seeds: int, units: int) -> np.ndarray:
