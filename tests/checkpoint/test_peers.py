@@ -155,8 +155,8 @@ def test_ranks_send_copies_around_a_ring_of_nodes() -> None:
 
 def test_each_file_is_sent_from_a_node_that_has_it_to_those_that_lack_it() -> None:
     entries = [Entry(name, 1, "") for name in ("a", "b", "c")]
-    told = [((0, 1), ["a"]), ((0, 1), ["b"]), ((2,), ["a"]), ((3,), [])]
-    transfers, lacking = plan_transfers(entries, told)
+    held = [((0, 1), ["a"]), ((0, 1), ["b"]), ((2,), ["a"]), ((3,), [])]
+    transfers, lacking = plan_transfers(entries, held)
     assert lacking == ["c"]
     assert transfers == [Transfer(entries[0], 0, 3), Transfer(entries[1], 1, 2), Transfer(entries[1], 1, 3)]
 

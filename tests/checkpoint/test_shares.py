@@ -42,8 +42,8 @@ def test_elements_that_a_rank_reads_get_the_shape_of_the_tensor(checkpoint: Path
         assert torch.equal(whole["weight"], files["a"].tensor())
 
 
-@pytest.mark.parametrize(("value", "told"), [(float("nan"), "holds NaN in 1"), (None, "cannot be read")])
-def test_a_problem_is_kept_until_the_ranks_can_agree_on_it(checkpoint: Path, value: float | None, told: str) -> None:
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "holds NaN in 1"), (None, "cannot be read")])
+def test_a_problem_is_kept_until_the_ranks_can_agree_on_it(checkpoint: Path, value: float | None, said: str) -> None:
     with open_tensors(checkpoint, WEIGHTS) as files:
         path = files["c"].path
         if value is None:  # truncated after it was opened
@@ -57,7 +57,7 @@ def test_a_problem_is_kept_until_the_ranks_can_agree_on_it(checkpoint: Path, val
         assert not shares.problem  # the damaged end was not read
         assert len(shares.read("c", "weight", 2, 4)) == 2
         shares.read("b", "weight", 0, 1)
-    assert told in shares.problem and str(path) in shares.problem
+    assert said in shares.problem and str(path) in shares.problem
 
 
 @pytest.fixture

@@ -129,13 +129,13 @@ def test_a_probe_with_one_picture_per_class_does_not_claim_to_have_chosen_its_pe
     for picture in folder.rglob("0.PNG"):
         (one / picture.parts[-3]).mkdir()
         shutil.copy(picture, one / picture.parts[-3])
-    for train, told, tried in (
+    for train, chosen, tried in (
         (folder, "best on every fifth training picture", "{0}, {0} of which it has learned from;"),
         (one, "the strongest, for no class has a", "{0} others;"),
     ):
         asked = Settings((str(folder),), 0, SEARCH, train=str(train))
         result = probe.LinearProbeTask().run(loaded, asked, CPU)
-        assert told in result["protocol"] and f"tried on {tried.format(result['images'])}" in result["protocol"]
+        assert chosen in result["protocol"] and f"tried on {tried.format(result['images'])}" in result["protocol"]
 
 
 def test_a_limit_takes_pictures_of_all_classes(folder, capsys):

@@ -317,10 +317,10 @@ def test_the_card_has_no_results_of_other_checkpoints(run, tmp_path):
     with (copy / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 9, "eval/image_to_text_r1": 0.75}\n')
     found = {"image_to_text": {"itc": {"r1": 0.5, "r5": 0.5, "r10": 0.5}}}
-    for step, told in ((9, False), (7, True)):
+    for step, shown in ((9, False), (7, True)):
         (copy / "retrieval.json").write_text(json.dumps(found | {"step": step}))
         card = model_card(copy, "small")
-        assert "| eval/image_to_text_r1 | 0.25 |" in card and ("50.0, 50.0, 50.0" in card) == told
+        assert "| eval/image_to_text_r1 | 0.25 |" in card and ("50.0, 50.0, 50.0" in card) == shown
 
 
 def test_the_card_names_the_data_of_retrieval_and_lists_only_scores_as_results(run, tmp_path):

@@ -170,9 +170,9 @@ def test_a_model_fine_tuned_for_questions_answers_tasks(answering: Path, rows: P
             GIVEN[int(model(**processor(images=[Image.open(line["image"])], text=[QUESTION])).logits.argmax())]
             for line in lines
         ]
-    told = tmp_path / "told.jsonl"
-    told.write_text("".join(json.dumps(line | {"answer": said[0]}) + "\n" for line in lines))
-    found = run_lmms_eval(answering, told, tmp_path, "", "generate_until", "exact_match", QUESTION)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps(line | {"answer": said[0]}) + "\n" for line in lines))
+    found = run_lmms_eval(answering, asked, tmp_path, "", "generate_until", "exact_match", QUESTION)
     assert found == pytest.approx(np.mean([each == said[0] for each in said]))
 
 

@@ -206,8 +206,8 @@ def test_the_page_says_what_sharding_dropped(brief_run, add_metrics, tmp_path):
     assert (corpus.read, corpus.kept, corpus.captions) == (3, 1, 1)
     report(brief_run, "--out", tmp_path / "page.html")
     _, page = read(tmp_path / "page.html")
-    told = ", ".join(f"1 {reason}" for reason in sorted(counted["dropped"]))
-    assert f"{told}2" in page.text  # the next cell has the images that were bad in training
+    dropped = ", ".join(f"1 {reason}" for reason in sorted(counted["dropped"]))
+    assert f"{dropped}2" in page.text  # the next cell has the images that were bad in training
 
 
 def test_a_run_that_read_a_tar_can_be_reported(brief_run, tmp_path):

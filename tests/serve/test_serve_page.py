@@ -29,11 +29,11 @@ def test_every_command_runs(trained, scenes, tmp_path):
 
 
 def test_the_page_names_the_limits_of_the_server():
-    told = " ".join(PAGE.split())
-    assert f"{PIXEL_LIMIT // 10**6} million pixels" in told
-    assert f"{guard.BODY_LIMIT / 1e6:.1f} MB is refused" in told
-    assert f"after {guard.PATIENCE_S} seconds" in told
-    assert gate.WAITING == 8 and "Eight requests may wait" in told
+    text = " ".join(PAGE.split())
+    assert f"{PIXEL_LIMIT // 10**6} million pixels" in text
+    assert f"{guard.BODY_LIMIT / 1e6:.1f} MB is refused" in text
+    assert f"after {guard.PATIENCE_S} seconds" in text
+    assert gate.WAITING == 8 and "Eight requests may wait" in text
     connections, of_one = connection.CONNECTIONS, connection.PER_CLIENT
-    assert f"At most {connections} connections are open at a time, and {of_one} from one address" in told
-    assert f"sends no request headers for {connection.HEADERS_S} seconds" in told
+    assert f"At most {connections} connections are open at a time, and {of_one} from one address" in text
+    assert f"sends no request headers for {connection.HEADERS_S} seconds" in text

@@ -280,8 +280,8 @@ def test_the_command_reports_once_and_refuses_a_missing_folder(
     running.beat(0)
     running.beat(1)
     assert main(["watch", str(running.folder), "--once", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["state"], told["step"], told["metrics"]["loss"]) == ("running", 20, 1.0)
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["state"], printed["step"], printed["metrics"]["loss"]) == ("running", 20, 1.0)
     assert main(["watch", str(running.folder)]) == 0  # ends at once, since the output is no terminal
     assert "step 20 of 100" in capsys.readouterr().out
     assert main(["watch", str(tmp_path / "nothing"), "--once"]) == 1
