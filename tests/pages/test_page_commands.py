@@ -59,7 +59,6 @@ QUICK = ["examples/README.md", "data_tools/README.md", "docs/data.md", "docs/obs
 
 SHORTER = {
     "--count 4000": "--count 160",
-    "--port 8080": "--port 0",
     "keep_every=1000": "keep_every=2",
     "--at 1000,2000,4000 --steps 200": "--at 2,4 --steps 2",
     '"deepspeed --module mvlm"': '"python -m mvlm"',
@@ -100,6 +99,17 @@ def test_the_tests_that_run_commands_elsewhere_exist() -> None:
         path, name = test.split("::")
         assert re.search(rf"^(@.*\n)*def {name}\(", (ROOT / path).read_text(), re.MULTILINE), test
         assert (ROOT / what).exists() or any(line.startswith(what) for line in lines), what
+
+
+def test_pages_that_are_run_quickly_or_shortened_exist() -> None:
+    """Otherwise a renamed page would be left to the campaign."""
+    walked_pages = {page.relative_to(ROOT).as_posix() for page in PAGES if walked(page)}
+    assert {*QUICK, *BEFORE} <= walked_pages
+    blocks = [block for page in PAGES for block in walked(page)]
+    text = "\n".join(
+        block.text if isinstance(block, Script) else "\n".join(command.line for command in block) for block in blocks
+    )
+    assert [long for long in SHORTER if long not in text] == []
 
 
 def test_the_first_page_does_not_use_the_output_folders_of_the_next() -> None:
@@ -234,7 +244,7 @@ def train_here(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int
 
 def serve(words: list[str]) -> int:
     """Serve until the server listens."""
-    process, address = start(*words[: words.index("--port")] if "--port" in words else words)
+    process, address = start(*words)
     assert address.startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGINT)
     return process.wait(timeout=100)
