@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from numbers import Real
@@ -66,8 +67,9 @@ def evaluate_checkpoint(
         raise UserError(f"{asked['words']!r} cannot be `words`: give a list of words.")
     asked |= {name: whole(name, asked[name], least) for name, least in LEAST.items() if name in asked}
     asked |= {name: _text(name, asked[name]) for name in TEXTS if name in asked}
-    if not isinstance(asked.get("memory_gb", 1), Real) or not asked.get("memory_gb", 1) > 0:
-        raise UserError(f"{asked['memory_gb']!r} cannot be `memory_gb`: give a number above 0.")
+    memory_gb = asked.get("memory_gb", 1)
+    if not isinstance(memory_gb, Real) or not math.isfinite(memory_gb) or memory_gb <= 0:
+        raise UserError(f"{memory_gb!r} cannot be `memory_gb`: give a number above 0.")
     require_each_once(places := tuple(fspath(place) for place in data))
     device = dist.device()
     loaded: Loaded[Any] = (

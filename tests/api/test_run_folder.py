@@ -50,6 +50,7 @@ def test_an_exported_run_has_the_same_weights(run: TrainedRun, tmp_path: Path) -
         ("retrieval", {"where": ["width > 0"]}, "cannot be `where`: give a"),
         ("retrieval", {"memory_gb": 0}, "cannot be `memory_gb`: give a"),
         ("retrieval", {"memory_gb": "4"}, "cannot be `memory_gb`: give a"),
+        ("retrieval", {"memory_gb": float("inf")}, "cannot be `memory_gb`: give a"),
         ("retrieval", {"rerank": -1}, "cannot be `rerank`: give a"),
         ("retrieval", {"rerank": 2.5}, "cannot be `rerank`: give a"),
         ("retrieval", {"batch": 0}, "cannot be `batch`: give a"),
