@@ -124,6 +124,11 @@ def search_scores(odds_AK: np.ndarray, cosine_AK: np.ndarray, temperature: float
     return odds_AK + cosine_AK / temperature
 
 
+def match_probability(odds: np.ndarray) -> np.ndarray:
+    """ITM's probability of a match from its log-odds, however large."""
+    return np.exp(-np.logaddexp(0, -odds))
+
+
 def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right: RelevantItems) -> np.ndarray:
     """The best right item's rank after re-ranking; unchanged if no right item is a candidate."""
     widest = reranked_AK.shape[1] * max(1, right.counts().max(initial=1))

@@ -49,8 +49,9 @@ def best(
             odds = np.empty(pairs.size, dtype=np.float32)
             odds[order] = match_pairs(model, pictures, pairs.ravel()[order], sizes, device)
             odds_AK = odds.reshape(pairs.shape)
-            for query, (items, row) in enumerate(zip(first_AK.tolist(), odds_AK.tolist(), strict=True)):
-                match_AN |= {(query, item): float(1 / (1 + np.exp(-odd))) for item, odd in zip(items, row, strict=True)}
+            match_AK = ranking.match_probability(odds_AK)
+            for query, (items, row) in enumerate(zip(first_AK.tolist(), match_AK.tolist(), strict=True)):
+                match_AN |= {(query, item): match for item, match in zip(items, row, strict=True)}
             temperature = float(model.contrastive_scale()[0])
             score_AK = ranking.search_scores(odds_AK, by_itc.cosine_AK[:, :rerank], temperature)
             top_AK = np.concatenate([ranking.rerank(first_AK, score_AK), top_AK[:, rerank:]], axis=1)

@@ -250,7 +250,8 @@ def find_by_sentence(
         cosine_K = np.array([each.similarity for each in found[:rerank]])
         score_K = ranking.search_scores(odds_K, cosine_K, float(model.contrastive_scale()[0]))
     order = ranking.rerank(np.arange(len(first))[None], score_K[None])[0]
-    matched = [replace(found[at], match=float(1 / (1 + np.exp(-odds_K[at])))) for at in order]
+    match_K = ranking.match_probability(odds_K)
+    matched = [replace(found[at], match=float(match_K[at])) for at in order]
     return (matched + found[rerank:])[:top]
 
 

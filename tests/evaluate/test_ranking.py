@@ -1,5 +1,7 @@
 """Ranks, re-ranking, recall and chance against independent references."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,13 @@ def test_reranking_equals_brute_force(search, candidates, seed, tile):
         whole = front + order[candidates:]
         assert first_AK[a].tolist() == front
         assert got[a] == min(whole.index(answer) for answer in right[a])
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_log_odds_are_too_large_for_a_probability():
+    odds = [-1000.0, -90.0, -5.0, 0.0, 0.5, 90.0, 1000.0]
+    found = ranking.match_probability(np.array(odds, np.float32))
+    assert found.tolist() == pytest.approx([0, 0, 1 / (1 + math.exp(5)), 0.5, 1 / (1 + math.exp(-0.5)), 1, 1])
 
 
 def test_an_uninformative_matcher_gains_nothing_from_the_order_of_itc():
