@@ -1,4 +1,4 @@
-"""What is taken for an image, and how much it may ask for: the same with every decoder and where shards are made."""
+"""Which images are accepted and how large they may be, alike for every decoder and where shards are made."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ from mvlm.data.images.encoded import BYTE_LIMIT, PIXEL_LIMIT, SCAN_LIMIT, BadIma
 from mvlm.data.images.upright import eight_bits
 from tests.pictures import encoded, png
 
-HERE = [name for name, why_not in DECODERS.items() if why_not() is None]
+AVAILABLE = [name for name, why_not in DECODERS.items() if why_not() is None]
 DOWN, ACROSS = np.mgrid[:20, :30]
 PIXELS = np.stack([DOWN * 12, ACROSS * 8, 255 - DOWN * 5 - ACROSS * 3], 2).astype(np.uint8)
 PHOTO = Image.fromarray(PIXELS)
@@ -25,7 +25,7 @@ GREY = PIXELS[:, :, 0]
 
 
 def three_scans(more=0):
-    """A JPEG of three channels in a scan each, of which the last is there `more` times more."""
+    """A JPEG with a scan for each of its three channels, the last of which is repeated `more` times."""
     data = encoded(Image.new("L", (64, 48)), "JPEG")
     frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
     three = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 48, 64, 3) + b"".join(bytes([i, 0x11, 0]) for i in (1, 2, 3))
@@ -34,14 +34,14 @@ def three_scans(more=0):
 
 
 def progressive(more=0, between=b""):
-    """A progressive JPEG with so many empty scans more, each of a few bytes for all its pixels."""
+    """A progressive JPEG with `more` additional empty scans, each a few bytes for all its pixels."""
     data = encoded(Image.new("L", (2000, 2000)), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + (between + data[last:-2]) * (more + 1) + data[-2:]
 
 
 def webp(side):
-    """A few bytes that are a WebP of one colour of any size."""
+    """A WebP of one colour, a few bytes whatever its size."""
     data = bytearray(encoded(Image.new("RGB", (16, 16), (10, 200, 30)), "WEBP", lossless=True))
     at = data.index(b"VP8L") + 9
     data[at : at + 4] = struct.pack("<I", (side - 1) | (side - 1) << 14)
@@ -76,7 +76,7 @@ LARGE, SCANS = "image is too large", "image has too many scans"
 HOSTILE = {
     "progressive": (progressive(2000), SCANS),
     "sequential": (three_scans(2000), SCANS),
-    "one more than may be": (three_scans(SCAN_LIMIT - 2), SCANS),
+    "one scan too many": (three_scans(SCAN_LIMIT - 2), SCANS),
     "tables between": (progressive(200, b"\xff\xfe\x00\x04\xff\xd9"), SCANS),
     "webp": (webp(9400), LARGE),
     "animated webp": (webp_canvas(9400), LARGE),
@@ -87,7 +87,7 @@ HOSTILE = {
 }
 
 
-def by_training(data, decoder, monkeypatch):
+def shown_in_training(data, decoder, monkeypatch):
     monkeypatch.setenv(FORCE, decoder)
     picture = open_picture(memoryview(data))
     out = np.empty((3, 16, 16), np.uint8)
@@ -96,12 +96,12 @@ def by_training(data, decoder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_asks_for_too_much_is_refused_alike_and_at_once(name, monkeypatch):
+def test_images_that_need_too_much_are_refused_at_once_with_the_same_reason(name, monkeypatch):
     data, reason = HOSTILE[name]
     began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for decoder in HERE:
+    for decoder in AVAILABLE:
         with pytest.raises(BadImage) as refused:
-            by_training(data, decoder, monkeypatch)
+            shown_in_training(data, decoder, monkeypatch)
         assert refused.value.reason == reason
     for take in (load_image, decode):
         with pytest.raises(BadImage) as refused:
@@ -114,16 +114,16 @@ def test_what_asks_for_too_much_is_refused_alike_and_at_once(name, monkeypatch):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
-def test_as_many_scans_as_real_images_have_are_taken(monkeypatch):
+def test_as_many_scans_as_real_images_have_are_accepted(monkeypatch):
     for data in (three_scans(), progressive(), three_scans(SCAN_LIMIT - 3)):
         check_scans(data)
-        for decoder in HERE:
-            by_training(data, decoder, monkeypatch)
+        for decoder in AVAILABLE:
+            shown_in_training(data, decoder, monkeypatch)
         decode(data)
 
 
-def test_marks_of_scans_that_are_none_do_not_count():
-    """In what cameras put before the picture, behind its end, and within the one scan of an ordinary image."""
+def test_markers_outside_of_scans_are_not_counted_as_scans():
+    """In a comment, behind the end of the image, and within the only scan of a baseline image."""
     noise = b"\xff\xda\0\2" * 500
     data = encoded(PHOTO, "JPEG", progressive=True)
     comment = b"\xff\xfe" + struct.pack(">H", len(noise) + 2) + noise
@@ -132,7 +132,7 @@ def test_marks_of_scans_that_are_none_do_not_count():
         load_image(sound)
 
 
-def test_the_limit_is_one_of_bytes():
+def test_the_limit_is_in_bytes():
     check_size(1, PIXEL_LIMIT)
     check_size(1, PIXEL_LIMIT, channels=1)
     check_size(1, BYTE_LIMIT // 8, channels=4, sample_bytes=2)
@@ -141,7 +141,7 @@ def test_the_limit_is_one_of_bytes():
             check_size(*large)
 
 
-def test_the_smallest_webp_is_still_one():
+def test_the_hostile_webp_is_valid_and_tiny():
     assert load_image(webp(60)).size == (60, 60)
     assert len(webp(9400)) < 40
 
@@ -161,10 +161,10 @@ FLOATS = np.linspace(-3, 9, 600, dtype=np.float32).reshape(20, 30)
 STRETCHED = np.round((FLOATS + 3) / 12 * 255)
 WITH_HOLES = FLOATS.copy()
 WITH_HOLES[3, 3] = np.nan
-LESS = STRETCHED.copy()
-LESS[3, 3] = 0
+WITH_HOLES_STRETCHED = STRETCHED.copy()
+WITH_HOLES_STRETCHED[3, 3] = 0
 
-TAKEN = {
+ACCEPTED = {
     "tiff": (tiff(PIXELS), PIXELS),
     "tiff lzw": (tiff(PIXELS, compression="tiff_lzw"), PIXELS),
     "tiff deflate": (tiff(PIXELS, compression="tiff_adobe_deflate"), PIXELS),
@@ -179,7 +179,7 @@ TAKEN = {
     "png 16 bits": (encoded(Image.fromarray(WIDE), "PNG"), WIDE >> 8),
     "dark png 16 bits": (encoded(Image.fromarray(WIDE % 200), "PNG"), WIDE * 0),
     "tiff floats": (tiff(FLOATS), STRETCHED),
-    "tiff floats with holes": (tiff(WITH_HOLES), LESS),
+    "tiff floats with holes": (tiff(WITH_HOLES), WITH_HOLES_STRETCHED),
     "tiff of one float": (tiff(FLOATS * 0 + 7), GREY * 0),
     "tiff 32 bits": (tiff((FLOATS * 1000).astype(np.int32)), STRETCHED),
     "tiff cmyk": (encoded(PHOTO.convert("CMYK"), "TIFF"), np.asarray(PHOTO.convert("CMYK").convert("RGB"))),
@@ -194,11 +194,11 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
-def test_what_is_taken_looks_the_same_in_training_and_when_it_is_shrunk(name):
-    data, pixels = TAKEN[name]
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted_images_look_the_same_in_training_and_when_they_are_shrunk(name):
+    data, pixels = ACCEPTED[name]
     expected = np.broadcast_to(pixels if pixels.ndim == 3 else pixels[:, :, None], (*pixels.shape[:2], 3))
-    # Of halves the two sums may differ.
+    # Halves may be rounded either way.
     assert np.abs(np.asarray(load_image(data)).astype(int) - expected).max() <= (
         1 if "float" in name or "32" in name else 0
     )
@@ -210,11 +210,15 @@ def test_what_is_taken_looks_the_same_in_training_and_when_it_is_shrunk(name):
     small = np.asarray(load_image(shrunk.pictures[0].encoded)).astype(int)
     whole = load_image(data)
     wanted = np.asarray(whole.resize(small.shape[1::-1], Image.Resampling.BICUBIC)).astype(int)
-    if name not in ("tiff palette", "tiff one bit", "tiff with alpha"):  # whose mean is another before it is RGB
+    if name not in (
+        "tiff palette",
+        "tiff one bit",
+        "tiff with alpha",
+    ):  # these have another mean before they are converted to RGB
         assert np.abs(small - wanted).mean() < 4
 
 
-def test_avif_is_taken():
+def test_avif_is_accepted():
     flat = encoded(Image.new("RGB", (30, 20), (200, 30, 90)), "AVIF")
     assert np.abs(np.asarray(load_image(flat)).astype(int) - (200, 30, 90)).max() < 6
     assert (decode(flat).width, decode(flat).height) == (30, 20)
@@ -232,14 +236,14 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_other_formats_are_named_with_the_remedy(name):
+def test_unsupported_formats_are_named_with_a_remedy(name):
     for take in (load_image, decode, open_picture):
         with pytest.raises(BadImage, match="convert it to PNG or JPEG") as refused:
             take(UNSUPPORTED[name])
         assert refused.value.reason == f"unsupported image format ({name})"
 
 
-def test_a_tiff_that_pillow_would_show_inverted_is_not_taken():
+def test_a_tiff_that_pillow_would_invert_is_refused():
     data = bytearray(tiff(WIDE))
     at = data.index(struct.pack("<HHI", 262, 3, 1)) + 8
     data[at : at + 2] = bytes(2)
@@ -256,6 +260,6 @@ def test_damage_is_found_wherever_it_is(kind):
                 take(data[:length] if length else os.urandom(99))
 
 
-def test_grey_of_eight_bits_stays_the_image_it_is():
+def test_an_8_bit_grey_image_is_returned_as_it_is():
     image = Image.fromarray(GREY)
     assert eight_bits(image) is image
