@@ -1,4 +1,4 @@
-"""Samples: what is drawn, from what, and what a damaged image says."""
+"""Samples: what they depend on, what is drawn for them, and how they are collated and evaluated."""
 
 import io
 import zlib
@@ -35,7 +35,7 @@ def batch_of(dataset, samples):
 def test_a_sample_is_a_function_of_seed_position_and_row(dataset, mixture, tokenizer, config):
     again = PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
     assert equal(dataset.sample(3, 70), again.sample(3, 70))
-    # Within an epoch the place in the order changes nothing but the position itself.
+    # Within an epoch, a place in the order changes only the position itself.
     assert equal(dataset.sample(3, 70), replace(dataset.sample(90, 70), position=3))
     other_seed = PairDataset(mixture, tokenizer, *of_pairs(replace(config, run=Run(seed=8))), (4, 4))
     ours = [dataset.sample(3, row) for row in range(60, 70)]
@@ -43,49 +43,49 @@ def test_a_sample_is_a_function_of_seed_position_and_row(dataset, mixture, token
     for others in (next_epoch, [other_seed.sample(3, row) for row in range(60, 70)]):
         for name in ("images", "patch_mask_N"):
             same = [np.array_equal(getattr(a, name), getattr(b, name)) for a, b in zip(ours, others, strict=True)]
-            assert sum(same) < 7  # a fourth of the masks of 4 blocks is equal by chance
+            assert sum(same) < 7  # a quarter of the masks of 4 blocks are equal by chance
 
 
-def test_every_epoch_hides_other_tokens_of_a_caption(mixture, tokenizer, with_data):
+def test_each_epoch_masks_different_tokens_of_a_caption(mixture, tokenizer, with_data):
     dataset = PairDataset(mixture, tokenizer, *of_pairs(with_data(caption="first")), (4, 4))
     long = [row for row in range(len(dataset)) if len(dataset.sample(0, row).text_L) > 10]
     epochs = [[dataset.sample(epoch * len(dataset), row).target_L for row in long] for epoch in range(2)]
     assert np.mean([np.array_equal(one, other) for one, other in zip(*epochs, strict=True)]) < 0.2
 
 
-def test_fields_are_what_the_batch_wants(dataset):
+def test_the_fields_of_a_sample_have_the_configured_sizes(dataset):
     for row in range(40):
         sample = dataset.sample(row, row)
         assert sample.images[0].shape == (3, 32, 32) and sample.images[0].dtype == np.uint8
         assert len(sample.images) == 1
         assert sample.patch_mask_N.shape == (16,) and sample.patch_mask_N.sum() == 3 * 4  # ceil(.6 * 4) of 2 x 2
         assert len(sample.text_L) <= 14 and sample.text_L[0] == 0 and sample.text_L[-1] == 2
-        hidden = sample.target_L != IGNORE
-        assert hidden.sum() == max(1, round(0.3 * (len(sample.text_L) - 2)))
-        assert not hidden[[0, -1]].any()
+        masked = sample.target_L != IGNORE
+        assert masked.sum() == max(1, round(0.3 * (len(sample.text_L) - 2)))
+        assert not masked[[0, -1]].any()
 
 
-def test_captions_are_tokenised_as_transformers_does(dataset, tokenizer, rows):
+def test_captions_are_tokenised_as_by_transformers(dataset, tokenizer, rows):
     for row in rows:
         for caption in row["captions"]:
             expected = tokenizer(caption, truncation=True, max_length=14)["input_ids"]
             assert dataset.captions.encode(caption).tolist() == expected
 
 
-def test_texts_that_are_cut_are_told(dataset, mixture, tokenizer, with_data, rows):
+def test_cut_texts_are_reported(dataset, mixture, tokenizer, with_data, rows):
     captions = [caption for row in rows for caption in row["captions"]]
     lengths = [len(tokenizer(caption)["input_ids"]) for caption in captions]
     assert dataset.captions.whole_lengths(captions) == lengths and min(lengths) <= 14 < max(lengths)
     cut = sum(length > 14 for length in lengths)
-    told = f"{cut} of {len(lengths)} are longer, up to {max(lengths)} tokens"
-    assert f"at data.text_length = 14: in the first rows {told}" in truncation_warning(dataset)
+    report = f"{cut} of {len(lengths)} are longer, up to {max(lengths)} tokens"
+    assert f"at data.text_length = 14: in the first rows {report}" in truncation_warning(dataset)
     longer = PairDataset(mixture, tokenizer, *of_pairs(with_data(text_length=max(lengths))), dataset.grid)
     assert truncation_warning(longer) == ""
     assert f"texts cut at 14 tokens ({cut} of" in EvalDataset(mixture, tokenizer, 14, 32).reported_length
     assert EvalDataset(mixture, tokenizer, max(lengths), 32).reported_length.endswith("tokens (none is longer)")
 
 
-def test_spans_say_where_each_token_stands(dataset):
+def test_spans_give_the_place_of_each_token(dataset):
     caption = "a dog near the red cat"
     text, spans = dataset.captions.encode(caption), dataset.captions.spans(caption)
     assert len(text) == len(spans)
@@ -95,28 +95,28 @@ def test_spans_say_where_each_token_stands(dataset):
     assert all(span == (0, 0) for span, keep in zip(spans, ordinary, strict=True) if not keep)
 
 
-def test_tokenising_from_many_threads(dataset, rows):
+def test_captions_can_be_tokenised_in_many_threads(dataset, rows):
     captions = [caption for row in rows for caption in row["captions"]] * 5
     with ThreadPoolExecutor(8) as pool:
         threaded = list(pool.map(dataset.captions.encode, captions))
     assert all(np.array_equal(one, dataset.captions.encode(c)) for one, c in zip(threaded, captions, strict=True))
 
 
-def test_which_caption_an_epoch_takes(mixture, tokenizer, with_data, rows):
+def test_the_caption_setting_decides_which_caption_an_epoch_uses(mixture, tokenizer, with_data, rows):
     row = next(i for i, r in enumerate(rows) if len(set(r["captions"])) == 3)
     encoded = [tokenizer(c, truncation=True, max_length=14)["input_ids"] for c in rows[row]["captions"]]
 
-    def taken(caption, epochs=60):
+    def used(caption, epochs=60):
         dataset = PairDataset(mixture, tokenizer, *of_pairs(with_data(caption=caption)), (4, 4))
         return [encoded.index(dataset.sample(e * len(dataset), row).text_L.tolist()) for e in range(epochs)]
 
-    assert taken("first", 6) == [0] * 6
-    assert taken("cycle", 7) == [0, 1, 2, 0, 1, 2, 0]
-    drawn = np.bincount(taken("draw"), minlength=3)
+    assert used("first", 6) == [0] * 6
+    assert used("cycle", 7) == [0, 1, 2, 0, 1, 2, 0]
+    drawn = np.bincount(used("draw"), minlength=3)
     assert drawn.min() > 8
 
 
-def test_captions_with_sides_forbid_the_flip(tmp_path, tokenizer, with_data):
+def test_images_whose_captions_name_a_side_are_not_flipped(tmp_path, tokenizer, with_data):
     captions = ["a dog on the left", "Right: a cat", "the left-hand dog", "a copyright notice", "cleft dog"]
     rows = [row | {"captions": [caption]} for row, caption in zip(make_rows(5), captions, strict=True)]
     mixture = Mixture([write_shards(tmp_path / "s", rows)])
@@ -134,7 +134,7 @@ def test_captions_with_sides_forbid_the_flip(tmp_path, tokenizer, with_data):
     assert all((off.sample(e * 5, 4).images[0] == whole).all() for e in range(30))
 
 
-def test_two_views_share_the_image_but_not_the_draws(mixture, tokenizer, with_data, dataset):
+def test_two_views_of_an_image_are_cropped_independently(mixture, tokenizer, with_data, dataset):
     two = PairDataset(mixture, tokenizer, *of_pairs(with_data(shared_view=False)), (4, 4)).sample(3, 70)
     one = dataset.sample(3, 70)
     assert (two.images[0] == one.images[0]).all()
@@ -144,12 +144,12 @@ def test_two_views_share_the_image_but_not_the_draws(mixture, tokenizer, with_da
     assert (batch.masked_image_BCHW[0].numpy() == two.images[-1]).all()
 
 
-def test_blocks_that_do_not_tile_are_refused_at_once(mixture, tokenizer, config):
+def test_blocks_that_do_not_tile_the_grid_are_refused_when_the_dataset_is_made(mixture, tokenizer, config):
     with pytest.raises(UserError, match="image_mask_block = 3"):
         PairDataset(mixture, tokenizer, *of_pairs(replace(config, objectives=Objectives(image_mask_block=3))), (4, 4))
 
 
-def test_an_evaluated_image_that_is_bad_names_shard_row_and_key(tmp_path, tokenizer, config):
+def test_a_bad_image_in_an_evaluation_is_reported_with_shard_row_and_key(tmp_path, tokenizer, config):
     rows = make_rows(6)
     rows[4]["image"] = b"<html>"
     folder = write_shards(tmp_path / "s", rows, shard_rows=4)
@@ -161,7 +161,7 @@ def test_an_evaluated_image_that_is_bad_names_shard_row_and_key(tmp_path, tokeni
         EvalDataset(Mixture([folder]), tokenizer, *reading(config)).images(range(6))
 
 
-def test_collate_pads_to_eight_but_not_past_the_limit(dataset):
+def test_collate_pads_to_a_multiple_of_eight_within_the_limit(dataset):
     samples = [dataset.sample(i, i) for i in range(30)]
     short = [s for s in samples if len(s.text_L) <= 8]
     assert short and batch_of(dataset, short).text_BL.shape[1] == 8
@@ -183,7 +183,7 @@ def test_collate_pads_to_eight_but_not_past_the_limit(dataset):
     assert {types[n] for n in types if n.endswith(("_B", "text_BL", "target_BL"))} == {torch.int64}
 
 
-def test_caption_ids_are_equal_for_equal_tokens_alone(dataset):
+def test_caption_ids_are_equal_only_for_equal_tokens(dataset):
     texts = [tuple(dataset.sample(i, i).text_L.tolist()) for i in range(len(dataset))]
     ids = {text: caption_id(np.array(text)) for text in texts}
     assert len(set(ids.values())) == len(set(texts))

@@ -1,4 +1,4 @@
-"""Micro-batches copied to the device: in their order, whole, a step ahead, from any position on."""
+"""Micro-batches are copied to the device in order, whole and a step ahead, from any position on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def draws(dataset, config):
     return make_sampler(dataset.mixture, config.run.seed, [order_of(config.data)])
 
 
-class Noted(DeviceCopies):
-    """Says which positions' copies have begun."""
+class RecordedCopies(DeviceCopies):
+    """Records the positions whose copies have begun."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -31,25 +31,26 @@ class Noted(DeviceCopies):
         return super().begin(batch)
 
 
-def taken(loader: Loader, steps: int) -> list[dict[int, str]]:
+def read(loader: Loader, steps: int) -> list[dict[int, str]]:
+    """The digest of each position, by step."""
     return [{at: it for batch in next(loader) for at, it in pairs(batch).items()} for _ in range(steps)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_is_the_same_and_goes_on_the_same_from_where_it_was_left(dataset, draws, workers):
+def test_a_copied_stream_is_the_same_and_resumes_where_it_was_left(dataset, draws, workers):
     with Loader(dataset, draws, **OPTIONS, workers=workers) as loader:
-        plain = taken(loader, 4)
-    with Loader(dataset, draws, **OPTIONS, workers=workers, copies=Noted(torch.device("cpu"))) as loader:
-        assert taken(loader, 2) == plain[:2]
-        loader.ready()  # the third step's copies have begun, and are lost with this loader
+        plain = read(loader, 4)
+    with Loader(dataset, draws, **OPTIONS, workers=workers, copies=RecordedCopies(torch.device("cpu"))) as loader:
+        assert read(loader, 2) == plain[:2]
+        loader.ready()  # begins the third step's copies, which are lost with this loader
         left = loader.position + GLOBAL
     options = OPTIONS | {"start_position": left, "workers": workers}
     with Loader(dataset, draws, **options, copies=DeviceCopies(torch.device("cpu"))) as loader:
-        assert taken(loader, 2) == plain[2:]
+        assert read(loader, 2) == plain[2:]
 
 
-def test_copies_begin_as_soon_as_the_next_step_is_asked_for(dataset, draws):
-    copies = Noted(torch.device("meta"))
+def test_copies_of_the_next_step_begin_when_it_is_asked_for(dataset, draws):
+    copies = RecordedCopies(torch.device("meta"))
     with Loader(dataset, draws, **OPTIONS, workers=2, copies=copies) as loader:
         for step in range(1, 4):
             micro_batches = next(loader)
@@ -65,7 +66,7 @@ def test_copies_begin_as_soon_as_the_next_step_is_asked_for(dataset, draws):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_on_a_gpu_every_batch_is_whole_while_others_are_copied(dataset, draws):
     with Loader(dataset, draws, **OPTIONS, workers=2) as loader:
-        plain = taken(loader, 8)
+        plain = read(loader, 8)
     device, busy = torch.device("cuda"), torch.randn(4096, 4096, device="cuda")
     copies, found = DeviceCopies(device), []
     assert copies._stream != torch.cuda.current_stream(device)
@@ -73,7 +74,7 @@ def test_on_a_gpu_every_batch_is_whole_while_others_are_copied(dataset, draws):
         for _ in plain:
             micro_batches = next(loader)
             loader.ready()
-            for _ in range(20):  # the stream that reads the batch is behind the one that copies the next
+            for _ in range(20):  # keeps the reading stream behind the one that copies the next batch
                 busy = busy @ busy / 64
             found.append([apply(batch, torch.clone) for batch in micro_batches])
             del micro_batches

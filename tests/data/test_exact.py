@@ -1,4 +1,4 @@
-"""Whoever reads and however: every global batch has the same hash, and a stop at any sample changes none after it."""
+"""Every global batch has the same hash, whatever reads it and wherever reading starts."""
 
 import hashlib
 import itertools
@@ -30,7 +30,7 @@ WEIGHTS = (1.0, 2.5)  # 47 + 38 draws of 47 + 15 rows: nothing divides anything
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two corpora, one with images that are none."""
+    """Two corpora, one of them with broken images."""
     out = tmp_path_factory.mktemp("exact")
     rows = make_rows(47)
     for number in (3, 30):
@@ -56,7 +56,7 @@ def open_dataset(folders, tokenizer, config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(open_dataset, config, with_shuffle):
-    """Digests of positions straight from the definition, one at a time and each once."""
+    """reference(shuffle, position) -> its digest by the definition, computed one at a time."""
     dataset = open_dataset("local")
     known = {}
 
@@ -80,7 +80,7 @@ def with_shuffle(config):
 
 
 def hashes(steps):
-    """Of each global batch, its pairs in the order of their positions."""
+    """The hash of each global batch's pairs in the order of their positions."""
     joined = ["".join(step[position] for position in sorted(step)) for step in steps]
     return [hashlib.sha256(digests.encode()).hexdigest() for digests in joined]
 
@@ -88,7 +88,7 @@ def hashes(steps):
 def read(dataset, draws, world, start, steps, **options):
     merged = [{} for _ in range(steps)]
     for rank in range(world):
-        ahead = start_prefetcher(dataset.mixture, draws, start)
+        prefetcher = start_prefetcher(dataset.mixture, draws, start)
         with Loader(
             dataset,
             draws,
@@ -96,7 +96,7 @@ def read(dataset, draws, world, start, steps, **options):
             rank=rank,
             world=world,
             start_position=start,
-            prefetcher=ahead,
+            prefetcher=prefetcher,
             **options,
         ) as loader:
             for step, batches in enumerate(itertools.islice(loader, steps)):
@@ -111,7 +111,7 @@ COMBINATIONS = {
     "workers": st.sampled_from([0, 1, 3]),
     "mode": st.sampled_from(["threads", "threads", "processes"]),
     "shuffle": st.sampled_from(["global", "blocks", 2]),
-    "start": st.integers(0, 180),  # over two epochs of 85
+    "start": st.integers(0, 180),  # more than two epochs of 85
     "prefetch": st.integers(1, 4),
 }
 
@@ -131,7 +131,7 @@ def test_every_global_batch_has_one_hash(
     assert hashes(found) == hashes(expected)
 
 
-def test_all_that_the_stream_needs_to_go_on_is_small(open_dataset):
+def test_the_state_of_a_stream_is_small_and_the_same_for_local_and_remote_shards(open_dataset):
     fingerprint = open_dataset("local").mixture.fingerprint
     assert fingerprint == open_dataset("remote").mixture.fingerprint
     state = asdict(TrainState(10**7, 10**12, 2**63, fingerprint, skipped=tuple(range(10**12, 10**12 + 10))))

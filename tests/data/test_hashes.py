@@ -1,4 +1,4 @@
-"""Shards are hashed by BLAKE3; those that were hashed by SHA-256 are read, checked and indexed as before."""
+"""Shards are hashed with BLAKE3; older ones, hashed with SHA-256, are still read, checked and indexed."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from mvlm.errors import UserError
 
 
 def as_version_1(folder):
-    """The manifest as it was written when shards were hashed by SHA-256."""
+    """Replace the manifest by one of version 1, with SHA-256 hashes."""
     content = json.loads((folder / MANIFEST).read_text())
     content["version"] = 1
     for shard in content["shards"]:
@@ -35,17 +35,17 @@ def corpora(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("version", "name", "hashed"), [(1, "sha256", hashlib.sha256), (2, "blake3", blake3)])
-def test_the_manifest_names_what_its_shards_are_hashed_by(corpora, version, name, hashed):
+def test_the_manifest_names_the_hash_of_its_shards(corpora, version, name, hashed):
     text = (corpora[version] / MANIFEST).read_text()
     content, manifest = json.loads(text), read_manifest(corpora[version])
     assert content["version"] == version and manifest.to_json() == text
-    for shard, said in zip(manifest.shards, content["shards"], strict=True):
-        assert shard.hash == said[name] == hashed((corpora[version] / shard.file).read_bytes()).hexdigest()
+    for shard, entry in zip(manifest.shards, content["shards"], strict=True):
+        assert shard.hash == entry[name] == hashed((corpora[version] / shard.file).read_bytes()).hexdigest()
         check_hash(corpora[version], shard)
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_changed_shard_is_found_by_either(corpora, tmp_path, version):
+def test_a_changed_shard_is_found_by_either_hash(corpora, tmp_path, version):
     folder = shutil.copytree(corpora[version], tmp_path / "s")
     shard = read_manifest(folder).shards[1]
     content = bytearray((folder / shard.file).read_bytes())
@@ -55,7 +55,7 @@ def test_a_changed_shard_is_found_by_either(corpora, tmp_path, version):
         check_hash(folder, shard)
 
 
-def test_older_shards_hold_the_same_rows_and_get_an_index_without_a_new_version(corpora, tmp_path):
+def test_older_shards_give_the_same_rows_and_can_be_indexed_without_a_new_version(corpora, tmp_path):
     folder = shutil.copytree(corpora[1], tmp_path / "s")
     before = read_manifest(folder)
     assert add_indexes(folder) == 3
@@ -66,7 +66,7 @@ def test_older_shards_hold_the_same_rows_and_get_an_index_without_a_new_version(
     assert [bytes(old.row(n).image) for n in range(30)] == [bytes(new.row(n).image) for n in range(30)]
 
 
-def test_a_shard_without_a_hash_that_is_known_is_no_valid_manifest(corpora, tmp_path):
+def test_a_manifest_with_an_unknown_hash_is_refused(corpora, tmp_path):
     folder = shutil.copytree(corpora[2], tmp_path / "s")
     (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace('"blake3"', '"md5"'))
     with pytest.raises(UserError, match="not a valid manifest"):
