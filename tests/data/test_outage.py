@@ -1,4 +1,4 @@
-"""A real HTTP server of shards that goes away: waited for, given up in time, told from one that lacks a shard."""
+"""A real HTTP server of shards that goes away: readers wait, give up in time, and notice if only a shard is missing."""
 
 import os
 import stat
@@ -29,7 +29,7 @@ def store(tmp_path, monkeypatch):
     store.stop()
 
 
-def test_a_store_that_comes_back_is_waited_for(store, tmp_path, capfd):
+def test_readers_wait_for_a_store_that_comes_back(store, tmp_path, capfd):
     remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=5.0))
     outages = remote.cache.outages
     assert remote.row(5).key == "k00005" and not outages.reasons
@@ -42,13 +42,12 @@ def test_a_store_that_comes_back_is_waited_for(store, tmp_path, capfd):
         assert list(outages.reasons) == [f"{store.url}/000001.arrow"]
         store.start()
         assert row.result(60).key == "k00015" and not outages.reasons
-    said = capfd.readouterr().err
-    assert (
-        f"mvlm: {store.url}/000001.arrow is out of reach for now (" in said and "up to 5 minutes, data.patience" in said
-    )
+    warning = capfd.readouterr().err
+    assert f"mvlm: {store.url}/000001.arrow is out of reach for now (" in warning
+    assert "up to 5 minutes, data.patience" in warning
 
 
-def test_a_store_that_stays_away_is_given_up(store, tmp_path):
+def test_readers_give_up_a_store_that_stays_away(store, tmp_path):
     remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=0.005))
     store.stop()
     with pytest.raises(
@@ -58,11 +57,11 @@ def test_a_store_that_stays_away_is_given_up(store, tmp_path):
     assert lost.value.exit_code == 75 and not remote.cache.outages.reasons
     with pytest.raises(DataLost, match=r"manifest\.json cannot be read, .* in 0\.005 minutes"):
         Mixture([store.url], cache=Cache(str(tmp_path / "d"), patience=0.005))
-    with pytest.raises(DataLost, match=r"manifest\.json cannot be read .*: give "):  # nobody has said to wait
+    with pytest.raises(DataLost, match=r"manifest\.json cannot be read .*: give "):  # without patience
         Mixture([store.url], cache=Cache(str(tmp_path / "d")))
 
 
-def test_what_nobody_needs_any_more_is_not_waited_for(store, tmp_path):
+def test_readers_stop_waiting_once_they_are_given_up(store, tmp_path):
     remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=60.0))
     store.stop()
     with ThreadPoolExecutor(1) as thread:
@@ -74,7 +73,7 @@ def test_what_nobody_needs_any_more_is_not_waited_for(store, tmp_path):
             row.result(60)
 
 
-def test_a_shard_that_the_store_lacks_is_not_waited_for(store, tmp_path):
+def test_readers_do_not_wait_for_a_shard_that_the_store_lacks(store, tmp_path):
     remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=60.0))
     (store.folder / "000000.arrow").unlink()
     with pytest.raises(UserError, match=r"000000\.arrow cannot be read, after 4 attempts \(FileNotFound") as mistake:
@@ -91,16 +90,32 @@ class NoCredentialsError(Exception):
     pass
 
 
-def test_what_may_pass():
-    assert all(
-        map(is_transient, (ConnectionError(), TimeoutError(), OSError(5, "input/output"), Answer(503), Answer(429)))
-    )
-    final = (FileNotFoundError(), PermissionError(), OSError(28, "no space"), Answer(403), NoCredentialsError())
-    assert not any(map(is_transient, (*final, ImportError("s3fs"), UserError("another hash"))))
+@pytest.mark.parametrize(
+    "error", [ConnectionError(), TimeoutError(), OSError(5, "input/output"), Answer(503), Answer(429)], ids=repr
+)
+def test_transient_errors(error):
+    assert is_transient(error)
 
 
-def test_a_disk_that_is_out_of_sight_is_no_damaged_shard(tmp_path):
-    """As where an NFS handle is stale: another node may see it. A socket cannot be opened either, with ENXIO."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(),
+        PermissionError(),
+        OSError(28, "no space"),
+        Answer(403),
+        NoCredentialsError(),
+        ImportError("s3fs"),
+        UserError("another hash"),
+    ],
+    ids=repr,
+)
+def test_final_errors(error):
+    assert not is_transient(error)
+
+
+def test_an_unreachable_disk_is_not_reported_as_a_damaged_shard(tmp_path):
+    """A stale NFS handle, for example: another node may reach it. Here sockets fail to open in the same way."""
     shards = write_shards(tmp_path / "s", make_rows(20), shard_rows=10)
     mixture = Mixture([shards])
     for name in ("000001.arrow", "takedown.json", "manifest.json"):
