@@ -1,4 +1,4 @@
-"""Training on tars, Arrow and parquet files of others, in which the images stay."""
+"""Training on images that stay in existing tars, Arrow and parquet files."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tests.tars import add_file
 ROWS = 60
 
 
-@pytest.fixture(scope="module", name="pictures")
-def made_pictures():
-    """As they are in tars: a picture has one caption or more."""
+@pytest.fixture(scope="module")
+def pictures():
+    """Rows of pictures with one caption or more."""
     return make_rows(ROWS)
 
 
@@ -74,23 +74,20 @@ def shard(source, paths, out, *options):
     return out
 
 
-def test_tars_are_drawn_as_their_shards_are_and_resumed_on_other_ranks(tars, pictures, tokenizer, config, tmp_path):
-    """`data.train = "tars/*.tar"`, against shards of the same rows that a plain writer has written."""
-    whole = Mixture([write_shards(tmp_path / "shards", pictures)], pairs=True)
-    inside = Mixture([f"{tars}/*.tar"], pairs=True)
-    assert not any(row["image"][:64] in shard.read_bytes() for row in pictures for shard in _shards(inside))
-    draws = MixtureSampler([whole.per_epoch], [1.0], 7, 8, 4)
-    held, referred = (PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4)) for mixture in (whole, inside))
-    expected = stream(held, draws)
-    assert stream(referred, draws, steps=4, world=2, workers=1) == expected[:4]
-    assert stream(referred, draws, steps=6, start=4 * 16, world=1, micro_batch=8) == expected[4:]
+def test_tars_give_the_same_stream_as_shards_and_resume_on_other_ranks(tars, pictures, tokenizer, config, tmp_path):
+    """`data.train = "tars/*.tar"` compared with plain shards of the same rows."""
+    in_shards = Mixture([write_shards(tmp_path / "shards", pictures)], pairs=True)
+    in_tars = Mixture([f"{tars}/*.tar"], pairs=True)
+    index = b"".join(path.read_bytes() for path in in_tars.corpora[0].location.folder.glob("*.arrow"))
+    assert index and not any(row["image"][:64] in index for row in pictures)
+    draws = MixtureSampler([in_shards.per_epoch], [1.0], 7, 8, 4)
+    plain, in_place = (PairDataset(each, tokenizer, *of_pairs(config), (4, 4)) for each in (in_shards, in_tars))
+    expected = stream(plain, draws)
+    assert stream(in_place, draws, steps=4, world=2, workers=1) == expected[:4]
+    assert stream(in_place, draws, steps=6, start=4 * 16, world=1, micro_batch=8) == expected[4:]
 
 
-def _shards(mixture):
-    return list(mixture.corpora[0].location.folder.glob("*.arrow"))
-
-
-def test_an_index_is_made_once_and_anew_where_a_file_has_changed(tars, pictures, tmp_path):
+def test_an_index_is_made_once_and_again_when_a_file_has_changed(tars, pictures, tmp_path):
     (tmp_path / "0.tar").write_bytes((tars / "0.tar").read_bytes())
     first = located(tmp_path)
     made = (first / "manifest.json").stat().st_mtime_ns
@@ -101,7 +98,7 @@ def test_an_index_is_made_once_and_anew_where_a_file_has_changed(tars, pictures,
 
 
 def as_arrow(folder, rows):
-    """As `datasets` saves one: a stream of record batches."""
+    """A data set as `datasets` saves it: a stream of record batches."""
     with pa.ipc.new_stream(folder / "data-0.arrow", table_of(rows).schema) as stream:
         stream.write_table(table_of(rows), max_chunksize=16)
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-0.arrow"}]}))
@@ -133,8 +130,8 @@ def with_plain_bytes(folder, rows):
     ],
     ids=["arrow", "plain", "snappy", "pages of version 2", "a column of bytes"],
 )
-def test_images_that_stay_are_those_that_were_saved(pictures, tmp_path, write):
-    """One comes twice, as images do, and one can be shortened."""
+def test_images_are_read_in_place_as_they_were_saved(pictures, tmp_path, write):
+    """One of them occurs twice, and one is compressible."""
     drawn = encoded(Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1))), "bmp")
     rows = [
         *pictures[:5],
@@ -151,7 +148,7 @@ def test_images_that_stay_are_those_that_were_saved(pictures, tmp_path, write):
     assert sum(len(row["image"]) for row in pictures) > 2 * len(shards)
 
 
-def test_a_changed_tar_is_noticed_by_readers_and_by_verify(tars, tmp_path, capsys):
+def test_readers_and_verify_notice_a_changed_tar(tars, tmp_path, capsys):
     tar = tmp_path / "0.tar"
     tar.write_bytes((tars / "0.tar").read_bytes())
     folder = shard("webdataset", [tar], tmp_path / "out", "--in-place")
@@ -173,7 +170,7 @@ def test_a_changed_tar_is_noticed_by_readers_and_by_verify(tars, tmp_path, capsy
         resolved(reference(PlaceInFile(other, ((3, 3),))))
 
 
-def test_a_reference_that_was_changed_is_not_followed(tmp_path):
+def test_a_damaged_reference_is_not_followed(tmp_path):
     (tmp_path / "a.tar").write_bytes(bytes(range(100)))
     whole = reference(PlaceInFile(tmp_path / "a.tar", ((7, 3), (KEPT, 2), (20, 1), (KEPT, 1)), b"xyz"))
     assert resolved(whole) == bytes([7, 8, 9, *b"xy", 20, *b"z"])
@@ -184,7 +181,7 @@ def test_a_reference_that_was_changed_is_not_followed(tmp_path):
     assert resolved(b"an image") == b"an image"
 
 
-def test_what_is_compressed_cannot_stay_and_says_what_to_do(tars, pictures, tmp_path):
+def test_compressed_files_are_refused_with_the_command_that_makes_shards(tars, pictures, tmp_path):
     write_tar(tmp_path / "a.tar.gz", pictures[:3], "w:gz")
     pq.write_table(table_of(pictures[:3]), tmp_path / "b.parquet", compression="zstd")
     for name, source in (("a.tar.gz", "webdataset"), ("b.parquet", "hf")):
@@ -195,7 +192,7 @@ def test_what_is_compressed_cannot_stay_and_says_what_to_do(tars, pictures, tmp_
         mvlm.open(tmp_path / "nothing/*.tar")
 
 
-def test_forms_of_a_corpus_are_recognised(tars, saved, tmp_path):
+def test_the_form_of_a_corpus_is_recognised(tars, saved, tmp_path):
     (tmp_path / "json").mkdir()
     (tmp_path / "json/captions.jsonl").touch()
     (tmp_path / "text").mkdir()
