@@ -1,4 +1,4 @@
-"""The raw reader gives what pyarrow gives, and names what is broken."""
+"""The raw reader gives the same rows as pyarrow, and names what is broken."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def as_dict(row):
     return about | {"image": bytes(encoded.data), "crc32": encoded.crc32}
 
 
-def test_rows_are_those_of_to_pylist(folder):
+def test_rows_equal_those_of_to_pylist(folder):
     read = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob("*.arrow"))]
     expected = [row for table in read for row in table.to_pylist()]
     corpus = Corpus(folder)
@@ -56,8 +56,8 @@ def test_opening_reads_the_manifest_alone(folder, tmp_path):
 
 
 @pytest.mark.parametrize("bound", ["files", "bytes"])
-def test_few_shards_stay_open(tmp_path, bound):
-    """Of two corpora that share a bound, whatever is read, in threads and in another process."""
+def test_a_bounded_number_of_shards_stays_open(tmp_path, bound):
+    """Two corpora share the bound, whatever is read, in threads and after pickling."""
     rows = make_rows(20)
     folders = [write_shards(tmp_path / name, rows, shard_rows=2) for name in ("a", "b")]
     mixture, open_files = Mixture(folders), len(os.listdir("/proc/self/fd"))
@@ -77,17 +77,17 @@ def test_few_shards_stay_open(tmp_path, bound):
     assert copied.row(33).key == rows[13]["key"] and not copied.corpora[0]._opened
 
 
-def test_a_process_keeps_many_shards_open_and_leaves_files_to_others():
-    """Under a low soft limit, which is raised, and under a low hard one, which is kept."""
-    asked = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, {})); import mvlm.data.shards.opened as o; "
-    asked += "print(o.OpenShards().shards, *r.getrlimit(r.RLIMIT_NOFILE))"
+def test_a_process_uses_an_eighth_of_the_files_that_it_may_open():
+    """A low soft limit is raised; the hard one is respected."""
+    script = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, {})); import mvlm.data.shards.opened as o; "
+    script += "print(o.OpenShards().shards, *r.getrlimit(r.RLIMIT_NOFILE))"
     for hard in (512, 4096):
-        words = [sys.executable, "-c", asked.format(hard)]
+        words = [sys.executable, "-c", script.format(hard)]
         found = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
         assert [*map(int, found)] == [hard // 8, hard, hard]
 
 
-def test_a_mixture_is_its_corpora_end_to_end(folder, rows, tmp_path):
+def test_a_mixture_concatenates_its_corpora(folder, rows, tmp_path):
     other_rows = make_rows(9, seed=5)
     other = write_shards(tmp_path / "other", other_rows, shard_rows=4, batch_rows=3)
     mixture = Mixture([folder, other])
@@ -101,14 +101,14 @@ def test_a_mixture_is_its_corpora_end_to_end(folder, rows, tmp_path):
             mixture.row(row)
 
 
-def test_the_fingerprint_follows_content_and_order_not_place(folder, tmp_path):
+def test_the_fingerprint_depends_on_content_and_order_and_not_on_the_place(folder, tmp_path):
     other = write_shards(tmp_path / "other", make_rows(9, seed=5))
     moved = shutil.copytree(folder, tmp_path / "moved")
     prints = [Mixture(folders).fingerprint for folders in ([folder, other], [moved, other], [other, folder], [folder])]
     assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
-def test_a_cut_shard_is_named_with_the_rows_lost(folder, tmp_path):
+def test_a_truncated_shard_is_named_with_the_number_of_lost_rows(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     shard = copy / "000001.arrow"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size * 6 // 10])
@@ -120,7 +120,7 @@ def test_a_cut_shard_is_named_with_the_rows_lost(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "named"), [(".arrow", r"0\.arrow"), (".index", r"The row index of \S*0\.arrow")])
-def test_what_is_cut_while_it_is_mapped_is_named(tmp_path: Path, suffix: str, named: str) -> None:
+def test_a_file_truncated_while_it_is_mapped_is_named(tmp_path: Path, suffix: str, named: str) -> None:
     folder = write_shards(tmp_path / "s", make_rows(20, 1))
     add_indexes(folder)
     mixture = Mixture([folder], pairs=True)
@@ -136,7 +136,7 @@ def test_what_is_cut_while_it_is_mapped_is_named(tmp_path: Path, suffix: str, na
     assert bytes(mixture.row(0).image) == bytes(row.image) and mixture.numbers.visit(1) == pair
 
 
-def test_no_folder_and_no_rows_are_refused(tmp_path):
+def test_missing_folders_and_empty_corpora_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"data\.train"):
         Mixture([])
     with pytest.raises(UserError, match="the folder does not exist"):
@@ -145,7 +145,7 @@ def test_no_folder_and_no_rows_are_refused(tmp_path):
         Mixture([write_shards(tmp_path / "empty", [])])
 
 
-def test_other_columns_are_refused(tmp_path):
+def test_a_shard_without_all_columns_is_refused(tmp_path):
     schema = SCHEMA.remove(SCHEMA.get_field_index("crc32"))
     rows = [{name: row[name] for name in schema.names} for row in make_rows(3)]
     corpus = Corpus(write_shards(tmp_path / "s", rows, schema=schema))
@@ -153,7 +153,7 @@ def test_other_columns_are_refused(tmp_path):
         corpus.row(0)
 
 
-def test_a_manifest_that_counts_other_rows_is_caught(tmp_path):
+def test_a_manifest_with_a_wrong_number_of_rows_is_noticed(tmp_path):
     folder = write_shards(tmp_path / "s", make_rows(3))
     content = json.loads((folder / MANIFEST).read_text())
     content["rows"] = content["shards"][0]["rows"] = 4
@@ -162,8 +162,8 @@ def test_a_manifest_that_counts_other_rows_is_caught(tmp_path):
         Corpus(folder).row(0)
 
 
-def test_an_offset_outside_its_column_is_caught_and_named(tmp_path):
-    """A flipped bit in an offset must not read a neighbour's bytes or end in a crash."""
+def test_an_offset_outside_its_column_is_named(tmp_path):
+    """A flipped bit in an offset must neither read other bytes nor crash."""
     rows = make_rows(5)
     folder = write_shards(tmp_path / "s", rows)
     shard = folder / "000000.arrow"

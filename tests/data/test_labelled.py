@@ -1,4 +1,4 @@
-"""Tasks to fine-tune on come through the same loader: every column as pyarrow reads it, pairs of images, labels."""
+"""Fine-tuning tasks use the same loader: every column as pyarrow reads it, pairs of images, labels."""
 
 import itertools
 from pathlib import Path
@@ -31,7 +31,8 @@ def corpora(tmp_path_factory) -> dict[str, Path]:
     return {task: out / task for task in TASKS}
 
 
-def written(folder):
+def rows_of(folder):
+    """The rows as pyarrow reads them."""
     return [row for path in sorted(folder.glob("*.arrow")) for row in pa.ipc.open_file(path).read_all().to_pylist()]
 
 
@@ -45,24 +46,22 @@ def plain(with_data):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_columns_are_those_of_to_pylist(corpora, task):
+def test_columns_equal_those_of_to_pylist(corpora, task):
     mixture = opened(corpora, task)
-    for number, row in enumerate(written(corpora[task])):
+    for number, row in enumerate(rows_of(corpora[task])):
         content = mixture.row(number)
         own = {field.name: row[field.name] for field in OWN_COLUMNS[task]}
-        assert (content.own, str(content.own)) == (own, str(own)), (
-            "True, which is what answers are compared with, not 1"
-        )
+        assert (content.own, str(content.own)) == (own, str(own)), "answers are compared with True, not 1"
         images = [(row["image"], row["crc32"])] + ([(row["image2"], row["crc32_2"])] if task == "nlvr2" else [])
         assert content.key == row["key"]
         assert [(bytes(encoded.data), encoded.crc32) for encoded in content.encoded] == images
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_samples_hold_what_the_row_says(corpora, task, tokenizer, plain):
+def test_samples_have_the_images_texts_and_label_of_their_row(corpora, task, tokenizer, plain):
     answers = ["no", "yes", "red", "blue"]
     dataset = LabelledDataset(opened(corpora, task), task, tokenizer, *of_labelled(plain), answers)
-    for number, row in enumerate(written(corpora[task])):
+    for number, row in enumerate(rows_of(corpora[task])):
         sample = dataset.sample(number, number)
         images = [row["image"], *([row["image2"]] if task == "nlvr2" else [])]
         assert len(sample.images) == len(images) == dataset.image_shape[0]
@@ -80,7 +79,7 @@ def test_samples_hold_what_the_row_says(corpora, task, tokenizer, plain):
             assert sample.label == int(row.get("label", 0))
 
 
-def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data, monkeypatch):
+def test_the_two_images_of_a_pair_are_augmented_independently(corpora, tokenizer, with_data, monkeypatch):
     dataset = LabelledDataset(opened(corpora, "nlvr2"), "nlvr2", tokenizer, *of_labelled(with_data()), ())
     assert (dataset.sample(0, 0).images == dataset.sample(0, 0).images).all()
     content = dataset.mixture.row(0)

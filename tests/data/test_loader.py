@@ -1,4 +1,4 @@
-"""One stream of global batches, whatever reads it; exact resume; no thread or error left behind."""
+"""One stream of global batches, whatever reads it; exact resume; no thread left running and no error lost."""
 
 import hashlib
 import itertools
@@ -28,12 +28,12 @@ def draws(dataset, config):
 
 
 def digest(batch, row):
-    """Of everything one pair carries, without its padding."""
+    """The hash of all fields of a pair, without padding."""
     hash = hashlib.sha256()
     valid = batch.valid_BL[row]
     for field in fields(batch):
         if field.name in ("masked", "packing"):
-            continue  # functions of the others
+            continue  # derived from the others
         value = getattr(batch, field.name)[row]
         if field.name.endswith("_BL") and field.name != "valid_BL":
             value = value[valid]
@@ -48,7 +48,7 @@ def pairs(batch):
 
 
 def stream(dataset, draws, steps=STEPS, start=0, world=1, **options):
-    """Per step, the digest of each position, over all ranks."""
+    """For each step the digests by position, of all ranks."""
     options = {"global_batch": GLOBAL, "micro_batch": 4, "workers": 0} | options
     merged = [{} for _ in range(steps)]
     for rank in range(world):
@@ -64,7 +64,7 @@ def stream(dataset, draws, steps=STEPS, start=0, world=1, **options):
 
 @pytest.fixture(scope="module")
 def reference(dataset, draws):
-    """Straight from the definition, without a loader."""
+    """The stream by its definition, without a loader."""
     steps = [range(step * GLOBAL, (step + 1) * GLOBAL) for step in range(STEPS)]
     rows, occurrences = draws(torch.arange(STEPS * GLOBAL).numpy())
     samples = [[dataset.sample(at, int(rows[at]), int(occurrences[at])) for at in step] for step in steps]
@@ -75,17 +75,19 @@ LAYOUTS = [(1, 0, 16), (1, 1, 4), (1, 3, 2), (2, 0, 2), (2, 1, 8), (2, 3, 4), (4
 
 
 @pytest.mark.parametrize(("world", "workers", "micro"), LAYOUTS)
-def test_a_global_batch_does_not_know_who_reads_it(dataset, draws, reference, world, workers, micro):
+def test_global_batches_do_not_depend_on_ranks_workers_and_micro_batches(
+    dataset, draws, reference, world, workers, micro
+):
     assert stream(dataset, draws, world=world, workers=workers, micro_batch=micro) == reference
 
 
 @pytest.mark.parametrize(("world", "workers", "micro"), [(1, 1, 16), (1, 3, 4), (2, 3, 8)])
-def test_nor_whether_threads_or_processes_prepare_it(dataset, draws, reference, world, workers, micro):
+def test_global_batches_are_the_same_if_processes_prepare_them(dataset, draws, reference, world, workers, micro):
     options = {"world": world, "workers": workers, "micro_batch": micro, "worker_mode": "processes"}
     assert stream(dataset, draws, **options) == reference
 
 
-def test_a_global_batch_visits_each_row_once_an_epoch(dataset, draws):
+def test_each_row_is_visited_once_per_epoch(dataset, draws):
     with Loader(dataset, draws, global_batch=13, micro_batch=13, workers=0) as loader:
         seen = [batch.image_id_B.tolist() for (batch,) in itertools.islice(loader, 20)]
     for epoch in (seen[:10], seen[10:]):
@@ -93,7 +95,7 @@ def test_a_global_batch_visits_each_row_once_an_epoch(dataset, draws):
     assert seen[:10] != seen[10:]
 
 
-def test_micro_batches_lie_where_the_layout_says(dataset, draws):
+def test_each_rank_gets_its_part_of_each_micro_batch(dataset, draws):
     with Loader(dataset, draws, global_batch=16, micro_batch=2, rank=1, world=4, workers=2) as loader:
         next(loader)
         micro_batches = next(loader)
@@ -101,12 +103,12 @@ def test_micro_batches_lie_where_the_layout_says(dataset, draws):
 
 
 @pytest.mark.parametrize("step", range(STEPS))
-def test_resume_at_any_step_goes_on_exactly(dataset, draws, reference, step):
+def test_resuming_at_any_step_continues_exactly(dataset, draws, reference, step):
     rest = stream(dataset, draws, steps=STEPS - step, start=step * GLOBAL, workers=2)
     assert rest == reference[step:]
 
 
-def test_resume_with_another_global_batch_misses_no_position(dataset, draws, reference):
+def test_resuming_with_another_global_batch_misses_no_position(dataset, draws, reference):
     rest = stream(dataset, draws, steps=3, start=3 * GLOBAL, global_batch=24, micro_batch=8)
     merged = {position: value for step in rest for position, value in step.items()}
     expected = {position: value for step in reference for position, value in step.items()}
@@ -114,13 +116,13 @@ def test_resume_with_another_global_batch_misses_no_position(dataset, draws, ref
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_batches_left_out_change_no_other(dataset, draws, reference, world):
-    left_out = {0, 4 * GLOBAL, 5 * GLOBAL}
-    rest = stream(dataset, draws, steps=STEPS - 3, world=world, workers=2, skip=left_out)
-    assert rest == [step for number, step in enumerate(reference) if number * GLOBAL not in left_out]
+def test_skipped_batches_do_not_change_others(dataset, draws, reference, world):
+    skipped = {0, 4 * GLOBAL, 5 * GLOBAL}
+    rest = stream(dataset, draws, steps=STEPS - 3, world=world, workers=2, skip=skipped)
+    assert rest == [step for number, step in enumerate(reference) if number * GLOBAL not in skipped]
 
 
-def test_the_loader_says_where_its_batch_begins(dataset, draws):
+def test_the_position_of_the_loader_is_where_its_batch_begins(dataset, draws):
     with Loader(dataset, draws, global_batch=GLOBAL, micro_batch=4, world=2, rank=1, skip={16, 32}) as loader:
         starts = [
             (loader.position, int(micro_batches[0].position_B[0])) for micro_batches in itertools.islice(loader, 3)
@@ -137,7 +139,7 @@ def data_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("mvlm-data")]
 
 
-def test_closing_ends_the_threads_and_the_stream(dataset, draws):
+def test_closing_a_loader_ends_its_threads_and_stream(dataset, draws):
     with Loader(dataset, draws, global_batch=8, micro_batch=8, workers=3, prefetch=4) as loader:
         next(loader)
         assert data_threads()
@@ -147,7 +149,7 @@ def test_closing_ends_the_threads_and_the_stream(dataset, draws):
 
 
 class Slow:
-    """The dataset, counting what it is asked for."""
+    """A dataset that records the positions asked for and takes `seconds` for each."""
 
     def __init__(self, dataset, seconds=0.0):
         self.dataset, self.seconds, self.asked = dataset, seconds, []
@@ -159,7 +161,7 @@ class Slow:
         return self.dataset.samples(draws, images)
 
 
-def test_no_more_is_prepared_than_asked_for(dataset, draws):
+def test_no_more_batches_are_prepared_than_prefetch_allows(dataset, draws):
     slow = Slow(dataset)
     with Loader(slow, draws, global_batch=8, micro_batch=4, workers=3, prefetch=2) as loader:
         for step in range(1, 4):
@@ -171,7 +173,7 @@ def test_no_more_is_prepared_than_asked_for(dataset, draws):
             assert len(slow.asked) == 8 * step + 2 * 4
 
 
-def test_the_time_waited_is_counted(dataset, draws):
+def test_waiting_time_is_counted(dataset, draws):
     with Loader(Slow(dataset, 0.2), draws, global_batch=4, micro_batch=4, workers=2, prefetch=2) as loader:
         assert loader.wait_seconds == 0
         next(loader)
@@ -183,7 +185,7 @@ def test_the_time_waited_is_counted(dataset, draws):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_an_error_in_a_thread_reaches_the_consumer_at_its_step(tmp_path, tokenizer, config, workers):
+def test_an_error_in_a_thread_is_raised_at_its_step(tmp_path, tokenizer, config, workers):
     folder = write_shards(tmp_path / "s", make_rows(40), shard_rows=1)
     shard = folder / "000017.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))
@@ -199,7 +201,7 @@ def test_an_error_in_a_thread_reaches_the_consumer_at_its_step(tmp_path, tokeniz
     assert not data_threads()
 
 
-def test_leaving_by_an_exception_ends_the_threads(dataset, draws):
+def test_an_exception_in_the_consumer_ends_the_threads(dataset, draws):
     loader = Loader(dataset, draws, global_batch=16, micro_batch=16, workers=2, prefetch=6)
     with pytest.raises(KeyboardInterrupt), loader:
         next(loader)
