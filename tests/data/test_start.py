@@ -1,4 +1,4 @@
-"""Opening costs the same for a million rows and for a billion, but for the manifest itself."""
+"""Opening costs the same for a million rows and for a billion, except for reading the manifest."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ ROWS, BYTES = 20_000, 10**9
 
 
 def simulated(folder: Path, count: int) -> Path:
-    """A corpus of `count` shards; of the first ones there are files without content."""
+    """A corpus of `count` shards, of which only the first exist, as sparse files."""
     folder.mkdir()
     hashes = (hashlib.sha256(str(n).encode()).hexdigest() for n in range(count))
     shards = [Shard(f"{n:06d}.arrow", ROWS, BYTES, digest) for n, digest in enumerate(hashes)]
@@ -38,9 +38,13 @@ def corpora(tmp_path_factory):
     return simulated(out / "small", 50), simulated(out / "large", 50_000)
 
 
-def held_bytes(make):
-    """Of what `make` returns, and at most while it is made."""
-    make()  # whatever is made once in a process
+@pytest.fixture(scope="module")
+def mixtures(corpora):
+    return [Mixture([folder]) for folder in corpora]
+
+
+def traced_bytes(make):
+    """The memory of what `make` returns, and the peak while it runs; what a process makes once must have been made."""
     tracemalloc.start()
     kept = make()
     held, peak = tracemalloc.get_traced_memory()
@@ -49,35 +53,40 @@ def held_bytes(make):
     return held, peak
 
 
-def test_a_billion_rows_are_held_in_a_few_megabytes(corpora):
-    small, large = (Mixture([folder]) for folder in corpora)
+def test_a_billion_rows_are_held_in_a_few_megabytes(corpora, mixtures):
+    small, large = mixtures
     assert len(large) == 10**9 == 1000 * len(small)
-    held, peak = held_bytes(lambda: Mixture([corpora[1]]))
+    held, peak = traced_bytes(lambda: Mixture([corpora[1]]))
     text = (corpora[1] / MANIFEST).stat().st_size
     assert held < 8e6 and peak < held + 5 * text
     assert len(pickle.dumps(large)) < 5e6  # what a loader process gets
 
 
-def test_no_more_than_some_files_are_looked_at(corpora, monkeypatch):
-    asked = []
-    stat = os.stat
-    monkeypatch.setattr(os, "stat", lambda path, **options: asked.append(path) or stat(path, **options))
+def test_a_bounded_number_of_files_is_looked_at(corpora, mixtures, monkeypatch):
+    looked_at, stat = [], os.stat
+
+    def recorded(path, **options):
+        looked_at.append(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", recorded)
     counts = []
     for folder in corpora:
-        asked.clear()
+        looked_at.clear()
         Mixture([folder])
-        counts.append(len(asked))
+        counts.append(len(looked_at))
     assert counts[0] >= 50 and counts[1] <= counts[0] - 50 + LOOKED_AT
     with pytest.raises(UserError, match=r"large/040000\.arrow is missing: 20000 rows"):
-        Mixture([corpora[1]]).row(40_000 * ROWS + 3)
+        mixtures[1].row(40_000 * ROWS + 3)
 
 
 @pytest.mark.parametrize("shuffle", [{"shuffle": "global"}, {"shuffle": "blocks"}, {"shuffle_shards": 16}])
-def test_a_batch_is_drawn_at_the_same_cost(corpora, shuffle):
+def test_drawing_a_batch_costs_the_same(mixtures, shuffle):
     peaks = []
-    for folder in corpora:
-        draws = make_sampler(Mixture([folder]), 0, [order_of(Data(**shuffle))])
-        places = 7 * draws.per_epoch + np.arange(draws.per_epoch - 512, draws.per_epoch)
-        peaks.append(held_bytes(lambda draws=draws, places=places: draws(places))[1])
-    kept = 0.4e6 * ("shuffle_shards" in shuffle)  # the shuffled shards, for an epoch
-    assert peaks[1] < 1.1 * peaks[0] + kept
+    for mixture in mixtures:
+        draws = make_sampler(mixture, 0, [order_of(Data(**shuffle))])
+        positions = 7 * draws.per_epoch + np.arange(draws.per_epoch - 512, draws.per_epoch)
+        draws(positions)
+        peaks.append(traced_bytes(lambda draws=draws, positions=positions: draws(positions))[1])
+    order_of_shards = 0.4e6 if "shuffle_shards" in shuffle else 0.0  # kept for an epoch
+    assert peaks[1] < 1.1 * peaks[0] + order_of_shards
