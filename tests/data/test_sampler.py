@@ -1,7 +1,8 @@
-"""An order that is changed between two stops: every epoch still draws every row once, in one order from end to end."""
+"""If the order is changed between two stops, every epoch still draws every row once, and in a single order."""
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -40,54 +41,61 @@ def mixture(tmp_path_factory):
     return Mixture([write_shards(out / "a", make_rows(ROWS // 2), 7), write_shards(out / "b", make_rows(ROWS // 2), 8)])
 
 
+@pytest.fixture(scope="module")
+def epoch_of(mixture):
+    """epoch_of(number, epoch) -> the rows of an epoch that is drawn in ORDERS[number] from end to end."""
+
+    @cache
+    def rows(number, epoch):
+        return make_sampler(mixture, 3, ORDERS[number : number + 1])(np.arange(epoch * ROWS, (epoch + 1) * ROWS))[
+            0
+        ].tolist()
+
+    return rows
+
+
 def stored(orders):
-    """As they come back from a checkpoint."""
+    """The orders as a checkpoint returns them."""
     return tuple(map(OrderSpec.from_json, json.loads(json.dumps([order.to_json() for order in orders]))))
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    attempts=st.lists(st.tuples(st.integers(0, 90), st.sampled_from(ORDERS)), min_size=1, max_size=6),
-    whole=st.sampled_from(ORDERS),
-)
-def test_every_epoch_draws_every_row_once_whatever_changes_between_stops(mixture, attempts, whole):
-    orders, position, drawn, wanted_at = (), 0, [], {}
-    for samples, wanted in attempts:
-        orders, _ = resumed(stored(orders), wanted, position, ROWS)
+@given(attempts=st.lists(st.tuples(st.integers(0, 90), st.integers(0, len(ORDERS) - 1)), min_size=1, max_size=6))
+def test_every_epoch_draws_every_row_once_whatever_changes_between_stops(epoch_of, mixture, attempts):
+    orders, position, drawn, wanted_in = (), 0, [], {}
+    for samples, number in attempts:
+        orders, _ = resumed(stored(orders), ORDERS[number], position, ROWS)
         assert len(orders) <= 2
-        begins = range(-(-position // ROWS), -(-(position + samples) // ROWS))
-        wanted_at |= dict.fromkeys(begins, wanted)
+        begun = range(-(-position // ROWS), -(-(position + samples) // ROWS))
+        wanted_in |= dict.fromkeys(begun, number)
         drawn += make_sampler(mixture, 3, orders)(np.arange(position, position + samples))[0].tolist()
         position += samples
-    for epoch in range(position // ROWS + 1):
-        found = drawn[epoch * ROWS : (epoch + 1) * ROWS]
-        if found:
-            expected = make_sampler(mixture, 3, (wanted_at[epoch],))(np.arange(epoch * ROWS, (epoch + 1) * ROWS))[
-                0
-            ].tolist()
-            assert found == expected[: len(found)] and sorted(expected) == list(range(ROWS))
+    for epoch, start in enumerate(range(0, position, ROWS)):
+        found = drawn[start : start + ROWS]
+        expected = epoch_of(wanted_in[epoch], epoch)
+        assert found == expected[: len(found)] and sorted(expected) == list(range(ROWS))
 
 
-def test_a_change_is_told_until_it_holds_and_may_be_taken_back():
+def test_a_change_is_reported_until_it_takes_effect_and_can_be_withdrawn():
     first, second, third = ORDERS[:3]
-    orders, said = resumed((), first, 0, ROWS)
-    assert (orders, said) == ((first,), "")
-    orders, said = resumed(orders, second, 3 * ROWS + 1, ROWS)
+    orders, sentence = resumed((), first, 0, ROWS)
+    assert (orders, sentence) == ((first,), "")
+    orders, sentence = resumed(orders, second, 3 * ROWS + 1, ROWS)
     assert orders == (first, replace(second, from_epoch=4))
-    assert said == (
+    assert sentence == (
         "The order of the samples changes with epoch 4, from blocks of 8 rows, 2 blocks together to blocks of 4 rows, "
         "2 blocks together; epoch 3, which has begun, ends as it began."
     )
-    assert resumed(orders, second, 3 * ROWS + 2, ROWS) == (orders, said)
+    assert resumed(orders, second, 3 * ROWS + 2, ROWS) == (orders, sentence)
     assert resumed(orders, first, 4 * ROWS - 1, ROWS) == ((first,), "")
     assert resumed(orders, third, 4 * ROWS - 1, ROWS)[0] == (first, replace(third, from_epoch=4))
     assert resumed(orders, second, 4 * ROWS + 1, ROWS) == ((replace(second, from_epoch=4),), "")
-    orders, said = resumed(orders, third, 4 * ROWS, ROWS)
-    assert orders == (replace(third, from_epoch=4),) and "epoch 4, from" in said and "begun" not in said
+    orders, sentence = resumed(orders, third, 4 * ROWS, ROWS)
+    assert orders == (replace(third, from_epoch=4),) and "epoch 4, from" in sentence and "begun" not in sentence
 
 
-def test_a_run_of_before_there_was_a_global_shuffle_keeps_its_blocks():
-    """A checkpoint that version 0.1 wrote: its state records no order, and its configuration no kind of shuffle."""
+def test_a_run_older_than_the_global_shuffle_keeps_its_blocks():
+    """In a checkpoint of version 0.1, the state has no order and the configuration no kind of shuffle."""
     checkpoint = KEPT / "zero2/checkpoints/step_00000003"
     state, data = read_state(checkpoint), load_stored_config(KEPT / "zero2/config.toml").data
     assert state.order == () and data.shuffle == "blocks"
@@ -96,7 +104,7 @@ def test_a_run_of_before_there_was_a_global_shuffle_keeps_its_blocks():
     assert orders == (OrderSpec("blocks", {"block": 64, "window": 64}),) and change == ""
 
 
-def test_auto_is_settled_once_by_the_slowest_rank(mixture):
+def test_auto_is_decided_once_by_the_slowest_rank(mixture):
     here = Data(train=("/dev/shm",))
     assert settle_shuffle(here, [reason_for_blocks(here)] * 2) == (
         replace(here, shuffle="global"),
@@ -120,7 +128,7 @@ def test_auto_is_settled_once_by_the_slowest_rank(mixture):
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_neighbours_in_a_batch_are_as_rare_as_in_a_full_shuffle(tmp_path, monkeypatch, pairs):
-    """Against numpy's permutation of the true rows. In blocks of rows they are many; pairs are scattered in a shard."""
+    """Compared with numpy's permutation of the rows. Blocks of rows have many; pairs are scattered within a shard."""
     monkeypatch.setattr(near_rows, "LOOKED_AT", 1 << 12)  # each row of the epoch twice, in 64 batches
     rows = [row | {"captions": row["captions"] * (1 + at % 3)} for at, row in enumerate(make_rows(60) * 25)]
     mixture, batch = Mixture([write_shards(tmp_path / "s", rows, 900, 300)], pairs=pairs), 64
