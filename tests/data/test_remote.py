@@ -1,4 +1,4 @@
-"""Shards at URLs: the same rows through a bounded cache, fetched once, checked, fetched again, and named when lost."""
+"""Shards at URLs: the same rows through a bounded cache; they are fetched once, checked, retried, and named if lost."""
 
 import itertools
 import os
@@ -39,7 +39,7 @@ SHARD_ROWS = 10
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Of nearly the same length each."""
+    """Shards of nearly the same length."""
     rng = np.random.default_rng(0)
     rows = [row | {"image": encoded(rng)} for row in make_rows(ROWS)]
     rows = [row | {"crc32": zlib.crc32(row["image"])} for row in rows]
@@ -74,7 +74,7 @@ def size_of(folder):
     return total
 
 
-def test_rows_are_the_same_as_in_the_folder(shards, tmp_path, store):
+def test_rows_are_the_same_as_from_the_folder(shards, tmp_path, store):
     local, remote = Mixture([shards]), Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c")))
     assert remote.fingerprint == local.fingerprint and store.fetched == []
     for row in range(ROWS):
@@ -88,7 +88,7 @@ def test_rows_are_the_same_as_in_the_folder(shards, tmp_path, store):
     assert len(store.fetched) == 13  # what an earlier run fetched is still good
 
 
-def test_an_s3_bucket(s3, shards, tmp_path):
+def test_shards_in_an_s3_bucket(s3, shards, tmp_path):
     s3.put(str(shards), "bucket/corpus", recursive=True)
     remote = Mixture(["s3://bucket/corpus"], cache=Cache(str(tmp_path / "c")))
     assert [remote.row(row).key for row in range(ROWS)] == [f"k{row:05d}" for row in range(ROWS)]
@@ -100,7 +100,7 @@ def test_an_s3_bucket(s3, shards, tmp_path):
         Mixture(["s3://bucket/nothing"])
 
 
-def test_what_fails_or_arrives_damaged_is_fetched_again(shards, tmp_path, store):
+def test_shards_that_fail_or_arrive_damaged_are_fetched_again(shards, tmp_path, store):
     remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c")))
     store.failures["000000.arrow"], store.spoilt["000001.arrow"] = 3, 2
     assert remote.row(5).key == "k00005" and remote.row(15).key == "k00015"
@@ -109,7 +109,7 @@ def test_what_fails_or_arrives_damaged_is_fetched_again(shards, tmp_path, store)
     for row, reason in ((25, "does not answer"), (35, "its hash is not the manifest's.*as it was uploaded")):
         with pytest.raises(UserError, match=rf"00000{row // 10}\.arrow cannot be read, after 4 attempts \(.*{reason}"):
             remote.row(row)
-    assert len(cached(tmp_path / "c")) == 2  # nothing half or damaged is left
+    assert len(cached(tmp_path / "c")) == 2  # nothing partial or damaged is left
     assert remote.row(25).key == "k00025"
 
 
@@ -122,19 +122,21 @@ def test_the_cache_stays_within_its_bound(shards, tmp_path, largest):
         assert content.key == f"k{row:05d}" and size_of(bound.folder) <= bound.capacity
         views.append((row, content.image))
     local = Mixture([shards])
-    assert all(bytes(image) == bytes(local.row(row).image) for row, image in views)  # dropped, but not under a reader
+    assert all(
+        bytes(image) == bytes(local.row(row).image) for row, image in views
+    )  # files are dropped, but views of them stay valid
     del views, content
     remote.row(0), remote.row(129)
     deleted = [
         line for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line and "/c/" in line
     ]
-    assert len(deleted) <= 1  # what was dropped is let go of, so that its room is free
+    assert len(deleted) <= 1  # dropped files are closed, which frees their space
     tiny = Cache(str(tmp_path / "tiny"), 1e-9)
     assert Mixture([f"slow://{shards}"], cache=tiny).row(50).key == "k00050"
     assert len(cached(tiny.folder)) == 1
 
 
-def test_what_was_touched_last_is_dropped_last(shards, tmp_path, largest):
+def test_the_least_recently_used_shard_is_dropped_first(shards, tmp_path, largest):
     bound = Cache(str(tmp_path / "c"), 3.2 * largest / 1e9)
     remote = Mixture([f"slow://{shards}"], cache=bound)
     shard = remote.corpora[0].manifest.shards
@@ -149,10 +151,10 @@ def test_what_was_touched_last_is_dropped_last(shards, tmp_path, largest):
     place.prefetch(4, [shard[0], shard[3]])
     assert [number for number in range(13) if bound.holds(shard[number])] == [0, 3, 4]
     place.prefetch(5, [shard[0], shard[3], shard[4]])
-    assert not bound.holds(shard[5])  # not at the cost of what is needed sooner
+    assert not bound.holds(shard[5])  # not at the cost of shards that are needed sooner
 
 
-def test_other_files_in_its_folder_are_left_alone(shards, tmp_path):
+def test_other_files_in_the_folder_of_the_cache_are_left_alone(shards, tmp_path):
     folder = tmp_path / "c"
     shutil.copytree(shards, folder)
     (folder / "download.part").write_bytes(b"half")
@@ -163,7 +165,7 @@ def test_other_files_in_its_folder_are_left_alone(shards, tmp_path):
 
 
 def test_a_cache_that_others_may_write_is_refused(shards, tmp_path, store):
-    """What lies in it with the right name and length may have any bytes."""
+    """A file in it of the right name and length may have any content."""
     folder = tmp_path / "c"
     assert Mixture([f"slow://{shards}"], cache=Cache(str(folder))).row(5).key == "k00005"
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -175,7 +177,7 @@ def test_a_cache_that_others_may_write_is_refused(shards, tmp_path, store):
     assert Mixture([f"slow://{shards}"], cache=Cache(str(folder))).row(5).key == "k00005"
 
 
-def test_a_cache_that_is_swept_away_is_made_again(shards, tmp_path, capfd):
+def test_a_deleted_cache_is_created_again(shards, tmp_path, capfd):
     remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c")))
     assert remote.row(5).key == "k00005"
     shutil.rmtree(tmp_path / "c")
@@ -185,14 +187,14 @@ def test_a_cache_that_is_swept_away_is_made_again(shards, tmp_path, capfd):
     assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700 and "Traceback" not in capfd.readouterr().err
 
 
-def test_a_full_disk_under_the_cache_is_told_from_a_shard_that_is_gone(shards, mount_disk, largest):
+def test_a_full_disk_under_the_cache_is_not_reported_as_a_lost_shard(shards, mount_disk, largest):
     remote = Mixture([f"slow://{shards}"], cache=Cache(f"{mount_disk(str(largest))}/c"))
     with pytest.raises(UserError, match=r"The cache \S+/c cannot be written .*No space left.* lower data\.cache_gb"):
         for row in range(ROWS):
             remote.row(row)
 
 
-def test_a_cache_that_can_only_be_read_serves_what_it_holds(shards, mount_disk, capfd):
+def test_a_read_only_cache_serves_the_shards_it_has(shards, mount_disk, capfd):
     disk = mount_disk("3m")
     remote = Mixture([f"slow://{shards}"], cache=Cache(f"{disk}/c"))
     assert remote.row(5).key == "k00005"
@@ -205,7 +207,7 @@ def test_a_cache_that_can_only_be_read_serves_what_it_holds(shards, mount_disk, 
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_every_user_of_a_node_has_a_cache_and_trusts_no_others(shards, monkeypatch):
+def test_each_user_of_a_node_has_a_separate_cache_and_trusts_no_other(shards, monkeypatch):
     if os.getuid() != 0:
         pytest.skip("becoming another user needs root")
     with tempfile.TemporaryDirectory() as scratch:  # pytest's own is closed to other users
@@ -228,12 +230,12 @@ def test_every_user_of_a_node_has_a_cache_and_trusts_no_others(shards, monkeypat
 
 SCRIPT = """
 import sys; sys.path.insert(0, "tests/data")
-from slow_store import SlowStore; import fsspec
+import fsspec
+from slow_store import SlowStore
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.mixture import Mixture
 fsspec.register_implementation("slow", SlowStore)
 SlowStore.latency = 0.02
-from mvlm.data.shards.cache import Cache; from mvlm.data.shards.mixture import Mixture
-from mvlm.runtime import storage
-from tests.conftest import of_pairs
 remote = Mixture([sys.argv[1]], cache=Cache(sys.argv[2], float(sys.argv[3])))
 assert all(remote.row(row).key == f"k{row:05d}" for row in range(130))
 print(len(SlowStore.fetched))
@@ -241,7 +243,7 @@ print(len(SlowStore.fetched))
 
 
 @pytest.mark.parametrize("room", [100, 2.2])
-def test_the_ranks_of_a_node_share_it(shards, tmp_path, largest, room):
+def test_the_ranks_of_a_node_share_the_cache(shards, tmp_path, largest, room):
     words = [sys.executable, "-c", SCRIPT, f"slow://{shards}", str(tmp_path / "c"), str(room * largest / 1e9)]
     ranks = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     sizes = []
@@ -257,7 +259,7 @@ def test_the_ranks_of_a_node_share_it(shards, tmp_path, largest, room):
     assert not list((tmp_path / "c").glob("*.part")) and not list((tmp_path / "c").glob("*.lock"))
 
 
-def test_what_a_killed_process_left_is_cleared_away(shards, tmp_path, largest):
+def test_leftovers_of_a_killed_process_are_removed(shards, tmp_path, largest):
     bound = Cache(str(tmp_path / "c"), 1.2 * largest / 1e9)
     remote = Mixture([f"slow://{shards}"], cache=bound)
     shard = remote.corpora[0].manifest.shards[0]
@@ -283,9 +285,7 @@ def images(loader, steps):
 
 
 @pytest.mark.parametrize("mode", ["threads", "processes"])
-def test_the_stream_is_filled_ahead_within_the_bound(
-    shards, tmp_path, tokenizer, config, store, largest, mode, monkeypatch
-):
+def test_shards_are_prefetched_within_the_bound(shards, tmp_path, tokenizer, config, store, largest, mode, monkeypatch):
     monkeypatch.setattr(prefetch, "LOOK_AGAIN_S", 0.01)  # as often as a long run does
     bound = Cache(str(tmp_path / "c"), 5 * largest / 1e9)
     local, remote = Mixture([shards]), Mixture([f"slow://{shards}"], cache=bound)
@@ -308,31 +308,31 @@ def test_the_stream_is_filled_ahead_within_the_bound(
         (a == b).all() for one, other in zip(seen, expected, strict=True) for a, b in zip(one, other, strict=True)
     )
     assert store.most_at_once > 1  # several shards at a time
-    # Two epochs begun: no shard is dropped only to be fetched again, but for a few where threads get no core in time.
+    # For two epochs; a few shards may be dropped and fetched again if threads get no core in time.
     assert len(store.fetched) < 3 * 13
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("mvlm-data")]
 
 
-def test_the_shards_needed_next_come_first(shards, tmp_path, largest):
+def test_the_shards_needed_next_are_prefetched_first(shards, tmp_path, largest):
     bound = Cache(str(tmp_path / "c"), 6.5 * largest / 1e9)
     remote = Mixture([f"slow://{shards}"], cache=bound)
     draws = MixtureSampler([ROWS], [1.0], 3, SHARD_ROWS, 2, [[SHARD_ROWS] * 13])
     rows = draws(np.arange(2 * ROWS))[0]
-    filler = start_prefetcher(remote, draws, 0)
+    prefetcher = start_prefetcher(remote, draws, 0)
     try:
         for position in (0, 37, 100, 129):
-            filler.at(position)
+            prefetcher.at(position)
             needed = list(dict.fromkeys((rows[position:] // SHARD_ROWS).tolist()))
-            upcoming = filler.upcoming()
+            upcoming = prefetcher.upcoming()
             assert 6 <= len(upcoming) <= 8
-            # A stride is looked at as a whole, so that what is behind the position may still be in it.
+            # A whole stride is looked at, which may include shards before the position.
             assert [shard for shard in upcoming if shard in needed[:4]] and upcoming[0] in rows[: position + 40] // 10
     finally:
-        filler.close()
+        prefetcher.close()
     assert os.listdir(bound.folder)
 
 
-def test_row_indexes_come_with_their_shards_and_are_held_against_their_hashes(shards, tmp_path, store):
+def test_row_indexes_are_fetched_with_their_shards_and_checked(shards, tmp_path, store):
     place = shutil.copytree(shards, tmp_path / "indexed")
     add_indexes(place)
     remote = Mixture([f"slow://{place}"], cache=Cache(str(tmp_path / "c")))
