@@ -1,4 +1,4 @@
-"""A row without a good image gives way to another one, the same whoever reads; a changed shard is an error."""
+"""A row with a bad image is replaced by another, the same for every reader; a changed shard is an error."""
 
 import itertools
 import shutil
@@ -21,7 +21,7 @@ BAD = (4, 17, 18)
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
-    """Of 40 rows, two were no images from the start and one is not the one that was written."""
+    """40 rows, of which two never had an image and the image of a third has changed since it was written."""
     rows = make_rows(40)
     for number in BAD:
         rows[number]["image"] = b"<html>"
@@ -34,7 +34,7 @@ def open_dataset(folder, tokenizer, config):
     return PairDataset(Mixture([folder]), tokenizer, *of_pairs(config), (4, 4))
 
 
-def test_what_takes_its_place_depends_on_seed_and_position_alone(damaged, tokenizer, config):
+def test_a_replacement_depends_only_on_seed_and_position(damaged, tokenizer, config):
     dataset, again = (open_dataset(damaged, tokenizer, config) for _ in range(2))
     samples = [dataset.sample(position, 17) for position in range(30)]
     for position in reversed(range(30)):
@@ -42,11 +42,11 @@ def test_what_takes_its_place_depends_on_seed_and_position_alone(damaged, tokeni
         assert sample.row == samples[position].row and (sample.images[0] == samples[position].images[0]).all()
     rows = [sample.row for sample in samples]
     assert not set(rows) & set(BAD) and len(set(rows)) > 12
-    # It is no copy of the row it names, as that is seen in the same epoch.
+    # It is augmented differently from the row it repeats, which is seen in the same epoch.
     assert all((sample.images[0] != dataset.sample(sample.position, sample.row).images[0]).any() for sample in samples)
 
 
-def test_the_rows_it_stands_for_are_told(damaged, tokenizer, config):
+def test_a_replacement_names_the_rows_that_it_replaces(damaged, tokenizer, config):
     dataset = open_dataset(damaged, tokenizer, config)
     assert dataset.sample(0, 3).faults == ()
     first, written = dataset.sample(9, 4).faults[0], dataset.sample(9, 18).faults[0]
@@ -55,13 +55,13 @@ def test_the_rows_it_stands_for_are_told(damaged, tokenizer, config):
     assert written.where.endswith("000001.arrow row 2") and "checksum differs" in written.reason
     chains = [dataset.sample(position, 4).faults for position in range(200)]
     longest = max(chains, key=len)
-    assert len(longest) > 1 and {fault.row for fault in longest} <= set(BAD)  # one bad row led to another
+    assert len(longest) > 1 and {fault.row for fault in longest} <= set(BAD)  # a bad row was replaced by another
 
 
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (3, 2)])
-def test_the_stream_tells_its_faults_with_the_batch_they_are_in(damaged, tokenizer, config, workers, world):
+def test_the_loader_reports_faults_with_their_batch(damaged, tokenizer, config, workers, world):
     dataset, draws = open_dataset(damaged, tokenizer, config), MixtureSampler([40], [1.0], 7, 8, 4)
-    met = []
+    faults = []
     for rank in range(world):
         options = {"global_batch": 8, "micro_batch": 4, "rank": rank, "world": world, "workers": workers}
         with Loader(dataset, draws, **options) as loader:
@@ -69,12 +69,13 @@ def test_the_stream_tells_its_faults_with_the_batch_they_are_in(damaged, tokeniz
                 drawn = [p for batch in batches for p in batch.position_B.tolist() if draws(np.array([p]))[0][0] in BAD]
                 assert sorted({fault.position for fault in loader.faults}) == drawn, step
                 assert not set(torch.cat([batch.image_id_B for batch in batches]).tolist()) & set(BAD)
-                met += loader.faults
+                faults += loader.faults
                 loader.faults.clear()
-    assert sorted(fault.row for fault in met if draws(np.array([fault.position]))[0][0] == fault.row) == sorted(2 * BAD)
+    drawn = [fault.row for fault in faults if draws(np.array([fault.position]))[0][0] == fault.row]
+    assert sorted(drawn) == sorted(2 * BAD)
 
 
-def test_where_all_is_bad_there_is_an_end(tmp_path, tokenizer, config):
+def test_a_corpus_of_bad_images_ends_in_an_error(tmp_path, tokenizer, config):
     rows = [row | {"image": b"<html>"} for row in make_rows(5)]
     dataset = open_dataset(write_shards(tmp_path / "s", rows), tokenizer, config)
     with pytest.raises(UserError, match=r"000000\.arrow row 2 \(key 'k00002'\).*checksum.*50 rows drawn"):
@@ -93,7 +94,7 @@ def test_an_image_in_a_shard_that_is_being_changed_is_not_replaced(folder, rows,
         file.write(bytes(140))
     with pytest.raises(UserError, match=r"000000\.arrow row 2 \(key 'k00002'\).*checksum differs.*written to since"):
         dataset.sample(0, 2)
-    # One that is opened now knows no better time.
+    # A dataset opened now cannot know that the shard has changed.
     assert open_dataset(copy, tokenizer, config).sample(0, 2).faults[0].row == 2
 
 

@@ -1,4 +1,4 @@
-"""A row as the extension reads it and as Python does: the same values, checksums and faults, of any bytes at all."""
+"""The extension and Python read the same values, checksums and faults from any bytes."""
 
 import random
 
@@ -16,7 +16,7 @@ native = pytest.importorskip("mvlm.data.shards._rows", reason="installing mvlm b
 
 @pytest.fixture(scope="module", params=["caption", "vqa", "pairs", "entailment", "foils"])
 def shard(request, tmp_path_factory):
-    """A shard's bytes and what its index says: the arguments of both readers but for the row."""
+    """A shard's bytes and index: the arguments of both readers except for the row."""
     place = tmp_path_factory.mktemp("rows") / "s"
     if request.param == "caption":
         write_shards(place, make_rows(40), 40)
@@ -37,7 +37,7 @@ def outcome(act, *arguments):
         return str(error)
 
 
-def test_both_read_every_row(shard):
+def test_both_read_the_same_rows(shard):
     data, starts, buffers, kinds, crc32s = shard
     for number in range(starts[-1]):
         found = native.read_row(memoryview(data), starts, buffers, kinds, number, crc32s)

@@ -1,4 +1,4 @@
-"""Tokens as people read them, of byte-level vocabularies and of others."""
+"""Tokens in readable form, of byte-level vocabularies and of others."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TEXT = "Red ünïcode 🦊, 金魚"
 
 @pytest.fixture(scope="module")
 def bytewise() -> PreTrainedTokenizerFast:
-    """A token for each byte, as most are to a small corpus."""
+    """A tokenizer with a token for each byte and no others."""
     return train_tokenizer([], 261)
 
 
-def test_bytes_that_are_no_character_are_shown_each_by_its_own(bytewise: PreTrainedTokenizerFast) -> None:
+def test_bytes_that_form_no_character_are_shown_one_by_one(bytewise: PreTrainedTokenizerFast) -> None:
     _, _, *tokens, _ = bytewise(TEXT).input_ids  # begin, space, ..., end
     assert len(tokens) == len(TEXT.encode()) and spelled(bytewise, tokens) == TEXT
     for byte, token in zip(TEXT.encode(), tokens, strict=True):
@@ -29,7 +29,7 @@ def test_bytes_that_are_no_character_are_shown_each_by_its_own(bytewise: PreTrai
     assert spelled(bytewise, tokens[fox + 3 : fox + 6]) == "‹0x8A›,"
 
 
-def test_every_token_is_seen_and_no_two_look_alike(bytewise: PreTrainedTokenizerFast) -> None:
+def test_every_token_is_visible_and_no_two_look_alike(bytewise: PreTrainedTokenizerFast) -> None:
     shown = [spelled(bytewise, [token]) for token in range(len(bytewise))]
     assert all(map(str.isprintable, shown)) and "" not in shown and len({*shown}) == len(shown)
     assert shown[:5] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
