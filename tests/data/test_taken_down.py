@@ -1,4 +1,4 @@
-"""Rows that were taken down: gone from every reader, and nothing else has changed."""
+"""Rows taken down are gone for every reader, and nothing else changes."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from made_tables import add_tables
 from data_tools.__main__ import main
 from data_tools.corpora import batches, kept_rows
 from data_tools.takedown import TakenDown, take_down
+from mvlm.config.schema import Data
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
@@ -37,9 +38,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lessened(whole, tmp_path_factory):
-    """The same after a list of a key, two URLs and two hashes, in two goes."""
-    folder = tmp_path_factory.mktemp("lessened") / "s"
+def reduced(whole, tmp_path_factory):
+    """The same corpus after a key, two URLs and two hashes have been taken down, with two lists."""
+    folder = tmp_path_factory.mktemp("reduced") / "s"
     shutil.copytree(whole, folder)
     mixture, lists = Mixture([whole]), folder.parent
     hashes = [hashlib.sha256(bytes(mixture.row(row).image)).hexdigest() for row in GONE[3:]]
@@ -50,18 +51,18 @@ def lessened(whole, tmp_path_factory):
     return folder
 
 
-def samples(folder, tokenizer, config, seed_positions=120):
-    mixture = training_mixture(config.data.__class__(train=(str(folder),), text_length=14))
+def samples(folder, tokenizer, config):
+    mixture = training_mixture(Data(train=(str(folder),), text_length=14))
     dataset = PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
-    positions = np.arange(seed_positions)
+    positions = np.arange(120)
     numbers, times = make_sampler(mixture, 7, [order_of(config.data)])(positions)
     drawn = zip(positions.tolist(), numbers.tolist(), times.tolist(), strict=True)
     return mixture, [dataset.sample(*draw) for draw in drawn]
 
 
-def test_only_the_rows_taken_down_change_and_all_keep_their_numbers(whole, lessened, tokenizer, config, tmp_path):
+def test_only_the_rows_taken_down_are_replaced_and_all_keep_their_numbers(whole, reduced, tokenizer, config, tmp_path):
     before, old = samples(whole, tokenizer, config)
-    after, new = samples(lessened, tokenizer, config)
+    after, new = samples(reduced, tokenizer, config)
     assert (before.fingerprint, before.per_epoch, before.selection) == (
         after.fingerprint,
         after.per_epoch,
@@ -77,47 +78,43 @@ def test_only_the_rows_taken_down_change_and_all_keep_their_numbers(whole, lesse
             assert (one.row, one.faults) == (other.row, other.faults)
             assert (one.images == other.images).all() and (one.masked_text_L == other.masked_text_L).all()
     assert replaced > 5
-    again = samples(lessened, tokenizer, config)[1]
+    again = samples(reduced, tokenizer, config)[1]
     assert [sample.row for sample in again] == [sample.row for sample in new]
-    quarantine = Quarantine(tmp_path, 0.0, ROWS)  # which counts none of them
+    quarantine = Quarantine(tmp_path, 0.0, ROWS)  # must count none of them
     quarantine.add([fault for sample in new for fault in sample.faults], len(new))
     assert len(quarantine) == 0
 
 
-def test_evaluation_and_the_tools_do_not_see_them(whole, lessened, tokenizer, tmp_path):
+def test_evaluation_and_the_tools_skip_them(whole, reduced, tokenizer, tmp_path):
     left = [Mixture([whole]).key(row) for row in range(ROWS) if row not in GONE]
-    seen = EvalDataset(Mixture([lessened]), tokenizer, 14, 32)
+    seen = EvalDataset(Mixture([reduced]), tokenizer, 14, 32)
     assert [seen.mixture.key(row) for row in range(len(seen))] == left
     keys = [
         key
-        for batch in batches(lessened, read_manifest(lessened), kept_rows(lessened))
+        for batch in batches(reduced, read_manifest(reduced), kept_rows(reduced))
         for key in batch["key"].to_pylist()
     ]
     assert keys == left
-    assert main(["merge", str(lessened), "--out", str(tmp_path / "merged")]) == 0
+    assert main(["merge", str(reduced), "--out", str(tmp_path / "merged")]) == 0
     merged = Mixture([tmp_path / "merged"])
     assert [merged.key(row) for row in range(len(merged))] == left
-    assert main(["preview", str(lessened), "--out", str(tmp_path / "p.html"), "--count", "40"]) == 0
+    assert main(["preview", str(reduced), "--out", str(tmp_path / "p.html"), "--count", "40"]) == 0
     page = (tmp_path / "p.html").read_text()
     assert left[0] in page and Mixture([whole]).key(3) not in page
 
 
-def test_a_run_that_begins_makes_its_tokenizer_and_its_answers_without_them(lessened):
-    read = [row.key for row in Mixture([lessened], trains=True).sound(range(ROWS))]
-    assert read == [Mixture([lessened]).key(row) for row in range(ROWS - len(GONE))]
+def test_a_new_run_makes_its_tokenizer_and_answers_without_them(reduced):
+    read = [row.key for row in Mixture([reduced], trains=True).sound(range(ROWS))]
+    assert read == [Mixture([reduced]).key(row) for row in range(ROWS - len(GONE))]
 
 
-def test_a_condition_counts_them_and_they_are_replaced_by_rows_that_meet_it(lessened):
-    mixture = Mixture([lessened], where=["url != 'http://x/4'"], trains=True)
-    assert (
-        len(mixture) == ROWS - 1
-        and mixture.is_taken_down(3)
-        and not mixture.is_taken_down(4)
-        and mixture.is_taken_down(5)
-    )
+def test_a_selection_includes_them_under_their_new_numbers(reduced):
+    mixture = Mixture([reduced], where=["url != 'http://x/4'"], trains=True)
+    assert len(mixture) == ROWS - 1  # without row 4, which was not taken down
+    assert [row for row in range(len(mixture)) if mixture.is_taken_down(row)] == [3, 5, 6, 19, 38]
 
 
-def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
+def test_an_invalid_list_is_refused(reduced, whole, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
     first = read_manifest(folder).shards[0].hash
@@ -141,21 +138,21 @@ def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
     assert not (folder / "takedown.json").exists()
 
 
-def test_hashes_are_the_same_in_letters_of_either_case(tmp_path, capsys):
-    """Those of a column, which the source has given of some rows, and those of the images of the others."""
+def test_hashes_match_in_upper_and_lower_case(tmp_path, capsys):
+    """Hashes in a column, which only some rows have, and those of the images of the others."""
     folder = write_shards(tmp_path / "s", make_rows(6, 9), 6)
-    said = [hashlib.md5(bytes([row])).hexdigest() for row in range(6)]
-    columns = {"sha256": [None, None, None, "AB" * 32, "cd" * 32, None], "md5": [*said[:5], said[5].upper()]}
+    md5 = [hashlib.md5(bytes([row])).hexdigest() for row in range(6)]
+    columns = {"sha256": [None, None, None, "AB" * 32, "cd" * 32, None], "md5": [*md5[:5], md5[5].upper()]}
     add_tables(folder, "meta", [columns])
     sha256 = hashlib.sha256(bytes(Mixture([folder]).row(1).image)).hexdigest()
-    mixed = [sha256[:32] + sha256[32:].upper(), "ab" * 32, "Cd" * 32, said[2].upper(), said[5]]
+    mixed = [sha256[:32] + sha256[32:].upper(), "ab" * 32, "Cd" * 32, md5[2].upper(), md5[5]]
     (tmp_path / "list").write_text("\n".join([*mixed, "F" * 64]))
     assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 0
     assert "5 rows are taken down, 5 of them now\n1 of 6 lines name no row: " in capsys.readouterr().out
     assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [1, 2, 3, 4, 5]
 
 
-def test_a_damaged_shard_is_named_where_its_images_are_hashed(whole, tmp_path, capsys):
+def test_a_damaged_shard_is_named_when_its_images_are_hashed(whole, tmp_path, capsys):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
     (tmp_path / "list").write_text("f" * 64)
@@ -169,13 +166,13 @@ def test_a_damaged_shard_is_named_where_its_images_are_hashed(whole, tmp_path, c
         shutil.copy(whole / name, folder / name)
 
 
-def test_lists_that_are_taken_down_at_the_same_time_both_hold(whole, tmp_path):
+def test_two_lists_taken_down_at_the_same_time_both_apply(whole, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
     mixture, taken = Mixture([whole]), []
 
     class Columns(tuple):
-        """Another list is taken down while these are being compared."""
+        """Takes down another list while these are compared."""
 
         def __contains__(self, name):
             if not taken:
@@ -187,7 +184,7 @@ def test_lists_that_are_taken_down_at_the_same_time_both_hold(whole, tmp_path):
     assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [3, 4, 20]
 
 
-def test_a_corpus_of_which_all_is_taken_down_is_said_to_be_so(whole, tmp_path, capsys):
+def test_a_corpus_whose_rows_are_all_taken_down_is_refused_with_that_reason(whole, tmp_path, capsys):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
     (tmp_path / "list").write_text("\n".join(map(Mixture([whole]).key, range(ROWS))))
@@ -199,7 +196,7 @@ def test_a_corpus_of_which_all_is_taken_down_is_said_to_be_so(whole, tmp_path, c
     assert f"All rows of {folder} were taken down: " in capsys.readouterr().err
 
 
-def test_a_corpus_at_a_url_is_lessened_by_urls_and_hashes(whole, lessened, tmp_path, capsys):
+def test_rows_of_a_corpus_at_a_url_are_taken_down_by_urls_and_hashes(whole, reduced, tmp_path, capsys):
     files, url = fsspec.filesystem("memory"), "memory://taken/s"
     files.put(str(whole), "/taken/s", recursive=True)
     try:
@@ -207,18 +204,18 @@ def test_a_corpus_at_a_url_is_lessened_by_urls_and_hashes(whole, lessened, tmp_p
         for text in ("http://x/3\nhttp://x/6\nhttp://nowhere/\n", f"http://x/7\nhttp://x/39\n{sha256}\n"):
             (tmp_path / "list").write_text(text)
             assert main(["takedown", url, "--list", str(tmp_path / "list")]) == 0
-        said = capsys.readouterr().out
-        assert "2 rows are taken down, 2 of them now\n1 of 3 lines name no row: http://nowhere/\n" in said
-        assert "5 rows are taken down, 3 of them now\n0 of 3 lines name no row\n" in said
+        out = capsys.readouterr().out
+        assert "2 rows are taken down, 2 of them now\n1 of 3 lines name no row: http://nowhere/\n" in out
+        assert "5 rows are taken down, 3 of them now\n0 of 3 lines name no row\n" in out
         cache = Cache(str(tmp_path / "cache"))
-        there, here = (Mixture([place], cache=cache, trains=True) for place in (url, lessened))
+        there, here = (Mixture([place], cache=cache, trains=True) for place in (url, reduced))
         assert [there.is_taken_down(row) for row in range(ROWS)] == [here.is_taken_down(row) for row in range(ROWS)]
         assert len(Mixture([url], cache=cache)) == ROWS - len(GONE)
     finally:
         files.rm("/taken", recursive=True)
 
 
-def test_a_run_that_goes_on_keeps_its_rows_until_it_starts_again_and_then_says_how_many(whole, tmp_path):
+def test_a_running_run_keeps_rows_until_it_is_resumed_and_then_reports_how_many_are_gone(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "s")
     running = Mixture([tmp_path / "s"], trains=True)
     (tmp_path / "list").write_text("http://x/3\nhttp://x/6\n")
