@@ -1,4 +1,4 @@
-"""An epoch of pairs shows each image with each of its captions, exactly once, whatever is between."""
+"""An epoch of pairs shows each image with each of its captions exactly once, whatever happens in between."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def all_pairs(folders):
     return [(row, caption) for row in range(ROWS) for caption in range(len(mixture.row(row).captions))]
 
 
-def test_pairs_are_the_rows_with_each_caption_in_their_order(pairs, all_pairs):
+def test_pairs_are_numbered_by_row_and_then_by_caption(pairs, all_pairs):
     assert [pairs.numbers.visit(number) for number in range(len(all_pairs))] == all_pairs
     assert pairs.per_epoch == len(all_pairs) == sum(corpus.manifest.captions for corpus in pairs.corpora)
     with pytest.raises(IndexError):
@@ -78,7 +78,7 @@ def test_every_epoch_draws_every_pair_once_whatever_changes_between_stops(pairs,
         assert len(found) < epoch or sorted(found) == all_pairs
 
 
-def test_weights_are_of_pairs(folders):
+def test_weights_count_pairs(folders):
     mixture = Mixture(folders, (1.0, 2.5), pairs=True)
     sizes = [corpus.manifest.captions for corpus in mixture.corpora]
     assert mixture.per_epoch == sizes[0] + round(2.5 * sizes[1])
@@ -90,18 +90,19 @@ def test_weights_are_of_pairs(folders):
     assert {times for (row, _), times in drawn.items() if row >= ROWS // 2} <= {4, 5, 6}
 
 
-def test_where_every_image_has_one_caption_nothing_changes(tmp_path):
+def test_with_one_caption_per_image_epochs_of_pairs_and_images_are_the_same(tmp_path):
     rows = [row | {"captions": row["captions"][:1]} for row in make_rows(40)]
     folder = write_shards(tmp_path / "one", rows, 9)
-    found = [
+    drawn = [
         make_sampler(training_mixture(Data(train=(str(folder),), epoch=epoch)), 5, [order_of(Data())])(np.arange(100))
         for epoch in ("pairs", "images")
     ]
-    assert [np.array_equal(*parts) for parts in zip(*found, strict=True)] == [True, True]
+    for of_pairs_epoch, of_images_epoch in zip(*drawn, strict=True):
+        assert np.array_equal(of_pairs_epoch, of_images_epoch)
 
 
-def test_the_loader_shows_each_image_with_each_caption_once_and_never_alike(folders, tokenizer, config):
-    """By threads and by processes, and from the middle on."""
+def test_the_loader_shows_each_image_with_each_caption_once_and_in_different_crops(folders, tokenizer, config):
+    """With threads and with processes, and from the middle on."""
     shown = replace(config, data=replace(config.data, train=tuple(map(str, folders)), randaugment=(0, 0)))
     mixture = training_mixture(shown.data)
     dataset = PairDataset(mixture, tokenizer, *of_pairs(shown), (4, 4))
@@ -124,11 +125,11 @@ def test_the_loader_shows_each_image_with_each_caption_once_and_never_alike(fold
     )
     assert not read - written and sum(read.values()) == batches * 4 > mixture.per_epoch - 4
     views = {sample.images[0].tobytes() for sample in samples}
-    assert len(views) > 0.95 * len(samples) > ROWS  # an image that comes again is cropped anew
+    assert len(views) > 0.95 * len(samples) > ROWS  # an image that comes again is cropped differently
 
 
-def test_images_with_many_captions_are_no_neighbours(tmp_path):
-    """Of 512 draws from blocks of one shard hardly more are of one image than in a full shuffle."""
+def test_pairs_of_the_same_image_are_not_neighbours(tmp_path):
+    """In 512 draws from blocks of one shard, images repeat hardly more often than in a full shuffle."""
     rows = [row | {"captions": [f"{row['key']} {n}" for n in range(5)]} for row in make_rows(400)]
     mixture = Mixture([write_shards(tmp_path / "five", rows, 400)], pairs=True)
     draws = make_sampler(mixture, 0, [order_of(Data(shuffle="blocks", shuffle_block=64, shuffle_window=8))])
@@ -137,7 +138,7 @@ def test_images_with_many_captions_are_no_neighbours(tmp_path):
     assert len(set(images)) > 0.95 * len(set(shuffled.tolist()))
 
 
-def test_the_manifest_counts_and_a_manifest_without_counts_is_made_up_for(folders, tmp_path, all_pairs):
+def test_a_manifest_without_counts_of_captions_gets_them_with_the_index(folders, tmp_path, all_pairs):
     folder = shutil.copytree(folders[0], tmp_path / "counted")
     assert set(read_manifest(folder).shards.captions) == {UNCOUNTED}
     with pytest.raises(UserError, match=r"does not count the captions .* row-index.* data\.epoch = 'images'"):
@@ -159,7 +160,7 @@ def test_the_manifest_counts_and_a_manifest_without_counts_is_made_up_for(folder
 
 
 def test_no_damaged_number_shows_a_caption_with_another_image(folders, tmp_path, tokenizer, config):
-    """Bits of the list's offsets flip: a pair is another one that was written, or its row is replaced and named."""
+    """Whatever bit of the captions' offsets flips, a pair is one that was written, or its row is replaced and named."""
     folder = shutil.copytree(folders[0], tmp_path / "damaged")
     add_indexes(folder)
     written = {(row["key"], caption) for row in make_rows(ROWS // 2, 1) for caption in row["captions"]}
@@ -176,7 +177,7 @@ def test_no_damaged_number_shows_a_caption_with_another_image(folders, tmp_path,
         now = dataset.mixture.corpora[0]._open_shard(0).rows
         for number in range(6):
             sample = dataset.sample(number, number)
-            if 4 <= at - where < 12 and now.is_sound(shown[number]):  # not where the batch begins or ends
+            if 4 <= at - where < 12 and now.is_sound(shown[number]):  # except where the batch begins or ends
                 assert (sample.row, sample.faults) == (shown[number], ())
             row = dataset.mixture.row(sample.row)
             texts = {tuple(dataset.captions.encode(text)) for key, text in written if key == row.key}
@@ -186,7 +187,7 @@ def test_no_damaged_number_shows_a_caption_with_another_image(folders, tmp_path,
 
 
 def test_no_flipped_offset_shifts_a_pair(folders, tmp_path):
-    """Any bit of any of the list's offsets, those at the borders of record batches too."""
+    """Whichever bit of the captions' offsets flips, also at the borders of record batches."""
     folder = shutil.copytree(folders[0], tmp_path / "shifted")
     add_indexes(folder)
     path = folder / "000000.arrow"
@@ -203,7 +204,7 @@ def test_no_flipped_offset_shifts_a_pair(folders, tmp_path):
             data = bytearray(content)
             data[index.buffers[batch * stride + first] + 4 * nth + bit // 8] ^= 1 << bit % 8
             now = ShardRows(memoryview(data), "caption", index)
-            beside = {begin + nth - 1, begin + nth} & {*range(begin, end)}  # whose captions begin or end there
+            beside = {begin + nth - 1, begin + nth} & {*range(begin, end)}  # rows whose captions begin or end there
             assert now.captions() == len(pairs)
             for pair, expected in enumerate(pairs):
                 try:
@@ -216,7 +217,7 @@ def test_no_flipped_offset_shifts_a_pair(folders, tmp_path):
     assert damaged
 
 
-def test_a_pair_beyond_its_shard_is_no_row_of_it(folders):
+def test_a_pair_outside_of_its_shard_is_refused(folders):
     opened = Mixture(folders, pairs=True).corpora[0]._open_shard(0)
     assert isinstance(opened.rows, ShardRows)
     with pytest.raises(ValueError, match="outside"):

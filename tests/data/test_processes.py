@@ -1,4 +1,4 @@
-"""Loader processes: small, gone with whoever started them, heard when something goes wrong, and nothing left behind."""
+"""Loader processes: small, ended with their parent, their errors reported, and nothing left behind."""
 
 import itertools
 import os
@@ -49,7 +49,7 @@ def wait_until(holds, seconds=100):
 
 
 def private_mb(pid):
-    """Beside buffers and mapped shards, whose pages count as private while only one process has touched them."""
+    """Without buffers and mapped shards, whose pages count as private while only one process has touched them."""
     total, counts = 0, True
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         name, *values = line.split()
@@ -61,7 +61,7 @@ def private_mb(pid):
 
 
 def use(loader, before):
-    """Take batches until all loader processes have prepared some; their ids."""
+    """Take batches until both loader processes have prepared some; their ids."""
 
     def at_work():
         next(loader)
@@ -70,14 +70,14 @@ def use(loader, before):
 
     def has_prepared(pid):
         process = Path(f"/proc/{pid}")
-        command = (process / "cmdline").read_text()  # until it is another than this process's, so are its maps
+        command = (process / "cmdline").read_text()  # before exec, it and the maps are those of this process
         return "mvlm.data.loading.worker" in command and "mvlm-images" in (process / "maps").read_text()
 
     wait_until(at_work)
     return children() - before
 
 
-def test_a_process_is_small_and_knows_no_torch(dataset):
+def test_a_process_is_small_and_does_not_import_torch(dataset):
     before = children()
     with opened(dataset) as loader:
         for pid in use(loader, before):
@@ -86,7 +86,7 @@ def test_a_process_is_small_and_knows_no_torch(dataset):
             assert "libarrow" in maps and "torch" not in maps and "transformers" not in maps
 
 
-def test_nothing_is_left_when_it_is_closed(dataset):
+def test_closing_a_loader_leaves_no_process_and_no_open_file(dataset):
     processes, files = children(), len(os.listdir("/proc/self/fd"))
     with opened(dataset) as loader:
         kept = next(loader)[0].image_BCHW
@@ -113,7 +113,7 @@ def test_processes_die_with_their_parent(tmp_path):
     wait_until(lambda: all(map(is_gone, pids)))
 
 
-def test_signals_meant_for_the_job_do_not_end_them(dataset):
+def test_signals_for_the_job_do_not_end_its_loader_processes(dataset):
     before = children()
     with opened(dataset) as loader:
         for pid, number in itertools.product(use(loader, before), (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)):
@@ -122,7 +122,7 @@ def test_signals_meant_for_the_job_do_not_end_them(dataset):
             next(loader)
 
 
-def test_a_killed_process_is_an_error_and_no_hang(dataset):
+def test_a_killed_process_is_reported_and_does_not_hang_the_loader(dataset):
     before = children()
     with opened(dataset) as loader:
         for pid in use(loader, before):
@@ -134,7 +134,7 @@ def test_a_killed_process_is_an_error_and_no_hang(dataset):
     assert children() == before
 
 
-def test_an_error_comes_through_with_its_sentence(tmp_path, tokenizer, config):
+def test_a_users_error_in_a_process_is_raised_with_its_message(tmp_path, tokenizer, config):
     folder = write_shards(tmp_path / "s", make_rows(40), shard_rows=1)
     shard = folder / "000017.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))
@@ -145,7 +145,7 @@ def test_an_error_comes_through_with_its_sentence(tmp_path, tokenizer, config):
             pass
 
 
-def test_a_bug_comes_through_with_its_traceback(mixture, tokenizer, config):
+def test_a_bug_in_a_process_is_raised_with_its_traceback(mixture, tokenizer, config):
     with (
         opened(Broken(mixture, tokenizer, *of_pairs(config), (4, 4)), workers=1) as loader,
         pytest.raises(RuntimeError, match=r"(?s)loader process.*broken\.py.*KeyError: 'a bug'"),
@@ -155,10 +155,10 @@ def test_a_bug_comes_through_with_its_traceback(mixture, tokenizer, config):
 
 
 def test_the_first_batch_does_not_wait_for_a_process(dataset, monkeypatch, tmp_path):
-    silent = tmp_path / "python"
-    silent.write_text("#!/bin/sh\nexec cat\n")
-    silent.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(silent))
+    never_ready = tmp_path / "python"
+    never_ready.write_text("#!/bin/sh\nexec cat\n")
+    never_ready.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(never_ready))
     with opened(dataset) as loader:
         first = next(loader)
     with Loader(dataset, DRAWS, global_batch=16, micro_batch=8, workers=0) as plain:

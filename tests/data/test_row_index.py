@@ -1,4 +1,4 @@
-"""Every bit that is flipped in a row is noticed as the row is read, and a damaged row index is named."""
+"""Every flipped bit in a row is noticed when the row is read, and a damaged row index is named."""
 
 import json
 import random
@@ -27,7 +27,7 @@ from tests.conftest import of_pairs, reading
 
 @pytest.fixture(scope="module")
 def indexed(folder, tmp_path_factory):
-    """The corpus with row indexes, which were added to it."""
+    """A copy of the corpus with row indexes."""
     copy = tmp_path_factory.mktemp("indexed") / "s"
     shutil.copytree(folder, copy)
     assert data_tools(["row-index", str(copy)]) == 0
@@ -42,14 +42,14 @@ def flip(path: Path, byte: int, bit: int = 0) -> None:
         file.write(bytes([old ^ 1 << bit]))
 
 
-def written(row) -> int:
-    """The CRC-32 of a row of captions, worked out from what the format says of it."""
+def crc32_of(row) -> int:
+    """The CRC-32 of a row of captions by the description of the format."""
     key, source, *captions = (text.encode() for text in (row["key"], row["source"], *row["captions"]))
     numbers = [len(key), len(captions), *map(len, captions), len(source), row["width"], row["height"], row["crc32"]]
     return zlib.crc32(struct.pack(f"<{len(numbers)}q", *numbers) + key + b"".join(captions) + source)
 
 
-def test_the_file_is_what_its_description_says(indexed, rows):
+def test_an_index_has_the_documented_format(indexed, rows):
     shards = read_manifest(indexed).shards
     read = 0
     for shard in shards:
@@ -61,7 +61,7 @@ def test_the_file_is_what_its_description_says(indexed, rows):
         places = struct.unpack_from(f"<{2 * batches * buffers}Q", content, at + 8 * len(starts))
         end = at + 8 * len(starts) + 8 * len(places)
         assert zlib.crc32(content[:12] + content[16:end]) == checked
-        assert [*struct.unpack_from(f"<{count}I", content, end)] == [*map(written, rows[read : read + count])]
+        assert [*struct.unpack_from(f"<{count}I", content, end)] == [*map(crc32_of, rows[read : read + count])]
         assert len(content) == end + 4 * count
         for batch in range(batches):  # the images are the third and fourth buffer
             offsets_at, _, first, length = places[2 * batch * buffers + 4 :][:4]
@@ -75,7 +75,7 @@ def test_the_file_is_what_its_description_says(indexed, rows):
     assert read == len(rows)
 
 
-def test_adding_it_changes_no_run(folder, indexed, tokenizer, config):
+def test_adding_indexes_changes_no_run(folder, indexed, tokenizer, config):
     assert not list(folder.glob("*.index"))
     before, after = (PairDataset(Mixture([place]), tokenizer, *of_pairs(config), (4, 4)) for place in (folder, indexed))
     assert before.mixture.fingerprint == after.mixture.fingerprint
@@ -85,16 +85,16 @@ def test_adding_it_changes_no_run(folder, indexed, tokenizer, config):
         assert before.mixture.row(row) == after.mixture.row(row)
         assert (before.sample(3, row).images == after.sample(3, row).images).all()
     assert add_indexes(indexed) == 0
-    # What was read by versions that know no row index is still there, and nothing else.
+    # The manifest that versions without row indexes read is otherwise unchanged.
     old, new = (json.loads((place / MANIFEST).read_text()) for place in (folder, indexed))
     assert len(new.pop("indexes")) == 3 and new == old
 
 
 def test_no_flipped_bit_is_trained_on(tmp_path, tokenizer, config):
-    """Of 200 images and 200 captions with one bit flipped each, 400 are noticed."""
+    """One bit is flipped in each of 200 images and 200 captions, and all 400 are noticed."""
     rows = make_rows(900)
     for number, row in enumerate(rows):
-        row["captions"] = [f"{number:03d} {caption}" for caption in row["captions"]]  # none is part of another
+        row["captions"] = [f"{number:03d} {caption}" for caption in row["captions"]]  # so that none is part of another
     place = write_shards(tmp_path / "s", rows, shard_rows=300)
     add_indexes(place)
     whole = [path.read_bytes() for path in sorted(place.glob("*.arrow"))]
@@ -136,7 +136,7 @@ def test_any_bit_of_a_row_of_any_task_is_noticed(task, tmp_path):
     dice = random.Random(1)
     for column in batch.columns:
         for buffer in filter(None, column.buffers()):
-            used = 2 if pa.types.is_boolean(column.type) else buffer.size  # of the second byte four bits
+            used = 2 if pa.types.is_boolean(column.type) else buffer.size  # and four bits of the second byte
             flip(shard, buffer.address - arrow.address + dice.randrange(used), dice.randrange(4))
             now, noticed = Corpus(tmp_path / "s", task=manifest.task), 0
             for number in range(12):
@@ -154,21 +154,21 @@ def test_a_damaged_index_is_named(indexed, tmp_path, tokenizer, config):
         change(copy / "000001.index")
         return copy
 
-    def refused(copy, told):
-        with pytest.raises(UserError, match=rf"000001\.(index|arrow) .*{told}.*mvlm-data row-index {copy}"):
+    def check_refused(copy, reason):
+        with pytest.raises(UserError, match=rf"000001\.(index|arrow) .*{reason}.*mvlm-data row-index {copy}"):
             Mixture([copy]).row(60)
         Mixture([copy]).row(10)
-        assert [told in sentence for sentence in shard_problems(copy, read_manifest(copy), deep=False)] == [True]
+        assert [reason in sentence for sentence in shard_problems(copy, read_manifest(copy), deep=False)] == [True]
         assert add_indexes(copy) == 1
         assert Mixture([copy]).row(60).key == "k00060"
 
-    refused(spoilt(Path.unlink), "is missing")
-    refused(spoilt(lambda path: path.write_bytes(path.read_bytes()[:-1])), "bytes and not")
-    refused(spoilt(lambda path: flip(path, 3)), "not a row index")
-    refused(spoilt(lambda path: flip(path, 8, 2)), "version 5 and not 1")
-    refused(spoilt(lambda path: flip(path, 70)), "head is damaged")
-    refused(spoilt(lambda path: shutil.copy(path.with_name("000000.index"), path)), "another shard")
-    # A flip in a checksum costs its row, and says whose fault it is.
+    check_refused(spoilt(Path.unlink), "is missing")
+    check_refused(spoilt(lambda path: path.write_bytes(path.read_bytes()[:-1])), "bytes and not")
+    check_refused(spoilt(lambda path: flip(path, 3)), "not a row index")
+    check_refused(spoilt(lambda path: flip(path, 8, 2)), "version 5 and not 1")
+    check_refused(spoilt(lambda path: flip(path, 70)), "head is damaged")
+    check_refused(spoilt(lambda path: shutil.copy(path.with_name("000000.index"), path)), "another shard")
+    # A flipped bit in a checksum loses its row, and the message names the index as the cause.
     copy = spoilt(lambda path: flip(path, path.stat().st_size - 1))
     fault = PairDataset(Mixture([copy]), tokenizer, *of_pairs(config), (4, 4)).sample(0, 99).faults[0]
     assert "its row index has changed too" in fault.reason and f"row-index {copy}" in fault.reason
@@ -177,7 +177,7 @@ def test_a_damaged_index_is_named(indexed, tmp_path, tokenizer, config):
     assert "000001.index has changed" in sentence
 
 
-def test_a_damaged_shard_gets_no_index_but_the_others_do(folder, tmp_path, capsys):
+def test_a_damaged_shard_gets_no_index_but_others_do(folder, tmp_path, capsys):
     copy = shutil.copytree(folder, tmp_path / "copy")
     flip(copy / "000001.arrow", 5000)
     assert data_tools(["row-index", str(copy)]) == 1
@@ -186,15 +186,15 @@ def test_a_damaged_shard_gets_no_index_but_the_others_do(folder, tmp_path, capsy
     assert Mixture([copy]).row(120).key == "k00120"
 
 
-def test_what_is_damaged_is_left_out_of_what_a_tokenizer_reads(indexed, tmp_path, rows):
+def test_a_tokenizer_is_trained_without_damaged_rows(indexed, tmp_path, rows):
     copy = shutil.copytree(indexed, tmp_path / "copy")
     shard = copy / "000000.arrow"
     flip(shard, shard.read_bytes().index("".join(rows[3]["captions"]).encode()))
-    told = []
+    errors = []
     mixture = Mixture([copy])
-    keys = [row.key for row in mixture.sound(range(10), told.append)]
+    keys = [row.key for row in mixture.sound(range(10), errors.append)]
     assert keys == [row["key"] for row in rows[:10] if row["key"] != "k00003"]
-    assert [error.key for error in told] == ["k00003"] and mixture.key(3) == "k00003"
+    assert [error.key for error in errors] == ["k00003"] and mixture.key(3) == "k00003"
 
 
 def test_without_an_index_images_are_checked_and_captions_are_not(folder, tmp_path, rows, tokenizer, config):

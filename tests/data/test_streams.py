@@ -1,4 +1,4 @@
-"""What stages draw: each data set in its own order from where it stands, the same at any ranks and after any kill."""
+"""Stages draw each data set in its own order from where it stands, the same on any ranks and after any kill."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("shares", [[3, 5], [1, 1, 1], [7], [40, 24, 16, 1], [2**40, 3, 2**39]])
-def test_turns_take_each_draw_from_exactly_one_data_set_and_keep_the_shares(shares: list[int]) -> None:
+def test_each_draw_takes_from_exactly_one_data_set_and_the_shares_are_kept(shares: list[int]) -> None:
     positions = np.arange(500)
     counts = taken(shares, positions)
     assert (counts.sum(0) == positions).all()
@@ -57,11 +57,10 @@ def stage(number: int) -> StageState:
 
 
 def stream(sets: dict[str, str], tokenizer: Any, kills: dict[int, int]) -> tuple[str, dict[str, list[int]]]:
-    """The hash of all samples of the stages and, by data set, its rows in the order in which they came.
+    """The hash of all samples of the stages, and for each data set its rows in the order drawn.
 
     Args:
-        kills: by the updates made before, where the run is killed, and the ranks that it is resumed with; the state
-            that it then has is what JSON keeps.
+        kills: steps at which the run is killed, and how many ranks resume it, from the state as JSON keeps it.
     """
     config, state, seen = Config(), TrainState(0, 0, 5, ""), hashlib.sha256()
     data, objectives, _, seed = of_pairs(config)
@@ -97,7 +96,7 @@ def stream(sets: dict[str, str], tokenizer: Any, kills: dict[int, int]) -> tuple
 def step_of(
     dataset: PairDataset, drawing: Drawing, state: TrainState, rank: int, world: int
 ) -> Iterator[tuple[int, int, int]]:
-    """What a rank draws in the next step, of a loader that begins there."""
+    """What a rank draws in the next step, with a loader that begins there."""
     sampler = drawing.sampler(state.order)
     arguments = {"global_batch": BATCH, "micro_batch": BATCH // world // (1 if world == 4 else 2)}
     loader = Loader(dataset, sampler, **arguments, rank=rank, world=world, start_position=state.samples_seen, workers=0)
@@ -106,7 +105,7 @@ def step_of(
     loader.close()
 
 
-def test_five_kills_at_borders_with_other_ranks_change_no_sample(sets: dict[str, str], tokenizer: Any) -> None:
+def test_five_kills_and_changes_of_ranks_change_no_sample(sets: dict[str, str], tokenizer: Any) -> None:
     undisturbed, rows = stream(sets, tokenizer, {})
     kills = {0: 2, 4: 3, 7: 1, 8: 4, 16: 6}
     assert stream(sets, tokenizer, kills) == (undisturbed, rows)
@@ -118,7 +117,7 @@ def test_five_kills_at_borders_with_other_ranks_change_no_sample(sets: dict[str,
 
 
 @pytest.mark.campaign
-def test_over_a_hundred_kills_with_other_ranks_change_no_sample(sets: dict[str, str], tokenizer: Any) -> None:
+def test_a_hundred_kills_and_changes_of_ranks_change_no_sample(sets: dict[str, str], tokenizer: Any) -> None:
     undisturbed, generator = stream(sets, tokenizer, {}), np.random.default_rng(1)
     killed = 0
     while killed <= 100:
@@ -129,7 +128,9 @@ def test_over_a_hundred_kills_with_other_ranks_change_no_sample(sets: dict[str, 
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
-def test_the_weight_of_a_stages_only_data_set_repeats_no_row_too_early(sets: dict[str, str], weight: float) -> None:
+def test_the_weight_of_the_only_data_set_of_a_stage_repeats_no_row_too_early(
+    sets: dict[str, str], weight: float
+) -> None:
     state, rows = TrainState(0, 0, 5, ""), []
     for number, weights in enumerate([(weight,), (), (weight,)]):
         mixture = Mixture([sets["b"]], weights)
@@ -142,7 +143,7 @@ def test_the_weight_of_a_stages_only_data_set_repeats_no_row_too_early(sets: dic
     assert sorted(rows[:24]) == sorted(rows[24:]) == list(range(24))
 
 
-def test_an_order_that_was_to_come_and_is_no_longer_wanted_does_not_come(sets: dict[str, str]) -> None:
+def test_a_change_of_order_can_be_withdrawn_before_it_takes_effect(sets: dict[str, str]) -> None:
     alone, blocks = Mixture([sets["a"]]), OrderSpec(BLOCKS, {"block": 2, "window": 2})
     state = TrainState(0, 0, 5, "")
     for number, wanted in enumerate([OrderSpec(GLOBAL), blocks, OrderSpec(GLOBAL)]):
@@ -151,16 +152,15 @@ def test_an_order_that_was_to_come_and_is_no_longer_wanted_does_not_come(sets: d
     assert remembered(state)[0].order == state.order == (OrderSpec(GLOBAL),)
 
 
-def test_a_stage_of_several_data_sets_takes_another_order_with_the_next_epoch_of_each(sets: dict[str, str]) -> None:
+def test_a_changed_order_takes_effect_with_the_next_epoch_of_each_data_set(sets: dict[str, str]) -> None:
     both, blocks = Mixture([sets["a"], sets["b"]]), OrderSpec(BLOCKS, {"block": 2, "window": 2})
     state = begin_stage(TrainState(0, 0, 5, ""), stage(0), both, OrderSpec(GLOBAL), together=False)
     state = replace(state, samples_seen=64)
     state = replace(state, samples_seen=72, streams=reordered(state, OrderSpec(GLOBAL)))
     state = replace(state, streams=reordered(state, blocks))
     assert [[order.from_epoch for order in stream.order] for stream in state.streams] == [[0, 2], [0, 2]]
-    assert [stream.order[-1].kind for stream in state.streams] == [BLOCKS, BLOCKS] and remembered(
-        state
-    ) == state.streams
+    assert [stream.order[-1].kind for stream in state.streams] == [BLOCKS, BLOCKS]
+    assert remembered(state) == state.streams
 
 
 def test_a_stage_may_draw_pairs_where_another_drew_images(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_a_stage_may_draw_pairs_where_another_drew_images(tmp_path: Path) -> Non
     assert [line["drawn"][0]["of"] for line in ledger(state)] == ["rows", "pairs", "rows"]
 
 
-def test_the_same_rows_twice_in_a_stage_that_takes_turns_are_refused(sets: dict[str, str]) -> None:
-    """Each would be drawn twice in a row; drawn in one order they are only drawn twice as often."""
+def test_a_stage_with_a_stream_for_each_data_set_refuses_the_same_rows_twice(sets: dict[str, str]) -> None:
+    """They would be drawn twice in succession; in one order they are merely drawn twice as often."""
     state, twice = TrainState(0, 0, 5, ""), Mixture([sets["a"], sets["b"], sets["a"]])
     with pytest.raises(UserError, match=r"names the same rows twice .*/a, .*/a.*: name them once"):
         begin_stage(state, stage(0), twice, OrderSpec(GLOBAL), together=False)
@@ -186,7 +186,7 @@ def test_the_same_rows_twice_in_a_stage_that_takes_turns_are_refused(sets: dict[
     assert len(begin_stage(state, stage(0), apart, OrderSpec(GLOBAL), together=False).streams) == 2
 
 
-def test_a_data_set_that_was_drawn_together_with_others_is_not_torn_from_them(sets: dict[str, str]) -> None:
+def test_a_data_set_drawn_in_one_order_with_others_cannot_be_drawn_alone_later(sets: dict[str, str]) -> None:
     both, alone = Mixture([sets["a"], sets["b"]]), Mixture([sets["a"]])
     state = begin_stage(TrainState(0, 0, 5, ""), stage(0), both, OrderSpec(GLOBAL), together=True)
     assert begin_stage(state, stage(1), both, OrderSpec(GLOBAL), together=True).streams[0].position == 0

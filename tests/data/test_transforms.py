@@ -1,4 +1,4 @@
-"""Images as they should look: decoding of every kind, crops against plain PIL, views that repeat."""
+"""Images look as they should: every kind is decoded, crops match plain PIL, and views are repeatable."""
 
 import io
 import zlib
@@ -20,7 +20,7 @@ def save(image, kind="PNG", **options):
 
 
 def photo(width=90, height=70):
-    """Smooth colours and an edge, so that JPEG keeps it well."""
+    """Smooth colours and an edge, which JPEG preserves well."""
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([x * 255 // width, y * 255 // height, np.where(x < width // 3, 40, 200)], axis=2)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -35,18 +35,18 @@ def pixels(image):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP"])
-def test_lossless_formats_come_back_exactly(kind):
+def test_lossless_formats_are_decoded_exactly(kind):
     assert (pixels(load_image(memoryview(save(photo(), kind)))) == pixels(photo())).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_jpeg_modes(mode):
+def test_jpegs_of_any_mode_become_rgb(mode):
     image = load_image(save(photo().convert(mode), "JPEG", quality=95))
     assert image.mode == "RGB"
     assert np.abs(pixels(image) - pixels(photo().convert(mode).convert("RGB"))).mean() < 3
 
 
-def test_transparency_shows_white():
+def test_transparent_pixels_become_white():
     image = Image.new("RGBA", (4, 4), (200, 0, 0, 255))
     image.putpixel((0, 0), (200, 0, 0, 0))
     image.putpixel((1, 0), (200, 0, 0, 51))
@@ -63,7 +63,7 @@ def test_palettes_with_and_without_transparency():
     assert (loaded.getpixel((0, 0)), loaded.getpixel((1, 1))) == ((255, 255, 255), (40, 50, 60))
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
+def test_16_bit_values_are_scaled_and_not_clipped():
     values = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     loaded = pixels(load_image(save(Image.fromarray(values))))
     assert (loaded == (values >> 8)[..., None]).all()
@@ -88,7 +88,7 @@ def test_exif_orientation_is_applied(orientation):
     assert loaded.shape == expected.shape and (loaded == expected).all()
 
 
-def test_bytes_that_are_no_whole_image_raise():
+def test_incomplete_and_other_files_are_refused():
     jpeg, png = save(photo(), "JPEG"), save(photo())
     for data in (b"", b"<html>not found</html>", jpeg[: len(jpeg) // 2], png[: len(png) // 2], png[:40] + bytes(90)):
         with pytest.raises(BadImage):
@@ -96,7 +96,7 @@ def test_bytes_that_are_no_whole_image_raise():
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_refused_unopened():
+def test_a_decompression_bomb_is_refused_by_its_header():
     def chunk(name, body):
         return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
 
@@ -112,8 +112,8 @@ def test_formats_that_run_programs_are_not_opened():
         load_image(save(photo(), "EPS"))
 
 
-def test_crop_is_plain_pils():
-    """The crop resized through `box` is the crop cut out and resized, but for the kernel's reach at its border."""
+def test_crops_match_plain_pil():
+    """Resizing a box differs from cropping and resizing only at the border, where the kernel reaches beyond it."""
     image = photo(300, 200)
     for seed in range(20):
         box = crop_box(rng(seed), image.width, image.height, (0.5, 1.0))
@@ -123,7 +123,7 @@ def test_crop_is_plain_pils():
         assert np.abs(view[:, 2:-2, 2:-2].astype(int) - plain[:, 2:-2, 2:-2]).max() <= 1
 
 
-def test_crops_have_the_area_and_aspect_asked_for():
+def test_crops_have_the_requested_area_and_aspect():
     areas, aspects, centres = [], [], []
     for seed in range(1500):
         left, top, right, bottom = crop_box(rng(seed), 500, 375, (0.5, 1.0))
@@ -147,7 +147,7 @@ def test_area_is_drawn_evenly_and_aspect_evenly_by_its_logarithm():
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 500), (500, 1), (2000, 20)])
-def test_extreme_shapes_fall_back_to_the_centre(width, height):
+def test_crops_of_extreme_shapes_are_central(width, height):
     left, top, right, bottom = crop_box(rng(), width, height, (0.9, 1.0))
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     assert abs((left + right) - width) <= 1 and abs((top + bottom) - height) <= 1
@@ -158,13 +158,13 @@ def test_extreme_shapes_fall_back_to_the_centre(width, height):
     )
 
 
-def test_without_a_crop_training_sees_what_evaluation_sees():
+def test_without_a_crop_training_and_evaluation_see_the_same():
     assert (train_view(Decoded(photo()), 32, rng(), (1, 1), False, OFF) == eval_view(Decoded(photo()), 32)).all()
     resized = photo().resize((32, 32), Image.Resampling.BICUBIC)
     assert (eval_view(Decoded(photo()), 32) == np.asarray(resized).transpose(2, 0, 1)).all()
 
 
-def test_half_the_views_are_mirrored_and_forbidding_it_changes_nothing_else():
+def test_half_of_the_views_are_mirrored_and_forbidding_it_changes_nothing_else():
     mirrored = 0
     for seed in range(200):
         plain = train_view(Decoded(photo()), 16, rng(seed), (0.5, 1), False, OFF)
@@ -174,7 +174,7 @@ def test_half_the_views_are_mirrored_and_forbidding_it_changes_nothing_else():
     assert 70 < mirrored < 130
 
 
-def test_views_are_repeatable_and_leave_the_image_alone():
+def test_views_are_repeatable_and_do_not_change_the_image():
     image = photo()
     before = pixels(image)
     views = [train_view(Decoded(image), 24, rng(3), (0.5, 1), True, (3, 9)) for _ in range(2)]

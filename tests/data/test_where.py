@@ -1,4 +1,4 @@
-"""Conditions on metadata, held against SQLite, and the rows that they select, against shards of those rows alone."""
+"""Conditions on metadata compared with SQLite, and selected rows compared with shards of only those rows."""
 
 import sqlite3
 from dataclasses import replace
@@ -32,7 +32,7 @@ ORDERS = [
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 5 * BLOCK + 3])
 @pytest.mark.parametrize("share", [0.0, 0.03, 0.7, 1.0])
-def test_rank_and_select_are_those_of_the_list_of_members(size, share):
+def test_rank_and_select_match_a_list_of_the_members(size, share):
     rng = np.random.default_rng(size)
     member = rng.random(size) < share
     bits = Bits(np.split(member, np.sort(rng.integers(0, size + 1, 4))))
@@ -47,12 +47,12 @@ def test_rank_and_select_are_those_of_the_list_of_members(size, share):
             bits.select(beyond)
 
 
-def test_a_row_costs_hardly_more_than_a_bit():
+def test_a_row_takes_little_more_than_a_bit():
     bits = Bits([np.ones(1 << 20, bool)])
     assert (bits._bytes.nbytes + bits._before.nbytes) * 8 / bits.size < 1.13
 
 
-def test_conditions_hold_where_they_hold_in_sql():
+def test_conditions_select_the_same_rows_as_in_sql():
     rng = np.random.default_rng(0)
     table = {
         "a": [None if rng.random() < 0.2 else float(rng.integers(4)) / 2 for _ in range(200)],
@@ -64,6 +64,7 @@ def test_conditions_hold_where_they_hold_in_sql():
     base.executemany("insert into t values (?, ?, ?, ?)", zip(range(200), *table.values(), strict=True))
 
     def condition(depth):
+        """A random condition, nested at most that deep."""
         kind = rng.integers(6) if depth else rng.integers(3, 6)
         if kind < 2:
             parts = [condition(depth - 1) for _ in range(rng.integers(2, 4))]
@@ -109,7 +110,7 @@ def test_conditions_hold_where_they_hold_in_sql():
         ("nothing is null and nothing = 3 or key = 'c'", [2]),
     ],
 )
-def test_types_meet_as_the_page_says(text, kept):
+def test_values_of_different_types_are_compared_as_documented(text, kept):
     table = pa.table(
         {
             "number": ["1", " 4.5", "12", "many", None],
@@ -124,7 +125,7 @@ def test_types_meet_as_the_page_says(text, kept):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("similarity >", "at its end (character 13)"),
         ("similarity > 0.3 0.4", "'and', 'or' or its end is expected at '0.4' (character 18)"),
@@ -135,10 +136,10 @@ def test_types_meet_as_the_page_says(text, kept):
         ("(" * (MOST_NESTED + 1) + "a = 1", "are nested in each other"),
     ],
 )
-def test_what_is_no_condition_is_refused_in_a_sentence(text, said):
+def test_an_invalid_condition_is_refused_in_one_sentence(text, message):
     with pytest.raises(UserError) as error:
         parse(text)
-    assert said in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def scored(some_rows, similarity, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kept_alone(some_rows, similarity, tmp_path_factory):
-    """Shards of the rows above 0.4 alone, cut where the others are; one shard of those is left empty."""
+    """Shards of only the rows above 0.4, with the same borders; none are left of one shard."""
     kept = similarity > 0.4
     kept[SHARD : 2 * SHARD] = False
     folder, parts = tmp_path_factory.mktemp("alone"), []
@@ -176,7 +177,7 @@ CONDITION = f"similarity > 0.4 and not (key >= 'k{SHARD:05d}' and key < 'k{2 * S
 
 
 @pytest.mark.parametrize(("order", "pairs"), [(ORDERS[0], False), (ORDERS[0], True), (ORDERS[1], False)], ids=str)
-def test_the_order_is_that_of_shards_of_the_selected_rows(scored, kept_alone, order, pairs):
+def test_the_order_is_that_of_shards_with_only_the_selected_rows(scored, kept_alone, order, pairs):
     selected, alone = Mixture([scored], where=[CONDITION], pairs=pairs), Mixture(kept_alone, pairs=pairs)
 
     def seen(mixture):
@@ -196,10 +197,10 @@ def test_every_pair_of_the_selected_rows_is_drawn_once_an_epoch(scored, kept_alo
     visits = [(mixture.key(row), caption) for row, caption in map(mixture.numbers.visit, drawn)]
     wanted = [(row.key, caption) for row in map(alone.row, range(len(alone))) for caption in range(len(row.captions))]
     assert sorted(visits) == sorted(wanted)
-    assert mixture.position(len(mixture) - 1)[1] < SHARD  # rows are named as they lie in their shard
+    assert mixture.position(len(mixture) - 1)[1] < SHARD  # rows are named by their place in the shard
 
 
-def test_a_row_may_have_more_captions_than_a_short_number_counts(tmp_path):
+def test_a_row_may_have_more_captions_than_16_bits_can_count(tmp_path):
     rows = make_rows(3)
     rows[0]["captions"] = [f"text {number}" for number in range((1 << 16) + 1)]
     folder = write_shards(tmp_path / "s", rows)
@@ -208,14 +209,14 @@ def test_a_row_may_have_more_captions_than_a_short_number_counts(tmp_path):
     assert visits == [(row["key"], caption) for row in rows[1:] for caption in range(len(row["captions"]))]
 
 
-def test_each_corpus_has_its_condition_and_weight(scored, folder):
+def test_each_corpus_has_its_own_condition_and_weight(scored, folder):
     both = Mixture([scored, folder], [0.5, 2.0], where=["similarity > 0.5", ""])
     kept = len(Mixture([scored], where=["similarity > 0.5"]))
     assert both.numbers.sizes == [kept, 130]
     assert both.per_epoch == round(kept / 2) + 260
 
 
-def test_a_column_that_a_shard_lacks_is_missing_there(some_rows, tmp_path):
+def test_a_column_is_null_in_shards_that_lack_it(some_rows, tmp_path):
     folder = write_shards(tmp_path / "s", some_rows[:21], SHARD)
     add_tables(
         folder, "meta", [{"nsfw": ["a", "b", "a", None, "b", "a", "a"]}, None, {"score": range(7), "nsfw": range(7)}]
@@ -244,7 +245,7 @@ def test_a_damaged_table_is_named(some_rows, tmp_path):
         Mixture([folder], where=["score > 0"])
 
 
-def test_tables_are_outside_the_fingerprint_and_survive_the_manifest(scored, some_rows, tmp_path):
+def test_tables_are_kept_in_the_manifest_and_do_not_change_the_fingerprint(scored, some_rows, tmp_path):
     plain = read_manifest(write_shards(tmp_path / "s", some_rows, SHARD, 3))
     manifest = read_manifest(scored)
     assert manifest.fingerprint == plain.fingerprint
@@ -253,7 +254,7 @@ def test_tables_are_outside_the_fingerprint_and_survive_the_manifest(scored, som
     assert [replace(shard, tables=()) for shard in manifest.shards] == list(plain.shards)
 
 
-def test_the_selection_is_known_by_its_rows(scored):
+def test_a_selection_is_identified_by_its_rows(scored):
     hashes = [
         Mixture([scored], where=[text]).selection
         for text in ("similarity > 0.4", "similarity>=0.4001", "true", "width > 30")
@@ -261,7 +262,7 @@ def test_the_selection_is_known_by_its_rows(scored):
     assert Mixture([scored]).selection == "" and len(set(hashes)) == 3 and hashes[0] == hashes[1]
 
 
-def test_samples_of_a_selection_are_made_of_its_rows(scored, tokenizer, config):
+def test_samples_of_a_selection_show_only_its_rows(scored, tokenizer, config):
     dataset = PairDataset(Mixture([scored], where=[CONDITION], pairs=True), tokenizer, *of_pairs(config), (4, 4))
     sampler = make_sampler(dataset.mixture, config.run.seed, ORDERS[:1])
     kept = {dataset.mixture.key(row) for row in range(len(dataset.mixture))}
@@ -269,13 +270,13 @@ def test_samples_of_a_selection_are_made_of_its_rows(scored, tokenizer, config):
         assert dataset.mixture.key(dataset.sample(position, number).row) in kept
 
 
-def test_rows_that_are_left_out_are_those_named(scored):
+def test_a_selection_can_leave_out_given_rows(scored):
     kept = select(Mixture([scored]).corpora[0].location, "", without=[0, SHARD - 1, SHARD, ROWS - 1]).rows
     assert [row for row in range(ROWS) if row not in kept] == [0, SHARD - 1, SHARD, ROWS - 1]
 
 
-def test_ranks_share_the_selected_rows_and_go_on_with_them(scored, tokenizer, config):
-    """The batches of a selection are the same on one rank, on two and on four, and on two that resume for one."""
+def test_ranks_share_a_selection_and_resume_it(scored, tokenizer, config):
+    """Its batches are the same on one, two and four ranks, and on two that resume the run of one."""
     mixture = Mixture([scored], where=["similarity > 0.4"], pairs=True)
     dataset = PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
     draws = make_sampler(mixture, config.run.seed, ORDERS[:1])
