@@ -149,16 +149,26 @@ def test_closing_a_loader_ends_its_threads_and_stream(dataset, draws):
 
 
 class Slow:
-    """A dataset that records the positions asked for and takes `seconds` for each."""
+    """A dataset that takes `seconds` for each sample, and records the positions asked for and prepared."""
 
     def __init__(self, dataset, seconds=0.0):
-        self.dataset, self.seconds, self.asked = dataset, seconds, []
+        self.dataset, self.seconds, self.asked, self.prepared = dataset, seconds, [], []
         self.captions, self.image_shape = dataset.captions, dataset.image_shape
 
     def samples(self, draws, images):
-        self.asked += [position for position, _, _ in draws]
+        positions = [position for position, _, _ in draws]
+        self.asked += positions
         time.sleep(self.seconds * len(draws))
-        return self.dataset.samples(draws, images)
+        samples = self.dataset.samples(draws, images)
+        self.prepared += positions
+        return samples
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_no_more_batches_are_prepared_than_prefetch_allows(dataset, draws):
@@ -166,20 +176,20 @@ def test_no_more_batches_are_prepared_than_prefetch_allows(dataset, draws):
     with Loader(slow, draws, global_batch=8, micro_batch=4, workers=3, prefetch=2) as loader:
         for step in range(1, 4):
             next(loader)
-            deadline = time.monotonic() + 60
-            while len(slow.asked) < 8 * step + 2 * 4 and time.monotonic() < deadline:
-                time.sleep(0.01)
+            expected = 8 * step + 2 * 4
+            wait_until(lambda expected=expected: len(slow.asked) >= expected)
             time.sleep(0.05)
-            assert len(slow.asked) == 8 * step + 2 * 4
+            assert len(slow.asked) == expected
 
 
 def test_waiting_time_is_counted(dataset, draws):
-    with Loader(Slow(dataset, 0.2), draws, global_batch=4, micro_batch=4, workers=2, prefetch=2) as loader:
+    slow = Slow(dataset, 0.2)
+    with Loader(slow, draws, global_batch=4, micro_batch=4, workers=2, prefetch=2) as loader:
         assert loader.wait_seconds == 0
         next(loader)
         first = loader.wait_seconds
         assert first > 0.39  # four samples on two threads
-        time.sleep(2)
+        wait_until(lambda: len(slow.prepared) >= 2 * 4)
         next(loader)
         assert loader.wait_seconds - first < 0.3
 
