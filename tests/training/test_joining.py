@@ -1,4 +1,4 @@
-"""Ranks that do not come together at the start of a run end with a sentence that says who is missing."""
+"""If ranks do not find each other at the start of a run, they end with a sentence that says which are missing."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ sys.exit(__main__.main(sys.argv[1:]))
 """
 
 
-def starts(rank: int, port: int, shards: Path, run: Path) -> subprocess.Popen[str]:
-    """One of three ranks of a run, which begins when its stdin is closed: imports take as long as they take."""
+def start_rank(rank: int, port: int, shards: Path, run: Path) -> subprocess.Popen[str]:
+    """Start one of three ranks, which trains once its stdin is closed, so that slow imports do not count as waiting."""
     config = ["mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "train.steps=1"]
     words = [*config, *TINY, f"data.train={shards / 'train'}", f"run.dir={run}", "train.global_batch=12"]
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3", "MASTER_PORT": str(port)}
@@ -48,9 +48,9 @@ def starts(rank: int, port: int, shards: Path, run: Path) -> subprocess.Popen[st
 
 
 @pytest.mark.campaign
-def test_all_name_the_rank_that_never_came(scenes: Path, tmp_path: Path) -> None:
+def test_every_rank_names_the_one_that_never_joined(scenes: Path, tmp_path: Path) -> None:
     port = free_port()
-    ranks = {rank: starts(rank, port, scenes, tmp_path / "run") for rank in (0, 2)}
+    ranks = {rank: start_rank(rank, port, scenes, tmp_path / "run") for rank in (0, 2)}
     for process in ranks.values():
         assert process.stdout and process.stdout.readline() == "imported\n"
     for process in ranks.values():
@@ -64,52 +64,52 @@ def test_all_name_the_rank_that_never_came(scenes: Path, tmp_path: Path) -> None
         assert "Traceback" not in words and ("mvlm: rank 2: " in words) == (rank == 2)
 
 
-def join_soon() -> None:
+def join_within_two_seconds() -> None:
     rendezvous.JOINING_S = 2.0
     dist.init()
 
 
-def joins(rank: int, port: int) -> str:
-    """What one of two ranks, which is told to come, says on stderr."""
+def stderr_of_joining(rank: int, port: int) -> str:
+    """What one of two ranks says on stderr as it tries to join on its own."""
     place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    return run_ranks(join_soon, MASTER_PORT=str(port), **place).stderr
+    return run_ranks(join_within_two_seconds, MASTER_PORT=str(port), **place).stderr
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        said = joins(0, port)
+        said = stderr_of_joining(0, port)
     assert f"RanksApart: 127.0.0.1:{port} cannot be opened" in said and "give the launcher another port" in said
 
 
-def test_a_first_rank_that_is_not_there_is_named() -> None:
+def test_the_address_of_a_missing_first_rank_is_named() -> None:
     port = free_port()
-    assert f"RanksApart: Rank 0 cannot be reached at 127.0.0.1:{port}" in joins(1, port)
+    assert f"RanksApart: Rank 0 cannot be reached at 127.0.0.1:{port}" in stderr_of_joining(1, port)
 
 
-def test_a_first_rank_that_gives_no_answer_is_named() -> None:
+def test_the_address_of_a_first_rank_that_does_not_answer_is_named() -> None:
     store = torch_dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    assert f"RanksApart: Rank 0 at 127.0.0.1:{store.port} is gone (no answer)" in joins(1, store.port)
+    assert f"RanksApart: Rank 0 at 127.0.0.1:{store.port} is gone (no answer)" in stderr_of_joining(1, store.port)
 
 
-def keep_store(port: int) -> None:
-    """As the first rank, until it is killed."""
+def serve_store(port: int) -> None:
+    """Serve the first rank's store until killed."""
     store = torch_dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     assert store.port == port
     signal.pause()
 
 
-def test_a_word_is_found_however_slow_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A first rank that has waited in vain for the second has a millisecond left for the third."""
+def test_a_posted_value_is_read_however_slow_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first rank that has waited in vain for the second may have only a millisecond left for the third."""
     port = free_port()
-    keeper = Copy(keep_store, port)
+    server = Copy(serve_store, port)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     monkeypatch.setenv("RANK", "1")
     rendezvous = Rendezvous(30.0)
     rendezvous.post("here/1", True)
-    keeper.send_signal(signal.SIGSTOP)
-    threading.Timer(0.5, keeper.send_signal, [signal.SIGCONT]).start()
+    server.send_signal(signal.SIGSTOP)
+    threading.Timer(0.5, server.send_signal, [signal.SIGCONT]).start()
     assert rendezvous.read("here/1", 0.001) is True
     assert rendezvous.read("here/2", 0.001) is None
-    keeper.wait(0)
+    server.wait(0)
