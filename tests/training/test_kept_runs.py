@@ -1,4 +1,4 @@
-"""Runs that version 0.1 began resume with the code as it is now: the same settings, the same losses."""
+"""Runs begun by version 0.1 resume under the current code with the same settings and the same losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHER_DEFAULTS: dict[type, dict[str, Any]] = {
 
 
 def change_defaults(patch: pytest.MonkeyPatch) -> None:
-    """As a later version may."""
+    """Change some defaults, as a later version may."""
     for table, changed in OTHER_DEFAULTS.items():
         names = table.__dataclass_fields__  # type: ignore[attr-defined]
         old = table.__init__.__defaults__  # type: ignore[misc]
@@ -36,7 +36,7 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_kept_run_goes_on_as_it_began_whatever_the_defaults_are(
+def test_a_kept_run_continues_as_it_began_whatever_the_defaults_are_now(
     resume_kept: Resume, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stages 2 and 3 were trained by two ranks."""
@@ -49,14 +49,14 @@ def test_a_kept_run_goes_on_as_it_began_whatever_the_defaults_are(
     assert settings(run) == settings(run / "checkpoints/step_00000006") == settings(kept)
 
 
-def test_keys_that_have_come_and_gone_since_the_kept_runs() -> None:
+def test_keys_added_and_retired_since_the_kept_runs_are_listed() -> None:
     tables = tomllib.loads((KEPT / "zero0/config.toml").read_text())
     known = {f"{table}.{key}" for table, keys in tables.items() for key in keys}
     assert set(flat(Config())) - known == set(configuration.YOUNGER_KEYS)
     assert known - set(flat(Config())) == set(configuration.RETIRED_KEYS)
 
 
-def test_a_key_that_is_not_stored_has_the_value_of_then_and_not_its_default(
+def test_a_key_missing_from_a_stored_configuration_has_its_old_value_and_not_its_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (KEPT / "zero0/config.toml").read_text()
