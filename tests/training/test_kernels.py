@@ -1,4 +1,4 @@
-"""The run's `[kernels]` applied to a model, and agreed on by all ranks."""
+"""A run's `[kernels]` are applied to its model, and all ranks agree on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def apply_kernels(model: MaskVLM, config: Config) -> None:
 
 
 def run_parts(model: MaskVLM) -> list[torch.Tensor]:
-    """What the encoders and a feed-forward give, and all gradients of it."""
+    """The outputs of the encoders and of a feed-forward, followed by all gradients."""
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(256, (3, 3, 32, 32), generator=generator, dtype=torch.uint8)
     text = torch.randint(5, 20, (3, 6), generator=generator)
@@ -49,11 +49,11 @@ def run_parts(model: MaskVLM) -> list[torch.Tensor]:
     return [*outputs, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
-def test_every_operation_has_its_key() -> None:
+def test_every_operation_has_a_key() -> None:
     assert {field.name for field in dataclasses.fields(Kernels)} == ALL_OPS.keys()
 
 
-def test_a_model_gives_the_same_and_names_its_parameters_the_same() -> None:
+def test_kernels_change_neither_the_numbers_of_a_model_nor_the_names_of_its_parameters() -> None:
     model, config = build()
     model.double()
     names, expected = [*model.state_dict()], run_parts(model)
@@ -68,7 +68,7 @@ def test_a_model_gives_the_same_and_names_its_parameters_the_same() -> None:
     assert {type(m) for m in model.modules() if isinstance(m, nn.GELU)} == set()
 
 
-def test_a_feed_forward_with_something_after_its_gelu_stays_as_it_is() -> None:
+def test_a_feed_forward_with_dropout_after_its_gelu_is_not_fused() -> None:
     model, config = build("model.dropout=0.1")
     apply_kernels(model, config)
     kinds = {name: type(module) for name, module in model.vision.named_modules()}
@@ -77,13 +77,13 @@ def test_a_feed_forward_with_something_after_its_gelu_stays_as_it_is() -> None:
     assert kinds["vit.blocks.0.mlp.act"] is not nn.Identity
 
 
-def test_tanh_gelu_is_another_function() -> None:
+def test_a_tanh_gelu_is_not_fused() -> None:
     model, config = build("model.text_args.hidden_act=gelu_new")
     apply_kernels(model, config)
     assert not any(isinstance(module, GeluLinear) for module in model.text.modules())
 
 
-def test_a_name_that_is_not_known_is_refused() -> None:
+def test_an_unknown_implementation_is_refused() -> None:
     model, config = build("kernels.attention=flash3")
     with pytest.raises(
         UserError,
@@ -96,8 +96,8 @@ def make_op() -> Op:
     return Op("double", Implementation("fused", lambda x: 2 * x), Implementation("torch", lambda x: x + x))
 
 
-def test_what_one_rank_lacks_no_rank_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Rank 0 of three, of which the last has no such library."""
+def test_no_rank_takes_what_one_rank_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Seen by rank 0 of three, of which the last lacks a library."""
     monkeypatch.setattr(dist, "world", lambda: 3)
     monkeypatch.setattr(dist, "gather_objects", lambda own: [own, own, {"double": {"fused": "not installed"}}])
     op = make_op()

@@ -1,4 +1,4 @@
-"""`mvlm kernels`, as a user runs it."""
+"""`mvlm kernels` as a user runs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ranks import mvlm, run_ranks
 TINY_TOML = str(ROOT / "mvlm/configs/tiny.toml")
 
 
-def test_it_prints_who_computes_what_and_why_nobody_else(tmp_path: Path) -> None:
+def test_it_prints_which_implementation_is_taken_and_why_each_other_one_is_not(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
     done = run_ranks(mvlm, "kernels", "--json", str(out))
     assert done.returncode == 0, done.stderr
@@ -27,21 +27,22 @@ def test_it_prints_who_computes_what_and_why_nobody_else(tmp_path: Path) -> None
     operations = json.loads(out.read_text())["operations"]
     assert {"attention", "linear", "gelu_linear", "layer_norm", "optimizer"} <= operations.keys()
     for operation in operations.values():
+        implementations = operation["implementations"]
         for precision, taken in operation["taken"].items():
-            assert operation["implementations"][taken]["version"]
-            reasons = {n: i["not_taken"].get(precision) for n, i in operation["implementations"].items()}
-            assert [name for name, reason in reasons.items() if not reason] == [taken]
+            assert implementations[taken]["version"]
+            without_reason = [name for name, each in implementations.items() if not each["not_taken"].get(precision)]
+            assert without_reason == [taken]
     assert operations["optimizer"]["implementations"]["torch"]["version"] == torch.__version__
 
 
 @pytest.mark.campaign
-def test_it_follows_a_run() -> None:
+def test_it_follows_the_configuration_of_a_run() -> None:
     done = run_ranks(mvlm, "kernels", TINY_TOML, "kernels.attention=products")
     assert "attention: products\n" in done.stdout
     assert "    not taken: products is asked for\n" in done.stdout
 
 
-def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_implementation_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", TINY_TOML, "kernels.attention=flash"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines()[-1] == (
@@ -49,8 +50,8 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_it_needs_no_deepspeed() -> None:
-    """As on a machine where kernels are tried before anything is installed."""
+def test_it_does_not_need_deepspeed() -> None:
+    """A machine's kernels can be tried before everything is installed."""
     absent = "import sys; sys.modules['deepspeed'] = None; from mvlm.__main__ import main; sys.exit(main(['kernels']))"
     done = run_command([sys.executable, "-c", absent])
     assert done.returncode == 0, done.stderr
