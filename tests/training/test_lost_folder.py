@@ -1,4 +1,4 @@
-"""A run folder that is removed, moved or replaced while it trains: noticed, and nothing comes back."""
+"""A run notices that its folder was removed, moved or replaced, and writes nothing more in its place."""
 
 from __future__ import annotations
 
@@ -37,66 +37,68 @@ def move(run: Path) -> None:
     run.rename(run.with_name("moved"))
 
 
-def replace_by_an_empty_one(run: Path) -> None:
+def replace_by_empty_folder(run: Path) -> None:
     move(run)
     run.mkdir()
 
 
-def replace_by_anothers(run: Path) -> None:
+def replace_by_other_run(run: Path) -> None:
     move(run)
     FencingToken(run)
 
 
-Fate = Callable[[Path], None]
-FATES = [remove, move, replace_by_an_empty_one, replace_by_anothers]
+Loss = Callable[[Path], None]
+LOSSES = [remove, move, replace_by_empty_folder, replace_by_other_run]
 
 
 @pytest.mark.parametrize(
-    ("fate", "last"), [*((fate, False) for fate in FATES), (remove, True), (replace_by_anothers, True)]
+    ("lose", "last"), [*((lose, False) for lose in LOSSES), (remove, True), (replace_by_other_run, True)]
 )
-def test_it_is_noticed_and_nothing_is_written_there(
-    tmp_path: Path, scenes: Path, train_here: TrainHere, fate: Fate, last: bool
+def test_a_lost_folder_ends_training_and_nothing_is_written_in_its_place(
+    tmp_path: Path, scenes: Path, train_here: TrainHere, lose: Loss, last: bool
 ) -> None:
     run = tmp_path / "run"
+    found: list[Path] = []
 
-    def befall(model: torch.nn.Module, folder: Path, step: int, at_the_end: bool) -> tuple[dict[str, float], None]:
+    def lose_folder(model: torch.nn.Module, folder: Path, step: int, at_the_end: bool) -> tuple[dict[str, float], None]:
         if at_the_end == last:
-            fate(folder)
+            lose(folder)
             found.extend(sorted(run.rglob("*")))
         return {}, None
 
-    found: list[Path] = []
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=6", "checkpoint.every=2"]
     (tmp_path / "ds.json").write_text("{}")
     with pytest.raises(UserError, match=LOST):
         given = [*words, "eval.every=3"]
         names = str(tmp_path / "ds.json"), TOML
-        train(load_config(TOML, given), names, given_keys(TOML, given), lambda _: befall)
+        train(load_config(TOML, given), names, given_keys(TOML, given), lambda _: lose_folder)
     assert sorted(run.rglob("*")) == found
-    assert run.exists() == (fate in (replace_by_an_empty_one, replace_by_anothers))
-    if fate is not remove and not last:
+    assert run.exists() == (lose in (replace_by_empty_folder, replace_by_other_run))
+    if lose is not remove and not last:
         shutil.rmtree(run, ignore_errors=True)
         run.with_name("moved").rename(run)
         steps = [line["step"] for line in read_metrics(run) if "loss" in line]
-        # It ended at once, or at its next look at the claim itself, which is that of a save.
-        assert steps == [1, 2, 3] or (fate is replace_by_anothers and steps == [1, 2, 3, 4])
+        # It ended at once, or when the next save read the fencing token itself.
+        assert steps == [1, 2, 3] or (lose is replace_by_other_run and steps == [1, 2, 3, 4])
         assert train_here(run) == 0
         assert sorted({line["step"] for line in read_metrics(run)}) == [1, 2, 3, 4, 5, 6]
 
 
-def test_no_pictures_of_an_evaluation_bring_it_back(loaded: Any, dataset: EvalDataset, tmp_path: Path) -> None:
+def test_pictures_of_an_evaluation_do_not_recreate_it(loaded: Any, dataset: EvalDataset, tmp_path: Path) -> None:
     run = tmp_path / "gone"
     assert write_pictures(loaded.model, dataset, 1, run, 6, torch.device("cpu")) is None
     assert not run.exists()
 
 
-def test_metrics_that_are_edited_or_deleted_under_way_get_all_later_lines(
+def test_later_lines_reach_metrics_that_are_edited_or_deleted_while_a_run_trains(
     tmp_path: Path, train_here: TrainHere
 ) -> None:
-    """As an editor does it: by another file of that name."""
+    """An editor replaces the file by another of the same name."""
     run = tmp_path / "run"
 
-    def befall(model: torch.nn.Module, folder: Path, step: int, at_the_end: bool) -> tuple[dict[str, float], None]:
+    def edit_or_delete(
+        model: torch.nn.Module, folder: Path, step: int, at_the_end: bool
+    ) -> tuple[dict[str, float], None]:
         metrics = folder / "metrics.jsonl"
         if step == 2:
             (folder / "edited").write_text(metrics.read_text().splitlines(keepends=True)[0])
@@ -106,42 +108,51 @@ def test_metrics_that_are_edited_or_deleted_under_way_get_all_later_lines(
             metrics.unlink()
         return {}, None
 
-    assert train_here(run, "eval.every=2", evaluate=befall) == 0
+    assert train_here(run, "eval.every=2", evaluate=edit_or_delete) == 0
     assert [line["step"] for line in read_metrics(run)] == [4, 5, 6, 6]
 
 
-@pytest.mark.parametrize("fate", FATES)
-def test_no_checkpoint_is_begun_or_finished_in_its_place(tmp_path: Path, fate: Fate) -> None:
-    run = tmp_path / "run"
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), FencingToken(run))
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def engine() -> Trained:
+    return Trained()
+
+
+@pytest.fixture
+def saver(run: Path, engine: Trained) -> Saver:
+    """Has saved step 2 of the run."""
+    saver = Saver(engine, run, Checkpoint(), FencingToken(run))
     save(saver, engine, 2)
-    fate(run)
+    return saver
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_a_save_does_not_start_in_its_place(run: Path, saver: Saver, engine: Trained, lose: Loss) -> None:
+    lose(run)
     found = sorted(run.rglob("*"))
     with pytest.raises(UserError, match=LOST):
         save(saver, engine, 4)
     assert sorted(run.rglob("*")) == found
 
 
-@pytest.mark.parametrize("fate", FATES)
-def test_it_is_noticed_between_the_beginning_and_the_end_of_a_save(tmp_path: Path, fate: Fate) -> None:
-    run = tmp_path / "run"
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), FencingToken(run))
-    save(saver, engine, 2)
+@pytest.mark.parametrize("lose", LOSSES)
+def test_a_save_that_has_started_does_not_finish_in_its_place(run: Path, saver: Saver, lose: Loss) -> None:
     with saver, pytest.raises(UserError, match=LOST):
         saver.start(TrainState(4, 64, 0, "shards"))
-        fate(run)
+        lose(run)
         found = sorted(run.rglob("*"))
         saver.finish()
     assert sorted(run.rglob("*")) == found
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["before publishing", "in the middle of it"])
+@pytest.mark.parametrize("late", [False, True], ids=["before publishing", "in the middle of publishing"])
 def test_a_save_that_a_later_attempt_has_deleted_is_never_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+    run: Path, saver: Saver, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    run = tmp_path / "run"
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), FencingToken(run))
-    save(saver, engine, 2)
     saver.start(TrainState(4, 64, 0, "shards"))
     while not saver.written:
         time.sleep(0.01)
@@ -160,18 +171,17 @@ def test_a_save_that_a_later_attempt_has_deleted_is_never_published(
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_00000002"]
 
 
-def test_it_is_noticed_in_the_middle_of_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the checkpoint has its name, and before `latest` has it."""
-    run = tmp_path / "run"
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), FencingToken(run))
-    save(saver, engine, 2)
+def test_a_folder_that_is_moved_in_the_middle_of_publishing_does_not_come_back(
+    run: Path, saver: Saver, engine: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved after the checkpoint has its final name, and before `latest` names it."""
 
-    def late(path: Path, text: str) -> None:
+    def move_first(path: Path, text: str) -> None:
         if path.name == "latest":
             move(run)
         write_durably(path, text)
 
-    monkeypatch.setattr(savers, "write_durably", late)
+    monkeypatch.setattr(savers, "write_durably", move_first)
     with pytest.raises(UserError, match=LOST):
         save(saver, engine, 4)
     assert not run.exists()
