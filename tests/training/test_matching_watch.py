@@ -1,4 +1,4 @@
-"""A matcher that is at chance is told of, once, and one that learns is not."""
+"""A run warns once if image-text matching stays at chance, and never if it learns."""
 
 from __future__ import annotations
 
@@ -15,31 +15,37 @@ from mvlm.training.health.matching import GUESS, MatchingWatch
 from tests.training.conftest import TrainHere
 
 
-def told(loss_at: Callable[[int], float], every: int, updates: int) -> list[int]:
-    """The steps at which something is said."""
+def warned_at(loss_at: Callable[[int], float], every: int, updates: int) -> list[int]:
+    """The steps at which there is a warning."""
     watch = MatchingWatch()
     return [step for step in range(every, updates + 1, every) if watch.judge(step, loss_at(step))]
 
 
-def test_a_guess_is_the_least_loss_without_looking() -> None:
+def test_the_loss_of_a_guess_is_that_of_the_best_constant_prediction() -> None:
     constant = torch.tensor([2 / 3, 1 / 3], dtype=torch.float64).log().expand(3, 2)
     assert pytest.approx(F.cross_entropy(constant, torch.tensor([1, 0, 0])).item(), abs=1e-12) == GUESS
 
 
 @pytest.mark.parametrize(("every", "at"), [(1, 1_001), (50, 1_050), (100, 1_100), (400, 4_000)])
-def test_chance_is_told_once_whatever_the_log_steps(every: int, at: int) -> None:
-    assert told(lambda step: 0.63 + 0.01 * (step % 3), every, 6_000) == [at]
+def test_chance_is_warned_of_once_however_often_metrics_are_logged(every: int, at: int) -> None:
+    assert warned_at(lambda step: 0.63 + 0.01 * (step % 3), every, 6_000) == [at]
 
 
-def test_a_matcher_that_learns_is_left_alone() -> None:
-    assert told(lambda step: 0.55, 50, 6_000) == []
-    assert told(lambda step: max(0.3, 0.7 - 0.1 * step / 500), 50, 6_000) == []
-    assert told(lambda step: math.nan, 50, 6_000) == []
-    assert told(lambda step: 0.5 if step < 3_000 else 0.64, 50, 6_000), "one that has forgotten is told of"
+@pytest.mark.parametrize(
+    "loss_at",
+    [lambda step: 0.55, lambda step: max(0.3, 0.7 - 0.1 * step / 500), lambda step: math.nan],
+    ids=["has learned", "is learning", "NaN"],
+)
+def test_there_is_no_warning_of_anything_else(loss_at: Callable[[int], float]) -> None:
+    assert warned_at(loss_at, 50, 6_000) == []
+
+
+def test_matching_that_has_been_unlearned_is_warned_of() -> None:
+    assert warned_at(lambda step: 0.5 if step < 3_000 else 0.64, 50, 6_000)
 
 
 @pytest.mark.parametrize("negatives", ["hard", "uniform"])
-def test_a_run_says_it(
+def test_a_run_warns_only_if_its_negatives_are_hard(
     train_here: TrainHere,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
