@@ -1,4 +1,4 @@
-"""fp16's dynamic loss scale changes no gradient."""
+"""fp16's dynamic loss scale does not change gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.training.saved_tensors import whole_tensors
 def test_the_update_after_which_the_scale_doubles_is_like_any_other(
     one_rank: None, scenes: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    """By itself DeepSpeed would divide its gradients by the doubled scale."""
+    """DeepSpeed on its own would divide the gradients of that update by the doubled scale."""
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     fp16 = {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 10}
     content = {"fp16": fp16, "zero_optimization": {"stage": stage}}

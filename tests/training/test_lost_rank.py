@@ -1,4 +1,4 @@
-"""What a rank says that has lost another."""
+"""What a rank says when it has lost another."""
 
 import pytest
 
@@ -12,7 +12,7 @@ ADVICE = (
 
 
 @pytest.mark.parametrize(
-    "said, told",
+    ("error", "cause"),
     [
         (
             f"{PAIR}Read error [127.0.0.1]:131: Connection reset by peer{ADVICE}",
@@ -28,5 +28,5 @@ ADVICE = (
         ),
     ],
 )
-def test_the_cause_is_told_without_the_place_in_the_librarys_source(said, told):
-    assert _cause(RuntimeError(said)) == told
+def test_the_cause_is_given_without_the_line_of_the_librarys_source(error: str, cause: str) -> None:
+    assert _cause(RuntimeError(error)) == cause

@@ -1,4 +1,4 @@
-"""Freed memory is used again, in a process of its own: the setting stays."""
+"""Freed memory is reused; tested in separate processes, since the setting cannot be undone."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from mvlm.runtime.cpu import keep_freed_memory
 from tests.ranks import run_ranks
 
 
-def make_steps(keep: bool) -> None:
+def print_page_faults(keep: bool) -> None:
+    """The most page faults of a step that allocates the same as the steps before it."""
     if keep:
         assert keep_freed_memory()
     counts = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        [torch.ones(12_000_000) for _ in range(2)]
+        first, second = torch.ones(12_000_000), torch.ones(12_000_000)
+        del first, second
         counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     print(max(counts[2:]))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_a_step_faults_no_pages_that_the_step_before_had() -> None:
-    kept, left = (int(run_ranks(make_steps, keep).stdout) for keep in (True, False))
-    assert kept < 100 < left
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_a_step_does_not_fault_the_pages_of_the_step_before_again() -> None:
+    kept, returned = (int(run_ranks(print_page_faults, keep).stdout) for keep in (True, False))
+    assert kept < 100 < returned
 
 
-def page_faults(*words: str) -> int:
-    """Of five arrays of 32 MB made and let go, one after another, in a process of that command line."""
+def page_faults_of(*words: str) -> int:
+    """Page faults of a process of this command line that makes and frees five arrays of 32 MB, one after another."""
     code = f"""
 import resource, sys
 import numpy as np
@@ -50,9 +52,9 @@ entry.run()
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_commands_that_infer_keep_freed_memory() -> None:
     assert set(COMMANDS) >= INFERRING
-    given_back = page_faults("plan")
-    assert page_faults("index") < 0.1 * given_back
-    assert page_faults("--local_rank=0", "index") < 0.1 * given_back, "as deepspeed calls it"
+    returned = page_faults_of("plan")
+    assert page_faults_of("index") < 0.1 * returned
+    assert page_faults_of("--local_rank=0", "index") < 0.1 * returned, "as deepspeed calls it"
