@@ -79,6 +79,17 @@ def train_in(
     return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words), lambda config: evaluate, stop)
 
 
+class StopAfter(StopRequests):
+    """Time is up once the run has logged this step."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        super().__init__()
+        self._run, self._step = run, step
+
+    def time_is_up(self, *seconds: float) -> bool:
+        return max(losses_by_step(self._run), default=0) >= self._step
+
+
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """poison({position: factor}) multiplies the losses of the batches that begin at these positions."""

@@ -1,6 +1,6 @@
-"""One of two ranks with run folders of their own: is refused, saves, goes back and starts again.
+"""One of two ranks, each with its own run folder: it is refused without a mirror, saves, goes back and starts again.
 
-Words: the mirror's URL. The working directory is the rank's own and gets seen.json, what it saw.
+Takes the mirror's URL; writes what it saw to seen.json in its working directory, which no other rank has.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tests.training.saver_worker import Trained, save
 
 RUN = Path("run")
 DESCRIPTION = {"config.toml": b"", "tokenizer/tokenizer.json": b'{"a": 1}', "text_encoder/config.json": b"{}"}
-"""What a checkpoint takes along."""
+"""What a checkpoint holds besides its tensors."""
 
 
-def files() -> list[str]:
+def tensor_files() -> list[str]:
     return sorted(path.name for path in (RUN / "checkpoints").glob("step_????????/*.safetensors"))
 
 
-def started(mirror: Mirror, site: FolderGroup) -> tuple[Saver, Uploads, Trained]:
-    """As `mvlm train` does it."""
+def start(mirror: Mirror, site: FolderGroup) -> tuple[Saver, Uploads, Trained]:
+    """Start an attempt as `mvlm train` does."""
     if not fetch_newest(mirror, RUN, site):
         begin_without(mirror, RUN, site)
     engine, attempt = Trained(), FencingToken(RUN, mirror, resumes=True, group=site)
@@ -41,7 +41,8 @@ def started(mirror: Mirror, site: FolderGroup) -> tuple[Saver, Uploads, Trained]
     return Saver(engine, RUN, Checkpoint(keep=1), attempt, site, uploads, DESCRIPTION), uploads, engine
 
 
-def mistake(action: Callable[[], object]) -> str:
+def user_error_of(action: Callable[[], object]) -> str:
+    """The sentence that a user would read; empty if the action succeeds."""
     try:
         action()
     except UserError as error:
@@ -51,28 +52,28 @@ def mistake(action: Callable[[], object]) -> str:
 
 def main(url: str) -> dict[str, object]:
     mirror = Mirror(url)
-    seen: dict[str, object] = {"without a mirror": mistake(lambda: find_folder_group(RUN, mirrored=False))}
+    seen: dict[str, object] = {"without a mirror": user_error_of(lambda: find_folder_group(RUN, mirrored=False))}
     site = find_folder_group(RUN, mirrored=True)
     seen["ranks"] = site.ranks
-    saver, uploads, engine = started(mirror, site)
+    saver, uploads, engine = start(mirror, site)
     save(saver, engine, 2)
-    seen["written"] = files()
+    seen["written"] = tensor_files()
     uploads.complete_folder()
-    seen["completed"] = files()
+    seen["completed"] = tensor_files()
     seen["goes back to"] = newest_whole(RUN).name
 
     save(saver, engine, 4)
     uploads.drain()
     if dist.rank() == 1:
-        shutil.rmtree(RUN)  # a node that is replaced
+        shutil.rmtree(RUN)  # as if its node had been replaced
     dist.barrier()
-    started(mirror, site)
-    seen["after the loss of a node"] = (newest_whole(RUN).name, files())
+    start(mirror, site)
+    seen["after the loss of a node"] = (newest_whole(RUN).name, tensor_files())
 
     empty = Mirror(f"{url}-of-none")
-    seen["with another mirror"] = mistake(lambda: begin_without(empty, RUN, site))
+    seen["with another mirror"] = user_error_of(lambda: begin_without(empty, RUN, site))
     for file in (RUN / "checkpoints/step_00000004").glob(f"*-0000{1 - dist.rank()}-of-*"):
-        file.unlink()  # as when an attempt was killed before its first upload
+        file.unlink()  # as if an attempt had been killed before its first upload
     begin_without(empty, RUN, site)
     seen["latest"] = (RUN / "checkpoints/latest").exists()
     return seen

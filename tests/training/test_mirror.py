@@ -1,4 +1,4 @@
-"""Runs whose checkpoints are mirrored: what another node finds when the run folder is gone, late, half or hostile."""
+"""Runs with mirrored checkpoints: what another node finds if a folder is gone, late, incomplete or hostile."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ from mvlm.checkpoint.mirror import Mirror, MirrorPath
 from mvlm.checkpoint.newest import newest_whole
 from mvlm.checkpoint.peers import memory_of
 from mvlm.checkpoint.upload import Uploads
-from mvlm.config.load import given_keys, load_config
+from mvlm.config.load import load_config
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import StorageLost, UserError, cannot_write
 from mvlm.runtime import storage
 from mvlm.training.checkpoint.save import Saver
-from mvlm.training.fit.run import train
 from mvlm.training.health.heartbeat import QUIET_AFTER, Heartbeat
 from mvlm.training.health.watchdog import _Inquiry
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, signals_kept
 from tests.ranks import Copy, free_port, mvlm
-from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
+from tests.training.conftest import TOML, StopAfter, TrainHere, losses_by_step, read_metrics, train_in
 from tests.training.mirror_worker import DESCRIPTION
 from tests.training.saver_worker import Trained, save
 from tests.training.test_saver import killed_at, weight_of
@@ -48,38 +47,21 @@ EVERY = "checkpoint.every=2"
 
 @pytest.fixture(scope="module")
 def undisturbed(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> dict[int, tuple[float, ...]]:
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    (run.parent / "ds.json").write_text("{}")
-    given = words(scenes, run)
-    assert train(load_config(TOML, given), (str(run.parent / "ds.json"), TOML), given_keys(TOML, given)) == 0
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    return losses_by_step(run)
+    """The losses of a run without a mirror."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    with signals_kept():
+        assert train_in(place, scenes, place / "run", EVERY) == 0
+    return losses_by_step(place / "run")
 
 
 def words(scenes: Path, run: Path | str, *overrides: str) -> list[str]:
     return [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=6", EVERY, *overrides]
 
 
-class StopAt3:
-    """As a signal after the third update would."""
-
-    signalled = False
-    limit_time = staticmethod(lambda minutes: None)
-    orphaned = staticmethod(lambda: False)
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-
-    def time_is_up(self, *seconds: float) -> bool:
-        return (self.run / "metrics.jsonl").read_text().count("\n") >= 3
-
-
 @pytest.mark.parametrize(
     "protocol", ["s3", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("file", "memory"))]
 )
-def test_a_run_goes_on_when_its_folder_is_lost(
+def test_a_run_continues_when_its_folder_is_lost(
     protocol: str,
     scenes: Path,
     tmp_path: Path,
@@ -91,10 +73,7 @@ def test_a_run_goes_on_when_its_folder_is_lost(
         request.getfixturevalue("s3")
     url = {"file": f"file://{tmp_path}/mirror", "memory": "memory://runs/mine", "s3": "s3://bucket/runs/mine"}[protocol]
     run, mirrored = tmp_path / "run", f"checkpoint.mirror={url}"
-    (tmp_path / "ds.json").write_text("{}")
-    given = words(scenes, run, mirrored)
-    files = str(tmp_path / "ds.json"), TOML
-    assert train(load_config(TOML, given), files, given_keys(TOML, given), stop=StopAt3(run)) == 75
+    assert train_here(run, EVERY, mirrored, stop=StopAfter(run, 3)) == 75
     stopped = int(find_checkpoint(run).name.removeprefix("step_"))
     assert 3 <= stopped < 6
     assert Mirror(url).history()[0] == MirrorPath(1, stopped)
@@ -102,7 +81,7 @@ def test_a_run_goes_on_when_its_folder_is_lost(
 
     assert train_here(run, EVERY, mirrored) == 0
     assert losses_by_step(run) == undisturbed
-    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]  # nothing was done twice
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]  # no step is repeated
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "latest",
         "step_00000004",
@@ -120,14 +99,14 @@ def test_a_run_goes_on_when_its_folder_is_lost(
     assert Mirror(url).read("checkpoints/latest") == b"step_00000006.attempt-2"
 
 
-def test_a_mirror_that_cannot_be_written_stops_no_training_and_is_filled_later(
+def test_training_continues_if_a_mirror_cannot_be_written_and_fills_it_later(
     tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(storage, "PAUSES_S", (0.01,))
     run, store = tmp_path / "run", tmp_path / "mirror"
     mirrored = f"checkpoint.mirror=file://{store}"
     store.mkdir()
-    (store / "checkpoints").write_text("in the place of a folder")
+    (store / "checkpoints").write_text("a file in place of the folder")
     with pytest.raises(UserError, match=rf"{store} lacks step_00000006 .*the same command again uploads it"):
         train_here(run, EVERY, mirrored)
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
@@ -143,7 +122,7 @@ def test_a_mirror_that_cannot_be_written_stops_no_training_and_is_filled_later(
     assert Mirror(f"file://{store}").history() == [MirrorPath(2, 6)]
 
 
-def test_a_damaged_local_checkpoint_is_mended_from_the_mirror(
+def test_a_damaged_local_checkpoint_is_fetched_again_from_the_mirror(
     tmp_path: Path, train_here: TrainHere, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, mirrored = tmp_path / "run", f"checkpoint.mirror=file://{tmp_path}/mirror"
@@ -155,18 +134,18 @@ def test_a_damaged_local_checkpoint_is_mended_from_the_mirror(
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_mirror_that_is_no_url_is_refused() -> None:
+def test_a_mirror_that_is_not_a_url_is_refused() -> None:
     with pytest.raises(UserError, match=r"checkpoint.mirror is 'runs/mine': it must be a URL"):
         load_config(TOML, ["checkpoint.mirror=runs/mine"])
     with pytest.raises(UserError, match="nonsense://runs cannot be used"):
         Mirror("nonsense://runs")
 
 
-# Without a model: what a checkpoint holds is told by its step.
+# The tests below train no model: the values in a checkpoint are its step.
 
 
 class Node:
-    """A run folder, alone or after others, with the same mirror."""
+    """A node whose run folder is its own and whose mirror other nodes may have used before."""
 
     def __init__(
         self,
@@ -190,7 +169,7 @@ class Node:
 
 
 def fetched(run: Path, mirror: Mirror) -> int:
-    """The step that a new node goes on from, after a look at every bit of it."""
+    """The step that a new node resumes, whose checkpoint is checked in every bit."""
     assert fetch_newest(mirror, run, FolderGroup.of_all())
     checkpoint = newest_whole(run)
     assert find_damage(checkpoint) is None
@@ -260,10 +239,10 @@ def test_a_hostile_index_is_refused(tmp_path: Path, store: Mirror, name: str | N
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_beside_a_checkpoint_of_before_what_it_needs_is_fetched_and_nothing_hostile(
+def test_what_an_old_checkpoint_needs_is_fetched_from_beside_it_and_nothing_hostile(
     tmp_path: Path, store: Mirror
 ) -> None:
-    """Version 0.1 left its configuration and tokenizer beside the checkpoints."""
+    """Version 0.1 kept the configuration and the tokenizer beside the checkpoints."""
     Node(tmp_path / "run", store, description={}).save(2)
     names = ["config.toml", "tokenizer/tokenizer.json", "text_encoder/config.json"]
     hostile = ["tokenizer/code.py", "tokenizer/pickle.bin", "tokenizer/deeper/config.json", "tokenizer/.json"]
@@ -297,13 +276,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         fetch_newest(store, tmp_path / "another", FolderGroup.of_all())
 
 
-def test_what_is_there_already_is_not_fetched(tmp_path: Path, store: Mirror) -> None:
+def test_a_checkpoint_that_the_run_folder_has_is_not_fetched(tmp_path: Path, store: Mirror) -> None:
     node = Node(tmp_path / "run", store)
     node.save(2, 4)
     inode = (node.run / "checkpoints/step_00000004").stat().st_ino
     assert fetched(node.run, store) == 4
     assert (node.run / "checkpoints/step_00000004").stat().st_ino == inode
-    (node.run / "checkpoints/latest").write_text("step_00000002")  # somebody wants to go back
+    (node.run / "checkpoints/latest").write_text("step_00000002")  # as a user does to go back
     assert fetch_newest(store, node.run, FolderGroup.of_all())
     assert newest_whole(node.run).name == "step_00000002"
     assert fetched(tmp_path / "node", store) == 4
@@ -311,33 +290,33 @@ def test_what_is_there_already_is_not_fetched(tmp_path: Path, store: Mirror) -> 
     assert fetched(node.run, store) == 6
 
 
-class Slow(Mirror):
-    """Holds uploads of checkpoints up until it is let go."""
+class SlowMirror(Mirror):
+    """Holds up uploads of checkpoints until `released` is set."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.go_on = threading.Event()
+        self.released = threading.Event()
         self.seen: list[str] = []
         self.at_once = self.most_at_once = 0
 
     def upload(self, file: Path, name: str) -> None:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        assert self.go_on.wait(60)
+        assert self.released.wait(60)
         self.seen.append(name)
         super().upload(file, name)
         self.at_once -= 1
 
 
 def test_a_slow_upload_skips_to_the_newest(tmp_path: Path) -> None:
-    mirror = Slow(f"file://{tmp_path}/mirror")
+    mirror = SlowMirror(f"file://{tmp_path}/mirror")
     node = Node(tmp_path / "run", mirror, Checkpoint(keep=1))
     for step in (2, 4, 6):
         save(node.saver, node.engine, step)
     assert node.uploads.pending and not node.uploads.ready
     held = sorted(path.name for path in (node.run / "checkpoints").iterdir())
     assert held == ["latest", "step_00000002", "step_00000006"]  # what is being read is not deleted
-    mirror.go_on.set()
+    mirror.released.set()
     node.uploads.finish()
     assert {name.split("/")[1] for name in mirror.seen if name.startswith("checkpoints")} == {
         "step_00000002.attempt-1",
@@ -348,7 +327,7 @@ def test_a_slow_upload_skips_to_the_newest(tmp_path: Path) -> None:
     assert mirror.history() == [MirrorPath(1, 6)]
 
 
-def test_what_fails_is_tried_again(tmp_path: Path, store: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_is_tried_again(tmp_path: Path, store: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PAUSES_S", (0.01, 2.0))
     in_the_way = tmp_path / "mirror/attempts"
     in_the_way.parent.mkdir()
@@ -369,69 +348,70 @@ def test_the_mirror_keeps_what_the_run_keeps(tmp_path: Path, store: Mirror) -> N
     Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(2, 4, 6, 8, 10, 12, 14)
     assert store.history() == [MirrorPath(1, step) for step in (14, 12, 8, 4)]
     (tmp_path / "run/checkpoints/latest").write_text("step_00000008")
-    Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(10)  # what lay beyond is of the past
+    Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(10)  # steps 12 and 14 no longer count
     assert store.history() == [MirrorPath(2, 10), MirrorPath(1, 8), MirrorPath(1, 4)]
     assert fetched(tmp_path / "node", store) == 10
     beyond = {MirrorPath(1, 12), MirrorPath(1, 14)}
-    assert places(tmp_path) == {*store.history(), *beyond}
-    Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(14)  # and now it has been passed
+    assert mirrored_in(tmp_path) == {*store.history(), *beyond}
+    Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(14)  # the run has passed them again
     assert store.history() == [MirrorPath(3, 14), MirrorPath(2, 10), MirrorPath(1, 8), MirrorPath(1, 4)]
-    assert places(tmp_path) == set(store.history())
+    assert mirrored_in(tmp_path) == set(store.history())
 
 
-def places(folder: Path) -> set[MirrorPath]:
+def mirrored_in(folder: Path) -> set[MirrorPath]:
+    """All checkpoints in the mirror, whole or not."""
     found = (re.fullmatch(r"step_(\d+).attempt-(\d+)", path.name) for path in (folder / "mirror/checkpoints").iterdir())
     return {MirrorPath(int(match[2]), int(match[1])) for match in found if match}
 
 
 def test_another_runs_checkpoints_in_the_same_mirror_are_not_deleted(tmp_path: Path, store: Mirror) -> None:
-    """As where `checkpoint.mirror` was copied from another run's TOML."""
+    """A user may have copied `checkpoint.mirror` from another run's TOML."""
     Node(tmp_path / "another", store).save(2, 4)
-    (tmp_path / "mirror/checkpoints/step_00000003.attempt-1").mkdir()  # half, and perhaps still being written
-    half = tmp_path / "mirror/checkpoints/step_00000003.attempt-1/state.json"
-    half.touch()
+    (tmp_path / "mirror/checkpoints/step_00000003.attempt-1").mkdir()  # incomplete, perhaps still being written
+    incomplete = tmp_path / "mirror/checkpoints/step_00000003.attempt-1/state.json"
+    incomplete.touch()
     node = Node(tmp_path / "run", store, Checkpoint(keep=1), resumes=False)
     node.save(6, 8)
-    assert places(tmp_path) == {MirrorPath(1, 2), MirrorPath(1, 3), MirrorPath(1, 4), MirrorPath(2, 8)}
-    assert half.exists()
+    assert mirrored_in(tmp_path) == {MirrorPath(1, 2), MirrorPath(1, 3), MirrorPath(1, 4), MirrorPath(2, 8)}
+    assert incomplete.exists()
 
 
 def test_attempts_are_numbered_over_all_nodes(tmp_path: Path, store: Mirror) -> None:
     nodes = [Node(tmp_path / name, store) for name in ("a", "b", "a", "c")]
     assert [node.attempt.number for node in nodes] == [1, 2, 3, 4]
-    assert [node.attempt.superseded() for node in nodes] == [True, False, False, False]  # by what the folder shows
+    assert [node.attempt.superseded() for node in nodes] == [True, False, False, False]  # as far as the folders show
     assert [node.attempt.superseded_in_mirror() for node in nodes] == [True, True, True, False]
     assert [node.attempt.superseded() for node in nodes] == [True, True, True, False]
 
 
-def test_of_two_that_claim_a_number_at_the_same_time_the_later_has_it(tmp_path: Path, store: Mirror) -> None:
+def test_of_two_attempts_that_claim_a_number_at_the_same_time_the_later_has_it(tmp_path: Path, store: Mirror) -> None:
     first = FencingToken(tmp_path / "a", store)
-    (tmp_path / "mirror/attempts/0001.json").unlink()  # not yet seen by the other
+    (tmp_path / "mirror/attempts/0001.json").unlink()  # the second does not see it yet
     second = FencingToken(tmp_path / "b", store)
     assert (first.number, second.number) == (1, 1)
     assert first.superseded_in_mirror() and not second.superseded_in_mirror()
 
 
-def test_a_superseded_attempt_completes_nothing(tmp_path: Path, store: Mirror) -> None:
+def test_a_superseded_attempt_completes_no_upload(tmp_path: Path, store: Mirror) -> None:
     old = Node(tmp_path / "a", store)
     old.save(2)
     new = Node(tmp_path / "b", store)
     new.save(4)
-    (tmp_path / "a/metrics.jsonl").write_text("of the old one")
+    (tmp_path / "a/metrics.jsonl").write_text("of the old attempt")
     old.save(6)
     assert store.history() == [MirrorPath(2, 4), MirrorPath(1, 2)]
     assert store.read("metrics.jsonl") is None
-    assert old.attempt.superseded()  # which ends it at its next step
+    assert old.attempt.superseded()  # so it ends at its next step
     assert "a later attempt than 1 has begun" in old.said[0]
     assert fetched(tmp_path / "node", store) == 4
 
 
-def test_who_sees_whom() -> None:
+def test_ranks_that_see_each_other_directly_or_through_others_form_a_group() -> None:
     assert _connected([{0, 1}, {0, 1}, {2}, {2, 3}]) == [{0, 1}, {2, 3}]
     assert _connected([{0}, {1}, {2, 0}, {3, 1}, {4, 2}]) == [{1, 3}, {0, 2, 4}]
 
 
-def two_nodes(tmp_path: Path, *command: str) -> list[subprocess.Popen[str]]:
+def start_on_two_nodes(tmp_path: Path, *command: str) -> list[subprocess.Popen[str]]:
     """Start a command on two ranks with working directories of their own."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     env |= {"MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
@@ -448,9 +428,9 @@ def two_nodes(tmp_path: Path, *command: str) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.campaign
-def test_run_folders_that_are_not_the_same(tmp_path: Path) -> None:
-    """Without a mirror they are refused; with one each node has its part, and all of it when that is needed."""
-    ranks = two_nodes(tmp_path, "-m", "tests.training.mirror_worker", f"file://{tmp_path}/mirror")
+def test_ranks_that_see_different_run_folders_need_a_mirror(tmp_path: Path) -> None:
+    """With one, each node keeps its own part of a checkpoint, and all parts when it needs them."""
+    ranks = start_on_two_nodes(tmp_path, "-m", "tests.training.mirror_worker", f"file://{tmp_path}/mirror")
     said = [rank.communicate(timeout=400)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     both = [f"{kind}-0000{rank}-of-00002.safetensors" for kind in ("moments", "weights") for rank in range(2)]
@@ -470,13 +450,13 @@ def test_run_folders_that_are_not_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_two_nodes_without_a_shared_disk_go_on_after_both_are_lost(
+def test_two_nodes_without_a_shared_disk_continue_after_both_are_lost(
     scenes: Path, tmp_path: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
     mirrored = f"checkpoint.mirror=file://{tmp_path}/mirror"
     command = ["-m", "mvlm", "train", TOML, "--deepspeed_config", str(ROOT / "ds_configs/cpu.json")]
     command += words(scenes, "runs/mine", mirrored)
-    ranks = two_nodes(tmp_path, *command)
+    ranks = start_on_two_nodes(tmp_path, *command)
     metrics = tmp_path / "node-0/runs/mine/metrics.jsonl"
     deadline = time.monotonic() + 400
     while not metrics.exists() or metrics.read_text().count("\n") < 2:
@@ -488,7 +468,7 @@ def test_two_nodes_without_a_shared_disk_go_on_after_both_are_lost(
     assert json.loads((tmp_path / "node-1/runs/mine/tokenizer/tokenizer.json").read_text())
     for rank in range(2):
         shutil.rmtree(tmp_path / f"node-{rank}")
-    ranks = two_nodes(tmp_path, *command)
+    ranks = start_on_two_nodes(tmp_path, *command)
     said = [rank.communicate(timeout=400)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert "was fetched into runs/mine" in said[0] and "Resuming step_" in said[0]
@@ -499,13 +479,13 @@ def test_two_nodes_without_a_shared_disk_go_on_after_both_are_lost(
 
 
 @pytest.mark.campaign
-def test_two_nodes_go_on_after_one_is_lost_without_its_upload(
+def test_two_nodes_continue_after_one_is_lost_with_its_upload(
     scenes: Path, tmp_path: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
-    """From what the other has in memory: the mirror has lost the newest checkpoint."""
+    """The newest checkpoint is not in the mirror and comes from the other node's memory."""
     command = ["-m", "mvlm", "train", TOML, "--deepspeed_config", str(ROOT / "ds_configs/cpu.json")]
     command += words(scenes, "runs/mine", f"checkpoint.mirror=file://{tmp_path}/mirror", "checkpoint.peers=1")
-    ranks = two_nodes(tmp_path, *command)
+    ranks = start_on_two_nodes(tmp_path, *command)
     metrics = tmp_path / "node-0/runs/mine/metrics.jsonl"
     deadline = time.monotonic() + 400
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
@@ -521,7 +501,7 @@ def test_two_nodes_go_on_after_one_is_lost_without_its_upload(
     shutil.rmtree(memories[1])
     (uploaded,) = (tmp_path / "mirror/checkpoints").glob(f"{newest}.attempt-*")
     shutil.rmtree(uploaded)
-    ranks = two_nodes(tmp_path, *command)
+    ranks = start_on_two_nodes(tmp_path, *command)
     said = [rank.communicate(timeout=400)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert f"{newest} was made whole from what the nodes hold" in said[0] and f"Resuming {newest}" in said[0]
@@ -536,7 +516,7 @@ BEAT = Heartbeat(1, 1, "here", 1, 7, "agreeing", 20, 300.0, stuck=True, exchangi
 
 
 def test_ranks_of_other_nodes_are_not_taken_for_dead(tmp_path: Path) -> None:
-    """Rank 1 of three sees no sign of the others, whose run folders are their own."""
+    """Rank 1 of three cannot see the heartbeats of the others, whose run folders are their own."""
     inquiry = _Inquiry(tmp_path, 1, 1, ranks=(1,), unseen=2)
     for look in range(3 * QUIET_AFTER):
         assert not inquiry.others_end()
@@ -552,7 +532,10 @@ def test_ranks_of_other_nodes_are_not_taken_for_dead(tmp_path: Path) -> None:
 def test_a_disk_that_turns_read_only_ends_the_run_with_the_code_for_requeue(
     scenes: Path, tmp_path: Path, mount_disk: Callable[[str], Path]
 ) -> None:
-    """As a file system does whose disk fails. A file that is open for writing would forbid it, so metrics lie aside."""
+    """A file system turns read-only when its disk fails.
+
+    It cannot be remounted while a file on it is open for writing, so the metrics are on another disk.
+    """
     disk = mount_disk("40m")
     run = disk / "run"
     run.mkdir()
@@ -573,10 +556,10 @@ def test_a_disk_that_turns_read_only_ends_the_run_with_the_code_for_requeue(
     assert "start the same command again where it can be" in said[0]
 
 
-def test_a_disk_that_is_read_only_when_a_run_is_resumed_is_no_mistake(
+def test_a_disk_that_is_read_only_when_a_run_is_resumed_is_not_the_users_mistake(
     mount_disk: Callable[[str], Path], train_here: TrainHere
 ) -> None:
-    """A requeued attempt meets it before its first step: with the code of a mistake nothing would start another."""
+    """A requeued attempt that exited with the code of a mistake before its first step would not be requeued again."""
     disk = mount_disk("40m")
     assert train_here(disk / "run") == 0
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -585,11 +568,11 @@ def test_a_disk_that_is_read_only_when_a_run_is_resumed_is_no_mistake(
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"),
+    ("number", "code"),
     [(errno.EIO, 75), (errno.ESTALE, 75), (errno.ENOTCONN, 75), (errno.ETIMEDOUT, 75), (errno.ENOSPC, 1), (None, 1)],
 )
-def test_a_full_disk_is_the_users_and_a_lost_one_is_not(number: int | None, kind: int) -> None:
-    error = OSError(number, "so it is") if number else OSError("so it is")
+def test_a_full_disk_is_the_users_mistake_and_a_lost_one_is_not(number: int | None, code: int) -> None:
+    error = OSError(number, "the cause") if number else OSError("the cause")
     said = cannot_write("run/file", error, "free some room")
-    assert said.exit_code == kind and isinstance(said, StorageLost) == (kind == 75)
-    assert str(said).count(".") == 1 and ("free some room" in str(said)) == (kind == 1)
+    assert said.exit_code == code and isinstance(said, StorageLost) == (code == 75)
+    assert str(said).count(".") == 1 and ("free some room" in str(said)) == (code == 1)

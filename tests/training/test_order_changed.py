@@ -1,4 +1,4 @@
-"""Another data.shuffle_block, given to a run that was stopped: its epoch ends as it began, and the next is another."""
+"""If data.shuffle_block changes when a run is resumed, the epoch keeps its order and the next one has the new order."""
 
 from __future__ import annotations
 
@@ -13,29 +13,12 @@ from mvlm.config.load import given_keys, load_config
 from mvlm.training.fit.run import train
 from tests.check.checked import check_run
 from tests.conftest import ROOT, TINY
-from tests.training.conftest import TOML, losses_by_step
+from tests.training.conftest import TOML, StopAfter, losses_by_step
 
-EPOCH = 15  # steps of 16 pairs, and most of another
+EPOCH = 15
+"""Steps of 16 pairs in an epoch, whose end is in the middle of another step."""
 OLD, NEW, OTHER = ("data.shuffle_block=8", "data.shuffle_block=4", "data.shuffle_block=6")
 CHANGE = "The order of the samples changes with epoch 1, from blocks of 8 rows"
-
-
-class StopAt:
-    """Requests to stop once a step has been made."""
-
-    signalled = False
-
-    def __init__(self, run: Path, step: int) -> None:
-        self._run, self._step = run, step
-
-    def limit_time(self, minutes: float) -> None:
-        pass
-
-    def orphaned(self) -> bool:
-        return False
-
-    def time_is_up(self, *seconds: float) -> bool:
-        return max(losses_by_step(self._run), default=0) >= self._step
 
 
 def words(scenes: Path, run: Path, *overrides: str) -> list[str]:
@@ -51,7 +34,7 @@ def words(scenes: Path, run: Path, *overrides: str) -> list[str]:
 
 
 def forget_order(checkpoint: Path) -> None:
-    """Make of a checkpoint one that was written before orders were recorded."""
+    """Make a checkpoint look as if it had been written before orders were recorded."""
     state, index = checkpoint / "state.json", json.loads((checkpoint / "index.json").read_text())
     content = json.loads(state.read_text())
     del content["order"]
@@ -63,15 +46,15 @@ def forget_order(checkpoint: Path) -> None:
 
 @pytest.mark.campaign
 def test_an_epoch_ends_in_the_order_it_began_in(
-    one_rank: None, scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    one_rank: None, own_signals: None, scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     deepspeed = str(ROOT / "ds_configs/cpu.json")
     runs = {name: tmp_path / name for name in ("old", "changed")}
 
     def attempt(name: str, order: str, until: int = 1000) -> int:
         given = words(scenes, runs[name], order)
-        stop = StopAt(runs[name], until)
-        return train(load_config(TOML, given), (deepspeed, TOML), given_keys(TOML, given), stop=stop)  # type: ignore[arg-type]
+        stop = StopAfter(runs[name], until)
+        return train(load_config(TOML, given), (deepspeed, TOML), given_keys(TOML, given), stop=stop)
 
     assert attempt("old", OLD) == 0
     assert attempt("changed", OLD, until=5) == 75
@@ -79,7 +62,7 @@ def test_an_epoch_ends_in_the_order_it_began_in(
     report = check_run(TOML, words(scenes, runs["changed"], NEW), deepspeed, 1, deep=False)
     assert any(finding.sentence.startswith(CHANGE) for finding in report.findings)
     capfd.readouterr()
-    assert attempt("changed", OTHER, until=9) == 75  # which never comes into force
+    assert attempt("changed", OTHER, until=9) == 75  # stops before this order would take effect
     assert f"{CHANGE}, 2 blocks together to blocks of 6 rows" in capfd.readouterr().err
     assert attempt("changed", NEW) == 0
     said = capfd.readouterr().err
