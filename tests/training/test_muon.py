@@ -1,8 +1,9 @@
-"""Muon: its updates are those of a float64 reference, however the matrices are split, at every ZeRO stage."""
+"""Muon's updates are those of a float64 reference, however the matrices are split, at every ZeRO stage."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mvlm.config.load import load_config
 from mvlm.config.schema import Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
+from mvlm.pretrained.encoders import build_model
 from mvlm.training.optim import parameter_groups
 from mvlm.training.zero.muon import MatrixPiece, Muon, scale
 from tests.conftest import TINY, mvlm_command, run_command
@@ -25,14 +27,14 @@ OPTIM = Optim(name="muon", lr=0.01)
 
 
 def polynomial(singular: Tensor) -> Tensor:
-    """What five iterations make of singular values below 1."""
+    """What five Newton-Schulz iterations make of singular values below 1."""
     for _ in range(5):
         singular = 3.4445 * singular - 4.7750 * singular**3 + 2.0315 * singular**5
     return singular
 
 
 def reference(weights: list[Tensor], gradients: list[list[Tensor]]) -> list[Tensor]:
-    """The weights after these steps in float64, each update by a singular value decomposition."""
+    """The weights after these steps, computed in float64 by singular value decompositions."""
     found = []
     for number, weight in enumerate(weights):
         w, momentum = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
@@ -54,8 +56,8 @@ def case() -> tuple[list[Tensor], list[list[Tensor]]]:
     return weights, [[torch.randn(shape, generator=generator) for shape in SHAPES] for _ in range(3)]
 
 
-def stepped(owners: list[Tensor], pieces: list[MatrixPiece], steps: list[list[Tensor]], add: Any = None) -> None:
-    """Three updates of the owners, all of one group of matrices."""
+def make_steps(owners: list[Tensor], pieces: list[MatrixPiece], steps: list[list[Tensor]], add: Any = None) -> None:
+    """Update the owners, all in one parameter group, by one step for each list of gradients."""
     muon = Muon([{"params": owners, "lr": 0.01, "weight_decay": 0.05, "muon": True}], OPTIM)
     muon.bind(pieces, is_split=False)
     muon._sum = add
@@ -69,7 +71,7 @@ def test_the_updates_are_those_of_a_float64_reference(case: Any) -> None:
     weights, steps = case
     owners = [weight.clone().requires_grad_() for weight in weights]
     pieces = [MatrixPiece(owner, tuple(owner.shape), 0, 0, owner.numel()) for owner in owners]
-    stepped(owners, pieces, steps)
+    make_steps(owners, pieces, steps)
     for owner, wanted in zip(owners, reference(weights, steps), strict=True):
         torch.testing.assert_close(owner.detach().double(), wanted, rtol=0, atol=2e-6)
     assert scale((4, 12)) == pytest.approx(0.2 * 12**0.5)
@@ -77,22 +79,22 @@ def test_the_updates_are_those_of_a_float64_reference(case: Any) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_matrices_that_are_split_among_ranks_get_the_same_updates(case: Any, ranks: int) -> None:
-    """Each rank has a part of all of them laid end to end, as in stages 1 and 2; some have nothing of a matrix."""
+    """Each rank has a part of all matrices laid end to end, as in stages 1 and 2, and of some matrices nothing."""
     weights, steps = case
-    flat, size = torch.cat([weight.flatten() for weight in weights]), 107
+    flat = torch.cat([weight.flatten() for weight in weights])
     size = -(-len(flat) // ranks)
     owners = [flat[r * size : (r + 1) * size].clone().requires_grad_() for r in range(ranks)]
-    barrier, parts, sums = threading.Barrier(ranks), [torch.empty(0)] * ranks, threading.local()
+    barrier, parts, this = threading.Barrier(ranks, timeout=60), [torch.empty(0)] * ranks, threading.local()
 
     def add(tensor: Tensor) -> Tensor:
-        parts[sums.rank] = tensor
+        parts[this.rank] = tensor
         barrier.wait()
         total = torch.stack(parts).sum(0)
         barrier.wait()
         return total
 
-    def of_rank(rank: int) -> None:
-        sums.rank, begin, pieces = rank, 0, []
+    def make_steps_of_rank(rank: int) -> None:
+        this.rank, begin, pieces = rank, 0, []
         for weight in weights:
             low, high = max(begin, rank * size), min(begin + weight.numel(), (rank + 1) * size)
             length = max(0, high - low)
@@ -100,13 +102,10 @@ def test_matrices_that_are_split_among_ranks_get_the_same_updates(case: Any, ran
             pieces.append(MatrixPiece(owners[rank], tuple(weight.shape), start, offset, length))
             begin += weight.numel()
         own = [[torch.cat([g.flatten() for g in step])[rank * size : (rank + 1) * size]] for step in steps]
-        stepped([owners[rank]], pieces, own, add)
+        make_steps([owners[rank]], pieces, own, add)
 
-    threads = [threading.Thread(target=of_rank, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor(ranks) as pool:
+        list(pool.map(make_steps_of_rank, range(ranks)))
     whole = torch.cat([owner.detach() for owner in owners]).double()
     wanted = torch.cat([weight.flatten() for weight in reference(weights, steps)])
     torch.testing.assert_close(whole, wanted, rtol=0, atol=2e-6)
@@ -116,7 +115,7 @@ WORDS = ("optim.name=muon", "train.ema=0.5", "optim.layer_decay=0.9", "checkpoin
 
 
 def test_a_run_is_the_same_at_stages_0_and_2_and_resumes_under_the_other(train_here: TrainHere, tmp_path: Path) -> None:
-    """With an average of the weights and rates that fall with depth; matrices have one moment in the checkpoint."""
+    """The run averages its weights, and its rates fall with depth. A checkpoint has one moment of each matrix."""
     stages = {0: {}, 2: {"zero_optimization": {"stage": 2}}}
     for stage, json in stages.items():
         assert train_here(tmp_path / f"whole{stage}", *WORDS, deepspeed=json) == 0
@@ -137,7 +136,7 @@ def test_a_run_is_the_same_at_stages_0_and_2_and_resumes_under_the_other(train_h
     offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     with pytest.raises(UserError, match="needs whole matrices on the device"):
         train_here(tmp_path / "offloaded", *WORDS, deepspeed=offload)
-    assert not (tmp_path / "offloaded").exists(), "before a tokenizer is trained or a model built"
+    assert not (tmp_path / "offloaded").exists(), "refused before a tokenizer is trained or a model built"
 
 
 @pytest.mark.campaign
@@ -154,9 +153,7 @@ def test_two_ranks_train_as_one_does(train_here: TrainHere, scenes: Path, tmp_pa
         assert losses == pytest.approx(alone[step], rel=1e-4)
 
 
-def test_matrices_of_blocks_are_muons_and_all_else_is_adamws(tokenizer: Any) -> None:
-    from mvlm.pretrained.encoders import build_model
-
+def test_muon_updates_the_matrices_of_blocks_and_adamw_everything_else(tokenizer: Any) -> None:
     config = load_config(TOML, [*TINY, "optim.name=muon", "data.train=x"])
     model: Encoders = build_model(config.blueprint, tokenizer, 0)
     groups = parameter_groups(model, config.optim)
