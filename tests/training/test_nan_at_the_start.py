@@ -1,4 +1,4 @@
-"""Weights that are no numbers before the first step: tensor and file are named, not samples and learning rate."""
+"""If weights are NaN or infinite before the first step, tensor and file are named, not samples and learning rate."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def poison(checkpoint: Path, kind: str, name: str, value: float) -> Path:
-    """Have a whole checkpoint, right by all its hashes, hold a weight that is no number."""
+    """Write such a weight into a checkpoint whose hashes still match; the file's path."""
     path = next(checkpoint.glob(f"{kind}-*"))
-    tensors = {title: tensor.clone() for title, tensor in load_file(path).items()}  # which lie in the file itself
+    tensors = {title: tensor.clone() for title, tensor in load_file(path).items()}  # load_file maps the file itself
     tensors[name].view(-1)[3] = value
     entry = asdict(write_tensors(path, tensors))
     index = json.loads((checkpoint / "index.json").read_text())
@@ -40,8 +40,7 @@ def poison(checkpoint: Path, kind: str, name: str, value: float) -> Path:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_in_a_runs_own_checkpoint(run: Path, tmp_path: Path, value: float) -> None:
-    """However it is used."""
+def test_a_runs_own_checkpoint_is_refused_however_it_is_used(run: Path, tmp_path: Path, value: float) -> None:
     path = poison(find_checkpoint(run), "weights", BIAS, value)
     kind = "NaN" if math.isnan(value) else "infinity"
     with pytest.raises(UserError) as error:
@@ -52,7 +51,7 @@ def test_in_a_runs_own_checkpoint(run: Path, tmp_path: Path, value: float) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_in_what_a_run_resumes_or_begins_from(train_here: TrainHere, tmp_path: Path) -> None:
+def test_a_checkpoint_that_a_run_resumes_or_starts_from_is_refused(train_here: TrainHere, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train_here(run, "train.steps=1", "train.ema=0.9") == 0
     checkpoint = find_checkpoint(run)
@@ -67,8 +66,10 @@ def test_in_what_a_run_resumes_or_begins_from(train_here: TrainHere, tmp_path: P
         train_here(run, "train.ema=0.9")
 
 
-def test_in_a_checkpoint_of_others(train_here: TrainHere, run: Path, tmp_path: Path) -> None:
-    """What is not used may hold anything, as a mask of minus infinity does."""
+def test_another_projects_checkpoint_is_refused_if_the_weight_is_used(
+    train_here: TrainHere, run: Path, tmp_path: Path
+) -> None:
+    """Unused tensors may hold anything, such as a mask of minus infinity."""
     prefix = "vision.vit."
     weights = load_file(next(find_checkpoint(run).glob("weights-*")))
     tensors = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
@@ -86,7 +87,7 @@ def test_in_a_checkpoint_of_others(train_here: TrainHere, run: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "skipped.jsonl", "quarantine.jsonl"])
-def test_a_folder_where_a_list_should_be_is_told(train_here: TrainHere, tmp_path: Path, name: str) -> None:
+def test_a_folder_in_place_of_a_list_is_refused(train_here: TrainHere, tmp_path: Path, name: str) -> None:
     (tmp_path / "run" / name).mkdir(parents=True)
     with pytest.raises(UserError, match=rf"{name} .*Is a directory.*: move away what lies there"):
         train_here(tmp_path / "run", "train.steps=1")
