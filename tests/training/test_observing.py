@@ -1,12 +1,10 @@
-"""One short run, and all that can be seen of it: while it trains, in its folder, and in TensorBoard."""
+"""One short run, observed while it trains, in its folder and in TensorBoard."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import re
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mvlm.cli.train import evaluator
 from mvlm.config.load import load_config
 from mvlm.training.fit.run import train
-from mvlm.training.health.signals import SIGNALS
 from mvlm.watch.status import Status, Watcher
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, signals_kept
 from tests.training.conftest import TOML, read_metrics
 
 LAST, EVERY = 6, 3
@@ -30,12 +27,11 @@ LAST, EVERY = 6, 3
 @dataclass
 class Observed:
     run: Path
-    seen: list[Status] = field(default_factory=list)  # by a watcher, at each evaluation
-    said: str = ""
+    seen: list[Status] = field(default_factory=list)  # by a watcher, at each evaluation and after the end
 
 
 @pytest.fixture(scope="module")
-def observed(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+def observed(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Observed:
     observed = Observed(tmp_path_factory.mktemp("observed") / "run")
     observed.run.mkdir()
     (observed.run / "profile").write_text("2")
@@ -48,28 +44,25 @@ def observed(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFact
         observed.seen.append(watcher.look())
         return measure(*args)
 
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    assert train(config, (str(ROOT / "ds_configs/cpu.json"), TOML), frozenset(), lambda _: evaluate) == 0
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with signals_kept():
+        assert train(config, (str(ROOT / "ds_configs/cpu.json"), TOML), frozenset(), lambda _: evaluate) == 0
     observed.seen.append(watcher.look())
-    yield observed
+    return observed
 
 
 def test_every_metric_is_explained(observed: Observed) -> None:
     logged = {name for line in read_metrics(observed.run) for name in line}
     page = (ROOT / "docs/observe.md").read_text(encoding="utf-8")
-    page = page.partition("## metrics.jsonl")[2].partition("\n## ")[0]
-    explained = {
-        name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)
-    }
+    section = page.partition("## metrics.jsonl")[2].partition("\n## ")[0]
+    first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    explained = {name for cell in first_cells for name in re.findall(r"`(.*?)`", cell)}
     assert {name for name in logged if not name.startswith("eval/")} - explained == set()
     kinds = ("grad_norms/", "eval/")
     elsewhere = {"task", "task_accuracy", "contrastive_bias", "mfu", "loss_scale", "overflows"}  # sigmoid, GPUs, fp16
     assert {name for name in explained if not name.startswith(kinds)} - elsewhere <= logged
 
 
-def test_a_log_line_says_what_was_computed_anyhow(observed: Observed) -> None:
+def test_a_log_line_has_norms_accuracies_and_speed_beside_the_losses(observed: Observed) -> None:
     lines = [line for line in read_metrics(observed.run) if "loss" in line]
     assert [line["step"] for line in lines] == [2, 4, 6]
     for line in lines:
@@ -80,24 +73,24 @@ def test_a_log_line_says_what_was_computed_anyhow(observed: Observed) -> None:
         assert line["itm_accuracy"] * 48 == pytest.approx(round(line["itm_accuracy"] * 48), abs=1e-6)
         assert line["temperature"] == pytest.approx(0.07, rel=0.2)
         assert line["tflops"] > 0
-        assert "mfu" not in line  # a CPU's peak is not known
+        assert "mfu" not in line  # a CPU's peak performance is not known
         assert (line["skipped"], line["bad_images"]) == (0, 0)
 
 
-def test_pictures_are_restored_at_evaluations(observed: Observed) -> None:
+def test_each_evaluation_draws_originals_masked_images_and_reconstructions(observed: Observed) -> None:
     paths = sorted((observed.run / "pictures").iterdir())
     assert [path.name for path in paths] == ["step_00000003.png", "step_00000006.png"]
     first, last = (np.asarray(Image.open(path)) for path in paths)
     assert first.shape == last.shape == (2 * 32 + 4, 4 * 32 + 3 * 4, 3)
-    original, hidden, restored = slice(0, 32), slice(36, 68), slice(72, 104)
+    original, masked, restored = slice(0, 32), slice(36, 68), slice(72, 104)
     assert (first[:32, original] == last[:32, original]).all()
-    grey = (first[:32, hidden] == 127).all(-1)
+    grey = (first[:32, masked] == 127).all(-1)
     assert 0.5 < grey.mean() < 0.8
-    assert (first[:32, hidden][~grey] == first[:32, original][~grey]).all()
-    assert (first[:32, restored] != last[:32, restored]).any()  # it has learned something between
+    assert (first[:32, masked][~grey] == first[:32, original][~grey]).all()
+    assert (first[:32, restored] != last[:32, restored]).any()  # it has learned something in between
 
 
-def test_tensorboard_has_it_too(observed: Observed) -> None:
+def test_tensorboard_has_the_same_metrics_and_pictures(observed: Observed) -> None:
     events = EventAccumulator(str(observed.run / "tensorboard"))
     events.Reload()
     lines = [line for line in read_metrics(observed.run) if "loss" in line]
@@ -108,7 +101,7 @@ def test_tensorboard_has_it_too(observed: Observed) -> None:
     assert [event.step for event in events.Images("pictures")] == [3, 6]
 
 
-def test_a_trace_of_the_first_steps_was_asked_for(observed: Observed) -> None:
+def test_the_trace_that_was_asked_for_has_the_first_two_steps(observed: Observed) -> None:
     assert not (observed.run / "profile").exists()
     (path,) = (observed.run / "traces").iterdir()
     assert path.name == "step_00000002.rank_00000.json.gz"
@@ -118,7 +111,7 @@ def test_a_trace_of_the_first_steps_was_asked_for(observed: Observed) -> None:
     assert any(name.startswith("Optimizer.step#") for name in names)
 
 
-def test_it_was_seen_to_run_and_to_be_done(observed: Observed) -> None:
+def test_a_watcher_sees_it_running_and_then_done(observed: Observed) -> None:
     running, ending, done = observed.seen
     assert (running.state, running.attempt, running.world, running.seen) == ("running", 1, 1, 1)
     assert (running.step, running.steps, running.checkpoint) == (2, LAST, 0)
