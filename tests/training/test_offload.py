@@ -1,4 +1,4 @@
-"""Optimisers of offloaded state, without what compiles them and behind compilations that were killed."""
+"""Optimizers of offloaded state: without a compiler for DeepSpeed's extensions, and on a disk."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def tiny_model() -> tuple[MaskVLM, Config]:
 
 @pytest.fixture
 def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of DeepSpeed's extensions is there, nor can be compiled."""
+    """None of DeepSpeed's extensions has been compiled, and none can be."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setenv("CXX", "false")
-    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # another test has had them compiled
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # those that other tests have loaded
 
 
-def test_without_a_compiler_torchs_adamw_serves(
+def test_torchs_adamw_is_used_without_a_compiler(
     one_rank: None, no_compiler: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, config = tiny_model()
     content = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     ds_config = resolved(model, config, content, 1)
-    optimizer, with_it = build_optimizer(model, config.optim, ds_config, torch.device("cpu"))
+    optimizer, completed = build_optimizer(model, config.optim, ds_config, torch.device("cpu"))
     assert type(optimizer) is torch.optim.AdamW
     assert "AdamW for CPUs cannot be compiled (rank 0: " in capsys.readouterr().err
-    engine = Engine(model, config.optim, config.objectives, with_it)
+    engine = Engine(model, config.optim, config.objectives, completed)
     assert engine.engine.basic_optimizer is not None and engine.updates == 0
 
 
-def test_nvme_without_what_it_needs_is_refused(one_rank: None, no_compiler: None, tmp_path: Path) -> None:
+def test_nvme_without_async_io_or_a_usable_folder_is_refused(one_rank: None, no_compiler: None, tmp_path: Path) -> None:
     model, config = tiny_model()
     on_disk = {"device": "nvme", "nvme_path": str(tmp_path)}
     ds_config = {"zero_optimization": {"stage": 3, "offload_param": on_disk}}
@@ -62,30 +62,39 @@ def test_nvme_without_what_it_needs_is_refused(one_rank: None, no_compiler: None
         build_optimizer(model, config.optim, ds_config, torch.device("cpu"))
 
 
-def engine_on(folder: Path) -> Any:
+def engine_offloaded_to(folder: Path) -> Any:
     model, config = tiny_model()
     offload = {"device": "nvme", "nvme_path": str(folder)}
     ds_config = resolved(model, config, {"zero_optimization": {"stage": 3, "offload_optimizer": offload}}, 1)
     return Engine(model, config.optim, config.objectives, ds_config)
 
 
-def test_an_optimizers_tensors_are_mapped_from_files(one_rank: None, no_compiler: None, tmp_path: Path) -> None:
-    """All that is large of weights, moments and gradients, and after a resume too."""
-    engine = engine_on(tmp_path / "disk")
+def mapped_from(folder: Path) -> list[range]:
+    """The addresses at which this process has mapped files of a folder."""
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    ends = [line.split()[0].split("-") for line in lines]
+    return [range(int(first, 16), int(last, 16)) for first, last in ends]
+
+
+def test_large_tensors_of_an_optimizer_are_mapped_from_files(one_rank: None, no_compiler: None, tmp_path: Path) -> None:
+    """This holds for weights, moments and gradients, and also after a resume."""
+    engine = engine_offloaded_to(tmp_path / "disk")
     engine.prepare_state(3)
-    maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
-    mapped = [range(*(int(end, 16) for end in ends.split("-"))) for ends in maps]
     own = [*engine._state.tensors(), engine.engine.optimizer.grad_partitions_flat_buffer]
     own += [owner.grad for owner in engine._state._owners()]
     large = [tensor for tensor in own if tensor.nbytes >= LEAST]
-    assert len(large) >= 5 and all(any(tensor.data_ptr() in within for within in mapped) for tensor in large)
+    assert len(large) >= 5
+    mapped = mapped_from(tmp_path)
+    assert all(any(tensor.data_ptr() in addresses for addresses in mapped) for tensor in large)
 
 
-def test_an_optimizer_that_a_disk_has_no_room_for_is_refused(one_rank: None, no_compiler: None, tmp_path: Path) -> None:
+def test_an_optimizer_that_does_not_fit_on_the_disk_is_refused(
+    one_rank: None, no_compiler: None, tmp_path: Path
+) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LEAST, limits[1]))
     try:
         with pytest.raises(UserError, match=r"The optimizer cannot be offloaded to .*File too large.*nvme_path"):
-            engine_on(tmp_path / "disk")
+            engine_offloaded_to(tmp_path / "disk")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
