@@ -1,4 +1,4 @@
-"""Which parameter is trained how fast and decayed how much."""
+"""The learning rate and the weight decay of each parameter."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def build(*overrides: str) -> tuple[MaskVLM, list[dict[str, Any]]]:
 
 
 def by_parameter(model: MaskVLM, groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The group of each parameter, by its name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {names[id(parameter)]: group for group in groups for parameter in group["params"]}
 
@@ -51,21 +52,22 @@ def test_norms_and_biases_are_not_decayed_and_matrices_are() -> None:
                 assert decay == 0.05, f"{prefix}.{name}"
             kinds.setdefault(type(module), set()).add(decay)
     assert kinds[torch.nn.LayerNorm] == {0.0}
-    assert kinds[torch.nn.Linear] == {0.0, 0.05}  # biases and weights: both were there to be looked at
+    assert kinds[torch.nn.Linear] == {0.0, 0.05}  # both biases and weights were checked
     assert group_of["temperature.value"]["weight_decay"] == 0.0
 
 
-def test_encoders_are_slow_and_what_is_new_is_fast() -> None:
+def test_encoders_have_a_low_rate_and_new_parameters_a_high_one() -> None:
     model, groups = build()
-    for name, group in by_parameter(model, groups).items():
+    group_of = by_parameter(model, groups)
+    for name, group in group_of.items():
         pretrained = name.startswith(("vision.", "text.")) and "mask_token" not in name
         assert group["lr"] == group["peak_lr"] == (1e-5 if pretrained else 3e-4), name
-    names = {name.split(".")[0] for name in by_parameter(model, groups)}
-    assert {"vision", "text", "cross_image", "cross_text", "image_decoder", "mlm_head", "temperature"} <= names
-    assert any("mask_token" in name for name in by_parameter(model, groups))
+    parts = {name.split(".")[0] for name in group_of}
+    assert {"vision", "text", "cross_image", "cross_text", "image_decoder", "mlm_head", "temperature"} <= parts
+    assert any("mask_token" in name for name in group_of)
 
 
-def test_a_tied_weight_is_the_encoders() -> None:
+def test_a_tied_weight_is_trained_as_a_part_of_the_encoder() -> None:
     model, groups = build("model.tie_classifier=true")
     weight = model.mlm_head.classifier.weight
     assert weight is model.text.embedding.weight
@@ -73,8 +75,8 @@ def test_a_tied_weight_is_the_encoders() -> None:
     assert (group["lr"], group["weight_decay"]) == (1e-5, 0.05)
 
 
-def test_the_optimiser_is_adamw_as_configured() -> None:
-    """One update against the formula of Loshchilov and Hutter (2019), bias correction included."""
+def test_the_optimizer_is_adamw_as_configured() -> None:
+    """One update agrees with the formula of Loshchilov and Hutter (2019), bias correction included."""
     own = ["optim.betas=[0.8,0.9]", "optim.eps=1e-3"]
     model, groups = build(*own)
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *RATES, *own])
@@ -100,14 +102,14 @@ DEEP = [
 
 
 def mae_layer(name: str, depth: int) -> int:
-    """facebookresearch/mae, util/lr_decay.py, get_layer_id_for_vit, with num_layers = depth + 1."""
+    """As get_layer_id_for_vit in util/lr_decay.py of facebookresearch/mae, with num_layers = depth + 1."""
     if name in ("cls_token", "pos_embed") or name.startswith("patch_embed"):
         return 0
     return int(name.split(".")[1]) + 1 if name.startswith("blocks") else depth + 1
 
 
-def test_each_layer_of_an_encoder_has_its_share_of_the_rate() -> None:
-    """Of the image encoder by MAE's own rule; of the text encoder by the same, where its names say so."""
+def test_rates_fall_from_layer_to_layer_of_both_encoders() -> None:
+    """Layers of the image encoder are numbered by MAE's own rule; the text encoder has embeddings and one layer."""
     model, groups = build(*DEEP)
     group_of = by_parameter(model, groups)
     for name, group in group_of.items():
@@ -131,16 +133,17 @@ def test_each_layer_of_an_encoder_has_its_share_of_the_rate() -> None:
 @pytest.mark.parametrize("kind", ["distilbert", "electra", "albert", "mpnet"])
 def test_the_layers_of_other_text_encoders_are_found(kind: str) -> None:
     sizes = "hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48, embedding_size=16"
-    sizes = "dim=24, n_layers=3, n_heads=3, hidden_dim=48" if kind == "distilbert" else sizes
+    if kind == "distilbert":
+        sizes = "dim=24, n_layers=3, n_heads=3, hidden_dim=48"
     model, groups = build(*DEEP, f"model.text={kind}", f"model.text_args={{{sizes}}}", "model.cross_heads=2")
     rates = {name: group["peak_lr"] for name, group in by_parameter(model, groups).items() if name.startswith("text.")}
-    depth = 1 if kind == "albert" else 3  # whose layers share their weights
-    found = {name.split("layer.")[-1][0]: rate for name, rate in rates.items() if ".layer." in name}
+    depth = 1 if kind == "albert" else 3  # ALBERT's layers share their weights
     if kind != "albert":
+        found = {name.split("layer.")[-1][0]: rate for name, rate in rates.items() if ".layer." in name}
         assert found == {str(n): pytest.approx(1e-3 * 0.5 ** (3 - n)) for n in range(3)}
     embeddings = {rate for name, rate in rates.items() if name.startswith("text.model.embeddings")}
     assert sorted(embeddings) == [pytest.approx(1e-3 * 0.5 ** (depth + 1))]
 
 
-def test_without_layer_decay_the_groups_are_four() -> None:
+def test_without_layer_decay_there_are_four_groups() -> None:
     assert [group["name"] for group in build()[1]] == ["encoder_decay", "encoder_no_decay", "new_decay", "new_no_decay"]

@@ -1,4 +1,4 @@
-"""What is applied to a model from outside, and in which order."""
+"""The order in which freezing, recomputation, kernels, compilation and ZeRO are applied to a model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mvlm.training.blocks import find_blocks
 from tests.training.parity_worker import built, configuration, engine_of
 
 
-def test_all_is_applied_before_zero_has_the_model(one_rank: None, scenes: Path) -> None:
-    """Freezing comes first: a frozen block is not computed again; and ZeRO last, after what is tried of the model."""
+def test_everything_else_is_applied_before_zero_shards_the_model(one_rank: None, scenes: Path) -> None:
+    """Freezing comes first, since frozen blocks are not recomputed, and ZeRO after the trials that settle its JSON."""
     config = configuration(str(scenes), 16, ["train.freeze=['vision']", "train.recompute=1"])
     model, _ = built(config, 0, 1)
     seen: dict[str, Any] = {}
@@ -31,8 +31,8 @@ def test_all_is_applied_before_zero_has_the_model(one_rank: None, scenes: Path) 
     assert engine.ds_config["gradient_clipping"] == 0.25
 
 
-def test_what_is_tried_of_the_model_is_tried_before_the_compiler_has_it(one_rank: None, scenes: Path) -> None:
-    """It would take the sizes of the trials for sizes that change, and compile for any."""
+def test_trials_of_the_model_come_before_compilation(one_rank: None, scenes: Path) -> None:
+    """The compiler would see sizes that differ between trials and steps, and compile for dynamic shapes."""
     config = configuration(str(scenes), 16, ["train.compile=true"])
     model, _ = built(config, 0, 1)
 
