@@ -1,4 +1,4 @@
-"""The planned memory and operations of a step against those of the real engine's step."""
+"""The planned memory and operations of a step are those that the engine's step is measured to take."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from benchmarks.plan import ranks
 from benchmarks.plan.compare import Case, compare
 from mvlm.kernels import probes
 
-CASES = [
-    Case("tiny", "bf16", 2, 8, accumulation=2),
-]
+QUICK = Case("tiny", "bf16", 2, 8, accumulation=2)
 MORE = [
     Case("tiny", "bf16", 3, 16, overrides=("train.recompute=1", "objectives.image=0", "objectives.itc=0")),
     Case("tiny", "fp32", 1, 16),
@@ -24,7 +22,7 @@ MORE = [
 
 @pytest.mark.parametrize(
     "case",
-    [*CASES, *(pytest.param(case, marks=pytest.mark.campaign) for case in MORE)],
+    [QUICK, *(pytest.param(case, marks=pytest.mark.campaign) for case in MORE)],
     ids=lambda case: "-".join(map(str, vars(case).values())),
 )
 def test_memory_and_operations_are_as_planned(one_rank: None, case: Case) -> None:
@@ -33,13 +31,13 @@ def test_memory_and_operations_are_as_planned(one_rank: None, case: Case) -> Non
     assert found.planned_flops == pytest.approx(found.counted_flops, rel=0.03)
 
 
-KEPT = {
+RECORDED = {
     ranks.Case(**line["case"]): line for line in map(json.loads, ranks.RESULTS.read_text(encoding="utf-8").splitlines())
 }
 MEASURED_ON = frozenset({"AuthenticAMD", "25", "avx512f", "avx512_bf16"})
-"""Zen 4. A CPU that multiplies bf16 in fp32 holds more."""
+"""Flags of a Zen 4 CPU. One that multiplies bf16 in fp32 needs more memory."""
 
-QUICK = [
+QUICK_ON_RANKS = [
     ranks.Case(4, 1, recompute=1.0),
     ranks.Case(2, 1, accumulation=2, offload="optimizer"),
     ranks.Case(2, 2, accumulation=2, offload="optimizer"),
@@ -48,13 +46,16 @@ QUICK = [
 
 @pytest.mark.parametrize(
     "case",
-    [*QUICK, *(pytest.param(case, marks=pytest.mark.campaign) for case in KEPT if case not in QUICK)],
+    [
+        *QUICK_ON_RANKS,
+        *(pytest.param(case, marks=pytest.mark.campaign) for case in RECORDED if case not in QUICK_ON_RANKS),
+    ],
     ids=lambda case: "-".join(map(str, vars(case).values())),
 )
-def test_a_layout_that_was_measured_on_several_ranks_is_still_planned_so(
+def test_the_plan_of_a_layout_is_what_was_measured_on_its_ranks(
     case: ranks.Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probes, "CPU_FLAGS", MEASURED_ON)
     memory, sent = ranks.planned(case)
-    assert memory == pytest.approx(KEPT[case]["memory"], rel=0.06)
-    assert sent == pytest.approx(KEPT[case]["bytes"], rel=0.06, abs=1e5)
+    assert memory == pytest.approx(RECORDED[case]["memory"], rel=0.06)
+    assert sent == pytest.approx(RECORDED[case]["bytes"], rel=0.06, abs=1e5)
