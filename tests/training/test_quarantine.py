@@ -1,4 +1,4 @@
-"""Bad images are listed once, counted over attempts, and too many of them end the run with one sentence."""
+"""Bad images are listed once and counted over all attempts, and too many of them end the run with one sentence."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def listed(run: Path) -> list[int]:
     return [json.loads(line)["row"] for line in (run / QUARANTINE).read_text().splitlines()]
 
 
-def test_a_row_is_listed_once_whatever_the_attempts(tmp_path: Path) -> None:
+def test_a_row_is_listed_once_however_many_attempts_meet_it(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path, 100, 1000)
     quarantine.add([], 16)
     assert not (tmp_path / QUARANTINE).exists()
@@ -34,7 +34,7 @@ def test_a_row_is_listed_once_whatever_the_attempts(tmp_path: Path) -> None:
     quarantine.add([fault(3, 90)], 128)
     assert listed(tmp_path) == [3, 5]  # in the order of their positions
     with open(tmp_path / QUARANTINE, "a") as file:
-        file.write('{"row": 7')  # a kill cut it off
+        file.write('{"row": 7')  # cut off by a kill
     again = Quarantine(tmp_path, 100, 1000)
     assert len(again) == 2
     line = json.loads((tmp_path / QUARANTINE).read_text().splitlines()[0])
@@ -42,7 +42,7 @@ def test_a_row_is_listed_once_whatever_the_attempts(tmp_path: Path) -> None:
     assert line["reason"] == fault(3).reason
 
 
-def test_a_row_of_another_stages_data_is_listed_though_its_number_is_known(tmp_path: Path) -> None:
+def test_a_row_of_another_stages_data_is_listed_even_if_a_row_of_its_number_is(tmp_path: Path) -> None:
     Quarantine(tmp_path, 100, 1000).add([fault(3), fault(5)], 64)
     next_stage = Quarantine(tmp_path, 100, 1000)
     next_stage.add([fault(3), Fault(5, "other/000000.arrow row 5", "of another", "its checksum differs", 80)], 96)
@@ -70,7 +70,7 @@ def test_the_tolerance_is_a_share_or_a_number(
     assert re.match(words, str(quarantine.excess)) and len(listed(tmp_path)) == allowed + 1
     again = Quarantine(tmp_path, tolerance, rows)
     again.add([fault(0)], seen)
-    assert not again.excess  # what is known stops no later attempt
+    assert not again.excess  # rows that are listed do not stop a later attempt
 
 
 def test_a_list_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -82,17 +82,17 @@ def test_a_list_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def write_damaged(scenes: Path, out: Path) -> None:
-    """Shards whose first eight images are none."""
+    """Write shards whose first eight images cannot be decoded."""
     shutil.copytree(scenes / "train", out)
     shard = out / "000000.arrow"
     shard.write_bytes(b"\0PNG".join(shard.read_bytes().split(b"\x89PNG", 8)))
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 16), (2, 4)])
-def test_a_run_goes_on_without_a_few_images_and_loses_no_steps_to_too_many(
+def test_a_run_continues_without_a_few_images_and_saves_its_steps_before_too_many_end_it(
     scenes: Path, tmp_path: Path, ranks: int, micro_batch: int
 ) -> None:
-    """Without accumulation on one rank, and with it on two."""
+    """One rank does not accumulate gradients; two do."""
     write_damaged(scenes, tmp_path / "shards")
     given = [TOML, "--deepspeed_config", JSON, *TINY, f"data.train={tmp_path}/shards", "checkpoint.every=0"]
     given.append(f"train.micro_batch={micro_batch}")

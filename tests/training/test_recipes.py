@@ -1,4 +1,4 @@
-"""The shipped recipes make as many updates as the published ones, by the data sets' published sizes."""
+"""The shipped recipes make as many updates as the published ones, given the published sizes of the data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAIRS = {
     "nlvr2": 86_373,  # Suhr et al., 2019
     "entailment": 529_527,  # Xie et al., 2019
 }
-"""By recipe, the pairs, questions or sentences of an epoch."""
+"""Pairs, questions or sentences of an epoch, by recipe."""
 
 ALBEF_DROPS = {
     "retrieval_coco": 11_065,
@@ -31,7 +31,7 @@ ALBEF_DROPS = {
     "nlvr2": 6_740,
     "entailment": 10_340,
 }
-"""Updates of ALBEF's scripts with the same epochs and batch, which leave out each epoch's last, incomplete batch."""
+"""Updates of ALBEF's scripts with the same epochs and batch; they drop each epoch's last, incomplete batch."""
 
 
 def updates(recipe: str, pairs: int = 0) -> int:
@@ -47,7 +47,7 @@ def rows() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("recipe", PAIRS)
-def test_the_table_has_what_the_recipe_makes(recipe: str) -> None:
+def test_the_table_has_the_recipes_numbers(recipe: str) -> None:
     config = load_config(ROOT / f"mvlm/configs/{recipe}.toml")
     expected = [
         f"{PAIRS[recipe]:,}",
@@ -60,18 +60,18 @@ def test_the_table_has_what_the_recipe_makes(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ALBEF_DROPS)
-def test_it_differs_from_the_published_one_by_the_last_batches_alone(recipe: str) -> None:
+def test_a_recipe_differs_from_albefs_by_the_last_batches_of_epochs_alone(recipe: str) -> None:
     config = load_config(ROOT / f"mvlm/configs/{recipe}.toml")
-    whole = PAIRS[recipe] // config.train.global_batch * int(config.train.epochs)
-    assert whole == ALBEF_DROPS[recipe]
-    assert 0 <= updates(recipe) - whole <= config.train.epochs
-    assert updates(recipe) / whole - 1 < (0.0012 if recipe == "nlvr2" else 0.001)
+    complete = PAIRS[recipe] // config.train.global_batch * int(config.train.epochs)
+    assert complete == ALBEF_DROPS[recipe]
+    assert 0 <= updates(recipe) - complete <= config.train.epochs
+    assert updates(recipe) / complete - 1 < (0.0012 if recipe == "nlvr2" else 0.001)
 
 
 ABLATIONS = sorted((ROOT / "mvlm/configs/ablation").glob("*.toml"))
 
 
-def test_the_ablations_are_equally_long_wherever_their_length_is_stated() -> None:
+def test_all_ablations_have_the_length_that_is_stated_of_them() -> None:
     wanted = updates("ablation/all")
     assert load_config(ROOT / "mvlm/configs/ablation/all.toml").train.epochs == 30
     for path in ABLATIONS:
@@ -94,8 +94,8 @@ FINE_TUNED = ("retrieval_coco", "retrieval_flickr30k", "vqa", "nlvr2", "entailme
 
 
 @pytest.mark.parametrize("recipe", ["base", *PAIRS, *(f"ablation/{path.stem}" for path in ABLATIONS)])
-def test_recipes_of_the_paper_begin_and_augment_as_albef(recipe: str) -> None:
-    """The encoder's weights are ImageNet-1k's; crops and operations are those of dataset/__init__.py, both stages."""
+def test_recipes_of_the_paper_start_from_albefs_weights_and_augment_as_it_does(recipe: str) -> None:
+    """The image encoder is pretrained on ImageNet-1k; crops and operations are those of ALBEF's dataset/__init__.py."""
     config = load_config(ROOT / f"mvlm/configs/{recipe}.toml")
     assert (config.model.vision, config.model.vision_weights) == ("deit_base_patch16_224.fb_in1k", "pretrained")
     assert config.data.crop_scale == ((0.5, 1.0) if recipe in FINE_TUNED else (0.2, 1.0))
@@ -103,6 +103,6 @@ def test_recipes_of_the_paper_begin_and_augment_as_albef(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["small", "large", "huge", "giant"])
-def test_a_recipe_with_weights_of_more_images_says_so(recipe: str) -> None:
+def test_a_recipe_with_weights_pretrained_on_more_images_says_so(recipe: str) -> None:
     text = (ROOT / f"mvlm/configs/{recipe}.toml").read_text(encoding="utf-8")
     assert re.search(r"^vision = .*to be named in a comparison$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""When stage 0's gradients are reduced; on real ranks tests/training/test_parity.py compares what comes of it."""
+"""The order in which stage 0 reduces gradients; tests/training/test_parity.py compares the results on real ranks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mvlm.training.zero.reduction import Reduction
 
 @dataclass
 class Recorder:
-    """In DeepSpeed's place, as if another rank had the same gradients: sums are twice them.
+    """Stands in for DeepSpeed, as if another rank had the same gradients: sums are twice these.
 
     Attributes:
-        seen: of each reduction, the sizes of its gradients and the gradients that were there by then.
+        seen: for each reduction, the sizes of its gradients and how many gradients existed by then.
     """
 
     model: nn.Module
@@ -31,13 +31,13 @@ class Recorder:
         return self.boundary
 
     def buffered_allreduce_fallback(self, grads: list[Tensor]) -> None:
-        there = sum(parameter.grad is not None for parameter in self.model.parameters())
-        self.seen.append(([gradient.numel() for gradient in grads], there))
+        existing = sum(parameter.grad is not None for parameter in self.model.parameters())
+        self.seen.append(([gradient.numel() for gradient in grads], existing))
         for gradient in grads:
             gradient.mul_(2)
 
 
-def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step(
+def test_buckets_are_reduced_in_a_fixed_order_during_the_last_backward_pass_of_a_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dist, "world", lambda: 2)
@@ -49,7 +49,7 @@ def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step
 
     def backward() -> None:
         x = torch.ones(1, 1)
-        for name, size in layers.items():  # forward comes to the projection after the text encoder, and before the rest
+        for name, size in layers.items():
             if name != "unused":
                 x = model[name](x.sum(-1, keepdim=True).expand(1, size))
         x.sum().backward()
@@ -61,7 +61,7 @@ def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step
     alone = {name: layer.weight.grad.clone() for name, layer in model.items() if name != "unused"}
     engine.boundary = True
     backward()
-    # of the backward pass before, all gradients but one were there; it waits for no second one
+    # Gradients that the first pass has left do not count: a bucket waits for those of the last pass.
     assert [sizes for sizes, _ in engine.seen] == [[49], [36], [25, 16], [9, 4]]
     for name, layer in model.items():
         torch.testing.assert_close(layer.weight.grad, 4 * alone[name] if name in alone else torch.zeros(6, 6))
@@ -69,7 +69,7 @@ def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step
     model.zero_grad(set_to_none=True)
     engine.seen.clear()
     backward()
-    assert [there for _, there in engine.seen] == [1, 6, 6, 6]  # what nothing reads is known to have none at the end
+    assert [existing for _, existing in engine.seen] == [1, 6, 6, 6]  # from the bucket of "unused" on, at the end
     model.zero_grad(set_to_none=True)
     engine.seen.clear()
     layers.pop("heads"), layers.pop("unused")
@@ -78,7 +78,7 @@ def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step
     assert not model["heads"].weight.grad.any()
 
 
-def test_a_rank_that_is_alone_reduces_nothing_and_what_has_no_gradient_gets_zeros() -> None:
+def test_a_single_rank_reduces_nothing_and_missing_gradients_become_zeros() -> None:
     model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("vision", "unused")})
     engine = Recorder(model)
     reduction = Reduction(engine, model.named_parameters(), size=3)
