@@ -13,9 +13,9 @@ from mvlm.training.engine import Engine
 
 
 def whole_tensors(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Name and fp32 weight, moments and average of every parameter, as copies in the CPU's memory; all ranks must call.
+    """Yield each parameter's name and its fp32 weight, moments and average, as copies in the CPU's memory.
 
-    An element that no rank has is NaN.
+    All ranks must call this. An element that no rank has is NaN.
     """
     own = [
         (name, key, part.elements.detach().cpu().clone().numpy(), part.start, part.shape, part.cut)  # pickled quickly

@@ -1,4 +1,4 @@
-"""Run on two ranks: saves, failures of one rank and damage; each writes what it saw to FOLDER/rank-R.json."""
+"""One of two ranks that save, of which one fails and one reads damage; each writes what it saw to rank-R.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mvlm.training.checkpoint.save import Saver
 
 
 class Trained:
-    """In an engine's place: what a checkpoint takes from it, tensors whose values are the step."""
+    """Stands in for an engine: what a checkpoint takes from it, with the step as the value of every weight."""
 
     disk = None
 
@@ -41,7 +41,7 @@ class Trained:
 def save(saver: Saver, engine: Trained, step: int) -> None:
     engine.step = step
     saver.start(TrainState(step, step * 16, 0, "shards", updates=step))
-    engine.step = -1  # goes on while the files are written
+    engine.step = -1  # as if training continued while the files are written
     saver.finish()
 
 
@@ -54,7 +54,7 @@ def seen_by_rank(folder: Path) -> dict[str, object]:
 
     blocked = run / "checkpoints/step_00000006.partial-1/weights-00001-of-00002.safetensors"
     if dist.rank() == 0:
-        blocked.mkdir(parents=True)  # the second rank's file cannot be made
+        blocked.mkdir(parents=True)  # so the second rank cannot create its file
     dist.barrier()
     try:
         save(saver, engine, 6)

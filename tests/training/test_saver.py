@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: what they hold, and what is left whenever the process dies."""
+"""Checkpoints written while training continues: what they hold, and what is left if the process dies at any moment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.training.saved_tensors import whole_tensors
 from tests.training.saver_worker import Trained, as_rank, save
 
 
-def prepared(scenes: Path, stage: int) -> tuple[Engine, list[list[Batch]]]:
+def engine_and_batches(scenes: Path, stage: int) -> tuple[Engine, list[list[Batch]]]:
     config = configuration(str(scenes), 16)
     model, loader = built(config, 0, 1)
     return engine_of(model, config, {"zero_optimization": {"stage": stage}}, 1), steps_of(loader)
@@ -50,7 +50,7 @@ def state_of(engine: Engine, step: int) -> TrainState:
 
 
 def snapshot(engine: Engine) -> dict[str, Tensor]:
-    """Its tensors, by the titles that checkpoints use."""
+    """Its tensors, by their names in a checkpoint."""
     tensors = {}
     for name, whole in whole_tensors(engine):
         for key, tensor in whole.items():
@@ -71,8 +71,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_live_engine_is_restored_to_an_earlier_step(scenes: Path, tmp_path: Path, one_rank: None, stage: int) -> None:
-    """To the tensors, the update counter and the losses of the checkpoint's step, with and without moments."""
-    engine, batches = prepared(scenes, stage)
+    """Tensors, update counter and later losses are those of the checkpoint's step, with and without moments."""
+    engine, batches = engine_and_batches(scenes, stage)
     saver = Saver(engine, tmp_path, Checkpoint(), FencingToken(tmp_path))
     losses, kept = [], {}
     for step in range(4):
@@ -91,8 +91,8 @@ def test_a_live_engine_is_restored_to_an_earlier_step(scenes: Path, tmp_path: Pa
 
 
 def test_a_checkpoint_is_plain_safetensors(scenes: Path, tmp_path: Path, one_rank: None) -> None:
-    """A process without torch, DeepSpeed and mvlm reads what the engine holds."""
-    engine, batches = prepared(scenes, 1)
+    """A process reads what the engine holds without torch, DeepSpeed or mvlm."""
+    engine, batches = engine_and_batches(scenes, 1)
     engine.step(batches[0], 0.5, 0)
     saver = Saver(engine, tmp_path, Checkpoint(), FencingToken(tmp_path))
     saver.start(state_of(engine, 1))
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_plain_safetensors(scenes: Path, tmp_path: Path, one_ran
     assert names == [".json", ".json", ".safetensors", ".safetensors"]  # nothing that has to be unpickled
 
 
-def test_files_read_back_equal(tmp_path: Path) -> None:
+def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
     tensors = {
         "scalar": torch.tensor(1.5),
         "empty": torch.zeros(0, 3),
@@ -129,12 +129,12 @@ def test_files_read_back_equal(tmp_path: Path) -> None:
         assert int.from_bytes(data[:8], "little") % 8 == 0  # tensors are aligned
 
 
-def test_training_goes_on_while_files_are_written(scenes: Path, tmp_path: Path, one_rank: None) -> None:
-    """A pipe in place of its file holds the writer up; it then writes the tensors of the step it began at.
+def test_training_continues_while_files_are_written(scenes: Path, tmp_path: Path, one_rank: None) -> None:
+    """A pipe in place of the file holds up the writer, which then writes the tensors of the step it started at.
 
-    A pipe cannot be synced, so this checkpoint fails in the end, and the latest one stays.
+    A pipe cannot be synced, so this checkpoint fails in the end and the one before stays the latest.
     """
-    engine, batches = prepared(scenes, 0)
+    engine, batches = engine_and_batches(scenes, 0)
     engine.step(batches[0], 0.5, 0)
     saver = Saver(engine, tmp_path, Checkpoint(), FencingToken(tmp_path))
     saver.start(state_of(engine, 1))
@@ -167,7 +167,7 @@ def names(run: Path) -> list[str]:
 
 
 def steps_saved(run: Path, config: Checkpoint, *steps: int) -> list[str]:
-    """What is left after another attempt of the run's chain has saved these steps."""
+    """Save these steps in another attempt of the run; the names that are left."""
     engine = Trained()
     saver = Saver(engine, run, config, FencingToken(run, resumes=True))
     for step in steps:
@@ -182,8 +182,8 @@ def test_the_newest_and_every_nth_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_later_steps_are_deleted_once_a_run_that_went_back_has_passed_them(tmp_path: Path) -> None:
-    """Its checkpoints are not mixed with those from before; a repeated step is replaced."""
+def test_checkpoints_from_before_a_run_went_back_are_deleted_once_it_has_passed_them(tmp_path: Path) -> None:
+    """A checkpoint of a repeated step is replaced."""
     steps_saved(tmp_path, Checkpoint(keep=4, keep_every=8), 2, 4, 6, 8)
     make_latest(tmp_path / "checkpoints/step_00000004")
     assert find_checkpoint(tmp_path).name == "step_00000004"
@@ -203,7 +203,7 @@ def test_leftovers_of_earlier_attempts_are_deleted(tmp_path: Path) -> None:
     assert names(tmp_path) == ["06.partial-3", "notes.partial-mine"]
 
 
-def test_a_saver_gives_up_a_pending_checkpoint_when_an_error_ends_it(tmp_path: Path) -> None:
+def test_a_saver_discards_a_pending_checkpoint_when_an_error_ends_it(tmp_path: Path) -> None:
     steps_saved(tmp_path, Checkpoint(), 2)
     with pytest.raises(KeyError), Saver(Trained(), tmp_path, Checkpoint(), FencingToken(tmp_path)) as saver:
         saver.start(TrainState(4, 64, 0, "shards"))
@@ -218,9 +218,9 @@ def changes_a_folder(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def killed_at(moment: int, folder: Path, action: Callable[[], Any]) -> bool:
-    """Whether a child process died just before making its `moment`-th change in the folder.
+    """Whether a child process was killed just before its `moment`-th change in the folder, or else finished.
 
-    The interpreter announces every opening, renaming, making and deleting of a file to an audit hook.
+    The interpreter reports to an audit hook whenever it is about to open, create, rename or delete a file.
     """
     child = os.fork()
     if child == 0:
@@ -251,7 +251,7 @@ def weight_of(checkpoint: Path) -> float:
 
 
 def killed_at_each_moment(before: Path, action: Callable[[Path], object]) -> Iterator[Path]:
-    """Copies of a run folder in which `action` was killed, one change later in each; in the last, it finished."""
+    """Copies of a run folder in which `action` was killed, one change later in each; in the last one it finished."""
     killed, moment = True, 0
     while killed:
         moment += 1
@@ -271,7 +271,7 @@ def save_step_4(run: Path) -> None:
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(
     tmp_path: Path, before: tuple[int, int], latest: int
 ) -> None:
-    """Step 4 is saved, perhaps over an earlier checkpoint of that step."""
+    """Step 4 is saved, in one case over an earlier checkpoint of that step."""
     steps_saved(tmp_path / "before", Checkpoint(keep=2), *before)
     make_latest(tmp_path / f"before/checkpoints/step_0000000{latest}")
     found = []
@@ -297,7 +297,7 @@ def test_a_kill_at_any_moment_of_saving_the_only_checkpoint_again_leaves_it_or_t
     assert moments > 15
 
 
-def test_a_kill_at_any_moment_of_falling_back_changes_nothing_in_the_end(tmp_path: Path) -> None:
+def test_after_a_kill_at_any_moment_of_falling_back_the_next_attempt_falls_back_as_far(tmp_path: Path) -> None:
     steps_saved(tmp_path / "before", Checkpoint(keep=3), 2, 4, 6)
     for step in (4, 6):
         (tmp_path / f"before/checkpoints/step_0000000{step}/weights-00000-of-00001.safetensors").write_bytes(b"")
@@ -310,8 +310,8 @@ def test_a_kill_at_any_moment_of_falling_back_changes_nothing_in_the_end(tmp_pat
     assert names(run) == ["02", "04.damaged", "06.damaged", "latest"]
 
 
-def test_two_ranks_agree(tmp_path: Path) -> None:
-    """On a failure that only one met, on damage that only one saw, and on where to resume."""
+def test_two_ranks_agree_on_failures_damage_and_where_to_resume(tmp_path: Path) -> None:
+    """Only one of them meets the failure, and only one reads the damage."""
     done = run_ranks(as_rank, tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
@@ -323,7 +323,7 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     assert first["fallback"] == "step_00000002"
     assert "run has been removed, moved or replaced" in first["moved"] and first["left in its place"] is False
     assert first["left"] == ["latest", "step_00000002", "step_00000004.damaged", "step_00000006.damaged"]
-    said = [line for line in done.stderr.splitlines() if line.startswith("mvlm: ")]  # by the first alone
+    said = [line for line in done.stderr.splitlines() if line.startswith("mvlm: ")]  # only the first rank speaks
     assert len(said) == 1 and "moments-00001-of-00002" in said[0] and "resumes from step_00000002" in said[0]
     tensors = {}
     for path in sorted((tmp_path / "moved/checkpoints/step_00000002").glob("weights-*")):
@@ -338,16 +338,18 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
 def test_a_checkpoint_that_a_running_attempt_deletes_is_not_taken_for_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It saves and deletes the previous one after another attempt has looked up the latest and before that is read."""
-    run, living = tmp_path / "run", iter((4, 6))
+    """Another attempt saves, and deletes the latest checkpoint, after this one has looked it up and before it reads it.
+
+    It does so twice.
+    """
+    run, steps = tmp_path / "run", [4, 6]
     steps_saved(run, Checkpoint(keep=1), 2)
 
-    def find_late(checkpoint: Path, hashes: bool) -> str | None:
-        for step in living:
-            steps_saved(run, Checkpoint(keep=1), step)
-            break
+    def find_damage_after_a_save(checkpoint: Path, hashes: bool) -> str | None:
+        if steps:
+            steps_saved(run, Checkpoint(keep=1), steps.pop(0))
         return find_damage(checkpoint, hashes)
 
-    monkeypatch.setattr(newest, "find_damage", find_late)
+    monkeypatch.setattr(newest, "find_damage", find_damage_after_a_save)
     assert newest_whole(run).name == "step_00000006"
     assert names(run) == ["06", "latest"]
