@@ -1,4 +1,4 @@
-"""The best checkpoint is kept beside the newest, and a run ends when evaluations stop improving."""
+"""The best checkpoint is kept beside the newest one, and a run ends when evaluations stop improving."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ SELECT = ["eval.select=eval/score", "eval.every=2", "checkpoint.every=3", "check
 class Scores:
     """An evaluation with known scores, for `train` to call in place of the real one.
 
+    Args:
+        interrupt: called with the step after each evaluation.
+
     Attributes:
         seen: name and value of one weight of the model at each step that was evaluated.
     """
 
-    def __init__(self, scores: dict[int, float], then: Callable[[int], None] = lambda step: None) -> None:
-        self.scores, self._then, self.seen = scores, then, dict[int, Any]()
+    def __init__(self, scores: dict[int, float], interrupt: Callable[[int], None] = lambda step: None) -> None:
+        self.scores, self._interrupt, self.seen = scores, interrupt, dict[int, Any]()
 
     def __call__(self, model: Any, run: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
         self.seen[step] = next((name, weight.detach().clone()) for name, weight in model.named_parameters())
-        self._then(step)
+        self._interrupt(step)
         return {"eval/score": self.scores[step]}, None
 
 
@@ -51,7 +54,7 @@ def state_of(run: Path, name: str) -> dict[str, Any]:
     return json.loads((run / "checkpoints" / name / "state.json").read_text())
 
 
-def test_the_best_stays_beside_the_newest_comes_back_from_a_mirror_and_is_missed(
+def test_the_best_is_kept_beside_the_newest_fetched_from_a_mirror_and_reported_if_lost(
     train_here: TrainHere, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, mirror, scores = tmp_path / "run", tmp_path / "mirror/checkpoints", Scores(SCORES)
@@ -62,7 +65,7 @@ def test_the_best_stays_beside_the_newest_comes_back_from_a_mirror_and_is_missed
     assert step_of(best) == 4 and find_checkpoint(run / "checkpoints/best") == best
     with open_tensors(best, WEIGHTS) as files:
         name, weight = scores.seen[4]
-        assert (files[name].tensor() == weight).all(), "it is the model that was evaluated"
+        assert (files[name].tensor() == weight).all(), "the best checkpoint has the weights that were evaluated"
     assert state_of(run, "step_00000012")["best"] == {"metric": "eval/score", "step": 4, "value": 0.5, "since": 4}
     assert sorted(path.name for path in mirror.glob("step_*")) == ["step_00000004.attempt-1", "step_00000012.attempt-1"]
     assert (mirror / "best").read_text() == "step_00000004.attempt-1"
@@ -71,7 +74,7 @@ def test_the_best_stays_beside_the_newest_comes_back_from_a_mirror_and_is_missed
         begun = tmp_path / f"begun{number}"
         assert train_here(begun, f"data.tokenizer={run}/tokenizer", given, "train.steps=1") == 0
         with open_tensors(begun / "checkpoints/step_00000000", WEIGHTS) as files:
-            assert (files[name].tensor() == weight).all(), "the best, and not the last"
+            assert (files[name].tensor() == weight).all(), "a run starts from the best, not from the last"
 
     run.rename(tmp_path / "lost")
     words = [*words, "eval.every=0"]
@@ -90,21 +93,21 @@ def test_the_best_stays_beside_the_newest_comes_back_from_a_mirror_and_is_missed
     assert step_of(find_checkpoint(tmp_path / "branch/best")) == 15, "the best of another run does not count"
 
 
-def test_a_run_ends_when_nothing_better_comes_however_often_it_is_interrupted(
+def test_a_run_ends_when_its_scores_stop_improving_however_often_it_is_interrupted(
     train_here: TrainHere, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, words, codes = tmp_path / "run", [*words, "eval.patience=2"], list[int]()
 
-    def die(step: int) -> None:
-        if step == 4 and not (tmp_path / "died").exists():
-            (tmp_path / "died").touch()
-            raise KeyboardInterrupt  # in the evaluation that would have been the best
+    def interrupt(step: int) -> None:
+        if step == 4 and not (tmp_path / "interrupted").exists():
+            (tmp_path / "interrupted").touch()
+            raise KeyboardInterrupt  # during the best evaluation, which has to be repeated
         if step in (2, 6):
             signal.raise_signal(signal.SIGTERM)
 
     for _ in range(4):
         try:
-            codes.append(train_here(run, *words, evaluate=Scores(SCORES, die)))
+            codes.append(train_here(run, *words, evaluate=Scores(SCORES, interrupt)))
         except KeyboardInterrupt:
             codes.append(130)
     assert codes == [75, 130, 75, 0]
@@ -117,7 +120,7 @@ def test_a_run_ends_when_nothing_better_comes_however_often_it_is_interrupted(
 
     lines = read_metrics(run)
     (run / "checkpoints/best").unlink()  # as after a kill just before it was written
-    assert train_here(run, *words, evaluate=Scores({})) == 0, "it has ended and does not begin again"
+    assert train_here(run, *words, evaluate=Scores({})) == 0, "a run that has ended makes no more steps"
     assert read_metrics(run) == lines and said in capfd.readouterr().err
     assert step_of(find_checkpoint(run / "best")) == 4
 
@@ -130,11 +133,11 @@ def test_a_run_whose_patience_ends_with_its_last_step_has_not_ended_early(
     assert "Ended early" not in capfd.readouterr().err
 
 
-def test_which_evaluation_counts_as_better() -> None:
+def test_only_a_better_finite_score_counts_as_an_improvement() -> None:
     higher, lower = Selector("eval/x", False, 2), Selector("eval/x", True, 0)
     first = higher.judge(None, 1, {"eval/x": 0.5})
     assert first == BestEvaluation("eval/x", 1, 0.5, 0)
-    assert higher.judge(first, 2, {"eval/x": 0.5}) == BestEvaluation("eval/x", 1, 0.5, 1), "an equal one is no better"
+    assert higher.judge(first, 2, {"eval/x": 0.5}) == BestEvaluation("eval/x", 1, 0.5, 1), "an equal score is no better"
     assert higher.judge(first, 2, {"eval/x": float("nan")}) == BestEvaluation("eval/x", 1, 0.5, 1)
     assert higher.judge(None, 2, {"eval/x": float("nan")}) is None
     assert lower.judge(first, 2, {"eval/x": 0.4}) == BestEvaluation("eval/x", 2, 0.4, 0)

@@ -1,4 +1,4 @@
-"""A checkpoint holds all that its weights need to be read: everything else in the run folder may be lost or damaged."""
+"""A checkpoint has everything that is needed to use it: the rest of the run folder may be lost or damaged."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ MORE = [EVERY, "train.steps=8"]
 
 @pytest.fixture(scope="module")
 def six_steps(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps whose last two checkpoints have been saved by this version."""
+    """A run of six steps whose last two checkpoints were saved by this version."""
     with signals_kept():
         return resume_in(tmp_path_factory.mktemp("six"), 0, EVERY)
 
 
 @pytest.fixture
 def run(six_steps: Path, tmp_path: Path) -> Path:
-    """A copy of it, where `resume_kept` looks for it."""
+    """A copy of the run of six steps, where `resume_kept` looks for it."""
     return shutil.copytree(six_steps, tmp_path / "zero0")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(six_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[float, ...]]:
-    """The losses of another copy up to the eighth step."""
+    """The losses of another copy, trained up to the eighth step."""
     place = tmp_path_factory.mktemp("eight")
     shutil.copytree(six_steps, place / "zero0")
     with signals_kept():
@@ -44,14 +44,14 @@ def undisturbed(six_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def permute_ids(tokenizer: Path) -> None:
-    """Two tokens change places: a tokenizer that loads, of the same length."""
+    """Swap two tokens, which leaves a tokenizer that loads and is as long as before."""
     content = json.loads(tokenizer.read_text())
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     tokenizer.write_text(json.dumps(content))
 
 
-def test_every_file_of_a_checkpoint_has_its_hash(run: Path) -> None:
+def test_every_file_of_a_checkpoint_is_listed_with_its_hash(run: Path) -> None:
     checkpoint = find_checkpoint(run)
     files = {entry["file"]: entry for entry in json.loads((checkpoint / "index.json").read_text())["files"]}
     found = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
@@ -65,7 +65,7 @@ def test_every_file_of_a_checkpoint_has_its_hash(run: Path) -> None:
         assert files[name]["sha256"] == hashlib.sha256(content).hexdigest()
 
 
-def test_checkpoints_without_the_rest_of_the_run_folder_resume_evaluate_and_export(
+def test_checkpoints_are_resumed_evaluated_and_exported_without_the_rest_of_the_run_folder(
     run: Path, undisturbed: dict[int, tuple[float, ...]], resume_kept: Resume, tmp_path: Path
 ) -> None:
     for path in run.iterdir():
@@ -82,14 +82,14 @@ def test_checkpoints_without_the_rest_of_the_run_folder_resume_evaluate_and_expo
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_a_tokenizer_that_is_not_the_checkpoints_is_restored_with_a_sentence(
+def test_a_tokenizer_that_differs_from_the_checkpoints_is_restored_with_a_sentence(
     run: Path,
     undisturbed: dict[int, tuple[float, ...]],
     resume_kept: Resume,
     capfd: pytest.CaptureFixture[str],
     damage: str,
 ) -> None:
-    """With ids permuted, a run would resume with other losses."""
+    """With its ids permuted, the run would resume with other losses."""
     tokenizer, added = run / TOKENIZER / "tokenizer.json", run / TOKENIZER / "added_tokens.json"
     right = tokenizer.read_bytes()
     if damage == "changed":
@@ -106,7 +106,7 @@ def test_a_tokenizer_that_is_not_the_checkpoints_is_restored_with_a_sentence(
     assert losses_by_step(run) == undisturbed
 
 
-def test_a_checkpoint_with_another_tokenizer_is_refused_and_the_one_before_is_resumed(
+def test_a_checkpoint_whose_tokenizer_has_changed_is_refused_and_the_one_before_it_resumed(
     run: Path, resume_kept: Resume, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = losses_by_step(run)
@@ -122,7 +122,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused_and_the_one_before_is_re
 def test_weights_with_a_flipped_bit_are_not_loaded(run: Path) -> None:
     (weights, *_) = find_checkpoint(run).glob("weights-*")
     content = bytearray(weights.read_bytes())
-    content[-4] ^= 1  # the last number's least bit
+    content[-4] ^= 1  # the least significant bit of the last number
     weights.write_bytes(content)
     with pytest.raises(
         UserError, match=r"step_00000006 is damaged \(weights-.* does not have the SHA-256 .*: use another"
@@ -143,7 +143,7 @@ def test_an_old_checkpoint_reads_its_run_folder_and_says_what_is_missing(resume_
     shutil.copytree(old, tmp_path / "zero0")
     with pytest.raises(UserError, match="lacks tokenizer"):
         resume_kept(0)
-    shutil.copytree(KEPT / "zero0" / TOKENIZER, tmp_path / "zero0" / TOKENIZER)  # as it advises
+    shutil.copytree(KEPT / "zero0" / TOKENIZER, tmp_path / "zero0" / TOKENIZER)  # as the message says
     resume_kept(0)
 
 
