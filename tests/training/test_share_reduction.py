@@ -1,4 +1,4 @@
-"""Stage 1's gradients, flattened and clipped here, against DeepSpeed's own reduction."""
+"""Stage 1's own reduction, flattening and clipping of gradients gives what DeepSpeed's does."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mvlm.training.zero.shares import ParamSlice
 
 SIZE = SIZES["tiny"]
 BF16 = {"bf16": {"enabled": True}}
-OF_DEEPSPEED = {"reduce_scatter": False}
+BY_DEEPSPEED = {"reduce_scatter": False}
 """Leaves the reduction to DeepSpeed; on one rank it changes no number."""
 
 
-def trained(content: dict[str, Any]) -> tuple[list[dict[str, float]], list[Tensor], bool]:
-    """Every number of two steps of two micro-batches, and every tensor that they leave."""
+def train_two_steps(content: dict[str, Any]) -> tuple[list[dict[str, float]], list[Tensor], bool]:
+    """The metrics of two steps of two micro-batches, all tensors after them, and whether the reduction is our own."""
     model = model_of(captured=False, size=SIZE)
     train = replace(SIZE.config.train, global_batch=2 * SIZE.pairs, micro_batch=SIZE.pairs)
     side = RunSide(("json", "toml"), "", train, SIZE.config.optim, 1, (1000, 10), count_parameters(model))
@@ -50,20 +50,20 @@ def trained(content: dict[str, Any]) -> tuple[list[dict[str, float]], list[Tenso
 def test_steps_equal_those_of_deepspeeds_own_reduction(
     one_rank: None, monkeypatch: pytest.MonkeyPatch, precision: dict[str, Any]
 ) -> None:
-    """In every bit, even if a norm is taken in several pieces."""
+    """They are equal in every bit, even if a norm is computed in several pieces."""
     monkeypatch.setattr(share_reduction, "NORMED", 5000)
-    lines, tensors, is_own = trained(precision | {"zero_optimization": {"stage": 1}})
-    expected, others, is_not = trained(precision | {"zero_optimization": {"stage": 1} | OF_DEEPSPEED})
-    assert is_own and not is_not
+    lines, tensors, is_own = train_two_steps(precision | {"zero_optimization": {"stage": 1}})
+    expected, theirs, is_reference_own = train_two_steps(precision | {"zero_optimization": {"stage": 1} | BY_DEEPSPEED})
+    assert is_own and not is_reference_own
     assert lines == expected
-    assert len(tensors) == len(others) > 400
-    assert all(torch.equal(one, other) for one, other in zip(tensors, others, strict=True))
-    assert max(line["norm"] for line in lines) > SIZE.config.optim.clip  # else nothing was clipped
+    assert len(tensors) == len(theirs) > 400
+    assert all(torch.equal(found, wanted) for found, wanted in zip(tensors, theirs, strict=True))
+    assert max(line["norm"] for line in lines) > SIZE.config.optim.clip  # else clipping was not tested
 
 
 @dataclass
 class Optimizer:
-    """In DeepSpeed's place: parameter groups laid flat, and each rank's equal share of them."""
+    """Stands in for DeepSpeed's: flat parameter groups, and each rank's equal share of them."""
 
     bit16_groups: list[list[nn.Parameter]]
     ranks: int
@@ -77,7 +77,7 @@ class Optimizer:
         return torch.cat([tensor.flatten() for tensor in tensors])
 
     def allreduce_bucket(self, bucket: list[Tensor], _: torch.dtype) -> Tensor:
-        """The mean, not in place, of values that are the same on every rank."""
+        """The mean of values that are the same on every rank; the bucket itself is overwritten."""
         mean = bucket[0].clone()
         bucket[0].zero_()
         return mean
@@ -106,7 +106,7 @@ class DeepSpeed:
 @pytest.mark.parametrize("rank", range(3))
 @pytest.mark.parametrize("early", [True, False])
 def test_each_rank_is_left_with_its_share(monkeypatch: pytest.MonkeyPatch, rank: int, early: bool) -> None:
-    """As if all three ranks had the same gradients, so their mean is any one's."""
+    """All three ranks have the same gradients, so these are also the mean."""
     monkeypatch.setattr(dist, "world", lambda: 3)
     layers = {"vision": 5, "text": 3, "cross_image": 4, "unused": 2, "heads": 7}
     model = nn.ModuleDict({name: nn.Linear(size, size) for name, size in layers.items()}).double()
@@ -120,7 +120,7 @@ def test_each_rank_is_left_with_its_share(monkeypatch: pytest.MonkeyPatch, rank:
     x = torch.ones(1, 1, dtype=torch.float64)
     for name, size in layers.items():
         if name != "unused":
-            place = torch.arange(1.0, size + 1, dtype=torch.float64)  # else a parameter's gradients would all be equal
+            place = torch.arange(1.0, size + 1, dtype=torch.float64)  # so that gradients differ within a parameter
             x = place * model[name](x.sum(-1, keepdim=True) * place)
     read = [parameter for name, parameter in model.named_parameters() if "unused" not in name]
     gradients = dict(zip(map(id, read), torch.autograd.grad(x.sum(), read, retain_graph=True), strict=True))

@@ -1,4 +1,4 @@
-"""What the ranks of an ITM group exchange; any number of ranks, each a thread of one process."""
+"""What the ranks of an ITM group exchange, for any number of ranks, each a thread of one process."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mvlm.training.warnings import groups_warning
 
 
 class Ranks:
-    """All-gathers among threads, one for each rank.
+    """Ranks that are threads and gather tensors from each other.
 
     Attributes:
-        shapes: of the tensors that each rank gathered, in order.
+        shapes: for each rank, the shapes of the tensors that it gathered, in order.
     """
 
     def __init__(self, world: int) -> None:
@@ -59,14 +59,14 @@ LAYOUTS = [
     (16, 2, 24, 2, 1),  # groups that end within a micro-batch
     (16, 2, 4, 2, 2),
     (32, 1, 4, 1, 8),
-    (12, 2, 4, 2, 3),  # neither holds the other
+    (12, 2, 4, 2, 3),  # neither a group nor the pairs computed at once are a multiple of the other
     (6, 3, 4, 3, 1),
 ]
 
 
 @pytest.mark.parametrize(("group", "world", "pairs", "ranks", "waves"), LAYOUTS)
 @pytest.mark.parametrize("buffer", [1, 2**30])
-def test_tokens_come_from_and_gradients_go_to_the_pair_that_was_drawn(
+def test_tokens_come_from_the_drawn_pair_and_gradients_go_back_to_it(
     group: int, world: int, pairs: int, ranks: int, waves: int, buffer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert span_shape(group, world, pairs) == (ranks, waves)
@@ -75,13 +75,13 @@ def test_tokens_come_from_and_gradients_go_to_the_pair_that_was_drawn(
 
 
 @pytest.mark.parametrize(("group", "world"), [(512, 512), (64, 128)])
-def test_a_group_of_one_pair_a_rank_is_exchanged_among_as_many_ranks(group: int, world: int) -> None:
+def test_with_one_pair_per_rank_a_group_spans_as_many_ranks_as_pairs(group: int, world: int) -> None:
     assert span_shape(group, world, 1) == (group, 1)
     assert {shape[0] for shape in check(group, world, 1, length=2)} == {group}
 
 
 def check(group: int, world: int, pairs: int, length: int) -> list[tuple[int, ...]]:
-    """Values and gradients of the exchange against rows of all tokens in one tensor; shapes alike on all ranks."""
+    """Compare the exchange with indexing all tokens in one tensor; the shapes that every rank gathered."""
     ranks, waves = span_shape(group, world, pairs)
     whole = world * waves * pairs  # all the pairs of a step
     generator = torch.Generator().manual_seed(0)
@@ -121,8 +121,8 @@ def check(group: int, world: int, pairs: int, length: int) -> list[tuple[int, ..
     return among.shapes[0]
 
 
-def test_shapes_do_not_depend_on_the_draw() -> None:
-    """So no host has to wait to know it."""
+def test_shapes_do_not_depend_on_which_pairs_are_drawn() -> None:
+    """So the host does not have to wait for the device."""
     shapes = []
     for drawn in (0, 7):
         among = Ranks(4)
@@ -139,7 +139,7 @@ def test_shapes_do_not_depend_on_the_draw() -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_the_bytes_that_an_exchange_holds() -> None:
+def test_the_bytes_of_an_exchange_are_counted() -> None:
     image, text = 100, 10
     assert exchange_bytes((1, 1), 8, (image, text)) == 0
     assert exchange_bytes((4, 1), 8, (image, text)) == 2 * 4 * 8 * image
