@@ -1,4 +1,4 @@
-"""A run that starts from another checkpoint: what it says, lists and saves; later it no longer needs the file."""
+"""A run that starts from a checkpoint says what it has read and left out, and needs the file no more afterwards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_both_encoders_are_read_from_a_file_that_is_not_needed_again(
     assert torch.equal(saved["vision.vit.blocks.1.attn.qkv.weight"], qkv)
     embedding = theirs.text_encoder.bert.embeddings.word_embeddings.weight
     assert torch.equal(saved["text.model.embeddings.word_embeddings.weight"], embedding)
-    assert torch.equal(saved["mlm_head.classifier.weight"], embedding)  # as for any pretrained encoder
+    assert torch.equal(saved["mlm_head.classifier.weight"], embedding)  # it starts from the embedding
 
     file.unlink()
     assert train_here(run, *given, "train.steps=2") == 0
@@ -73,7 +73,7 @@ def test_a_checkpoint_that_is_missing_or_does_not_fit_is_refused(train_here: Tra
 
 
 def test_both_encoders_are_read_from_a_run(train_here: TrainHere, tmp_path: Path) -> None:
-    """Its averaged weights, with the mask token."""
+    """What is read are its averaged weights, including the mask token."""
     first, second = tmp_path / "first", tmp_path / "second"
     assert train_here(first, "train.steps=2", "train.ema=0.5") == 0
     weights = [f"model.vision_weights={first}", f"model.text_weights={first}"]

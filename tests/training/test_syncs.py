@@ -1,4 +1,4 @@
-"""Nothing in our own code makes the host wait for the device between logged steps."""
+"""None of our own code makes the host wait for the device between logged steps."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OURS = str(ROOT / "mvlm") + "/"
 DEEPSPEEDS = str(Path(deepspeed.__file__).parent) + "/"
 
 READING = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
-"""Methods of a tensor that bring its values to the host."""
+"""Methods of a tensor that copy its values to the host."""
 COPYING = {"tensor", "as_tensor", "from_numpy"}
-"""Functions of torch that make a tensor of the host's pageable memory."""
+"""Functions of torch that make a tensor in pageable memory of the host."""
 COUNTING = {"nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "equal", "bincount"}
-"""ATen's operations that wait for a device, as their result or its shape depends on values."""
+"""ATen operations that wait for the device, since their result on the host or its shape depends on values."""
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
@@ -43,10 +43,10 @@ def owner(frame: FrameType | None, ours: str) -> str | None:
 
 
 class Waits:
-    """Collects lines of ours that wait, and for what, while it is entered.
+    """A context that collects the lines of ours that would wait for a GPU, and the calls that do so.
 
-    A CPU waits for nothing: calls that would wait for a GPU are known by name. The function mode sees what Python calls
-    on tensors; the dispatch mode sees what torch itself calls, in backward too.
+    Nothing waits on a CPU, so these calls are recognized by name. The function mode sees what Python calls on tensors;
+    the dispatch mode sees what torch itself calls, also in the backward pass.
     """
 
     def __init__(self, ours: str = OURS) -> None:
@@ -138,7 +138,7 @@ KINDS = [(0, 1, "token"), *((stage, 2, "token") for stage in range(4)), (0, 2, "
 def test_a_step_of_training_waits_for_nothing_in_our_code(
     one_rank: None, scenes: Path, stage: int, accumulation: int, masking: str
 ) -> None:
-    # If there are two micro-batches, an ITM group spans both.
+    # With two micro-batches, an ITM group spans both.
     switches = [f"objectives.image_masking={masking}", "objectives.itm_group=16"]
     config = configuration(str(scenes), 16 // accumulation, switches)
     model, loader = built(config, 0, 1)

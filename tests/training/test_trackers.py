@@ -1,4 +1,4 @@
-"""Trackers that work and trackers that break: neither disturbs the run."""
+"""Trackers do not disturb the run, whether they work, fail or hang."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MLFLOW = pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not i
 
 
 class Recorder:
-    """A tracker that fails, or waits, at its second line."""
+    """A tracker that calls `at_second`, which may fail or wait, before it takes its second line."""
 
     def __init__(self, at_second: Callable[[], object] = lambda: None) -> None:
         self.lines: list[tuple[int, dict[str, float]]] = []
@@ -73,7 +73,7 @@ def test_a_tracker_that_fails_in_the_middle_is_given_up_with_one_sentence() -> N
     deadline = time.monotonic() + 60
     while not said and time.monotonic() < deadline:
         time.sleep(0.001)
-    for step in range(2, trackers.LINES + 10):  # more than the queue of a working one holds
+    for step in range(2, trackers.LINES + 10):  # more than the queue of a working tracker holds
         follower.log(step, {})
     end_all([follower], done=True)
     assert recorder.lines == [(0, {})]
@@ -82,7 +82,7 @@ def test_a_tracker_that_fails_in_the_middle_is_given_up_with_one_sentence() -> N
     ]
 
 
-def test_a_tracker_that_hangs_holds_up_nothing() -> None:
+def test_a_tracker_that_hangs_does_not_hold_up_the_run() -> None:
     held, said = threading.Event(), []
     follower = Follower("A tracker", lambda: Recorder(held.wait), said.append)
     began = time.monotonic()
@@ -96,7 +96,7 @@ def test_a_tracker_that_hangs_holds_up_nothing() -> None:
     held.set()
 
 
-def test_a_tracker_that_is_slow_at_the_end_is_left_behind() -> None:
+def test_a_tracker_that_is_slow_at_the_end_is_abandoned() -> None:
     held, said = threading.Event(), []
     follower = Follower("A tracker", lambda: Recorder(held.wait), said.append)
     follower.log(1, {})
@@ -107,7 +107,7 @@ def test_a_tracker_that_is_slow_at_the_end_is_left_behind() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["first", "last"])
-def test_one_that_hangs_takes_no_time_from_another(run: Path, place: int) -> None:
+def test_a_tracker_that_hangs_takes_no_time_from_another(run: Path, place: int) -> None:
     from tensorboard.summary.writer import record_writer  # noqa: F401 - takes seconds that must not count below
     from torch.utils import tensorboard  # noqa: F401
 
@@ -122,7 +122,7 @@ def test_one_that_hangs_takes_no_time_from_another(run: Path, place: int) -> Non
     held.set()
 
 
-def test_a_run_goes_on_if_tensorboard_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_continues_if_tensorboard_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tensorboard").write_text("not a folder")
     with Monitor(tmp_path, 0, 3, Log()) as monitor:
         for step in (1, 2, 3):
@@ -132,8 +132,8 @@ def test_a_run_goes_on_if_tensorboard_cannot_write(tmp_path: Path, capsys: pytes
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # a user would see its traceback
-def test_tensorboard_on_a_full_disk_is_one_sentence(mount_disk: Callable[[str], Path]) -> None:
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # users would see a traceback
+def test_tensorboard_on_a_full_disk_fails_with_one_sentence(mount_disk: Callable[[str], Path]) -> None:
     run, said = mount_disk("8k"), []
     (run / "full").write_bytes(bytes(8 << 10))
     follower = Follower("TensorBoard", lambda: TensorBoard(run, 0), said.append)
@@ -145,7 +145,7 @@ def test_tensorboard_on_a_full_disk_is_one_sentence(mount_disk: Callable[[str], 
     ]
 
 
-def test_trackers_get_finite_numbers() -> None:
+def test_trackers_get_only_finite_numbers() -> None:
     line = {"step": 3, "loss": math.nan, "lr": 0.1, "slowest_rank": 2, "grad_norm": None, "grad_norms/text": math.inf}
     assert numbers(line) == {"lr": 0.1, "slowest_rank": 2}
 
@@ -170,6 +170,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def attempt(begin: Callable[[], trackers.Tracker], done: bool, *steps: int, picture: Path | None = None) -> list[str]:
+    """Log these steps as one attempt of a run does; what a user reads."""
     said: list[str] = []
     follower = Follower("It", begin, said.append)
     for step in steps:
@@ -181,7 +182,7 @@ def attempt(begin: Callable[[], trackers.Tracker], done: bool, *steps: int, pict
 
 
 @MLFLOW
-def test_mlflow_goes_on_with_the_same_run(run: Path, tmp_path: Path) -> None:
+def test_mlflow_continues_the_same_run(run: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     folder = str(tmp_path / "mlruns")
@@ -211,7 +212,7 @@ def test_a_missing_server_is_reported_once(run: Path, monkeypatch: pytest.Monkey
 
 
 @WANDB
-def test_weights_and_biases_offline_goes_on_with_the_same_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_offline_continues_the_same_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert attempt(lambda: WeightsAndBiases(run, "team/project"), False, 1, 2) == []
     picture = run / "pictures/step_00000002.png"
@@ -226,7 +227,9 @@ def test_weights_and_biases_offline_goes_on_with_the_same_run(run: Path, monkeyp
 def test_tensorboard_forgets_steps_that_are_repeated(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert attempt(lambda: TensorBoard(run, 0), False, 1, 2, 3, 2, 3) == [], "a bad batch is left out on the way"
+    assert (
+        attempt(lambda: TensorBoard(run, 0), False, 1, 2, 3, 2, 3) == []
+    )  # as after going back to leave out a bad batch
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]

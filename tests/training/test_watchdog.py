@@ -1,4 +1,4 @@
-"""Runs of two real ranks that hang in every way a rank can, and which rank is named."""
+"""Runs of two real ranks that hang in every way a rank can, and the rank that is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEADLINE = 200.0
 
 
 class Ranks:
-    """Two running ranks in a run folder of their own, one of them disturbed."""
+    """Two ranks of a run, one of which is disturbed."""
 
     def __init__(self, run: Path, disturbed: int, how: str, prepare: Callable[[Path], None] | None = None) -> None:
         self.run = run
@@ -35,7 +35,7 @@ class Ranks:
         self.processes: list[BaseProcess] = [each.process for each in self.copies]
 
     def codes(self, *ranks: int) -> list[int | None]:
-        """Exit codes, waited for."""
+        """Exit codes of these ranks, once they have ended; None for one that has not within the deadline."""
         for rank in ranks:
             self.processes[rank].join(DEADLINE)
         return [self.processes[rank].exitcode for rank in ranks]
@@ -61,13 +61,14 @@ class Ranks:
 
 
 def block(run: Path) -> None:
-    """As on a file system that does not answer."""
+    """Have the run folder behave as on a file system that does not answer."""
     (run / "heartbeat").mkdir()
     for rank in range(2):
         os.mkfifo(run / f"heartbeat/rank-{rank:05d}.json")
 
 
 def forbid(run: Path) -> None:
+    """Make it impossible to write heartbeats."""
     (run / "heartbeat").write_text("")
 
 
@@ -87,7 +88,7 @@ SCENARIOS: dict[str, tuple] = {
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ranks]]:
-    """All scenarios at once: they mostly sleep."""
+    """All scenarios at the same time, since they mostly sleep."""
     ranks = {name: Ranks(tmp_path_factory.mktemp("run"), *scenario) for name, scenario in SCENARIOS.items()}
     yield ranks
     for each in ranks.values():
@@ -102,7 +103,7 @@ def test_a_rank_that_sleeps_is_named(started: dict[str, Ranks], rank: int) -> No
     assert f'The run hangs: rank {rank} on {os.uname().nodename} has been in "waiting for data" at step {AT}' in said
     assert said.count("\n") == 0 and f"newest whole checkpoint is {CHECKPOINT}" in said
     assert "rank 1" not in said or rank == 1
-    assert ranks.said(1) == ""  # one rank speaks for all
+    assert ranks.said(1) == ""  # only one rank speaks
     [hang] = ranks.hangs()
     assert (hang["ranks"], hang["no_sign_of_life"], hang["attempt"]) == ([rank], [], ATTEMPT)
     assert f"mvlm: {hang['sentence']}" == said
@@ -113,7 +114,7 @@ def test_a_rank_that_sleeps_is_named(started: dict[str, Ranks], rank: int) -> No
     assert "background.py" in ranks.stack(1 - rank)
 
 
-def test_of_ranks_doing_the_same_the_one_outside_the_exchange_is_named(started: dict[str, Ranks]) -> None:
+def test_of_ranks_at_the_same_point_the_one_outside_the_exchange_is_named(started: dict[str, Ranks]) -> None:
     ranks = started["rank 1 sleeps beside the exchange"]
     assert ranks.codes(0, 1) == [75, 75]
     assert ranks.heartbeat(0)["marks"] == ranks.heartbeat(1)["marks"]
@@ -159,18 +160,17 @@ def test_a_run_that_does_not_hang_leaves_only_heartbeats(started: dict[str, Rank
 
 
 @pytest.mark.parametrize(("name", "why"), [("blocked", "does not answer"), ("forbidden", "cannot be written")])
-def test_a_run_folder_that_fails_does_not_keep_a_rank_from_ending(
-    started: dict[str, Ranks], name: str, why: str
-) -> None:
+def test_a_rank_ends_even_if_the_run_folder_fails(started: dict[str, Ranks], name: str, why: str) -> None:
     ranks = started[name]
-    # They cannot tell each other: the connection that breaks with rank 1 (75 in `mvlm train`) may end rank 0 first.
+    # Without the folder, ranks cannot tell each other that they end. When rank 1 does, its broken connection may end
+    # rank 0 first, with 1 here and 75 under `mvlm train`.
     own, other = ranks.codes(1, 0)
     assert own == 75 and other in (75, 1)
     assert why in ranks.said(1)
     assert f'rank 1 on {os.uname().nodename} has been in "waiting for data" at step {AT} for' in ranks.said(1)
 
 
-def test_a_run_that_was_suspended_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_was_suspended_continues(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, 1, "dawdles")
     try:
         deadline = time.monotonic() + DEADLINE
@@ -207,22 +207,24 @@ BEHIND = {"marks": 18, "doing": "loading"}
         (beats({}, BEHIND, {}), (), [1]),
         (beats({}, BEHIND, BEHIND), (), [1, 2]),
         (beats({}, {**BEHIND, "stuck": False}, {}), (), []),  # may still be at work
-        (beats({}, {**BEHIND, "stuck": False}, {}), (2,), [2]),  # but nobody waits for the dead
+        (beats({}, {**BEHIND, "stuck": False}, {}), (2,), [2]),  # but silence is enough
         (beats({}, {}, {}), (), [0, 1, 2]),  # all in the same exchange
         (beats({}, OUTSIDE, {}), (), [1]),
         (beats(OUTSIDE, OUTSIDE), (), [0, 1]),
-        (beats({}, OUTSIDE, {}), (2,), [2]),  # silence is reason enough
+        (beats({}, OUTSIDE, {}), (2,), [2]),
         (beats({}, {}, {"stuck": False}), (), []),
-        (beats({}, {}, {"marks": 30}), (2,), [2]),  # not because of its marks
+        (beats({}, {}, {"marks": 30}), (2,), [2]),  # although it is ahead
         (beats({}, BEHIND, {}), (2,), [1, 2]),
         (beats({}) | {1: None}, (1,), [1]),
     ],
 )
-def test_who_is_at_fault(found: dict[int, Heartbeat | None], quiet: tuple[int, ...], at_fault: list[int]) -> None:
+def test_silent_ranks_and_those_behind_or_outside_the_exchange_are_at_fault(
+    found: dict[int, Heartbeat | None], quiet: tuple[int, ...], at_fault: list[int]
+) -> None:
     assert Hang(found, frozenset(quiet)).at_fault == at_fault
 
 
-def test_sentences() -> None:
+def test_a_sentence_says_where_each_rank_at_fault_is_and_for_how_long() -> None:
     def sentence(found: dict[int, Heartbeat | None], *quiet: int) -> str:
         return Hang(found, frozenset(quiet)).sentence()
 
@@ -248,7 +250,7 @@ def test_a_rank_is_quiet_when_nothing_new_comes_from_it_in_this_attempt(tmp_path
             others.look(rank)
     assert [others.is_quiet(rank) for rank in range(3)] == [False, True, True]
     assert others.last == {0: replace(BEAT, time=look), 1: None, 2: None}
-    (tmp_path / "rank-00000.json").write_text('{"attempt": 3, "ra')  # seen while it is written
+    (tmp_path / "rank-00000.json").write_text('{"attempt": 3, "ra')  # read while it is being written
     assert others.look(0) == replace(BEAT, time=look)
     assert not others.is_quiet(0)
     replace(BEAT, doing="x").write(tmp_path)  # shorter than the file before

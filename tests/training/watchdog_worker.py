@@ -1,4 +1,4 @@
-"""One rank of a run that only waits and agrees; a scenario disturbs it."""
+"""One rank of a run that only waits and exchanges sums; a scenario may disturb it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mvlm.runtime import dist
 from mvlm.runtime.background import BackgroundSum
 from mvlm.training.health.watchdog import Watchdog
 
-SECONDS = 2.0  # without a mark
+SECONDS = 2.0
+"""Time without progress after which a rank counts as stuck."""
 ATTEMPT, STEPS, AT = 3, 8, 4
 FOREVER = 1000.0
 
@@ -26,13 +27,13 @@ DISTURB: dict[str, Callable[[], object]] = {
     "sleeps beside the exchange": lambda: time.sleep(FOREVER),
     "is stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "keeps the lock": lambda: ctypes.PyDLL(None).sleep(int(FOREVER)),
-    "dawdles": lambda: [time.sleep(SECONDS / 40) for _ in range(16)],  # a suspended process has the rest before it
+    "dawdles": lambda: [time.sleep(SECONDS / 40) for _ in range(16)],  # a suspended process still has the rest to sleep
     "takes long": lambda: time.sleep(2.5 * SECONDS),
 }
 
 
 def work(run: Path, rank: int, port: int, disturbed: int, how: str) -> None:
-    """One of two ranks; `disturbed` is hit in step AT: while it waits for data, or just before the exchange."""
+    """Run one of two ranks; in step AT `disturbed` is disturbed while it waits for data or just before the exchange."""
     at_data = how != "sleeps beside the exchange"
     with open(run / f"stderr-{rank}", "wb") as stderr:
         os.dup2(stderr.fileno(), 2)
