@@ -1,4 +1,4 @@
-"""What each rank does when ranks split the layers of a model among them."""
+"""What each rank does in the tests of ranks that split layers."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tests.training.saved_tensors import whole_tensors
 Whole = dict[str, dict[str, Tensor]]
 
 SAVED = 2
-"""Updates before a checkpoint."""
+"""Updates before the checkpoint."""
 
 
 def train_split(shards: str, file: Path, size: int, layouts: list[tuple[int, int]]) -> None:
-    """Replicas of `size` ranks each, in layouts of a ZeRO stage and micro-batches a step."""
+    """Train replicas of `size` ranks; a layout is a ZeRO stage and the number of micro-batches of a step."""
     dist.init()
     replicas.arrange(size)
     losses, gradients = reference_step(shards) if dist.rank() == 0 else ({}, {})
@@ -52,10 +52,10 @@ def train_split(shards: str, file: Path, size: int, layouts: list[tuple[int, int
 
 
 def engine_at(shards: str, size: int, stage: int) -> tuple[Engine, list[Any]]:
-    """Of all ranks in replicas of `size`, with the micro-batches of its steps."""
+    """An engine in replicas of `size` ranks, and the micro-batches of its steps."""
     from deepspeed.utils import groups
 
-    groups.mpu = None  # of an engine before it
+    groups.mpu = None  # an earlier engine's
     replicas.arrange(size)
     config = configuration(
         shards, 16 // replicas.world(), [*WEIGHTS, "train.ema=0.5", "train.freeze=['text']", "train.recompute=1"]
@@ -74,49 +74,47 @@ def save(engine: Engine, run: Path) -> Path:
 
 
 def sums_of_a_step(engine: Engine, batches: list[Any]) -> tuple[list[int], list[int]]:
-    """Elements and calls of the sums over a replica's ranks in one step, as sent and as the plan counts them."""
+    """Elements and calls of the sums over a replica's ranks in one step, as made and as the plan counts them."""
     sent: list[int] = []
-    plain = replicas.sum_within_
+    sum_within_ = replicas.sum_within_
 
-    def noted(tensor: Tensor) -> Tensor:
+    def note_and_sum(tensor: Tensor) -> Tensor:
         sent.append(tensor.numel())
-        return plain(tensor)
+        return sum_within_(tensor)
 
-    replicas.sum_within_ = noted
+    replicas.sum_within_ = note_and_sum
     try:
         with SumCounter(engine.model) as counter:
             engine.step(batches[0], 0.5, 0)
     finally:
-        replicas.sum_within_ = plain
+        replicas.sum_within_ = sum_within_
     return [sum(sent), len(sent)], [counter.elements, counter.times]
 
 
-def stepped(engine: Engine, batches: list[Any], step: int) -> tuple[float, Whole]:
+def make_step(engine: Engine, batches: list[Any], step: int) -> tuple[float, Whole]:
+    """The mean of the total loss over all replicas, and the tensors after the step."""
     losses = engine.step(batches[step], 0.5, step)
     mean = replicas.all_reduce(torch.stack(list(losses.values())).sum()) / replicas.world()
     return float(mean), dict(whole_tensors(engine))
 
 
 def resume_across(shards: str, folder: Path, layouts: list[tuple[int, int]]) -> None:
-    """Train and save in the first layout (ranks of a replica, ZeRO stage), then resume in each of the others.
-
-    Each resumes from what the one before it has saved.
-    """
+    """Train and save in the first layout (ranks of a replica, ZeRO stage); each other resumes from the one before."""
     dist.init()
     (size, stage), *others = layouts
     engine, batches = engine_at(shards, size, stage)
     sums = sums_of_a_step(engine, batches)
     for step in range(1, SAVED):
-        stepped(engine, batches, step)
+        make_step(engine, batches, step)
     saved = dict(whole_tensors(engine))
     checkpoint = save(engine, folder / "first")
-    told: dict[str, Any] = {"first": stepped(engine, batches, SAVED), "saved": saved, "sums": sums, "resumed": []}
+    told: dict[str, Any] = {"first": make_step(engine, batches, SAVED), "saved": saved, "sums": sums, "resumed": []}
     for number, (size, stage) in enumerate(others):
         engine, batches = engine_at(shards, size, stage)
         restore(engine, checkpoint)
         found = dict(whole_tensors(engine))
         checkpoint = save(engine, folder / f"again-{number}")
-        told["resumed"].append((found, stepped(engine, batches, SAVED)))
+        told["resumed"].append((found, make_step(engine, batches, SAVED)))
     if dist.rank() == 0:
         torch.save(told, folder / "told.pt")
     dist.barrier()

@@ -1,4 +1,4 @@
-"""One global batch, however it is laid out: ranks, accumulation and ZeRO stage against a plain torch loop."""
+"""A global batch trains as a plain torch loop does, whatever the ranks, the accumulation and the ZeRO stage."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ RANKS = [
 ]
 
 
-def told(ranks: int, worker: Callable[..., None], scenes: Path, folder: Path, *words: object) -> dict:
+def histories_of(ranks: int, worker: Callable[..., None], scenes: Path, folder: Path, *words: object) -> dict:
     """What a worker writes to its file."""
     file = folder / "histories.json"
     done = run_ranks(worker, str(scenes), file, *words, ranks=ranks, timeout=1800)
@@ -31,10 +31,10 @@ def told(ranks: int, worker: Callable[..., None], scenes: Path, folder: Path, *w
 
 @pytest.fixture(scope="module", params=RANKS)
 def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """ITM's group is the whole global batch: it spans the ranks and, with accumulation, their micro-batches."""
-    asked = request.param
+    """The ITM group is the whole global batch: it spans the ranks and, with accumulation, their micro-batches."""
+    case = request.param
     folder = tmp_path_factory.mktemp("parity")
-    return told(asked["ranks"], train_layouts, scenes, folder, asked["short"]) | asked
+    return histories_of(case["ranks"], train_layouts, scenes, folder, case["short"]) | case
 
 
 def test_every_layout_trains_as_the_plain_loop_does(histories: dict) -> None:
@@ -42,19 +42,24 @@ def test_every_layout_trains_as_the_plain_loop_does(histories: dict) -> None:
 
 
 @pytest.mark.campaign
-def test_sixteen_ranks_with_a_pair_each(scenes: Path, tmp_path: Path) -> None:
-    """Of sixteen gradients of single pairs more cancels in their sum than of those of a few micro-batches."""
-    check_first_steps(told(16, train_stages, scenes, tmp_path, 1), bound=2e-5)
+def test_the_first_step_of_sixteen_ranks_with_a_pair_each_is_the_oracles(scenes: Path, tmp_path: Path) -> None:
+    """The bound is wider, since more cancels in the sum of sixteen single pairs than in that of a few micro-batches."""
+    check_first_steps(histories_of(16, train_stages, scenes, tmp_path, 1), bound=2e-5)
 
 
 def test_the_first_step_of_every_layout_is_the_oracles_pair_by_pair(histories: dict) -> None:
     check_first_steps(histories, bound=1e-5)
 
 
-def check_histories(histories: dict) -> None:
-    """Every layout's of all steps against the plain loop's."""
-    plain = histories["plain"]
+def by_layout(histories: dict) -> dict[str, dict]:
     layouts = {name: history for name, history in histories.items() if name.startswith("zero")}
+    assert layouts
+    return layouts
+
+
+def check_histories(histories: dict) -> None:
+    """Compare all steps of every layout with the plain loop's."""
+    plain, layouts = histories["plain"], by_layout(histories)
     assert len(layouts) == histories["layouts"]
     for layout, history in layouts.items():
         assert history.keys() - {"gradient_errors"} == plain.keys()
@@ -65,30 +70,30 @@ def check_histories(histories: dict) -> None:
 
 
 def check_first_steps(histories: dict, bound: float) -> None:
-    for layout, history in histories.items():
-        if layout.startswith("zero"):
-            for name, loss in histories["reference"].items():
-                assert history[name][0] == pytest.approx(loss, rel=1e-5), f"{name} of {layout}"
-            errors = history["gradient_errors"]
-            assert len(errors) > 60
-            assert max(errors.values()) < bound, f"{layout}: {max(errors, key=errors.get)}"
+    """Compare the losses and gradients of every layout's first step with the oracle's."""
+    for layout, history in by_layout(histories).items():
+        for name, loss in histories["reference"].items():
+            assert history[name][0] == pytest.approx(loss, rel=1e-5), f"{name} of {layout}"
+        errors = history["gradient_errors"]
+        assert len(errors) > 60
+        assert max(errors.values()) < bound, f"{layout}: {max(errors, key=errors.get)}"
 
 
-def test_plain_passes_give_the_losses_and_gradients_of_the_pruned_ones_under_zero_3(histories: dict) -> None:
+def test_plain_passes_have_the_losses_and_gradients_of_the_pruned_ones_under_zero_3(histories: dict) -> None:
     assert len(histories["passes"]) == histories["switches"]
     for switch, errors in histories["passes"].items():
         assert len(errors) > 60
         assert max(errors.values()) < EXACT, f"{switch}: {max(errors, key=errors.get)}"
 
 
-def test_gradients_are_autograds_under_options_that_meet_in_pairs(histories: dict) -> None:
-    """Those for this number of ranks; tests/training/test_gradients.py has the others."""
+def test_gradients_are_those_of_autograd_under_every_pair_of_options(histories: dict) -> None:
+    """Covers the rows of the matrix for this number of ranks; tests/training/test_gradients.py has the others."""
     assert len(histories["matrix"]) >= 4 or histories["ranks"] > 2
     for row, (parameter, error) in histories["matrix"].items():
         assert error < EXACT, f"{parameter} of {row}"
 
 
-def test_what_is_told_beside_the_losses_says_something(histories: dict) -> None:
+def test_metrics_other_than_losses_are_plausible(histories: dict) -> None:
     plain = histories["plain"]
     norms = [plain[f"grad_norms/{part}"] for part in PARTS]
     for step, norm in enumerate(plain["grad_norm"]):
@@ -99,6 +104,7 @@ def test_what_is_told_beside_the_losses_says_something(histories: dict) -> None:
     assert len(set(plain["temperature"])) == len(plain["temperature"])
 
 
-def test_training_moved(histories: dict) -> None:
+def test_the_plain_loop_learns(histories: dict) -> None:
+    """If it did not, equal losses would prove little."""
     first, *_, last = histories["plain"]["text"]
-    assert last < first - 0.1  # or equal losses would say nothing
+    assert last < first - 0.1

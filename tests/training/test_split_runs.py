@@ -1,4 +1,4 @@
-"""Runs with layers split among ranks: rolled back, stopped by a signal, short of a node, resumed with whole layers."""
+"""Runs whose ranks split layers roll back, stop at a signal, replace a lost node and resume with whole layers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.ranks import run_ranks
 from tests.training.conftest import losses_by_step, train_in
 
 PAIRS, BAD, STOPPED = 8, 3, 5
-"""Pairs of a step, the step with a bad batch (found in the next one), and the step in which a signal arrives."""
+"""Pairs of a step; the step with a bad batch, which is found in the next one; the step in which a signal arrives."""
 WORDS = (f"train.global_batch={PAIRS}", "data.workers=0", "checkpoint.every=2")
 NODE = 2
-"""Ranks of a node and of a replica."""
+"""Ranks of a node, which are those of a replica."""
 
 
-def meet_a_bad_batch() -> None:
-    """The losses of that step are not finite."""
+def poison_a_batch() -> None:
+    """Make the losses of step BAD NaN."""
     forward = MaskVLM.forward
 
     def poisoned(self: Any, batch: Any, *beside: Any) -> Any:
@@ -42,7 +42,8 @@ def meet_a_bad_batch() -> None:
     MaskVLM.forward = poisoned  # type: ignore[method-assign]
 
 
-def be_told_to_stop() -> None:
+def signal_in_a_step() -> None:
+    """Have this rank receive SIGTERM in step STOPPED."""
     step = Engine.step
 
     def stepping(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
@@ -54,7 +55,7 @@ def be_told_to_stop() -> None:
 
 
 def train_split_run(place: Path, scenes: Path, words: tuple[str, ...], split: int, stops: bool) -> int:
-    """As one rank; with `checkpoint.peers=1` each node has a run folder and memory of its own."""
+    """Train as one rank; with `checkpoint.peers=1` each node has its own run folder and memory."""
     rank = int(os.environ["RANK"])
     own = place / f"rank-{rank}"
     own.mkdir(parents=True, exist_ok=True)
@@ -64,16 +65,16 @@ def train_split_run(place: Path, scenes: Path, words: tuple[str, ...], split: in
         (here / "shm").mkdir(parents=True, exist_ok=True)
         os.chdir(here)
         folder, peers.SHARED = Path("run"), here / "shm"
-    meet_a_bad_batch()
+    poison_a_batch()
     if stops and rank == 1:
-        be_told_to_stop()
+        signal_in_a_step()
     content = {"zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": split}}
     dist.init()
     return train_in(own, scenes, folder, *words, deepspeed=content)
 
 
 def whole_run(scenes: Path, place: Path) -> dict[int, tuple[float, ...]]:
-    """Losses and norms of the same run on one rank that leaves out the bad batch from the start."""
+    """Losses and norms of the run on one rank, with the bad batch left out from the start."""
     (place / "run").mkdir(parents=True)
     (place / "run" / SKIPPED).write_text(json.dumps({"position": (BAD - 1) * PAIRS}) + "\n")
     done = run_ranks(train_split_run, place, scenes, WORDS, 1, False)
@@ -88,8 +89,10 @@ def check_same(found: dict[int, tuple[float, ...]], expected: dict[int, tuple[fl
 
 
 @pytest.mark.campaign
-def test_a_node_of_split_layers_is_lost_after_a_roll_back_and_a_signal(scenes: Path, tmp_path: Path) -> None:
-    """Two replicas of two ranks, each on a node of its own; the second's files come from the first one's memory."""
+def test_a_run_of_split_layers_survives_a_roll_back_a_signal_and_the_loss_of_a_node(
+    scenes: Path, tmp_path: Path
+) -> None:
+    """Two replicas of two ranks are on a node each; what the second node loses is in the first one's memory."""
     expected = whole_run(scenes, tmp_path / "whole")
     place = tmp_path / "split"
     words = (*WORDS, f"checkpoint.mirror=file://{tmp_path}/mirror", "checkpoint.peers=1")
@@ -108,7 +111,7 @@ def test_a_node_of_split_layers_is_lost_after_a_roll_back_and_a_signal(scenes: P
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_of_split_layers_goes_on_with_whole_ones(ranks: int, scenes: Path, tmp_path: Path) -> None:
+def test_a_run_of_split_layers_continues_with_whole_ones(ranks: int, scenes: Path, tmp_path: Path) -> None:
     expected = whole_run(scenes, tmp_path / "whole")
     place = tmp_path / "split"
     done = run_ranks(train_split_run, place, scenes, WORDS, NODE, True, ranks=2 * NODE)

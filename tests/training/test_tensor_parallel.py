@@ -1,4 +1,4 @@
-"""Layers split among ranks train as whole ones do, and every layout reads their checkpoints."""
+"""Layers that ranks split train as whole ones do, and every layout reads their checkpoints."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mvlm.checkpoint.layout import CHECKPOINTS, EMA, MOMENTS, WEIGHTS
 from mvlm.checkpoint.tensors import open_tensors
 from tests.ranks import run_ranks
 from tests.training.split_worker import resume_across, train_split
-from tests.training.test_parity import check_first_steps, check_histories, told
+from tests.training.test_parity import check_first_steps, check_histories, histories_of
 
 LAYOUTS = [(0, 1), (1, 2), (2, 1)]
-"""ZeRO stage, and micro-batches a step."""
+"""ZeRO stages, and the micro-batches of a step."""
 
 
 @pytest.fixture(
@@ -25,9 +25,9 @@ LAYOUTS = [(0, 1), (1, 2), (2, 1)]
     ],
 )
 def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Of replicas of two ranks each."""
+    """The histories of replicas of two ranks each."""
     ranks, layouts = request.param
-    found = told(ranks, train_split, scenes, tmp_path_factory.mktemp("split"), 2, layouts)
+    found = histories_of(ranks, train_split, scenes, tmp_path_factory.mktemp("split"), 2, layouts)
     return found | {"layouts": len(layouts)}
 
 
@@ -35,7 +35,7 @@ def test_replicas_of_two_ranks_train_as_the_plain_loop_does(histories: dict) -> 
     check_histories(histories)
 
 
-def test_the_first_step_is_the_oracles_pair_by_pair(histories: dict) -> None:
+def test_the_first_step_is_that_of_the_oracle_pair_by_pair(histories: dict) -> None:
     check_first_steps(histories, bound=1e-5)
 
 
@@ -46,10 +46,10 @@ def test_the_first_step_is_the_oracles_pair_by_pair(histories: dict) -> None:
         pytest.param(4, [(2, 1), (1, 2), (2, 0), (1, 3)], id="two replicas", marks=pytest.mark.campaign),
     ],
 )
-def test_a_checkpoint_of_any_layout_is_resumed_in_any_other(
+def test_each_layout_resumes_the_checkpoint_of_the_one_before(
     ranks: int, layouts: list[tuple[int, int]], scenes: Path, tmp_path: Path
 ) -> None:
-    """Layouts are ranks of a replica and a ZeRO stage; each resumes from what the one before it has saved."""
+    """A layout is the number of ranks of a replica and a ZeRO stage. One process alone can read every checkpoint."""
     done = run_ranks(resume_across, str(scenes), tmp_path, layouts, ranks=ranks, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     found = torch.load(tmp_path / "told.pt")
@@ -61,11 +61,16 @@ def test_a_checkpoint_of_any_layout_is_resumed_in_any_other(
         assert next_loss == pytest.approx(loss, rel=1e-5)
         torch.testing.assert_close(next_whole, after, rtol=1e-3, atol=1e-5)
     assert len(found["resumed"]) == len(layouts) - 1
-    for folder in ("first", *(f"again-{number}" for number in range(len(layouts) - 1))):  # read by this process alone
+    for folder in ("first", *(f"again-{number}" for number in range(len(layouts) - 1))):
         (checkpoint,) = (tmp_path / folder / CHECKPOINTS).glob("step_*")
-        for kind, key in ((WEIGHTS, "weight"), (EMA, EMA), (MOMENTS, "exp_avg")):
-            with open_tensors(checkpoint, kind) as tensors:
-                titles = {t.rpartition("/")[2]: t for t in tensors if kind != MOMENTS or t.startswith("exp_avg/")}
-                assert titles.keys() == {name for name, whole in found["saved"].items() if key in whole}
-                for name, title in titles.items():
-                    torch.testing.assert_close(tensors[title].tensor(), found["saved"][name][key], rtol=0, atol=0)
+        check_checkpoint(checkpoint, found["saved"])
+
+
+def check_checkpoint(checkpoint: Path, saved: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Compare its tensors in every bit with those of the engine that saved it."""
+    for kind, key in ((WEIGHTS, "weight"), (EMA, EMA), (MOMENTS, "exp_avg")):
+        with open_tensors(checkpoint, kind) as tensors:
+            titles = {t.rpartition("/")[2]: t for t in tensors if kind != MOMENTS or t.startswith("exp_avg/")}
+            assert titles.keys() == {name for name, whole in saved.items() if key in whole}
+            for name, title in titles.items():
+                torch.testing.assert_close(tensors[title].tensor(), saved[name][key], rtol=0, atol=0)
