@@ -1,4 +1,4 @@
-"""The engine and a run on CUDA, beside the CPU. Skipped, with the reason, where there is no GPU."""
+"""The engine and a run on CUDA, compared with the CPU; skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ pytestmark = [
 ]
 
 ON_CUDA = {"DS_ACCELERATOR": "cuda"}
-"""The tests' own processes leave a GPU alone; these do not."""
+"""Other tests keep their processes off the GPU."""
 PLAIN = {"fp32 stage 0": {"zero_optimization": zero(0)}}
 CASES = PLAIN | {f"bf16 stage {stage}": {"bf16": BF16, "zero_optimization": zero(stage)} for stage in range(4)}
 
 
 @pytest.fixture(scope="module")
 def results(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of every engine on the GPU, and of the plain one on the CPU."""
+    """The results of every case on the GPU, and of the plain case on the CPU."""
     more = ["train.recompute=0.5", "train.ema=0.9"]
     here = results_of(PLAIN, 1, scenes, tmp_path_factory.mktemp("cpu"), *more)
     return results_of(CASES, 1, scenes, tmp_path_factory.mktemp("cuda"), *more, **ON_CUDA), here
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_engine_trains_as_on_a_cpu_and_repeats_itself(
+def test_an_engine_trains_as_on_a_cpu_and_repeats_its_steps(
     results: tuple[dict[str, Any], dict[str, Any]], case: str
 ) -> None:
     found, plain = results[0][case], results[1]["fp32 stage 0"]
@@ -43,8 +43,9 @@ def test_an_engine_trains_as_on_a_cpu_and_repeats_itself(
     close(found["repeated"], found["undisturbed"], case[:4])
 
 
-def test_a_run_is_resumed_in_every_bit(scenes: Path, tmp_path: Path) -> None:
-    """`train.deterministic`, by the launcher, in two halves and in one."""
+def test_a_deterministic_run_in_two_halves_has_the_losses_of_a_whole_one_in_every_bit(
+    scenes: Path, tmp_path: Path
+) -> None:
     deepspeed = tmp_path / "deepspeed.json"
     deepspeed.write_text(json.dumps({"bf16": BF16, "zero_optimization": zero(1)}))
     words = [*TINY, f"data.train={scenes}/train", "train.deterministic=true", "eval.every=0"]
