@@ -1,4 +1,4 @@
-"""Whole runs under the launchers: what they leave behind, and that being stopped changes no loss."""
+"""Whole runs under the launchers: what they leave behind, and that interruptions change no loss."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def words(scenes: Path, run: Path, *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbs, of two ranks: 16 pairs are 4 groups for ITM, too few for the third one launched."""
+    """An uninterrupted run of two ranks: the third one launched is not used, since 16 pairs are only 4 ITM groups."""
     run = tmp_path_factory.mktemp("whole") / "run"
     done = run_command(mvlm_command(*words(scenes, run), ranks=3))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,7 +38,7 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Launched:
-    """A run in its own process group, to be hit while it trains."""
+    """A run in its own process group, to be signalled while it trains."""
 
     def __init__(self, command: list[str], run: Path) -> None:
         self.run = run
@@ -46,19 +47,21 @@ class Launched:
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **output)
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 400
-        while not (self.run / "metrics.jsonl").exists() or read_metrics(self.run)[-1:] == [] or self.step() < step:
-            assert time.monotonic() < deadline and self.process.poll() is None, self.process.communicate()[0]
-            time.sleep(0.005)
+        self._wait_until(lambda: self.step() >= step)
 
     def wait_for_checkpoint(self, name: str) -> None:
+        self._wait_until(lambda: (self.run / "checkpoints/latest").read_text() == name)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 400
-        while (self.run / "checkpoints/latest").read_text() != name:
+        while not condition():
             assert time.monotonic() < deadline and self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.005)
 
     def step(self) -> int:
-        return read_metrics(self.run)[-1]["step"]
+        """The last step that has been logged, 0 before the first."""
+        lines = read_metrics(self.run) if (self.run / "metrics.jsonl").exists() else []
+        return lines[-1]["step"] if lines else 0
 
     def end(self) -> tuple[int, str]:
         output = self.process.communicate(timeout=400)[0]
@@ -66,8 +69,10 @@ class Launched:
 
 
 @pytest.mark.campaign
-def test_a_run_stopped_twice_has_the_losses_of_one_that_was_not(scenes: Path, whole: Path, tmp_path: Path) -> None:
-    """By a signal to torchrun, which passes it on, and by a kill of all under DeepSpeed's launcher."""
+def test_a_run_that_is_interrupted_twice_has_the_losses_of_one_that_was_not(
+    scenes: Path, whole: Path, tmp_path: Path
+) -> None:
+    """First by a signal to torchrun, which passes it on, then by a kill of all processes under DeepSpeed's launcher."""
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mvlm"]
     command = mvlm_command(*words(scenes, run), ranks=2)
@@ -75,7 +80,7 @@ def test_a_run_stopped_twice_has_the_losses_of_one_that_was_not(scenes: Path, wh
     launched = Launched([*torchrun, *words(scenes, run)], run)
     launched.wait_for_step(4)
     os.kill(launched.process.pid, signal.SIGTERM)
-    _, output = launched.end()  # torchrun's own code
+    _, output = launched.end()  # the exit code is torchrun's own
     assert "Stopped by a signal" in output
     first = (run / "checkpoints/latest").read_text()
     stopped = read_metrics(run)[-1]["step"]
@@ -96,7 +101,7 @@ def test_a_run_stopped_twice_has_the_losses_of_one_that_was_not(scenes: Path, wh
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Resuming step_{saved:08d}" in done.stderr
     steps = [line["step"] for line in read_metrics(run)]
-    assert steps == [*range(1, killed + 1), *range(saved + 1, STEPS + 1)]  # appended to, never rewritten
+    assert steps == [*range(1, killed + 1), *range(saved + 1, STEPS + 1)]  # metrics are appended, never rewritten
     expected = losses_by_step(whole)
     for line in read_metrics(run):
         assert line["loss"] == expected[line["step"]][0], line["step"]
@@ -104,9 +109,7 @@ def test_a_run_stopped_twice_has_the_losses_of_one_that_was_not(scenes: Path, wh
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_another_layout_goes_on_from_its_checkpoint(
-    whole: Path, tmp_path: Path, train_here: TrainHere, stage: int
-) -> None:
+def test_another_layout_resumes_its_checkpoint(whole: Path, tmp_path: Path, train_here: TrainHere, stage: int) -> None:
     at = STEPS - EVERY
     resume = f"checkpoint.resume={whole}/checkpoints/step_{at:08d}"
     deepspeed = {"zero_optimization": {"stage": stage}}
@@ -116,7 +119,7 @@ def test_another_layout_goes_on_from_its_checkpoint(
     for step, values in found.items():
         assert values == pytest.approx(expected[step], rel=1e-4), step
     differences = [abs(found[step][0] - expected[step - 1][0]) for step in found if step > at + 1]
-    assert min(differences) > 1e-4  # or another order of samples would pass
+    assert min(differences) > 1e-4  # else samples in another order would go unnoticed
 
 
 def test_what_a_run_leaves_behind(whole: Path, scenes: Path) -> None:
@@ -144,16 +147,16 @@ def test_what_a_run_leaves_behind(whole: Path, scenes: Path) -> None:
     assert (whole / "checkpoints/latest").read_text() == f"step_{STEPS:08d}"
 
 
-def test_ranks_that_the_batch_has_no_use_for_stay_out(whole: Path) -> None:
+def test_ranks_that_the_batch_does_not_need_are_left_out(whole: Path) -> None:
     told = (whole.parent / "stdout").read_text()
     assert told.count("train.global_batch 16 uses 2 of the 3 ranks launched") == 1
     assert json.loads((whole / "run.json").read_text())["world"] == 2
 
 
-def test_ranks_of_a_resumed_run_are_those_that_its_own_batch_has_use_for(
+def test_a_resumed_run_has_the_ranks_that_its_own_batch_needs(
     scenes: Path, tmp_path: Path, train_here: TrainHere
 ) -> None:
-    """Its 9 pairs were an override, which is left out; the 512 that are the default would go to both ranks."""
+    """Its batch of 9 pairs was an override that is not repeated; the default of 512 would use both ranks."""
     run, toml = tmp_path / "run", tmp_path / "run.toml"
     assert train_here(run, "train.global_batch=9", "train.steps=1") == 0
     toml.write_text(Path(TOML).read_text().replace("global_batch = 64\n", ""))
@@ -169,12 +172,12 @@ def test_bf16_trains_as_fp32_does_within_its_precision(whole: Path, tmp_path: Pa
     assert train_here(tmp_path / "run", f"train.steps={STEPS}", deepspeed=deepspeed) == 0
     found, expected = losses_by_step(tmp_path / "run"), losses_by_step(whole)
     assert found.keys() == expected.keys()
-    assert found[1][0] != expected[1][0]  # or it was not bf16
+    assert found[1][0] != expected[1][0]  # else it did not train in bf16
     for step, values in found.items():
         assert values[0] == pytest.approx(expected[step][0], rel=0.03), step
 
 
-def test_multiples_that_are_kept_are_saved_whatever_else_is(tmp_path: Path, train_here: TrainHere) -> None:
+def test_multiples_of_keep_every_are_saved_between_those_of_every(tmp_path: Path, train_here: TrainHere) -> None:
     saving = ["checkpoint.every=3", "checkpoint.keep_every=2", "checkpoint.keep=1", "train.steps=5"]
     assert train_here(tmp_path, *saving) == 0
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*")) == [
