@@ -1,4 +1,4 @@
-"""Stages of a run: borders change only what they should, and exactly that."""
+"""Stages of a run change exactly what they are meant to change."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def train_stages(
     evaluator: Any = None,
     **json_section: Any,
 ) -> Path:
-    """The same in any folder, for fixtures of more than one test, which keep their signals."""
+    """The same in the folder `place`, for fixtures that several tests share; they call `signals_kept`."""
     folder, toml, file = place / name, place / f"{name}.toml", place / f"zero{zero}.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": zero}} | json_section))
     toml.write_text(Path(TOML).read_text() + "\n" + stages)
@@ -117,7 +117,7 @@ def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     staged: Run, scenes: Path, two_sets: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of data set a, 40 rows, stage 1 sees 32, and stage 2 the other 8 before any of them again."""
+    """Of the 40 rows of data set a, stage 1 sees 32, and stage 2 sees the other 8 before it repeats any."""
     a, b = two_sets
     first = stage(
         'name = "contrast"',
@@ -152,7 +152,7 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     together = counts[0][0][1] + counts[1][0][1]  # 72 draws of 40 rows
     assert together.min() == 1 and together.max() == 2 and together.sum() == 72
     assert counts[1][1][1].tolist() == [1] * 24
-    assert counts[2][0][1].sum() == 16 and counts[2][0][1].max() == 1  # whatever its weight
+    assert counts[2][0][1].sum() == 16 and counts[2][0][1].max() == 1  # the weight of a single data set has no effect
     with open_tensors(run / "checkpoints/step_00000005", "weights") as files:
         assert files["vision.vit.pos_embed"].shape == (1, 5, 32)
     assert load_stored_config(run / "config.toml").model.image_size == 32
@@ -168,7 +168,7 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     assert "stage 2 of 3: steps 2 to 4." in checked and "stage 3 of 3: steps 4 to 5." in checked
 
 
-def test_a_run_goes_on_without_the_data_of_a_stage_that_is_over(
+def test_a_run_continues_without_the_data_of_a_stage_that_is_over(
     staged: Run, scenes: Path, two_sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(two_sets[0], tmp_path / "gone")
@@ -192,7 +192,7 @@ def test_a_run_goes_on_without_the_data_of_a_stage_that_is_over(
 
 
 def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None:
-    """From step 4, in stage 2, and from step 3, at its start; order and warm-up go on over both stages."""
+    """Step 4 is in stage 2 and step 3 at its start; the order of samples and the warm-up span both stages."""
     text = stage("train.steps = 3", "objectives.itm = 0")
     text += stage("train.steps = 3", "train.global_batch = 32", 'schedule = "continue"')
     words = ["checkpoint.keep=9", "optim.warmup_steps=4"]
@@ -251,20 +251,20 @@ def test_the_best_at_a_border_stays_what_was_evaluated_and_a_bad_batch_after_it_
     assert (state.frozen, state.skipped, [each.step for each in state.stages]) == (("text",), (32,), [0, 2])
 
 
-def lose_the_evaluation(config: Config) -> Any:
+def evaluator_without_data(config: Config) -> Any:
     def evaluate(model: Any, run: Path, step: int, last: bool) -> Any:
         raise HeldOutLost.of(UserError("A row is damaged."))
 
     return evaluate
 
 
-def test_an_evaluation_that_was_lost_at_a_border_is_repeated_before_the_next_stage(
+def test_an_evaluation_that_failed_at_a_border_is_repeated_before_the_next_stage(
     staged: Run, scenes: Path, left_out: Path, poison: Callable[..., None], tmp_path: Path
 ) -> None:
-    """With the settings of the stage that it ends; a bad batch right after it rolls back to what was saved then."""
+    """It has the settings of the stage that ends; a bad batch right after it rolls the run back to the border."""
     words = select_score(scenes)
     with pytest.raises(HeldOutLost, match="A row is damaged"):
-        staged("run", AVERAGED_AND_ENLARGED, *words, evaluator=lose_the_evaluation)
+        staged("run", AVERAGED_AND_ENLARGED, *words, evaluator=evaluator_without_data)
     assert read_state(find_checkpoint(tmp_path / "run")).unevaluated
     poison({32: math.nan})
     run = staged("run", AVERAGED_AND_ENLARGED, *words, evaluator=best_at_step_2)
@@ -278,12 +278,12 @@ def test_an_evaluation_that_was_lost_at_a_border_is_repeated_before_the_next_sta
     assert ours == theirs and find_checkpoint(run / "best").name == "step_00000002"
 
 
-def test_an_evaluation_that_was_lost_at_a_border_is_not_owed_if_nothing_is_evaluated_any_more(
+def test_an_evaluation_that_failed_at_a_border_is_not_repeated_if_evaluations_are_switched_off(
     staged: Run, scenes: Path, six_steps: dict[int, tuple[float, ...]]
 ) -> None:
     text = stage("train.steps = 2") + stage("train.steps = 2")
     with pytest.raises(HeldOutLost, match="A row is damaged"):
-        staged("run", text, f"data.eval={scenes}/eval", *FLAT, evaluator=lose_the_evaluation)
+        staged("run", text, f"data.eval={scenes}/eval", *FLAT, evaluator=evaluator_without_data)
     run = staged("run", text, *FLAT)
     assert losses_by_step(run) == {step: six_steps[step] for step in range(1, 5)}
     assert not read_state(find_checkpoint(run)).unevaluated
@@ -292,7 +292,7 @@ def test_an_evaluation_that_was_lost_at_a_border_is_not_owed_if_nothing_is_evalu
 def test_a_stage_may_not_end_before_the_step_that_the_run_has_reached(
     staged: Run, two_stages: Path, tmp_path: Path
 ) -> None:
-    """The message counts in steps of the run."""
+    """The message counts the steps of the whole run."""
     shutil.copytree(two_stages, tmp_path / "run")
     with pytest.raises(UserError, match=r"^The run is at step 6, and train.steps ends its stage at step 5: "):
         staged("run", stage("train.steps = 3") + stage("train.steps = 2"), *FLAT)
@@ -301,14 +301,14 @@ def test_a_stage_may_not_end_before_the_step_that_the_run_has_reached(
 def test_patience_that_ends_at_a_border_ends_the_run(
     staged: Run, scenes: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For trackers too, which would otherwise call it killed."""
+    """It ends as done for trackers too, which would otherwise show it as killed."""
     ends, finish = [], Monitor.finish
 
-    def finish_told(monitor: Monitor, done: bool, *patience: float, **more: float) -> None:
+    def note_and_finish(monitor: Monitor, done: bool, *patience: float, **more: float) -> None:
         ends.append(done)
         finish(monitor, done, *patience, **more)
 
-    monkeypatch.setattr(Monitor, "finish", finish_told)
+    monkeypatch.setattr(Monitor, "finish", note_and_finish)
     words = ["eval.select=eval/score", "eval.every=2", "eval.patience=1", f"data.eval={scenes}/eval"]
     text = stage("train.steps = 4") + stage("train.steps = 2")
     run = staged("run", text, *words, evaluator=lambda config: lambda *_: ({"eval/score": 0.5}, None))
@@ -318,8 +318,8 @@ def test_patience_that_ends_at_a_border_ends_the_run(
     assert ends[0]
 
 
-def test_a_batch_that_changes_within_a_stage_is_in_the_ledger_and_the_warm_up_goes_on_in_samples(staged: Run) -> None:
-    """After 32 of 160 pairs it is twice as large."""
+def test_if_the_batch_changes_within_a_stage_the_ledger_says_so_and_the_warm_up_depends_on_samples(staged: Run) -> None:
+    """The batch doubles after 32 of 160 pairs."""
     words = ["checkpoint.keep=9", "optim.warmup_epochs=0.4"]
     run = staged("run", stage("train.pairs = 64"), *words)
     shutil.rmtree(run / "checkpoints/step_00000004")
@@ -335,10 +335,10 @@ def test_a_batch_that_changes_within_a_stage_is_in_the_ledger_and_the_warm_up_go
     assert rates[-1] == pytest.approx(1e-3 * 64 / (0.4 * sum(running.shares)), rel=0.05)  # of whole updates
 
 
-def test_a_warm_up_without_an_end_is_warned_of_per_schedule_and_not_per_stage(
+def test_a_warm_up_that_never_ends_is_warned_of_per_schedule_and_not_per_stage(
     staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A ramp's warm-up may take a whole stage of the ramp; a later stage may be short in a long run."""
+    """A warm-up may span a whole stage of a ramp of batch sizes, and a later stage of a long run may be short."""
     ramp = stage("train.steps = 4", "train.global_batch = [8, 16]", "optim.warmup_steps = 2")
     run = staged("run", ramp + stage("train.steps = 3", "optim.warmup_steps = 3"))
     said = [line for line in capsys.readouterr().err.splitlines() if "warm-up" in line or "Stage" in line]
@@ -350,7 +350,7 @@ def test_a_warm_up_without_an_end_is_warned_of_per_schedule_and_not_per_stage(
     assert said[-1].removeprefix("warning: ") in capsys.readouterr().out
 
 
-def test_a_later_stage_whose_data_could_not_be_drawn_is_refused_when_the_run_is_resumed(
+def test_a_later_stage_whose_data_cannot_be_drawn_is_refused_when_the_run_is_resumed(
     staged: Run, two_sets: tuple[str, str]
 ) -> None:
     a, b = two_sets
@@ -383,7 +383,7 @@ def test_a_stage_that_does_not_measure_the_selecting_metric_is_refused_before_th
 def test_a_stage_that_contradicts_the_deepspeed_json_is_refused_before_the_run_begins(
     staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, sentence: str
 ) -> None:
-    """And not after hours of training."""
+    """It is refused at once and not after hours of training."""
     with pytest.raises(UserError, match=sentence):
         staged("run", stage("train.steps = 1") + stage("train.steps = 1", line), *FLAT, zero=3, gradient_clipping=1.0)
     assert not (tmp_path / "run").exists()
@@ -392,10 +392,10 @@ def test_a_stage_that_contradicts_the_deepspeed_json_is_refused_before_the_run_b
     assert sentence in capsys.readouterr().out
 
 
-def test_appending_a_stage_to_a_run_that_patience_has_ended_says_to_raise_it(
+def test_who_appends_a_stage_to_a_run_that_patience_has_ended_is_told_to_raise_it(
     staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Otherwise the command that trained it ends at once, and the stage never begins."""
+    """With the same patience, the command that trained the run would end at once and never begin the stage."""
     select = [f"data.eval={scenes}/eval", "eval.every=1", "eval.select=eval/mean_recall"]
     words = ["train.steps=3", *FLAT, *select]
 
@@ -411,7 +411,7 @@ def test_appending_a_stage_to_a_run_that_patience_has_ended_says_to_raise_it(
         assert max(losses_by_step(run)) == last
 
 
-def test_a_stage_whose_layers_could_not_be_split_is_refused_before_the_run_begins(
+def test_a_stage_whose_layers_cannot_be_split_is_refused_before_the_run_begins(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, toml, split = tmp_path / "run", tmp_path / "run.toml", tmp_path / "split.json"
@@ -430,7 +430,7 @@ def test_a_stage_whose_layers_could_not_be_split_is_refused_before_the_run_begin
 def test_a_stage_is_appended_to_a_run_that_has_ended(
     staged: Run, six_steps: dict[int, tuple[float, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It draws in the order of a run of that length, and only the command that trained it is needed."""
+    """It continues the order of samples, and the command that trained the run is enough to train it."""
     words = ["train.steps=3", *FLAT]
     run = staged("run", "", *words)
     assert main(["stage", "add", str(run), "--steps", "3"]) == 0
@@ -478,9 +478,9 @@ def test_a_stage_that_contradicts_the_runs_deepspeed_json_is_not_appended(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Else it would end the run when the run reaches it."""
+    """Otherwise it would end the run when its turn came."""
     run = shutil.copytree(KEPT / "zero1", tmp_path / "run")
-    monkeypatch.chdir(KEPT)  # its shards lie there
+    monkeypatch.chdir(KEPT)  # the path of its shards is relative to this folder
     for name, more in (("deepspeed.json", section), ("run.json", {"world": 2})):
         content = json.loads((run / name).read_text())
         (run / name).write_text(json.dumps(content | more))
@@ -490,7 +490,7 @@ def test_a_stage_that_contradicts_the_runs_deepspeed_json_is_not_appended(
     assert main(["stage", "add", str(run), "--steps", "1"]) == 0
 
 
-def test_a_run_that_begins_again_in_its_folder_has_none_of_the_earlier_stages(
+def test_a_run_that_starts_over_in_its_folder_has_none_of_the_earlier_stages(
     staged: Run, two_stages: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(two_stages, tmp_path / "run")
@@ -514,10 +514,10 @@ def test_the_steps_before_the_first_appended_stage_are_shown_as_stage_1(
     assert capsys.readouterr().out == f"stage 1: steps 0 to {line['steps'][1]:,}\nstage 2 of 2: not begun\n"
 
 
-def test_stages_are_appended_to_a_run_that_is_going_on(
+def test_stages_are_appended_to_a_run_while_it_trains(
     staged: Run, scenes: Path, six_steps: dict[int, tuple[float, ...]]
 ) -> None:
-    """One in the middle of its only stage, and one while the next begins: its stages are read but not yet written."""
+    """One is appended in the middle of the only stage, and one while the next begins, before its stages are stored."""
     begun = list[int]()
 
     def append(run: Path, steps: int, *words: str) -> None:
@@ -532,7 +532,7 @@ def test_stages_are_appended_to_a_run_that_is_going_on(
         begun.append(config.train.steps)
         run = Path(config.run.dir)
         if len(begun) == 2:
-            assert not is_done(run) and Watcher(run).look().state != "done", "only its first stage is over"
+            assert not is_done(run) and Watcher(run).look().state != "done", "only the first stage is over"
             append(run, 1, "--continue")
         return evaluate
 
@@ -549,8 +549,8 @@ def test_stages_are_appended_to_a_run_that_is_going_on(
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("zero", [0, 2])
-def test_muons_moments_go_on_over_a_stage_that_freezes_and_enlarges(staged: Run, zero: int) -> None:
-    """The frozen text encoder stays as it was, and whatever still trains keeps its moments."""
+def test_muons_moments_survive_a_border_that_freezes_and_enlarges(staged: Run, zero: int) -> None:
+    """The frozen text encoder stays as it was, and everything that still trains keeps its moments."""
     text = stage("train.steps = 2") + stage(
         "train.steps = 2", "train.freeze = ['text']", "model.image_size = 48", "schedule = 'continue'"
     )
@@ -575,12 +575,12 @@ def test_muons_moments_go_on_over_a_stage_that_freezes_and_enlarges(staged: Run,
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("zero", [2, 3])
-def test_runs_killed_at_borders_go_on_with_other_ranks_and_see_the_same_rows(
+def test_runs_killed_at_borders_continue_with_other_ranks_and_see_the_same_rows(
     staged: Run, two_sets: tuple[str, str], scenes: Path, tmp_path: Path, zero: int
 ) -> None:
     """Data, image size and batch change; all processes are killed as soon as a step at a border is logged.
 
-    Compared with one rank at ZeRO stage 0 without a kill; the losses differ by rounding alone.
+    The losses differ from those of an uninterrupted run of one rank at ZeRO stage 0 by rounding alone.
     """
     a, b = two_sets
     sets = (f'["{a}"]', f'["{a}", "{b}"]', f'["{b}"]', f'["{a}", "{b}"]')
@@ -608,9 +608,8 @@ def test_runs_killed_at_borders_go_on_with_other_ranks_and_see_the_same_rows(
         launched.wait_for_step(step)
         os.killpg(launched.process.pid, signal.SIGKILL)
         launched.process.communicate()
-    done = launch(4)
-    said = done.process.communicate()
-    assert done.process.returncode == 0, said
+    code, said = launch(4).end()
+    assert code == 0, said
     assert (run / "stages.jsonl").read_text() == (whole / "stages.jsonl").read_text()
     before, after = losses_by_step(whole), losses_by_step(run)
     assert sorted(after) == list(range(1, 13))
