@@ -184,17 +184,17 @@ def _check_tolerance(store: Store, report: ShardReport, out: Path | str, tolerat
     dropped = {
         reason: count
         for reason, count in report.dropped.items()
-        if reason not in WANTED and not reason.startswith(USUAL)
+        if not report.kept or (reason not in WANTED and not reason.startswith(USUAL))
     }
     total = sum(dropped.values())
-    if not report.dropped or (report.kept and total <= tolerate * report.read):
+    if not dropped or (report.kept and total <= tolerate * report.read):
         return
     beside = store.reject(QUARANTINE)
     store.discard()
-    reason, count = Counter(dropped or report.dropped).most_common(1)[0]
+    reason, count = Counter(dropped).most_common(1)[0]
     remedy = f", or raise --tolerate above {tolerate:g}" if report.kept else ""
     raise UserError(
-        f"{out} was not made, because {total or report.read} of {report.read} records were dropped, "
+        f"{out} was not made, because {total} of {report.read} records were dropped, "
         f"{count} of them for {reason!r}: fix those listed in {beside} beside it{remedy}."
     )
 

@@ -56,6 +56,12 @@ def test_a_table_that_names_no_columns_is_told_what_it_lacks(tmp_path: Path, fai
     assert "say which with --caption-column" in said
 
 
+def test_if_nothing_is_kept_the_commonest_reason_is_named(tmp_path: Path, fails: Callable[..., str]) -> None:
+    put(tmp_path / "pairs.csv", b"image,text\na.jpg,a bee\nb.jpg,an ant\n../c.jpg,a wasp\n")
+    said = fails("shard", "table", tmp_path / "pairs.csv", "--out", tmp_path / "out", "--workers", 1)
+    assert "because 3 of 3 records were dropped, 2 of them for 'image is missing'" in said
+
+
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json"])
 def test_a_table_in_utf_16_is_told_how_to_be_converted(tmp_path: Path, name: str, fails: Callable[..., str]) -> None:
     put(tmp_path / name, "image,text\r\na.jpg,a bee\r\n".encode("utf-16"))
