@@ -181,19 +181,19 @@ def _products_pay(query_BHLd: Tensor, key_BHTd: Tensor, *_: object, **__: object
 
 attention = Op(
     "attention",
-    Implementation("cudnn", by_cudnn, _why_not_cudnn, pays=by_name_only, version=probes.torch_version),
+    Implementation("cudnn", by_cudnn, _why_not_cudnn, pays=by_name_only),
     Implementation(
         "fa3",
         by_fa3,
         _why_not_fa3,
         pays=by_name_only,
-        version=lambda: probes.version("flash_attn_3"),
+        library="flash_attn_3",
         switch=_switch_fa3,
     ),
-    Implementation("efficient", by_efficient, probes.cuda, _efficient_takes, by_name_only, probes.torch_version),
-    Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
-    Implementation("products", by_products, pays=_products_pay, version=probes.torch_version),
-    Implementation("sdpa", by_sdpa, version=probes.torch_version),
+    Implementation("efficient", by_efficient, probes.cuda, _efficient_takes, by_name_only),
+    Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays),
+    Implementation("products", by_products, pays=_products_pay),
+    Implementation("sdpa", by_sdpa),
 )
 """attention(query_BHLd, key_BHTd, value_BHTd, mask=None, dropout=0.0) -> BHLd.
 

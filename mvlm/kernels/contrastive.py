@@ -140,11 +140,11 @@ def _pays(own_BE: Tensor, others_UE: Tensor, *_: object) -> str | None:
 
 LOG_SUM_EXPS = Op(
     "log_sum_exps",
-    Implementation("triton", _log_sum_exps_in_triton, probes.triton, _why_not, _pays, probes.triton_version),
-    Implementation("torch", log_sum_exps, version=probes.torch_version),
+    Implementation("triton", _log_sum_exps_in_triton, probes.triton, _why_not, _pays, library="triton"),
+    Implementation("torch", log_sum_exps),
 )
 CONTRASTIVE = Op(
     "contrastive",
-    Implementation("triton", _gradient_in_triton, probes.triton, _why_not, _pays, probes.triton_version),
-    Implementation("torch", contrastive_gradient, version=probes.torch_version),
+    Implementation("triton", _gradient_in_triton, probes.triton, _why_not, _pays, library="triton"),
+    Implementation("torch", contrastive_gradient),
 )

@@ -54,7 +54,7 @@ class Implementation:
         accepts: given a call's arguments, why it cannot take them, None if it can. It reads device, dtype and shape
             alone: never values, which would wait for the device.
         pays: likewise, why another is the better choice for what it could take; asked only if none is chosen by name.
-        version: of the library behind it.
+        library: the distribution that it comes from.
         switch: called with True when it is chosen by name, and with False when it no longer is: for what a library
             switches in the whole process.
     """
@@ -64,7 +64,7 @@ class Implementation:
     probe: Callable[[], str | None] = here
     accepts: Callable[..., str | None] = anything
     pays: Callable[..., str | None] = anything
-    version: Callable[[], str] = lambda: ""
+    library: str = "torch"
     switch: Callable[[bool], None] = nothing
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from mvlm.batch import Negative
 from mvlm.kernels.dispatch import Implementation, Op
-from mvlm.kernels.probes import torch_version
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,8 @@ def _joined(sequences: list[Tensor]) -> Tensor:
 
 FUSION = Op(
     "fusion",
-    Implementation("pruned", pruned, version=torch_version),
-    Implementation("plain", plain, version=torch_version),
+    Implementation("pruned", pruned),
+    Implementation("plain", plain),
 )
 """FUSION(encoder, stream, match=None, valid_BL=None, context_valid_BU=None) -> the wanted places of the stream BCD, and
 of the match stream CLS B3D: of the pair itself, of the negative with the pair's context, of the pair with a negative

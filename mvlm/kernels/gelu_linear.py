@@ -115,15 +115,14 @@ def _fused_takes(x: Tensor, weight: Tensor, *_: object) -> str | None:
 
 gelu_linear = Op(
     "gelu_linear",
-    Implementation("triton", gelu_linear_fused, probes.triton, _fused_takes, by_name_only, probes.triton_version),
+    Implementation("triton", gelu_linear_fused, probes.triton, _fused_takes, by_name_only, library="triton"),
     Implementation(
         "recomputed",
         gelu_linear_recomputed,
         accepts=_recomputing_takes,
         pays=_recomputing_pays,
-        version=probes.torch_version,
     ),
-    Implementation("kept", gelu_linear_kept, version=probes.torch_version),
+    Implementation("kept", gelu_linear_kept),
 )
 """gelu_linear(x, weight, bias or None) = linear(gelu(x)), GELU being the exact one (Hendrycks & Gimpel 2016).
 

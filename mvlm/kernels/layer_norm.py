@@ -51,10 +51,10 @@ def _triton_takes(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> str | 
 layer_norm = Op(
     "layer_norm",
     Implementation(
-        "apex", by_apex, lambda: probes.apex("fused_layer_norm_cuda"), _apex_takes, by_name_only, probes.apex_version
+        "apex", by_apex, lambda: probes.apex("fused_layer_norm_cuda"), _apex_takes, by_name_only, library="apex"
     ),
-    Implementation("triton", by_triton, probes.triton, _triton_takes, by_name_only, probes.triton_version),
-    Implementation("torch", by_torch, version=probes.torch_version),
+    Implementation("triton", by_triton, probes.triton, _triton_takes, by_name_only, library="triton"),
+    Implementation("torch", by_torch),
 )
 """layer_norm(x, weight_D, bias_D, eps): over the last dimension (Ba et al. 2016)."""
 
@@ -89,9 +89,9 @@ residual_norm = Op(
         probes.triton,
         _residual_triton_takes,
         by_name_only,
-        probes.triton_version,
+        library="triton",
     ),
-    Implementation("torch", residual_norm_by_torch, version=probes.torch_version),
+    Implementation("torch", residual_norm_by_torch),
 )
 """residual_norm(x, branch, weight_D, bias_D, eps) -> (x + branch, the layer norm of that)."""
 

@@ -188,16 +188,12 @@ def _torchao_takes(x: Tensor, weight: Tensor, *_: object) -> str | None:
 
 linear = Op(
     "linear",
-    Implementation(
-        "apex", by_apex, lambda: probes.apex("fused_dense_cuda"), _apex_takes, by_name_only, probes.apex_version
-    ),
-    Implementation(
-        "torchao", by_torchao, why_not_torchao, _torchao_takes, by_name_only, lambda: probes.version("torchao")
-    ),
-    Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
-    Implementation("onednn", by_onednn, _has_onednn, _onednn_takes, _onednn_pays, probes.torch_version),
-    Implementation("mkl", by_mkl, _has_mkl, _mkl_takes, _mkl_pays, probes.torch_version),
-    Implementation("torch", by_torch, version=probes.torch_version),
+    Implementation("apex", by_apex, lambda: probes.apex("fused_dense_cuda"), _apex_takes, by_name_only, library="apex"),
+    Implementation("torchao", by_torchao, why_not_torchao, _torchao_takes, by_name_only, library="torchao"),
+    Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays),
+    Implementation("onednn", by_onednn, _has_onednn, _onednn_takes, _onednn_pays),
+    Implementation("mkl", by_mkl, _has_mkl, _mkl_takes, _mkl_pays),
+    Implementation("torch", by_torch),
 )
 """linear(x, weight, bias or None): x of any number of dimensions, its last the weight's second."""
 

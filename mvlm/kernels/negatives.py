@@ -114,6 +114,6 @@ def _why_not(own_BE: Tensor, others_JE: Tensor, *_: object) -> str | None:
 
 NEGATIVES = Op(
     "negatives",
-    Implementation("triton", _in_triton, probes.triton, _why_not, version=probes.triton_version),
-    Implementation("torch", negatives, version=probes.torch_version),
+    Implementation("triton", _in_triton, probes.triton, _why_not, library="triton"),
+    Implementation("torch", negatives),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mvlm.kernels.attention import attention
 from mvlm.kernels.dispatch import Implementation, Op
-from mvlm.kernels.probes import cuda, torch_version
+from mvlm.kernels.probes import cuda
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,6 @@ def _padded(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, packed: Packe
 
 PACKED_ATTENTION = Op(
     "packed_attention",
-    Implementation("varlen", _varlen, _why_not_varlen, _varlen_takes, version=torch_version),
-    Implementation("padded", _padded, version=torch_version),
+    Implementation("varlen", _varlen, _why_not_varlen, _varlen_takes),
+    Implementation("padded", _padded),
 )

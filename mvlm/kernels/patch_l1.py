@@ -61,6 +61,6 @@ def _why_not(pixels_MQ: Tensor, image_BCHW: Tensor, *_: object) -> str | None:
 
 PATCH_L1 = Op(
     "patch_l1",
-    Implementation("triton", _in_triton, probes.triton, _why_not, version=probes.triton_version),
-    Implementation("torch", patch_l1, version=probes.torch_version),
+    Implementation("triton", _in_triton, probes.triton, _why_not, library="triton"),
+    Implementation("torch", patch_l1),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -115,26 +115,6 @@ def cpu_gains_by_bf16() -> bool:
 def imitates(x: Tensor) -> bool:
     """Whether a tensor is in bf16 on a CPU that multiplies faster in fp32."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not cpu_gains_by_bf16()
-
-
-def version(distribution: str) -> str:
-    """The version of an installed distribution; "" if there is none of that name."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def apex_version() -> str:
-    return version("apex")
-
-
-def triton_version() -> str:
-    return version("triton")
-
-
-def torch_version() -> str:
-    return torch.__version__
 
 
 def _import(module: str) -> Exception | None:

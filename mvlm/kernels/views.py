@@ -8,7 +8,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mvlm.kernels.dispatch import Implementation, Op
-from mvlm.kernels.probes import torch_version
 
 
 class Views(NamedTuple):
@@ -33,7 +32,7 @@ def apart(encode: Encode, views: Views) -> list[Tensor]:
 
 VIEWS = Op(
     "views",
-    Implementation("joint", joint, version=torch_version),
-    Implementation("apart", apart, version=torch_version),
+    Implementation("joint", joint),
+    Implementation("apart", apart),
 )
 """VIEWS(encode, views) -> features of the whole view, of the masked one, or of both in this order."""

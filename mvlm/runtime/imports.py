@@ -1,4 +1,4 @@
-"""Faster imports."""
+"""Faster imports, and what is installed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 SCANNER = "transformers.utils.import_utils"
+
+
+def installed(name: str) -> str:
+    """The version of an installed package; "" if there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 @contextmanager

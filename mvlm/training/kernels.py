@@ -12,6 +12,7 @@ from mvlm.errors import Mistakes, UserError
 from mvlm.kernels.dispatch import Op
 from mvlm.kernels.ops import OPS, example
 from mvlm.runtime import dist
+from mvlm.runtime.imports import installed
 from mvlm.runtime.log import log
 from mvlm.training.zero.adamw import optimizer
 
@@ -53,7 +54,7 @@ def _survey_op(op: Op, device: torch.device) -> dict[str, Any]:
             if implementation.name != chosen:
                 reason = op.refusal(implementation, *args)
                 against[implementation.name][precision] = reason or f"{chosen} {named}"
-    versions = {one.name: one.version() if op.why_not(one) is None else "" for one in op.implementations}
+    versions = {one.name: installed(one.library) if op.why_not(one) is None else "" for one in op.implementations}
     listed = {name: {"version": versions[name], "not_taken": reasons} for name, reasons in against.items()}
     return {"taken": taken, "implementations": listed}
 

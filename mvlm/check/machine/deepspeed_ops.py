@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.check.folders import Folders
-from mvlm.check.machine.packages import installed
 from mvlm.check.report import Finding, absent, broken, works
 from mvlm.errors import first_line
+from mvlm.runtime.imports import installed
 
 WANTED_BY = {
     "fused_adam": "kernels.optimizer = 'deepspeed'",

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from mvlm.check.folders import Folders
 from mvlm.check.machine.devices import gpus_of_machine
-from mvlm.check.machine.packages import installed
 from mvlm.check.report import Finding, absent, broken, works
 from mvlm.errors import first_line
 from mvlm.runtime.extensions import extensions_folder, locks, open_files
+from mvlm.runtime.imports import installed
 
 SOURCE = '#include <Python.h>\nextern "C" int answer() { return 40 + Py_IsInitialized() * 2; }\n'
 ANSWER = 42

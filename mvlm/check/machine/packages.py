@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 import mvlm
 from mvlm.check.folders import Folders
 from mvlm.check.report import Finding, broken, works
+from mvlm.runtime.imports import installed
 
 LEAST_PYTHON = (3, 11)  # as in pyproject.toml
 REQUIREMENTS = Path(mvlm.__file__).parents[1] / "requirements.txt"
@@ -66,11 +67,3 @@ def _problem(wanted: Requirement) -> tuple[str, str] | None:
 
 def _extras(wanted: Requirement) -> str:
     return f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
-
-
-def installed(name: str) -> str:
-    """The version of an installed package; "" if there is none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from mvlm.check.folders import Folders
-from mvlm.check.machine.packages import installed
 from mvlm.check.report import Finding, absent, broken, works
 from mvlm.errors import first_line
+from mvlm.runtime.imports import installed
 
 SINFO_SECONDS = 10.0
 CONNECT_SECONDS = 5.0

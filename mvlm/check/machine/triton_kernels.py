@@ -9,6 +9,7 @@ from typing import Any
 from mvlm.check.folders import Folders
 from mvlm.check.report import Finding, absent, broken, works
 from mvlm.errors import first_line
+from mvlm.runtime.imports import installed
 
 KERNELS = ("patch_l1", "log_sum_exps")
 TOLERANCE = 1e-4
@@ -32,15 +33,15 @@ def find(folders: Folders) -> Iterator[Finding]:
     try:
         wrong = [name for name in KERNELS if not _agrees(name, "cuda" if on_gpu else "cpu")]
     except Exception as error:  # its compiler fails in many ways
-        says = f"Triton {probes.triton_version()} runs no kernel ({first_line(error)})"
+        says = f"Triton {installed('triton')} runs no kernel ({first_line(error)})"
         yield broken("triton", says, "check that there is a C compiler and that ~/.triton can be written to")
         return
     if wrong:
-        says = f"Triton {probes.triton_version()} computes {', '.join(wrong)} differently from torch"
+        says = f"Triton {installed('triton')} computes {', '.join(wrong)} differently from torch"
         yield broken("triton", says, f"set kernels.{wrong[0]} = 'torch'")
         return
     how = "compiled for the GPU" if on_gpu else "in its interpreter, which is for tests: without a GPU none is needed"
-    yield works("triton", f"Triton {probes.triton_version()} runs our kernels, {how}")
+    yield works("triton", f"Triton {installed('triton')} runs our kernels, {how}")
 
 
 def _agrees(name: str, device: str) -> bool:

@@ -56,10 +56,8 @@ def _apex_takes(groups: object, settings: object, device: torch.device, stage: i
 
 optimizer = Op(
     "optimizer",
-    Implementation("apex", by_apex, lambda: probes.apex("amp_C"), _apex_takes, by_name_only, probes.apex_version),
-    Implementation(
-        "deepspeed", by_deepspeed, probes.deepspeed, pays=by_name_only, version=lambda: probes.version("deepspeed")
-    ),
-    Implementation("torch", by_torch, version=probes.torch_version),
+    Implementation("apex", by_apex, lambda: probes.apex("amp_C"), _apex_takes, by_name_only, library="apex"),
+    Implementation("deepspeed", by_deepspeed, probes.deepspeed, pays=by_name_only, library="deepspeed"),
+    Implementation("torch", by_torch),
 )
 """optimizer(groups, settings, device, stage) -> AdamW (Loshchilov & Hutter 2019), decay decoupled."""
