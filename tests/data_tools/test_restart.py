@@ -1,4 +1,4 @@
-"""A run that is killed resumes when it is started again, and ends in the bytes of a run that nothing disturbed."""
+"""A killed run resumes when it is started again, and writes the same bytes as a run that was not interrupted."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made import photo, run, tree, write_captions, write_folder
 
 from data_tools import task
 from data_tools.__main__ import main
+from data_tools.part import PartManifest
 from data_tools.store.folder import FolderStore
-from data_tools.task import make_part
+from data_tools.task import PartJob, make_part
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """240 records of two groups, among them missing, broken and equal images, and an id that comes twice."""
+    """240 records in 40 groups, with missing, broken and duplicate images, and one duplicate id."""
     folder = tmp_path_factory.mktemp("restart") / "in"
     records = write_folder(folder, 240, group=lambda number: f"g{number % 40}")
     for number in (10, 60, 150):
@@ -40,22 +42,22 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(source: Path, out: Path, *more: object) -> list[str]:
-    split = ["--split", "train=0.8,eval=0.2", "--split-by", "group", "--dedup", "perceptual", "--shard-mb", "0.02"]
-    return ["shard", "folder", str(source), "--out", str(out), *split, *map(str, more)]
+def shard_command(source: Path, out: Path, *more: object, workers: int = 1) -> list[str]:
+    options = ["--split", "train=0.8,eval=0.2", "--split-by", "group", "--dedup", "perceptual", "--shard-mb", "0.02"]
+    return ["shard", "folder", str(source), "--out", str(out), *options, "--workers", str(workers), *map(str, more)]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    run(*words(source, out, "--workers", 1))
+def uninterrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    run(*shard_command(source, out))
     reasons = json.loads((out / "yield.json").read_text())["dropped"]
     assert reasons == {"duplicate id": 1, "image is a near duplicate": 3, "image is missing": 3, "not an image": 2}
     return tree(out)
 
 
-def killed_at(argv: list[str], state: Path, count: int) -> bool:
-    """Start the command and kill it, and all it started, once `count` parts are finished; False if it ended before."""
+def killed_after(argv: list[str], state: Path, count: int) -> bool:
+    """Start the command and kill its process group once `count` parts are finished; False if it ended first."""
     process = subprocess.Popen(
         [sys.executable, "-m", "data_tools", *argv],
         cwd=ROOT,
@@ -72,58 +74,61 @@ def killed_at(argv: list[str], state: Path, count: int) -> bool:
     return alive
 
 
-def test_kills_change_nothing(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    argv = words(source, tmp_path / "out", "--workers", 2)
+def test_a_run_killed_twice_writes_the_same_bytes(
+    source: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    argv = shard_command(source, tmp_path / "out", workers=2)
     state = tmp_path / ".out.partial/.state"
-    kills = [count for count in (1, 8) if killed_at(argv, state, count)]
-    assert kills, "every run ended before it was killed"
-    assert len(list(state.glob("*.part"))) >= max(kills)
-    run(*argv)
-    assert tree(tmp_path / "out") == undisturbed
+    for count in (1, 8):
+        assert killed_after(argv, state, count), "the run ended before it could be killed"
+        assert len(list(state.glob("*.part"))) >= count
+    run(*shard_command(source, tmp_path / "out"))
+    assert tree(tmp_path / "out") == uninterrupted
     assert not (tmp_path / ".out.partial").exists()
 
 
 @pytest.fixture(scope="module")
-def stopped_once(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves that was killed after four parts; never changed."""
-    folder = tmp_path_factory.mktemp("stopped")
-    assert killed_at(words(source, folder / "out", "--workers", 1), folder / ".out.partial/.state", 4)
+def interrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a run killed after four parts leaves behind. Tests resume copies of it."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    assert killed_after(shard_command(source, folder / "out"), folder / ".out.partial/.state", 4)
     return folder / ".out.partial"
 
 
-def stopped(stopped_once: Path, source: Path, out: Path) -> list[str]:
-    """The same beside `out`, and the command that resumes it."""
-    shutil.copytree(stopped_once, out.with_name(f".{out.name}.partial"))
-    return words(source, out, "--workers", 1)
+def resume_command(interrupted: Path, source: Path, out: Path) -> list[str]:
+    """Copy the interrupted run beside `out` and return the command that resumes it."""
+    shutil.copytree(interrupted, out.with_name(f".{out.name}.partial"))
+    return shard_command(source, out)
 
 
 def test_finished_parts_are_not_made_again(
-    source: Path, undisturbed: dict[str, bytes], stopped_once: Path, tmp_path: Path
+    source: Path, uninterrupted: dict[str, bytes], interrupted: Path, tmp_path: Path
 ) -> None:
-    argv, partial = stopped(stopped_once, source, tmp_path / "out"), tmp_path / ".out.partial"
+    argv, partial = resume_command(interrupted, source, tmp_path / "out"), tmp_path / ".out.partial"
     done = FolderStore(partial, tmp_path / "out").parts()
     kept = {name: (partial / name).stat().st_ino for part in done for name in part.files if name.endswith(".arrow")}
     assert len(done) >= 4 and len(kept) >= 4
-    begun = []
+    made = []
+
+    def recording(job: PartJob, number: int, *more: Any) -> PartManifest:
+        made.append(number)
+        return make_part(job, number, *more)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            task, "make_part", lambda job, number, *more: begun.append(number) or make_part(job, number, *more)
-        )
+        patch.setattr(task, "make_part", recording)
         run(*argv)
-    assert begun == [number for number in range(len(done) + len(begun)) if number >= len(done)]
-    pruned = {"000002", "000001", "000004"}  # whose rows were taken out again
-    same = [
-        (tmp_path / "out" / name).stat().st_ino == inode for name, inode in kept.items() if name[-12:-6] not in pruned
-    ]
-    assert same and all(same)
-    assert tree(tmp_path / "out") == undisturbed
+    assert made and made == list(range(len(done), len(done) + len(made)))
+    pruned = {"000002", "000001", "000004"}  # rewritten without their duplicates
+    inodes = {name: (tmp_path / "out" / name).stat().st_ino for name in kept if name[-12:-6] not in pruned}
+    assert inodes and inodes.items() <= kept.items()
+    assert tree(tmp_path / "out") == uninterrupted
 
 
 @pytest.mark.parametrize("damage", ["cut state", "lost shard", "half a shard left"])
 def test_only_what_is_damaged_is_made_again(
-    source: Path, undisturbed: dict[str, bytes], stopped_once: Path, tmp_path: Path, damage: str
+    source: Path, uninterrupted: dict[str, bytes], interrupted: Path, tmp_path: Path, damage: str
 ) -> None:
-    argv, partial = stopped(stopped_once, source, tmp_path / "out"), tmp_path / ".out.partial"
+    argv, partial = resume_command(interrupted, source, tmp_path / "out"), tmp_path / ".out.partial"
     state, expected = FolderStore(partial, tmp_path / "out"), [0, 1, 2, 3]
     if damage == "cut state":
         os.truncate(partial / ".state/000001.part", 100)
@@ -135,44 +140,44 @@ def test_only_what_is_damaged_is_made_again(
         (partial / "train/000099.arrow.partial").write_bytes(b"half")
     assert [part.number for part in state.parts()][: len(expected)] == expected
     run(*argv)
-    assert tree(tmp_path / "out") == undisturbed
+    assert tree(tmp_path / "out") == uninterrupted
 
 
-def test_other_options_and_a_changed_source_start_afresh_and_say_so(
-    source: Path, stopped_once: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_other_options_or_a_changed_source_start_afresh_with_a_message(
+    source: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = stopped(stopped_once, source, tmp_path / "out")
+    argv = resume_command(interrupted, source, tmp_path / "out")
     run(*argv, "--longest-side", 16)
     assert "other options" in capsys.readouterr().err
-    run(*words(source, tmp_path / "same", "--workers", 1, "--longest-side", 16))
+    run(*shard_command(source, tmp_path / "same", "--longest-side", 16))
     assert tree(tmp_path / "out") == tree(tmp_path / "same")
 
     folder = tmp_path / "in"
     write_folder(folder, 60, group=lambda number: f"g{number % 40}")
-    argv = words(folder, tmp_path / "changed", "--workers", 1)
-    shutil.copytree(stopped_once, tmp_path / ".changed.partial")
+    argv = shard_command(folder, tmp_path / "changed")
+    shutil.copytree(interrupted, tmp_path / ".changed.partial")
     plan = tmp_path / ".changed.partial/.state/plan.json"
     plan.write_text(plan.read_text().replace(json.dumps(str(source)), json.dumps(str(folder))))
     run(*argv)
     assert "starting afresh" in capsys.readouterr().err
-    run(*words(folder, tmp_path / "direct", "--workers", 1))
+    run(*shard_command(folder, tmp_path / "direct"))
     assert tree(tmp_path / "changed") == tree(tmp_path / "direct")
 
 
-def test_killed_while_cleaning_up(
-    source: Path, undisturbed: dict[str, bytes], stopped_once: Path, tmp_path: Path
+def test_a_run_killed_while_cleaning_up_counts_as_finished(
+    source: Path, uninterrupted: dict[str, bytes], interrupted: Path, tmp_path: Path
 ) -> None:
-    argv = stopped(stopped_once, source, tmp_path / "out")
+    argv = resume_command(interrupted, source, tmp_path / "out")
     plan = (tmp_path / ".out.partial/.state/plan.json").read_bytes()
     run(*argv)
     (tmp_path / "out/.state").mkdir()
     (tmp_path / "out/.state/plan.json").write_bytes(plan)
     run(*argv)
-    assert tree(tmp_path / "out") == undisturbed
+    assert tree(tmp_path / "out") == uninterrupted
 
 
-def test_the_plan_is_the_last_to_go(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """Killed at the first removal after the corpus got its name, the run is known to be finished."""
+def test_the_plan_is_removed_last(source: Path, uninterrupted: dict[str, bytes], tmp_path: Path) -> None:
+    """A run killed while it removes its state, once the corpus is in place, still counts as finished."""
     code = (
         "import os, sys\n"
         "from data_tools.__main__ import main\n"
@@ -184,34 +189,36 @@ def test_the_plan_is_the_last_to_go(source: Path, undisturbed: dict[str, bytes],
         "sys.addaudithook(watched)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    argv = words(source, tmp_path / "out", "--workers", 1)
+    argv = shard_command(source, tmp_path / "out")
     ended = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True)
     assert ended.returncode == -9
     assert (tmp_path / "out/.state/plan.json").exists()
     run(*argv)
-    assert tree(tmp_path / "out") == undisturbed
+    assert tree(tmp_path / "out") == uninterrupted
 
 
-def test_too_many_dropped_leaves_no_state(source: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
-    assert "were dropped" in fails(*words(source, tmp_path / "out", "--tolerate", 0.001))
+def test_a_run_that_drops_too_many_records_leaves_no_state(
+    source: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    assert "were dropped" in fails(*shard_command(source, tmp_path / "out", "--tolerate", 0.001))
     assert [path.name for path in tmp_path.iterdir()] == ["out.quarantine.jsonl"]
 
 
-def test_two_runs_of_one_folder_are_kept_apart(source: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_second_run_into_the_same_folder_is_refused(source: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     import fcntl
 
     (tmp_path / ".out.partial").mkdir()
     held = os.open(tmp_path / ".out.partial", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    assert "Another process" in fails(*words(source, tmp_path / "out"))
+    assert "Another process" in fails(*shard_command(source, tmp_path / "out"))
     os.close(held)
-    assert main(words(source, tmp_path / "out")) == 0
+    assert main(shard_command(source, tmp_path / "out")) == 0
 
 
-def test_a_disk_out_of_sight_is_no_mistake(
+def test_a_disk_that_does_not_answer_is_a_transient_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A job is to be started again. What stands in for a disk that does not answer is a socket, which none can open."""
+    """The job should be started again. A socket, which cannot be opened as a file, stands in for such a disk."""
     plan = tmp_path / ".out.partial/.state/plan.json"
     plan.parent.mkdir(parents=True)
     monkeypatch.chdir(plan.parent)
