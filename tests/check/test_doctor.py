@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,15 @@ def test_an_apex_of_another_project_or_without_its_extensions_is_broken(library:
     only(extensions.find_apex(Folders()), "broken", "lacks its compiled parts", "build_apex.sh")
     (library / "amp_C.py").write_text("raise ImportError('amp_C.so: undefined symbol: _ZN3c10')\n")
     only(extensions.find_apex(Folders()), "broken", "does not fit this torch (amp_C.so: undefined symbol")
+
+
+def test_triton_runs_our_kernels_unless_its_library_does_not_fit(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    only(isolated("triton", Folders()), "works", f"Triton {version('triton')} runs our kernels, in its interpreter")
+    (library / "triton.py").write_text("raise ImportError('libtriton.so: undefined symbol: _ZN4mlir')\n")
+    only(isolated("triton", Folders()), "broken", "Triton cannot be used", "undefined symbol")
 
 
 # --- communication between ranks
