@@ -95,10 +95,21 @@ class Uploads:
             if not self.pending:
                 self._begin()
 
-    def offer_start(self, checkpoint: Path) -> None:
-        """Upload the one that this attempt begins with, unless it is the mirror's newest; all ranks must call."""
+    def offer_start(self, checkpoint: Path, best: Path | None) -> None:
+        """Upload what an earlier attempt could not; all ranks must call.
+
+        Args:
+            checkpoint: the one that this attempt begins with, which should be the mirror's newest.
+            best: the run's best, which should be the mirror's.
+        """
         mirror = self._mirror
-        if mirror and not dist.as_rank_0(lambda: _has(mirror, checkpoint)):
+        if not mirror:
+            return
+        has_newest, has_best = dist.as_rank_0(lambda: _has(mirror, checkpoint, best))
+        if best and not has_best:
+            self.offer(best, best=True)
+            has_newest = best == checkpoint  # another must follow, since what this attempt uploads counts as newer
+        if not has_newest:
             self.offer(checkpoint)
 
     def advance(self) -> None:
@@ -222,8 +233,14 @@ class _Task(Thread):
             self.failure = f"rank {dist.rank()}: {error}"
 
 
-def _has(mirror: Mirror, checkpoint: Path) -> bool:
-    newest = next(iter(mirror.history()), None)
-    if newest is None or newest.step != step_of(checkpoint):
-        return False
-    return mirror.read(newest.path(INDEX)) == (checkpoint / INDEX).read_bytes()
+def _has(mirror: Mirror, checkpoint: Path, best: Path | None) -> tuple[bool, bool]:
+    """Whether the mirror's newest checkpoint is `checkpoint`, and its best is `best`."""
+
+    def is_copy(remote: MirrorPath | None, local: Path | None) -> bool:
+        if remote is None or local is None or remote.step != step_of(local):
+            return False
+        return mirror.read(remote.path(INDEX)) == (local / INDEX).read_bytes()
+
+    history, name = mirror.history(), mirror.best()
+    named = next((remote for remote in history if Path(remote.path()).name == name), None)
+    return is_copy(next(iter(history), None), checkpoint), is_copy(named, best)

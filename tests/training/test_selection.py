@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mvlm.checkpoint.layout import best_checkpoint, find_checkpoint, step_of
+from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import BestEvaluation
 from mvlm.checkpoint.tensors import WEIGHTS, open_tensors
@@ -91,6 +93,26 @@ def test_the_best_is_kept_beside_the_newest_fetched_from_a_mirror_and_reported_i
     branch = [*words, f"checkpoint.resume={run}", "checkpoint.mirror=", "train.steps=15"]
     assert train_here(tmp_path / "branch", *branch, evaluate=Scores({15: 0.01})) == 0
     assert step_of(find_checkpoint(tmp_path / "branch/best")) == 15, "the best of another run does not count"
+
+
+@pytest.mark.parametrize("stop", [4, 6], ids=["the newest is the best", "the newest is another"])
+@pytest.mark.parametrize("lost", ["both", "best"])
+def test_a_best_that_never_reached_the_mirror_is_uploaded_by_the_next_attempt(
+    stop: int, lost: str, train_here: TrainHere, words: list[str], tmp_path: Path
+) -> None:
+    """As after a kill between publishing and uploading it: here the mirror has lost it."""
+    run, mirror = tmp_path / "run", tmp_path / "mirror/checkpoints"
+    words = [*words, f"checkpoint.mirror=file://{tmp_path}/mirror"]
+    assert train_here(run, *words, f"train.steps={stop}", evaluate=Scores(SCORES)) == 0
+    (mirror / "best").unlink()
+    shutil.rmtree(mirror if lost == "both" else mirror / "step_00000004.attempt-1")
+    for end in (stop, stop + 1, stop + 2):
+        assert train_here(run, *words, f"train.steps={end}", "eval.every=0", evaluate=Scores({end: 0.2})) == 0
+        assert step_of(find_checkpoint(run / "best")) == 4 and kept(run) == sorted({4, end})
+        assert (mirror / "best").read_text() == "step_00000004.attempt-2", "it is uploaded once"
+        newest = Mirror(f"file://{tmp_path}/mirror").history()[0]
+        assert newest.step == end and (mirror / "latest").read_text() == Path(newest.path()).name
+        run.rename(tmp_path / f"lost{end}")
 
 
 def test_a_run_ends_when_its_scores_stop_improving_however_often_it_is_interrupted(

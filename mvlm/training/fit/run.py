@@ -11,6 +11,7 @@ from typing import Any
 
 from mvlm.checkpoint.description import TOKENIZER
 from mvlm.checkpoint.fencing import FencingToken
+from mvlm.checkpoint.layout import step_name
 from mvlm.checkpoint.newest import make_latest
 from mvlm.checkpoint.peers import PeerCopies, memory_of
 from mvlm.checkpoint.selection import Selector
@@ -144,7 +145,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     schedule = Schedule(plan.steps[0], lr, config.log.every, *saving, config.eval.every, is_last)
     trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, Validation(evaluate, selector), own)
     if resumed and start.own:
-        uploads.offer_start(resumed)
+        uploads.offer_start(resumed, resumed.with_name(step_name(state.best.step)) if state.best else None)
     return trainer
 
 
