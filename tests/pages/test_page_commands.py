@@ -36,7 +36,7 @@ ELSEWHERE = {
     "docs/search.md": "tests/search/test_search_page.py::test_every_command_runs",
     "docs/serve.md": "tests/serve/test_serve_page.py::test_every_command_runs",
     "mvlm reproduce nlvr2 --miniature": "tests/training/test_reproduce.py::"
-    "test_a_table_is_made_resumed_and_keeps_its_best_epoch",
+    "test_a_table_is_made_from_the_best_epoch_and_resumed",
     "python -m cluster submit cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline_clusters.py::"
     "test_a_shipped_pipeline_on_slurm",
     "python -m cluster status cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline.py::"
