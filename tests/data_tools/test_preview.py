@@ -1,4 +1,4 @@
-"""The contact sheet: whole in itself, nothing of the corpus runs in it, and it shows the rows it says."""
+"""The contact sheet is self-contained, runs nothing from the corpus, and shows the rows that it claims to show."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import re
 import time
 import zlib
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,13 +17,12 @@ from made import photo, read_rows, run
 from made_corpus import caption_rows, write_corpus
 from PIL import Image
 
-from data_tools.__main__ import main
 from data_tools.inspect.preview import SIDE
 from tests.pictures import encoded
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the texts between."""
+    """The tags of a page with their attributes, and the texts between them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def test_nothing_from_the_corpus_becomes_a_tag(tmp_path: Path) -> None:
     assert policy[0].startswith("default-src 'none'")
 
 
-def test_images_are_encoded_anew_and_small(tmp_path: Path) -> None:
+def test_images_are_re_encoded_and_shrunk(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 900, 3), dtype=np.uint8)
     files = []
     for mode, kind in [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("RGB", "WEBP")]:
@@ -78,7 +78,7 @@ def test_images_are_encoded_anew_and_small(tmp_path: Path) -> None:
     assert not any(file[:200] in (tmp_path / "made/sheet.html").read_bytes() for file in files)
 
 
-def test_rows_are_spread_evenly_over_every_split(tmp_path: Path) -> None:
+def test_the_rows_shown_are_spread_evenly_over_every_split(tmp_path: Path) -> None:
     for name in ("train", "eval"):
         write_corpus(tmp_path / "c" / name, caption_rows(30, name))
     page = sheet(tmp_path, tmp_path / "c", 3)
@@ -88,7 +88,7 @@ def test_rows_are_spread_evenly_over_every_split(tmp_path: Path) -> None:
     assert len(page.images()) == 6
 
 
-def test_a_damaged_image_is_shown_as_such_and_a_long_text_cut(tmp_path: Path) -> None:
+def test_a_damaged_image_is_named_and_a_long_text_cut(tmp_path: Path) -> None:
     rows = caption_rows(3)
     rows[1]["image"] = rows[1]["image"][:-50]
     rows[2]["captions"] = ["x" * 100_000]
@@ -99,13 +99,14 @@ def test_a_damaged_image_is_shown_as_such_and_a_long_text_cut(tmp_path: Path) ->
     assert any("100,000 characters" in text for text in page.texts)
 
 
-def test_many_captions_of_one_picture_take_no_longer_each(tmp_path: Path) -> None:
+def test_many_captions_of_one_image_take_no_longer_each(tmp_path: Path) -> None:
     rows = caption_rows(1)
     rows[0]["captions"] = [f"caption {number}" for number in range(20_000)]
-    corpus, began = write_corpus(tmp_path / "c", rows), time.process_time()
+    corpus = write_corpus(tmp_path / "c", rows)
+    began = time.process_time()
     page = sheet(tmp_path, corpus)
     assert set(rows[0]["captions"]) <= set(page.texts)
-    assert time.process_time() - began < 3, "comparing each with each takes several times as long"
+    assert time.process_time() - began < 3, "comparing every caption with every other takes several times as long"
 
 
 @pytest.mark.parametrize("task", ["vqa", "pairs", "entailment", "foils"])
@@ -115,15 +116,14 @@ def test_every_task_is_shown_in_full(task: str, tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "c")
     assert len(page.images()) == 12 * (2 if task == "pairs" else 1)
     for row in rows:
-        said = [value for value in row.values() if isinstance(value, str)]
-        assert set(said) <= set(page.texts)
+        texts = {value for value in row.values() if isinstance(value, str)}
+        assert texts <= set(page.texts)
     if task == "vqa":
         assert f"{rows[0]['answers'][0]} (×10)" in page.texts
 
 
-def test_an_existing_file_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_file_is_kept(tmp_path: Path, fails: Callable[..., str]) -> None:
     corpus = write_corpus(tmp_path / "c", caption_rows(2))
     (tmp_path / "s.html").write_text("mine")
-    assert main(["preview", str(corpus), "--out", str(tmp_path / "s.html")]) == 1
-    assert "exists already" in capsys.readouterr().err
+    assert "exists already" in fails("preview", corpus, "--out", tmp_path / "s.html")
     assert (tmp_path / "s.html").read_text() == "mine"
