@@ -1,6 +1,6 @@
-"""Ray gives what one process gives, to the byte, and outlives the death of a worker.
+"""Ray makes the same bytes as one process, and survives the death of a worker.
 
-What of it needs a Ray of its own is left to campaigns: tests/cluster/test_ray.py makes the same bytes on a cluster.
+Tests that need a Ray of their own are campaigns: tests/cluster/test_ray.py compares the bytes on a cluster.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_tools.engines import Map, engine
 from mvlm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-TOLD_TO_END = """
+SIGTERM_UNDER_RAY = """
 import os, signal, sys
 from data_tools.engines import engine
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
@@ -28,7 +28,7 @@ with engine("ray", 1, sys.argv[1]):
 
 
 def die_once(mark: str) -> str:
-    """Kill the worker the first time."""
+    """Kill the worker, but only the first time."""
     if not os.path.exists(mark):
         open(mark, "w").close()
         os._exit(1)
@@ -41,12 +41,12 @@ def fail(item: int) -> int:
 
 @pytest.fixture(scope="module")
 def ray_map() -> Iterator[Map]:
-    # Workers find this file's functions by its name, as they find an installed package's.
+    # Workers import this file's functions by name, as they would those of an installed package.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
         patch.delenv("RAY_ADDRESS", raising=False)
-        with engine("ray", 2) as found:
-            yield found
+        with engine("ray", 2) as mapped:
+            yield mapped
 
 
 def weightless(item: object) -> int:
@@ -54,7 +54,7 @@ def weightless(item: object) -> int:
 
 
 @pytest.mark.campaign
-def test_order_is_kept_and_little_read_ahead(ray_map: Map) -> None:
+def test_order_is_kept_and_reading_ahead_is_bounded(ray_map: Map) -> None:
     items = list(range(-300, 3))
     assert list(ray_map(abs, items, weightless)) == [(item, abs(item)) for item in items]
     read = 0
@@ -71,7 +71,7 @@ def test_order_is_kept_and_little_read_ahead(ray_map: Map) -> None:
 
 
 @pytest.mark.campaign
-def test_a_dead_worker_is_replaced_and_an_error_is_the_functions(ray_map: Map, tmp_path: Path) -> None:
+def test_a_dead_worker_is_replaced_and_an_error_of_the_function_is_raised(ray_map: Map, tmp_path: Path) -> None:
     mark = str(tmp_path / "mark")
     assert list(ray_map(die_once, [mark], weightless)) == [(mark, mark)]
     with pytest.raises(ZeroDivisionError):
@@ -79,15 +79,15 @@ def test_a_dead_worker_is_replaced_and_an_error_is_the_functions(ray_map: Map, t
 
 
 @pytest.mark.campaign
-def test_a_work_that_always_kills_is_one_sentence(ray_map: Map) -> None:
+def test_an_item_that_always_kills_its_worker_is_one_sentence(ray_map: Map) -> None:
     with pytest.raises(UserError, match="at or near 3"):
         list(ray_map(os._exit, [3], weightless))
 
 
 @pytest.mark.campaign
-def test_the_same_bytes_through_a_running_ray(ray_map: Map, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command, as a second driver, joins the Ray that is running and sends its code along. Its relative paths count
-    from its own folder, not from that in which Ray was started."""
+def test_a_running_ray_makes_the_same_bytes(ray_map: Map, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command joins the running Ray as a second driver and sends its code along. Relative paths are relative to the
+    folder that the command runs in, not to the one in which Ray was started."""
     import ray
 
     monkeypatch.chdir(tmp_path)
@@ -103,15 +103,15 @@ def test_the_same_bytes_through_a_running_ray(ray_map: Map, tmp_path: Path, monk
 
 
 @pytest.mark.campaign
-def test_a_command_on_ray_answers_sigterm_itself(ray_map: Map) -> None:
+def test_a_command_on_ray_handles_sigterm_itself(ray_map: Map) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    ended = subprocess.run([sys.executable, "-c", TOLD_TO_END, address], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", SIGTERM_UNDER_RAY, address], capture_output=True, text=True)
     assert ended.returncode == 75, ended.stderr
 
 
-def test_no_ray_there_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_an_address_without_ray_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
     write_folder(tmp_path / "in", 2)
     out = ("--out", tmp_path / "out", "--engine", "ray", "--ray-address", "127.0.0.1:1")
     assert "--ray-address" in fails("shard", "folder", tmp_path / "in", *out)
