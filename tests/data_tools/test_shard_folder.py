@@ -1,4 +1,4 @@
-"""Folders (and tars of them) to shards: what is kept is kept exactly, what is not is named."""
+"""Folders, and tars of folders, to shards: what is kept is kept exactly, and what is dropped is listed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILES = [
 ]
 
 
-def test_every_field_comes_back(tmp_path: Path) -> None:
+def test_every_field_is_kept(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", 7)
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
     rows = read_rows(tmp_path / "out")
@@ -70,14 +70,15 @@ def test_shards_are_uncompressed_files_of_the_schema_with_several_batches(tmp_pa
     assert image in (tmp_path / "out/000000.arrow").read_bytes()
 
 
-def test_same_bytes_whatever_the_workers_and_the_place(tmp_path: Path) -> None:
+def test_the_bytes_depend_on_neither_the_workers_nor_the_output_folder(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 80)
     (tmp_path / "in/images/3.jpg").write_bytes(b"<html>404</html>")
     for name, workers in (("one", 1), ("elsewhere/two", 2)):
         run("shard", "folder", tmp_path / "in", "--out", tmp_path / name, "--workers", workers, "--shard-mb", 0.02)
     files = tree(tmp_path / "one")
     assert files == tree(tmp_path / "elsewhere/two")
-    assert json.loads(files.pop("source.json"))["paths"] == [str(tmp_path / "in")]  # what the user typed, there alone
+    origin = json.loads(files.pop("source.json"))
+    assert origin["paths"] == [str(tmp_path / "in")]  # as the user typed it, and only there
     assert str(tmp_path).encode() not in b"".join(files.values())
 
 
@@ -90,7 +91,7 @@ def test_a_tar_of_the_folder_gives_the_same_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "a") == read_rows(tmp_path / "b")
 
 
-def test_each_bad_record_is_named_and_the_good_ones_stay(tmp_path: Path) -> None:
+def test_each_bad_record_is_listed_and_the_good_ones_are_kept(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", 14)
     images = tmp_path / "in/images"
     (tmp_path / "secret.jpg").write_bytes(photo(99))
@@ -132,7 +133,7 @@ def test_each_bad_record_is_named_and_the_good_ones_stay(tmp_path: Path) -> None
     assert found["dropped"]["line is not JSON in UTF-8"] == 2
 
 
-def test_captions_are_cleaned_as_stated(tmp_path: Path) -> None:
+def test_captions_are_cleaned_and_the_dropped_ones_counted(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", 1)
     records[0]["captions"] = [" a\tdog\x00\r\non  grass ", "\x07", "", None, 7, "bad \ud800", "café 👩‍🚀"]
     write_captions(tmp_path / "in", records)
@@ -142,7 +143,7 @@ def test_captions_are_cleaned_as_stated(tmp_path: Path) -> None:
     assert found["dropped_captions"] == {"caption is empty": 2, "caption is not UTF-8": 1, "caption is not text": 2}
 
 
-def test_a_split_has_no_value_on_both_sides_whatever_the_order(tmp_path: Path) -> None:
+def test_splits_share_no_group_whatever_the_order_of_the_records(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", 60, group=lambda number: f"g{number % 20}", year=lambda number: number % 3)
     split = ("--split", "train=0.7,eval=0.3", "--split-by", "group", "--workers", 1)
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", *split)
@@ -156,7 +157,7 @@ def test_a_split_has_no_value_on_both_sides_whatever_the_order(tmp_path: Path) -
         assert {row["key"] for row in read_rows(tmp_path / "reversed" / name)} == keys[name]
 
 
-def test_what_names_no_split_is_listed_with_what_it_says(tmp_path: Path) -> None:
+def test_a_field_that_names_no_split_is_listed_with_its_value(tmp_path: Path) -> None:
     folds: list[Any] = [0, 1, 2, [0], "1", None]
     write_folder(tmp_path / "in", 6, fold=folds.__getitem__)
     split = ("--split", "0,1", "--split-by", "fold", "--tolerate", 1)
@@ -170,7 +171,7 @@ def test_what_names_no_split_is_listed_with_what_it_says(tmp_path: Path) -> None
     }
 
 
-def test_what_cannot_be_sharded_at_all_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_what_cannot_be_sharded_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
     write_folder(tmp_path / "good", 3)
     out = ("--out", tmp_path / "out")
     (tmp_path / "empty").mkdir()
@@ -211,7 +212,7 @@ def test_finished_shards_are_never_overwritten(tmp_path: Path, fails: Callable[.
     assert "other files" in fails("shard", "folder", tmp_path / "in", "--out", tmp_path / "mine")
 
 
-def test_what_a_killed_run_left_does_not_matter(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_do_no_harm(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 3)
     (tmp_path / ".out.partial/train").mkdir(parents=True)
     (tmp_path / ".out.partial/000007.arrow").write_bytes(b"half")
@@ -228,26 +229,26 @@ def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["shard", "count"])
-def test_a_corpus_without_its_source_is_told_it(
+def test_a_command_that_names_no_source_is_answered_with_the_right_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "my pictures", 1)
     out = ["--out", "out"] if command == "shard" else []
-    for words in ([command, "my pictures", *out], [command], [command, "nothing"]):
+    for argv in ([command, "my pictures", *out], [command], [command, "nothing"]):
         with pytest.raises(SystemExit) as ended:
-            main(words)
+            main(argv)
         assert ended.value.code == 2
     assert f"Name the kind of my pictures first: `mvlm-data {command} folder 'my pictures'`." in caplog.text
 
 
-def test_an_unknown_source_is_told_the_known_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_source_is_answered_with_the_known_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["shard", "nonesuch", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "There is no source nonesuch: give one of coco, " in caplog.text
 
 
-def test_the_bundled_emoji_split_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # away from the checkout, as the help and the pages name them
+def test_the_bundled_emoji_are_split_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # outside the checkout, where the path that the help and the docs give must work too
     split = ("--split", "train=0.88,eval=0.12", "--split-by", "group", "--workers", 1)
     run("shard", "folder", "examples/emoji.tar", "--out", tmp_path / "emoji", *split)
     train, held_out = (read_rows(tmp_path / "emoji" / name) for name in ("train", "eval"))
