@@ -1,4 +1,4 @@
-"""The tasks of the small world: answers follow from the pixels, and neither text nor image alone gives them away."""
+"""The synthetic tasks: answers follow from the pixels, and neither text nor image alone gives them away."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GOLDEN = {
 
 @cache
 def rows(task: str, held: int = 0) -> list[Row]:
-    """Rows as they would stand in shards, with what the observer sees in them and their group."""
+    """Rows as shards hold them, with their group and what the observer sees in their images."""
     made = []
     for record in records(task, ROWS[task], 3, held_out(held, 3)):
         views = [observer.view(image) for image in (record.image, record.image2) if image]
@@ -60,11 +60,11 @@ def test_answers_follow_from_the_pixels(held: int) -> None:
         assert row["caption"] == observer.caption(row["views"][0])
 
 
-def test_a_foil_exchanges_one_attribute_and_is_the_other_twins_caption() -> None:
+def test_a_foil_swaps_one_attribute_and_is_the_caption_of_its_twin() -> None:
     twins = defaultdict(list)
     for row in rows("foils"):
-        told, foil = row["caption"].split(", "), row["foil"].split(", ")
-        changed = [(a.split(), b.split()) for a, b in zip(told, foil, strict=True) if a != b]
+        caption, foil = row["caption"].split(", "), row["foil"].split(", ")
+        changed = [(a.split(), b.split()) for a, b in zip(caption, foil, strict=True) if a != b]
         (a, a_foil), (b, b_foil) = changed
         at = {"colour": 0, "shape": 1}[row["swapped"]]
         assert (a_foil[at], b_foil[at]) == (b[at], a[at])
@@ -75,7 +75,7 @@ def test_a_foil_exchanges_one_attribute_and_is_the_other_twins_caption() -> None
     assert 0.4 < Counter(row["swapped"] for row in rows("foils"))["colour"] / ROWS["foils"] < 0.6
 
 
-def test_a_sum_is_denied_by_its_neighbour_which_holds_of_the_other_pair() -> None:
+def test_each_sum_stated_in_a_block_holds_for_one_pair_and_is_one_off_for_the_other() -> None:
     blocks = defaultdict(set)
     for row in whole_blocks(rows("pairs")):
         if found := re.fullmatch(r"The number of ([\w ]+) in both images together is (\w+)\.", row["sentence"]):
@@ -98,7 +98,7 @@ CHANCE = {"pairs": 1 / 2, "entailment": 1 / 3}
 @pytest.mark.parametrize("held", [0, 4])
 @pytest.mark.parametrize("task", ["pairs", "entailment"])
 def test_text_alone_and_image_alone_are_at_chance_exactly(task: str, held: int) -> None:
-    """The best that can be: every text and every image is looked up in the very rows it is tried on."""
+    """Even for the best guesser, which looks up every text or image in the very rows that it is tested on."""
     made = whole_blocks(rows(task, held))
     assert best_guess(made, lambda row: (row["group"], text_of(row)), task) == pytest.approx(CHANCE[task])
     assert best_guess(made, lambda row: (row["group"], image_of(row)), task) == pytest.approx(CHANCE[task])
@@ -115,8 +115,8 @@ def test_questions_alone_and_images_alone_are_at_chance() -> None:
         assert best_guess(of_kind, image_of, "vqa") == pytest.approx(image_alone)
 
 
-def test_with_things_held_out_questions_alone_are_near_what_chance_the_answers_left_give() -> None:
-    """Where K of the six colours are not to be had of a shape, chance is 1 / (6 - K), and somewhat less even."""
+def test_questions_alone_stay_near_chance_if_things_are_held_out() -> None:
+    """If K of a shape's six colours are held out, chance is 1 / (6 - K), and the answers left are less balanced."""
     seen = [row for row in rows("vqa", 4) if not row["record"].fields[NOVEL]]
     for kind, bound in {"colour": 0.36, "shape": 0.46, "where": 0.26, "count": 0.34, "exists": 0.5}.items():
         of_kind = [row for row in seen if row["question_type"] == kind]
@@ -133,7 +133,7 @@ def image_of(row: Row) -> Hashable:
 
 
 def best_guess(made: list[Row], key: Callable[[Row], Hashable], task: str) -> float:
-    """How often who knows only `key` of a row is right at most."""
+    """The highest accuracy that is possible for a guesser that knows only `key` of a row."""
     answers: dict[Hashable, Counter] = defaultdict(Counter)
     for row in made:
         answers[key(row)][answer_of(task, row)] += 1
@@ -141,7 +141,7 @@ def best_guess(made: list[Row], key: Callable[[Row], Hashable], task: str) -> fl
 
 
 def halves(task: str) -> tuple[list[Row], list[Row]]:
-    """Train and test rows by group."""
+    """Train and test rows, split by group."""
     split = Split({"train": 0.6, "test": 0.4}, "group")
     parts: dict[str | None, list[Row]] = defaultdict(list)
     for row in rows(task):
@@ -149,8 +149,8 @@ def halves(task: str) -> tuple[list[Row], list[Row]]:
     return parts["train"], parts["test"]
 
 
-def trained(features: Callable[[Row], list[float]], task: str) -> float:
-    """Accuracy on test rows of a logistic regression on what `features` gives of the train rows."""
+def fitted_accuracy(features: Callable[[Row], list[float]], task: str) -> float:
+    """Accuracy on the test rows of a logistic regression fitted to the features of the train rows."""
     train, test = halves(task)
     names = sorted({answer_of(task, row) for row in train}, key=str)
     x, x_test = (np.array([[1.0, *features(row)] for row in part]) for part in (train, test))
@@ -162,8 +162,8 @@ def trained(features: Callable[[Row], list[float]], task: str) -> float:
     return float(((x_test @ weights).argmax(1) == y_test).mean())
 
 
-def words(row: Row) -> list[float]:
-    """Words and pairs of neighbouring words, hashed into 256 places."""
+def hashed_words(row: Row) -> list[float]:
+    """Counts of words and of pairs of adjacent words, hashed into 256 buckets."""
     found = re.findall(r"\w+", text_of(row).lower())
     bag = [0.0] * 256
     for term in [*found, *map(" ".join, pairwise(found))]:
@@ -179,45 +179,42 @@ def sizes(row: Row) -> list[float]:
     return [float(len(seen)) for seen in row["views"]]
 
 
-def by_hand(row: Row) -> list[float]:
-    """The number of things and the polarity of the sentence, together and each times the other."""
+def sizes_and_polarity(row: Row) -> list[float]:
+    """The polarity of the sentence, the numbers of things, and their products."""
     return [denial(row), *sizes(row), *(denial(row) * size for size in sizes(row))]
 
 
 PREDICTORS: dict[str, Callable[[Row], list[float]]] = {
-    "bag of words": words,
+    "bag of words": hashed_words,
     "numbers of things": sizes,
     "all counts": lambda row: [float(count) for count in observer.counts(row["views"])],
-    "numbers and polarity": by_hand,
-    "words and numbers": lambda row: [*words(row), *sizes(row)],
+    "numbers and polarity": sizes_and_polarity,
+    "words and numbers": lambda row: [*hashed_words(row), *sizes(row)],
 }
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("task", CHANCE)
 def test_simple_predictors_learn_nothing(task: str, predictor: str) -> None:
-    """In a first try at such a world the number of things alone was right in 76 % of the pairs."""
+    """In a first version of the task, the number of things alone was right for 76 % of the pairs."""
     test = len(halves(task)[1])
     margin = 3.5 * (0.25 / test) ** 0.5
-    assert trained(PREDICTORS[predictor], task) == pytest.approx(CHANCE[task], abs=margin)
+    assert fitted_accuracy(PREDICTORS[predictor], task) == pytest.approx(CHANCE[task], abs=margin)
 
 
-def test_the_predictors_can_learn_where_there_is_something_to_learn() -> None:
-    """The number of things and the polarity, once a row's answer is made to depend on them."""
-
+def test_a_predictor_learns_an_answer_that_is_among_its_features() -> None:
     def leaky(row: Row) -> list[float]:
-        return [*words(row), float(row["label"])]
+        return [*hashed_words(row), float(row["label"])]
 
-    assert trained(leaky, "pairs") > 0.95
+    assert fitted_accuracy(leaky, "pairs") > 0.95
 
 
-def test_the_number_of_things_says_nothing_at_all() -> None:
+def test_the_numbers_of_things_are_the_same_throughout_a_group() -> None:
     for task in ("pairs", "entailment", "vqa"):
-        groups = defaultdict(list)
+        sizes_of_group = defaultdict(set)
         for row in whole_blocks(rows(task)):
-            groups[row["group"]].append((text_of(row), tuple(sizes(row))))
-        for said in groups.values():
-            assert len({size for _, size in said}) == 1
+            sizes_of_group[row["group"]].add(tuple(sizes(row)))
+        assert all(len(found) == 1 for found in sizes_of_group.values())
     assert {tuple(sizes(row)) for row in rows("pairs")} == {(2, 3), (3, 2), (3, 3), (3, 4), (4, 3), (4, 4)}
 
 
@@ -236,7 +233,7 @@ def test_train_and_test_share_no_scene(task: str, held: int) -> None:
 
 
 @pytest.mark.parametrize("task", ["vqa", "pairs", "foils", "entailment"])
-def test_only_novel_shows_what_is_held_out(task: str) -> None:
+def test_only_novel_rows_show_what_is_held_out(task: str) -> None:
     names = {" ".join(thing) for thing in held_out(4, 3)}
     novel_rows = 0
     for row in rows(task, 4):
@@ -246,7 +243,7 @@ def test_only_novel_shows_what_is_held_out(task: str) -> None:
     assert 0.05 < novel_rows / ROWS[task] < 0.75
 
 
-def test_things_held_out_leave_every_colour_and_shape_in_training() -> None:
+def test_every_colour_and_shape_is_left_for_training() -> None:
     for seed in range(50):
         things = held_out(MOST, seed)
         assert len(things) == MOST
@@ -259,12 +256,13 @@ def test_things_held_out_leave_every_colour_and_shape_in_training() -> None:
 def test_the_bytes_never_change(task: str) -> None:
     digest = hashlib.sha256()
     for record in records(task, 500, 5, frozenset()):
-        said = [record.key, record.source, *record.captions, *(f"{k}={v}" for k, v in sorted(record.columns.items()))]
-        digest.update("\n".join(said).encode() + record.image + record.image2)
+        columns = [f"{name}={value}" for name, value in sorted(record.columns.items())]
+        texts = [record.key, record.source, *record.captions, *columns]
+        digest.update("\n".join(texts).encode() + record.image + record.image2)
     assert digest.hexdigest() == GOLDEN[task]
 
 
 @pytest.mark.parametrize("task", ["vqa", "pairs", "entailment", "foils"])
-def test_every_record_has_a_key_of_its_own(task: str) -> None:
+def test_keys_are_unique(task: str) -> None:
     keys = {record.key for record in records(task, 3_000, 0, frozenset())}
     assert len(keys) == 3_000
