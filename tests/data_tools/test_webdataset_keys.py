@@ -1,4 +1,4 @@
-"""Which members of a tar are one record: held against webdataset's own reader, and where we differ on purpose."""
+"""Which members of a tar form a record: compared with webdataset's own reader, and where we differ on purpose."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def pairs(*stems: str) -> Members:
 
 
 def read(source: WebdatasetSource) -> list[tuple[str, Any]]:
-    """Key and captions, or the reason why there is no record."""
+    """Each key with its captions, or with the reason why it gives no record."""
     return [(item.key, item.captions if isinstance(item, Record) else item.reason) for item in source]
 
 
 def drawn(seed: int) -> Members:
-    """Members with and without folders, dots and extensions, neighbours often alike up to a dot; no name twice."""
+    """Random members with and without folders, dots and extensions, often the same up to a dot; names are unique."""
     rng = random.Random(seed)
     members: dict[str, bytes] = {}
     for number in range(40):
@@ -49,13 +49,14 @@ def drawn(seed: int) -> Members:
 
 
 def parts(sample: dict[str, Any], kinds: set[str]) -> list[bytes]:
-    """The files of these kinds, or those of them with but one extension where there are such."""
+    """The files of these kinds, but only those with a single extension if there are any."""
     names = [name for name in sample if not name.startswith("__") and name.rpartition(".")[2] in kinds]
-    return [sample[name] for name in [name for name in names if "." not in name] or names]
+    single = [name for name in names if "." not in name]
+    return [sample[name] for name in single or names]
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_up_to_the_first_dot_records_are_what_webdataset_makes_of_them(tmp_path: Path, seed: int) -> None:
+def test_keys_up_to_the_first_dot_give_the_records_of_webdataset(tmp_path: Path, seed: int) -> None:
     members = drawn(seed)
     for name, _ in members:
         key, extensions = base_plus_ext(name)
@@ -75,30 +76,30 @@ def test_keys_with_dots_lose_no_record(tmp_path: Path, capsys: pytest.CaptureFix
     write_tar(tmp_path / "a.tar", pairs("first", *stems[:3]))
     write_tar(tmp_path / "b.tar", pairs(*stems[3:]))
     run("shard", "webdataset", tmp_path / "a.tar", tmp_path / "b.tar", "--out", tmp_path / "out")
-    assert [(row["key"], row["captions"]) for row in read_rows(tmp_path / "out")] == [
-        (s, [s]) for s in ["first", *stems]
-    ]
-    assert "v1.3.b.png" in (told := capsys.readouterr().err)
-    assert told.count("--key-up-to") == told.count("\n") == 1
+    rows = [(row["key"], row["captions"]) for row in read_rows(tmp_path / "out")]
+    assert rows == [(stem, [stem]) for stem in ["first", *stems]]
+    warning = capsys.readouterr().err
+    assert "v1.3.b.png" in warning
+    assert warning.count("--key-up-to") == warning.count("\n") == 1
     tars = [tmp_path / "a.tar", tmp_path / "b.tar"]
     assert len(read(WebdatasetSource(tars, "last-dot"))) == 6
     by_first = dict(read(WebdatasetSource(tars, "first-dot")))
     assert by_first == {"first": [b"first"], "v1": "more than one image", "plain": [b"plain"], "v2": [b"v2.1.a"]}
 
 
-def test_an_image_far_from_the_one_whose_key_it_would_take_is_found(tmp_path: Path) -> None:
+def test_images_of_one_key_are_told_apart_however_far_apart_they_are(tmp_path: Path) -> None:
     stems = ["v1.a", "v2.a", "v1.b"]
     tars = [write_tar(tmp_path / f"{number}.tar", pairs(stem)) for number, stem in enumerate(stems)]
     assert [key for key, _ in read(WebdatasetSource(tars))] == stems
-    assert [key for key, _ in read(WebdatasetSource(tars[:2]))] == ["v1", "v2"], "as webdataset, where none is lost"
+    assert [key for key, _ in read(WebdatasetSource(tars[:2]))] == ["v1", "v2"], "as in webdataset, since none is lost"
 
 
-def test_several_extensions_are_still_one_record(tmp_path: Path) -> None:
+def test_files_with_several_extensions_form_one_record(tmp_path: Path) -> None:
     members = [("x.raw.jpg", photo(1)), ("x.alt.txt", b"longer"), ("x.txt", b"plain"), ("x.json", b'{"width": 3}')]
     assert read(WebdatasetSource([write_tar(tmp_path / "a.tar", members)])) == [("x", [b"plain"])]
 
 
-def test_every_file_that_is_not_used_is_counted(tmp_path: Path) -> None:
+def test_every_unused_file_is_counted(tmp_path: Path) -> None:
     members = [
         *pairs("a"),
         ("a.cls", b"3"),
@@ -129,7 +130,7 @@ def test_every_file_that_is_not_used_is_counted(tmp_path: Path) -> None:
     assert "left unused 7 files" in (tmp_path / "out/yield.txt").read_text()
 
 
-def test_images_of_other_formats_are_dropped_by_name(tmp_path: Path) -> None:
+def test_images_in_unsupported_formats_are_dropped_with_the_format_named(tmp_path: Path) -> None:
     members = [
         ("a.heic", b"\0\0\0\x18ftypheic" + bytes(9)),
         ("a.txt", b"words"),
@@ -149,7 +150,7 @@ def test_images_of_other_formats_are_dropped_by_name(tmp_path: Path) -> None:
     assert source.unused == {"HEIC is not read": 1}
 
 
-def test_names_beyond_number_do_not_swell_the_report(tmp_path: Path) -> None:
+def test_many_different_extensions_do_not_swell_the_report(tmp_path: Path) -> None:
     members = [(f"a.{number:x}q", b"") for number in range(300)] + [("a." + "y" * 90, b"")]
     source = WebdatasetSource([write_tar(tmp_path / "a.tar", members)])
     assert read(source) == []
@@ -158,11 +159,11 @@ def test_names_beyond_number_do_not_swell_the_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tar", "gz"])
-def test_tars_joined_by_cat_are_read_whole(tmp_path: Path, kind: str) -> None:
+def test_concatenated_tars_are_read_in_full(tmp_path: Path, kind: str) -> None:
     data = b""
     for stem in "abc":
         with tarfile.open(tmp_path / "one", "w:gz" if kind == "gz" else "w") as tar:
-            tar.add(write_tar(tmp_path / "x", pairs(stem)).with_name("x"), "inner.tar")
+            tar.add(write_tar(tmp_path / "x", pairs(stem)), "inner.tar")
             for name, content in pairs(stem):
                 add_file(tar, name, content)
         data += (tmp_path / "one").read_bytes()
