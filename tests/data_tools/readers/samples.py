@@ -1,4 +1,4 @@
-"""A few records of every source, laid out on disk as the source's authors or its downloader lay them out.
+"""A few records of every source, laid out on disk as its authors publish them or its downloader stores them.
 
 Nothing here uses the readers: file names, fields and their order are those of the published files.
 """
@@ -23,7 +23,7 @@ from tests.tars import add_file
 
 @dataclass
 class Sample:
-    """How to shard a source, what must come out, and one image file with the keys of the rows that need it."""
+    """How to shard a source, the rows expected, and one image file with the keys of the rows that need it."""
 
     argv: list[Any]
     rows: dict[str, dict[str, Any]]  # columns by key, in order
@@ -62,7 +62,7 @@ def coco(folder: Path) -> Sample:
         | {"height": 18, "width": 24, "date_captured": "2013-11-14 11:18:45", "flickr_url": "", "id": n}
         for n in ids
     ]
-    # Annotations stand in no order of images.
+    # Annotations do not follow the order of the images.
     order = [(ids[2], 0), (ids[0], 0), (ids[1], 0), (ids[0], 1), (ids[2], 1), (ids[1], 1)]
     annotations = [{"image_id": n, "id": i, "caption": captions[n][c]} for i, (n, c) in enumerate(order, 37)]
     content = {
@@ -119,7 +119,7 @@ URLS = [f"http://lh6.ggpht.com/-IvRtNLNcG8o/TpFyrudaT6I/{n}/image.jpg?imgmax=640
 
 
 def downloads(folder: Path, name_of: Callable[[int, str], str]) -> tuple[Path, dict[str, dict[str, Any]], Path]:
-    """Conceptual Captions' TSV, which has no head, and downloads of all its URLs but the third."""
+    """Conceptual Captions' TSV, which has no header, its rows, and the image of the third. All images are written."""
     captions = [f'a very typical bus station {n} , with « quotes » and " inches' for n in range(4)]
     tsv = folder / "Train_GCC-training.tsv"
     put(tsv, "".join(f"{c}\t{u}\n" for c, u in zip(captions, URLS, strict=True)).encode())
@@ -203,7 +203,7 @@ def vqa(folder: Path) -> Sample:
         folder / "v2_OpenEnded_mscoco_train2014_questions.json",
         info | {"task_type": "Open-Ended", "questions": questions},
     )
-    # Annotations may stand in another order than the questions.
+    # Annotations may be in another order than the questions.
     answered = put_json(folder / "v2_mscoco_train2014_annotations.json", info | {"annotations": annotations[::-1]})
     rows = {
         str(n): {"image": images[image], "source": "vqa", "question_id": n, "question": text}
@@ -233,7 +233,7 @@ def vqa_test(folder: Path) -> Sample:
 
 
 def vg_qa(folder: Path) -> Sample:
-    """Of three questions an image two have answers that are frequent in VQA: "2" and "clock", but not "pole"."""
+    """Each image has three questions. The answers "2" and "clock" are frequent in VQA, but not "pole"."""
     given = ["two"] * 9 + ["clock"] * 9 + ["pole"] * 8
     annotations = [
         {"question_type": "what is", "multiple_choice_answer": answer, "image_id": n, "answer_type": "other"}
@@ -445,7 +445,7 @@ def hf_parquet(folder: Path) -> Sample:
 
 
 def csv_table(folder: Path) -> Sample:
-    """Rows as spreadsheets write them: a mark of byte order, quotes, a caption of two lines, one image twice."""
+    """Rows as spreadsheets write them: with a byte-order mark, quotes, a caption of two lines, and an image twice."""
     names = [f"photos/{number} a.jpg" for number in range(3)]
     images = [put(folder / name, photo(number)) for number, name in enumerate(names)]
     lines = [
@@ -476,8 +476,8 @@ def tsv_table(folder: Path) -> Sample:
 
 
 def json_list(folder: Path) -> Sample:
-    """ALBEF's, BLIP's and LAVIS's annotations: a caption a row or several, with whole paths of the machine that made
-    them."""
+    """Annotations of ALBEF, BLIP and LAVIS: one caption per row or several, and absolute paths from the machine that
+    wrote them."""
     images = {name: put(folder / "images" / name, photo(number)) for number, name in enumerate(["a.jpg", "b/c.jpg"])}
     put_json(
         folder / "coco_train.json",
@@ -494,7 +494,7 @@ def json_list(folder: Path) -> Sample:
 
 
 def json_lines(folder: Path) -> Sample:
-    """The metadata.jsonl of Hugging Face's folders of images; not every row has every column."""
+    """The metadata.jsonl of a Hugging Face image folder; not every row has every column."""
     images = {name: put(folder / name, photo(number)) for number, name in enumerate(["0.jpg", "1.jpg", "2.jpg"])}
     lines = [
         {"file_name": name, "text": f"photo {name}"} | ({"tag": [name]} if name == "1.jpg" else {}) for name in images
@@ -507,7 +507,7 @@ def json_lines(folder: Path) -> Sample:
 
 
 def side_by_side(folder: Path) -> Sample:
-    """As kohya's trainers and others take them."""
+    """As the trainers of kohya and others expect it."""
     keys = ["cats/1", "cats/2", "dogs/1"]
     images = {key: put(folder / f"pets/{key}.jpg", photo(number)) for number, key in enumerate(keys)}
     for key in keys:
@@ -554,4 +554,4 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "hf-dict": hf_dict,
     "hf-parquet": hf_parquet,
 }
-"""By name; the sources "folder" and "webdataset" have tests of their own."""
+"""By name. The sources "folder" and "webdataset" have tests of their own."""
