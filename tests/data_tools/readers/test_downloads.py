@@ -1,9 +1,8 @@
-"""Download folders: a name is believed only where the user says what it means; what tables say of failures is kept."""
+"""Folders of downloads: file names mean only what the user says they mean, and failures keep their reasons."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def test_rows_counted_from_0_and_1_are_not_mixed_up(tmp_path: Path) -> None:
     assert [row["image"] for row in read_rows(tmp_path / "out")] == [row["image"] for row in rows.values()]
 
 
-def test_a_naming_must_be_given_and_be_sound(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_missing_or_ambiguous_naming_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
     tsv, _, _ = downloads(tmp_path, lambda n, url: f"{n}.jpg")
     (tmp_path / "bad.tsv").write_text("http://a/b\t../secret.jpg\n")
     shard = ("shard", "cc", tsv, "--images", tmp_path / "training", "--out", tmp_path / "out")
@@ -59,7 +58,7 @@ def test_a_naming_must_be_given_and_be_sound(tmp_path: Path, fails: Callable[...
         (("hf", "a.parquet"), "not a readable Arrow or parquet"),
     ],
 )
-def test_what_does_not_fit_the_source_is_one_sentence(
+def test_options_that_do_not_fit_the_source_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], argv: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,7 +68,7 @@ def test_what_does_not_fit_the_source_is_one_sentence(
     assert said in fails("shard", *argv, "--out", tmp_path / "out")
 
 
-def test_karpathy_subsets(tmp_path: Path) -> None:
+def test_only_the_chosen_karpathy_subsets_are_read(tmp_path: Path) -> None:
     sample = SAMPLES["karpathy-coco"](tmp_path / "in")
     run("shard", *sample.argv, "--subset", "train,restval", "--out", tmp_path / "out", "--workers", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["57870", "522418"]
@@ -101,7 +100,7 @@ def test_img2dataset_failures_keep_their_status(tmp_path: Path) -> None:
     assert "tar is cut short or damaged from here on" in [line["reason"] for line in lines]
     assert "000000010" in [row["key"] for row in read_rows(tmp_path / "out")]
 
-    # Downloaded anew: nothing is left to be listed, and nothing comes twice.
+    # After everything has been downloaded again, nothing is listed any more and nothing comes twice.
     rows = [row | status_row(row["key"]) for row in img2dataset_rows()]
     for shard, part in (("00000", rows[:4]), ("00001", rows[4:])):
         write_status(folder / f"{shard}.parquet", part)
@@ -116,7 +115,7 @@ def test_img2dataset_failures_keep_their_status(tmp_path: Path) -> None:
     run("verify", tmp_path / "out", "--workers", 1)
 
 
-def test_hf_rows_without_bytes_and_files_cut_short(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_hf_rows_without_bytes_are_read_from_the_folder(tmp_path: Path) -> None:
     put(tmp_path / "secret.jpg", photo(66))
     put(tmp_path / "set/beside.jpg", photo(9))
     table = hf_table([0, 1, 2, 3], pa.string())
@@ -130,20 +129,31 @@ def test_hf_rows_without_bytes_and_files_cut_short(tmp_path: Path, fails: Callab
         "image is missing",
         "image is missing",
     ]
+
+
+def test_an_hf_file_cut_short_gives_its_intact_rows(tmp_path: Path) -> None:
     write_saved(tmp_path / "saved", [hf_table([0, 1, 2, 3, 4, 5], pa.string())])
     arrow = tmp_path / "saved/data-00000-of-00001.arrow"
     arrow.write_bytes(arrow.read_bytes()[:-1500])
     run("shard", "hf", tmp_path / "saved", "--out", tmp_path / "cut", "--workers", 1, "--tolerate", 1)
     assert len(read_rows(tmp_path / "cut")) == 4
     assert quarantine(tmp_path / "cut") == {"": "file is cut short or damaged from here on"}
-    shutil.copytree(tmp_path / "set", tmp_path / "copy/set")
+
+
+def test_hf_folders_of_one_name_and_an_unknown_column_are_one_sentence(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
     two = (tmp_path / "set", tmp_path / "copy/set")
+    for folder in two:
+        folder.mkdir(parents=True)
+        pq.write_table(hf_table([0], pa.string()), folder / "train.parquet")
     assert "same name" in fails("shard", "hf", *two, "--out", tmp_path / "no")
     said = fails("shard", "hf", tmp_path / "set", "--out", tmp_path / "no", "--caption-column", "words")
-    assert "image, caption, sha" in said and "--caption-column" in said
+    assert "image, caption, sha" in said
+    assert "--caption-column" in said
 
 
-def test_hf_objects_are_kept_and_further_images_are_not(tmp_path: Path) -> None:
+def test_hf_objects_are_kept_and_images_of_other_columns_are_not(tmp_path: Path) -> None:
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     further = {"bytes": photo(1), "path": "1.jpg"}
     columns = {
@@ -156,6 +166,6 @@ def test_hf_objects_are_kept_and_further_images_are_not(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "set.parquet")
     options = ("--image-column", "image", "--workers", 1)
     run("shard", "hf", tmp_path / "set.parquet", "--out", tmp_path / "out", *options)
-    said = pq.read_table(tmp_path / "out/000000.meta.parquet")
-    assert said["licence"].to_pylist() == ['{"name": "MIT", "years": [2020, 2021]}']
-    assert not {"thumbnail", "views"} & set(said.column_names)
+    meta = pq.read_table(tmp_path / "out/000000.meta.parquet")
+    assert meta["licence"].to_pylist() == ['{"name": "MIT", "years": [2020, 2021]}']
+    assert not {"thumbnail", "views"} & set(meta.column_names)
