@@ -1,4 +1,4 @@
-"""Every source in its real format: converted, verified, read back; with downloads missing, and read again."""
+"""Every source in its real format is converted, verified and read back, and retried after an image was missing."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def shard(sample: Sample, out: Path, *more: object) -> None:
     run("shard", *sample.argv, "--out", out, "--workers", 1, *more)
 
 
-def shown(rows: Corpus, expected: Corpus) -> Corpus:
-    """The rows with only the columns of which something is expected."""
+def selected(rows: Corpus, expected: Corpus) -> Corpus:
+    """The rows, reduced to the columns that are compared."""
     return [{name: row[name] for name in wanted} for row, wanted in zip(rows, expected, strict=True)]
 
 
 def count(sample: Sample) -> dict[str, Any]:
-    """What `count` says of it."""
-    said = io.StringIO()
-    with redirect_stdout(said):
+    """The JSON that `count` prints for a sample."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
         run("count", *sample.argv, "--json")
-    return json.loads(said.getvalue())
+    return json.loads(printed.getvalue())
 
 
 def reasons(listed: Corpus) -> Counter[str]:
@@ -45,12 +45,12 @@ def reasons(listed: Corpus) -> Counter[str]:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_it_is_converted_verified_and_read_back(tmp_path: Path, name: str) -> None:
+def test_every_source_is_converted_verified_and_read_back(tmp_path: Path, name: str) -> None:
     sample = SAMPLES[name](tmp_path / "in")
     shard(sample, tmp_path / "out")
     rows = read_rows(tmp_path / "out")
     assert [row["key"] for row in rows] == list(sample.rows)
-    assert shown(rows, list(sample.rows.values())) == list(sample.rows.values())
+    assert selected(rows, list(sample.rows.values())) == list(sample.rows.values())
     assert json.loads((tmp_path / "out/manifest.json").read_text())["task"] == TASKS.get(name, "caption")
     assert count(sample)["rows"] == len(rows)
     run("verify", tmp_path / "out", "--workers", 1)
@@ -70,7 +70,7 @@ def test_a_missing_image_is_listed_and_retried(tmp_path: Path, name: str) -> Non
     assert missing[0]["where"] == sample.where
     assert missing[0]["source"] == sample.rows[sample.lost[0]].get("source", missing[0]["source"])
     left = [key for key in sample.rows if key not in sample.lost]
-    if "img2dataset" not in name:  # whose tables say what was downloaded, and not what was lost afterwards
+    if "img2dataset" not in name:  # its tables say what was downloaded, not what was lost later
         assert count(sample) | {"pairs": 0} == {"rows": len(left), "pairs": 0, "dropped": dict(reasons(listed))}
     assert [row["key"] for row in read_rows(tmp_path / "out")] == left
     first = {file: data for file, data in tree(tmp_path / "out").items() if file.endswith(".arrow")}
@@ -82,7 +82,7 @@ def test_a_missing_image_is_listed_and_retried(tmp_path: Path, name: str) -> Non
     run("retry", tmp_path / "out", "--workers", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == left + sample.lost
     expected = [sample.rows[key] for key in left + sample.lost]
-    assert shown(read_rows(tmp_path / "out"), expected) == expected
+    assert selected(read_rows(tmp_path / "out"), expected) == expected
     assert first.items() <= tree(tmp_path / "out").items()
     assert set(quarantine(tmp_path / "out")) == {entry["key"] for entry in listed} - set(sample.lost)
     run("verify", tmp_path / "out", "--workers", 1)
@@ -97,8 +97,8 @@ def test_a_link_out_of_the_image_folder_is_not_followed(tmp_path: Path, name: st
     assert sample.image is not None
     sample.image.symlink_to(sample.image.rename(tmp_path / "secret"))
     shard(sample, tmp_path / "out", "--tolerate", 1)
-    reasons = quarantine(tmp_path / "out")
-    assert {reasons[key] for key in sample.lost} == {"image path leaves the folder"}
+    listed = quarantine(tmp_path / "out")
+    assert {listed[key] for key in sample.lost} == {"image path leaves the folder"}
 
 
 @pytest.mark.parametrize("name", ["coco", "karpathy-coco", "sbu", "vg", "vqa"])
@@ -110,7 +110,7 @@ def test_json_cut_short_is_one_sentence(tmp_path: Path, name: str, fails: Callab
     assert not (tmp_path / "out").exists()
 
 
-def test_a_manifest_names_a_task_that_is_known(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_manifest_with_an_unknown_task_is_refused(tmp_path: Path, fails: Callable[..., str]) -> None:
     sample = SAMPLES["vqa"](tmp_path / "in")
     shard(sample, tmp_path / "out")
     path = tmp_path / "out/manifest.json"
@@ -118,7 +118,7 @@ def test_a_manifest_names_a_task_that_is_known(tmp_path: Path, fails: Callable[.
     assert content["captions"] == 0
     path.write_text(json.dumps(content | {"task": "chess"}))
     assert "unknown task 'chess'" in fails("verify", tmp_path / "out")
-    # Without a task, the rows are held to be captions.
+    # Without a task, the rows are taken for captions.
     del content["task"]
     path.write_text(json.dumps(content))
     assert read_manifest(tmp_path / "out").task == "caption"
