@@ -1,4 +1,4 @@
-"""Forms in which the same annotations come: with a byte-order mark, captions as objects, ids as texts."""
+"""The same annotations in other forms: with a byte-order mark, with captions as objects, with ids as strings."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_a_byte_order_mark_in_a_folder_a_tsv_and_a_list_of_names_loses_no_record
         ([[["a"]]], [["a"]]),
     ],
 )
-def test_captions_come_as_texts_as_objects_and_as_lists_of_either(value: Any, captions: list[Any]) -> None:
+def test_captions_may_be_strings_objects_or_lists_of_either(value: Any, captions: list[Any]) -> None:
     assert captions_of(value) == captions
 
 
-def test_captions_as_objects_are_read_by_every_source_that_may_have_them(tmp_path: Path) -> None:
+def test_captions_as_objects_are_read_from_folders_and_tables(tmp_path: Path) -> None:
     sentences = [{"raw": "one", "tokens": ["one"]}, {"raw": "two", "tokens": ["two"]}]
     put(tmp_path / "in/0.jpg", photo(0))
     put(tmp_path / "in/captions.jsonl", json.dumps({"id": 0, "image": "0.jpg", "captions": sentences}).encode())
@@ -75,7 +75,7 @@ def test_captions_as_objects_are_read_by_every_source_that_may_have_them(tmp_pat
         assert read_rows(tmp_path / out)[0]["captions"] == ["one", "two"]
 
 
-def test_ids_of_coco_may_be_texts(tmp_path: Path) -> None:
+def test_ids_of_coco_may_be_strings(tmp_path: Path) -> None:
     sample = SAMPLES["coco"](tmp_path / "in")
     content = json.loads(sample.argv[1].read_text())
     for image in content["images"]:
@@ -96,12 +96,12 @@ def test_ids_of_coco_may_be_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["\u200b", "\ufeff", " \u200b\u200d\u2060 ", "\u3164", "\u2800\u00a0", "\U000e0041\ufe0f"]
 )
-def test_a_caption_of_nothing_that_is_seen_is_none(text: str) -> None:
+def test_a_caption_of_invisible_characters_is_empty(text: str) -> None:
     assert clean_captions([text]) == ((), {"caption is empty": 1})
     assert clean_captions([f"{text}x"])[0]
 
 
-def test_joiners_within_a_caption_stay() -> None:
+def test_joiners_within_a_caption_are_kept() -> None:
     for caption in ("👩‍🚀 on the moon", "می‌خواهم", "❤️"):
         assert clean_captions([caption]) == ((caption,), {})
 
@@ -117,7 +117,7 @@ def json_file(tmp_path: Path) -> Callable[[bytes], list[Any]]:
 
 
 @pytest.mark.parametrize("before", range(65530, 65542))
-def test_brackets_within_strings_do_not_count_wherever_a_chunk_ends(
+def test_brackets_within_strings_are_not_counted_wherever_a_chunk_ends(
     json_file: Callable[[bytes], list[Any]], before: int
 ) -> None:
     texts = ["[" * 500, '\\"[' * 200, "{\\\\", "\\", "<", "[" * 70_000]
@@ -125,7 +125,7 @@ def test_brackets_within_strings_do_not_count_wherever_a_chunk_ends(
     assert json_file(content)[1:-1] == texts
 
 
-def test_brackets_within_brackets_have_an_end(
+def test_values_nested_too_deep_and_strings_too_long_are_refused(
     json_file: Callable[[bytes], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert json_file(b'["' + b"x" * 200_000 + b'",' + b"[" * 99 + b"]" * 99 + b"]")[1]
