@@ -1,4 +1,4 @@
-"""Annotations nobody should write: each is dropped by name, and nothing outside the image folders is opened."""
+"""Malformed and malicious annotations: each is listed with a reason, and no file outside the image folders is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAVES, MALFORMED, MISSING = "image path leaves the folder", "annotation is malf
 
 
 def outcomes(out: Path) -> dict[str, str]:
-    """Reasons by `where`."""
+    """Reasons by the number of the record in its file."""
     lines = (out / "quarantine.jsonl").read_text().splitlines()
     return {entry["where"].rpartition(":")[2]: entry["reason"] for entry in map(json.loads, lines)}
 
@@ -35,7 +35,7 @@ def shard(argv: list[Any], out: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "ABSOLUTE", "x\0.jpg", ""])
-def test_paths_that_climb_are_refused(tmp_path: Path, name: str) -> None:
+def test_paths_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     secret = tmp_path / "in/secret.jpg"
     put(secret, photo(66))
     sample = SAMPLES["coco"](tmp_path / "in")
@@ -45,7 +45,7 @@ def test_paths_that_climb_are_refused(tmp_path: Path, name: str) -> None:
     assert photo(66) not in [row["image"] for row in read_rows(tmp_path / "out")]
 
 
-def test_coco_annotations_of_other_shapes(tmp_path: Path) -> None:
+def test_malformed_coco_annotations_are_listed(tmp_path: Path) -> None:
     sample = SAMPLES["coco"](tmp_path / "in")
 
     def change(content: Any) -> None:
@@ -66,7 +66,7 @@ def test_coco_annotations_of_other_shapes(tmp_path: Path) -> None:
     assert [row["key"] for row in read_rows(tmp_path / "out")] == list(sample.rows)
 
 
-def test_karpathy_and_visual_genome_of_other_shapes(tmp_path: Path) -> None:
+def test_malformed_karpathy_and_visual_genome_annotations_are_listed(tmp_path: Path) -> None:
     sample = SAMPLES["karpathy-coco"](tmp_path / "k")
     edit(sample.argv[1], lambda content: content["images"][0].pop("sentences"))
     edit(sample.argv[1], lambda content: content["images"][1].update(filepath="../k/train2014"))
@@ -79,7 +79,7 @@ def test_karpathy_and_visual_genome_of_other_shapes(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "v-out")[0]["captions"] == ["shade is along the street"]
 
 
-def test_conceptual_captions_rows_of_other_shapes(tmp_path: Path) -> None:
+def test_malformed_conceptual_captions_rows_are_listed(tmp_path: Path) -> None:
     for number in range(6):
         put(tmp_path / f"images/{number}.jpg", photo(number))
     rows = [
@@ -113,7 +113,7 @@ def test_sbu_urls_cannot_name_other_files(tmp_path: Path) -> None:
     assert [row["image"] for row in read_rows(tmp_path / "out")] == [photo(1)]
 
 
-def test_tasks_of_other_shapes(tmp_path: Path) -> None:
+def test_malformed_annotations_of_other_tasks_are_listed(tmp_path: Path) -> None:
     sample = SAMPLES["vqa"](tmp_path / "vqa")
     questions, annotations = sample.argv[1], sample.argv[3]
     edit(questions, lambda content: content["questions"].append({"question_id": 5, "image_id": 1, "question": "?"}))
@@ -152,7 +152,7 @@ def test_tasks_of_other_shapes(tmp_path: Path) -> None:
     }
 
 
-def test_equal_ids_are_kept_once(tmp_path: Path) -> None:
+def test_duplicate_ids_are_kept_once(tmp_path: Path) -> None:
     sample = SAMPLES["vg"](tmp_path / "in")
     edit(sample.argv[1], lambda content: content.append(content[0]))
     run("shard", *sample.argv, "--out", tmp_path / "out", "--workers", 1)
