@@ -1,4 +1,4 @@
-"""Links to servers that encrypt: whoever has no certificate that is trusted gives no image."""
+"""Links to HTTPS servers: one without a trusted certificate gives no image."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ Signed = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
 def certificate(name: str, signer: Signed | None = None) -> Signed:
-    """For a host, signed by an authority; without one, an authority's own."""
+    """A host's certificate signed by an authority, or without a signer the self-signed one of an authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now, authority = datetime.now(UTC), x509.AuthorityKeyIdentifier  # which Python 3.13 asks for
+    now = datetime.now(UTC)
+    authority = x509.AuthorityKeyIdentifier  # Python 3.13 requires it
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -49,32 +50,32 @@ def usage(signs: bool) -> x509.KeyUsage:
     return x509.KeyUsage(digital_signature=not signs, key_cert_sign=signs, **never)
 
 
-def context(folder: Path, signed: Signed) -> ssl.SSLContext:
+def server_context(folder: Path, signed: Signed) -> ssl.SSLContext:
     private = signed[1].private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = folder / f"{signed[0].serial_number}.pem"
     path.write_bytes(signed[0].public_bytes(serialization.Encoding.PEM) + private)
-    serves = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serves.load_cert_chain(path)
-    return serves
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
 
 
-def test_only_who_has_a_certificate_for_its_name_by_a_trusted_authority_is_read(tmp_path: Path) -> None:
+def test_only_servers_with_a_trusted_certificate_for_their_name_are_read(tmp_path: Path) -> None:
     ours, others = certificate("our authority"), certificate("another authority")
     trusted = tmp_path / "trusted.pem"
     trusted.write_bytes(ours[0].public_bytes(serialization.Encoding.PEM))
-    good, bad = (context(tmp_path, certificate("localhost", signer)) for signer in (ours, others))
+    good, bad = (server_context(tmp_path, certificate("localhost", signer)) for signer in (ours, others))
 
     def image(number: int) -> bytes:
         return photo(number, size=(60, 45))
 
-    with serving(image, good) as (_, port), serving(image, bad) as (_, distrusted):
+    with serving(image, good) as (_, port), serving(image, bad) as (_, untrusted):
         links = {
             "https": f"https://localhost:{port}/ok/1.jpg",
             "moved": f"https://localhost:{port}/moved/2.jpg",
             "another name": f"https://127.0.0.2:{port}/ok/3.jpg",
-            "another authority": f"https://localhost:{distrusted}/ok/4.jpg",
+            "another authority": f"https://localhost:{untrusted}/ok/4.jpg",
         }
         pq.write_table(
             pa.table({"URL": list(links.values()), "TEXT": list(links), "key": list(links)}), tmp_path / "links.parquet"
