@@ -1,4 +1,4 @@
-"""Icons of a small package in iconify's format: what is taken, what it is called, how it is drawn, what is refused."""
+"""Icons of a small package in iconify's format: which are taken, their captions and drawings, and what is refused."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.conftest import ROOT
 
 pytest.importorskip("resvg_py")
 
-TOLD: dict[str, Any] = {"capture_output": True, "text": True}
-CORNER = '<path d="M0 0h8v4H0z"/>'  # of 16 x 16: at the top left, wider than high
+CAPTURED: dict[str, Any] = {"capture_output": True, "text": True}
+CORNER = '<path d="M0 0h8v4H0z"/>'  # in the top left of 16 x 16, wider than high
 
 
 def bar(number: int) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def icon_set(prefix: str, author: str, icons: dict[str, Any], **more: Any) -> di
 
 
 def package(folder: Path) -> Path:
-    """Two sets that may be used, which share a drawing, and four that may not."""
+    """Two sets that may be used and share a drawing, and four that may not be used."""
     first = {
         "arrow-left": bar(1),
         "arrow-right": bar(2),
@@ -73,7 +73,7 @@ def package(folder: Path) -> Path:
     return folder
 
 
-def test_free_sets_are_drawn_and_described(tmp_path: Path) -> None:
+def test_free_sets_are_drawn_and_captioned(tmp_path: Path) -> None:
     run("shard", "iconify", package(tmp_path / "package"), "--out", tmp_path / "out", "--workers", 1)
     rows = {row["key"]: row for row in read_rows(tmp_path / "out")}
     assert {key: row["captions"] for key, row in rows.items()} == {
@@ -85,22 +85,22 @@ def test_free_sets_are_drawn_and_described(tmp_path: Path) -> None:
     }
     assert quarantine(tmp_path / "out") == {"first:moves": "drawing is animated"}
     meta = pq.read_table(tmp_path / "out/000000.meta.parquet").to_pylist()[0]
-    said = {"set": "first", "title": "First", "author": "Ann", "licence": "MIT", "also": "second:previous"}
-    assert said | {"licence_url": "https://example.org/licence", "concept": "arrow"} == {
-        name: meta[name] for name in (*said, "licence_url", "concept")
-    }
-    assert bar(1)["body"] in meta["svg"] and 'color="#000"' not in meta["svg"]  # black by itself, and else the text's
+    expected_meta = {"set": "first", "title": "First", "author": "Ann", "licence": "MIT", "also": "second:previous"}
+    expected_meta |= {"licence_url": "https://example.org/licence", "concept": "arrow"}
+    assert {name: meta[name] for name in expected_meta} == expected_meta
+    assert bar(1)["body"] in meta["svg"]
+    assert 'color="#000"' not in meta["svg"]  # so that the drawing takes the colour of the text around it
     renderer = Renderer()
     assert renderer.png(meta["svg"]) == rows["first:arrow-left"]["image"]
     renderer.close()
     with Image.open(io.BytesIO(rows["first:arrow-left"]["image"])) as image:
         dark = np.asarray(image.convert("L")) < 128
     expected = np.zeros((64, 64), bool)
-    expected[4:8, 4:12] = True  # M1 1h2v1H1z, four pixels a unit
+    expected[4:8, 4:12] = True  # M1 1h2v1H1z at four pixels per unit
     assert (dark == expected).all()
 
 
-def test_an_archive_gives_the_bytes_of_its_folder_also_in_parts(tmp_path: Path) -> None:
+def test_an_archive_gives_the_bytes_of_its_folder_in_several_shards_too(tmp_path: Path) -> None:
     folder = package(tmp_path / "package")
     with tarfile.open(tmp_path / "package.tgz", "w:gz") as tar:
         for file in sorted(folder.rglob("*.json")):
@@ -108,13 +108,13 @@ def test_an_archive_gives_the_bytes_of_its_folder_also_in_parts(tmp_path: Path) 
     argv = ["--shard-mb", 0.0025, "--workers", 1]
     run("shard", "iconify", folder, "--out", tmp_path / "a", *argv)
     run("shard", "iconify", tmp_path / "package.tgz", "--out", tmp_path / "b", *argv)
-    one, other = tree(tmp_path / "a"), tree(tmp_path / "b")
-    assert len([name for name in one if name.endswith(".arrow")]) > 2
-    del one["source.json"], other["source.json"]
-    assert one == other
+    of_folder, of_archive = tree(tmp_path / "a"), tree(tmp_path / "b")
+    assert len([name for name in of_folder if name.endswith(".arrow")]) > 2
+    del of_folder["source.json"], of_archive["source.json"]
+    assert of_folder == of_archive
 
 
-def test_foils_are_held_out_pairs_of_a_set_that_differ_by_a_word(
+def test_foils_are_held_out_captions_of_one_set_that_differ_by_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = package(tmp_path / "package")
@@ -125,15 +125,15 @@ def test_foils_are_held_out_pairs_of_a_set_that_differ_by_a_word(
     assert rows == [("arrow left", "arrow right", "left/right"), ("arrow right", "arrow left", "left/right")]
 
 
-def test_the_ceiling_is_what_other_designers_agree_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ceiling_is_how_far_other_designers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "MOST_HELD_OUT", 1.0)
     monkeypatch.setattr(catalogue, "HELD_OUT_CONCEPTS", 1.0)
-    for name, there in (("agree", (1, 10)), ("differ", (10, 1))):
+    for name, bars_of_b in (("agree", (1, 10)), ("differ", (10, 1))):
         folder = tmp_path / name / "package/json"
         folder.mkdir(parents=True)
-        for author, (left, right) in (("a", (1, 10)), ("b", there)):
+        for author, (left, right) in (("a", (1, 10)), ("b", bars_of_b)):
             icons = {"go-left": bar(left), "go-right": bar(right), "lone-up": bar(4), "lone-down": bar(5)}
-            if author == "b":  # draws the first two, each with a dot of its own
+            if author == "b":  # draws only the first two, and adds a dot
                 dot = '<path d="M15 15h1v1z"/>'
                 icons = {key: {"body": icons[key]["body"] + dot} for key in ("go-left", "go-right")}
             (folder / f"{author}.json").write_text(json.dumps(icon_set(author, author, icons)))
@@ -146,7 +146,7 @@ def test_the_ceiling_is_what_other_designers_agree_on(tmp_path: Path, monkeypatc
             assert ceiling.judged(drawn, foils, side) == [("go", "left/right", right)] * 4
 
 
-def test_a_ceiling_weighs_each_group_of_concepts_alike() -> None:
+def test_a_ceiling_weighs_each_group_of_concepts_equally() -> None:
     found = [("go", "left/right", 1.0), ("go", "left/right", 1.0), ("go", "up/down", 0.0), ("door", "open/closed", 0.5)]
     assert ceiling.shares(found) == {
         "all": (0.625, 4),
@@ -159,11 +159,11 @@ def test_a_ceiling_weighs_each_group_of_concepts_alike() -> None:
     assert told == pytest.approx({"share": mean, "low": max(0, mean - reach), "high": 1.0, "groups": 3}, rel=1e-4)
 
 
-DESIGNERS, CONCEPTS, OF_EACH = 60, 100, 5  # so that none has more of all icons than may be held out
+DESIGNERS, CONCEPTS, OF_EACH = 60, 100, 5  # so that no designer has more icons than may be held out
 
 
 def drawn_by(designer: int) -> dict[str, Any]:
-    """Five concepts, each to the left and to the right, outlined and filled."""
+    """Five concepts, each pointing left and right, outlined and filled."""
     icons = {}
     for number in range(OF_EACH):
         concept = (7 * designer + 13 * number) % CONCEPTS
@@ -177,19 +177,19 @@ def drawn_by(designer: int) -> dict[str, Any]:
 
 @pytest.mark.campaign
 def test_one_command_makes_shards_sheet_statistics_and_attribution_and_resumes(tmp_path: Path) -> None:
-    """In a copy of the example, since it writes below the folder that it lies in."""
+    """Run on a copy of the example, since its script writes relative to its own folder."""
     (tmp_path / "package/json").mkdir(parents=True)
     for number in range(DESIGNERS):
         content = icon_set(f"s{number}", f"Author {number}", drawn_by(number))
         (tmp_path / f"package/json/s{number}.json").write_text(json.dumps(content))
     shutil.copytree(ROOT / "examples/icons", tmp_path / "examples/icons")
     (tmp_path / "elsewhere").mkdir()
-    words = ["bash", str(tmp_path / "examples/icons/make.sh"), "../package"]
+    command = ["bash", str(tmp_path / "examples/icons/make.sh"), "../package"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = []
     for _ in range(2):
         variables = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
-        done.append(subprocess.run(words, env=variables, cwd=tmp_path / "elsewhere", **TOLD))
+        done.append(subprocess.run(command, env=variables, cwd=tmp_path / "elsewhere", **CAPTURED))
         assert done[-1].returncode == 0, done[-1].stderr
         made = tree(tmp_path / "shards/icons")
         if len(done) == 1:
@@ -217,7 +217,7 @@ def test_splits_hold_out_concepts_and_designers(monkeypatch: pytest.MonkeyPatch,
     for content in sets:
         (tmp_path / f"json/{content['prefix']}.json").write_text(json.dumps(content))
     found = Catalogue(icon_sets(tmp_path))
-    assert found.designer("s0") == found.designer("s1") != found.designer("s2")  # five drawings are shared
+    assert found.designer("s0") == found.designer("s1") != found.designer("s2")  # their sets share five drawings
     assert found.group("thing 0") == found.group("0") != found.group("thing 1")
     by_split: dict[str, set[tuple[str, str]]] = {name: set() for name in catalogue.SPLITS}
     for prefix in (content["prefix"] for content in sets):
@@ -249,7 +249,7 @@ def test_names_become_captions(prefix: str, suffixes: dict[str, str], name: str,
     assert (read.caption, read.concept) == (caption, concept)
 
 
-def test_prefixes_of_style_go_to_the_end() -> None:
+def test_prefixes_that_name_a_style_move_to_the_end() -> None:
     read = SetNames("ic", {}, {"twotone": "Two-Tone", "baseline": "Baseline"}).read
     assert [read(f"{style}-home").caption for style in ("twotone", "baseline")] == ["home duotone", "home"]
 
@@ -259,19 +259,19 @@ def test_prefixes_of_style_go_to_the_end() -> None:
     [
         ({"hFlip": True}, Image.Transpose.FLIP_LEFT_RIGHT),
         ({"vFlip": True}, Image.Transpose.FLIP_TOP_BOTTOM),
-        ({"rotate": 1}, Image.Transpose.ROTATE_270),  # Pillow turns to the left
+        ({"rotate": 1}, Image.Transpose.ROTATE_270),  # Pillow rotates counterclockwise
         ({"rotate": 2}, Image.Transpose.ROTATE_180),
         ({"rotate": 3}, Image.Transpose.ROTATE_90),
     ],
 )
-def test_aliases_are_turned_as_pictures_are(alias: dict[str, Any], turned: Image.Transpose) -> None:
+def test_aliases_are_flipped_and_rotated_as_by_pillow(alias: dict[str, Any], turned: Image.Transpose) -> None:
     icons, aliases = {"a": {"body": CORNER}}, {"b": {"parent": "a"} | alias}
     renderer = Renderer()
-    one, other = (
+    icon, alias_icon = (
         Image.open(io.BytesIO(renderer.png(svg_of(resolved(name, icons, aliases), {})))).convert("RGB") for name in "ab"
     )
     renderer.close()
-    assert np.array_equal(np.asarray(one.transpose(turned)), np.asarray(other))
+    assert np.array_equal(np.asarray(icon.transpose(turned)), np.asarray(alias_icon))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_a_hostile_drawing_is_refused_before_it_is_drawn(body: str, reason: str)
     check('<svg><use href="#a"/><path fill="url(#b)"/></svg>')
 
 
-def test_a_drawing_that_takes_too_long_ends_its_process_and_the_next_is_drawn() -> None:
+def test_a_drawing_that_cannot_be_rendered_is_refused_and_the_next_is_drawn() -> None:
     layers = '<g id="a0"><path d="M0 0h9v9z"/></g>'
     for n in range(1, 12):
         layers += f'<g id="a{n}">' + f'<use href="#a{n - 1}"/>' * 10 + "</g>"
@@ -308,7 +308,7 @@ def test_a_drawing_that_takes_too_long_ends_its_process_and_the_next_is_drawn() 
     renderer.close()
 
 
-def test_a_field_may_name_the_splits() -> None:
+def test_splits_may_be_named_by_a_field() -> None:
     split = parse_split("train,eval", "side")
     sides = {side: Record(str(side), b"", fields={"side": side}) for side in ("eval", "train", "other", None)}
     assert [split.allot(sides[side]) for side in ("eval", "train")] == ["eval", "train"]
