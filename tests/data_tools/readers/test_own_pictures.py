@@ -1,4 +1,4 @@
-"""Tables, and pictures with a text file beside each, as people have them."""
+"""Tables, and images with a text file beside each, as people really have them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from made import photo, quarantine, read_rows, run
 from samples import csv_table, put, side_by_side
 
 
-def test_a_picture_needs_one_text_and_a_text_one_picture(tmp_path: Path) -> None:
+def test_an_image_needs_a_text_file_and_a_name_of_its_own(tmp_path: Path) -> None:
     argv = side_by_side(tmp_path).argv
     put(tmp_path / "pets/alone.jpg", photo(5))
     put(tmp_path / "pets/twice.jpg", photo(6))
@@ -28,7 +28,7 @@ def test_a_picture_needs_one_text_and_a_text_one_picture(tmp_path: Path) -> None
     }
 
 
-def test_texts_in_capitals_are_read_and_formats_that_are_not_are_named(tmp_path: Path) -> None:
+def test_extensions_in_capitals_are_read_and_unsupported_formats_are_named(tmp_path: Path) -> None:
     put(tmp_path / "pets/a.JPG", photo(1))
     put(tmp_path / "pets/a.TXT", b"a bee")
     put(tmp_path / "pets/a.heic", b"\0\0\0\x18ftypheic")
@@ -40,14 +40,16 @@ def test_texts_in_capitals_are_read_and_formats_that_are_not_are_named(tmp_path:
     assert quarantine(tmp_path / "out") == {"b": "unsupported image format (HEIC)"}
 
 
-def test_a_line_of_a_text_is_one_caption_whatever_stands_in_it(tmp_path: Path) -> None:
+def test_a_line_of_a_text_file_is_one_caption_whatever_characters_it_has(tmp_path: Path) -> None:
     put(tmp_path / "pets/a.jpg", photo(1))
     put(tmp_path / "pets/a.txt", "a\u2028bee\x0con\x85a\x1crose\r\nan ant\ra wasp\n".encode())
     run("shard", "side_by_side", tmp_path / "pets", "--out", tmp_path / "out", "--workers", 1)
     assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["a bee on a rose", "an ant", "a wasp"]]
 
 
-def test_a_table_that_names_no_columns_is_told_what_it_lacks(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_table_without_the_usual_columns_must_be_told_which_to_read(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
     put(tmp_path / "bare.csv", b"1.jpg;a bus\n2.jpg;a train\n")
     said = fails("shard", "table", tmp_path / "bare.csv", "--out", tmp_path / "out")
     assert "has the columns 1.jpg, a bus: say which with --image-column" in said
@@ -56,33 +58,35 @@ def test_a_table_that_names_no_columns_is_told_what_it_lacks(tmp_path: Path, fai
     assert "say which with --caption-column" in said
 
 
-def test_if_nothing_is_kept_the_commonest_reason_is_named(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_if_nothing_is_kept_the_commonest_reason_is_given(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "pairs.csv", b"image,text\na.jpg,a bee\nb.jpg,an ant\n../c.jpg,a wasp\n")
     said = fails("shard", "table", tmp_path / "pairs.csv", "--out", tmp_path / "out", "--workers", 1)
     assert "because 3 of 3 records were dropped, 2 of them for 'image is missing'" in said
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json"])
-def test_a_table_in_utf_16_is_told_how_to_be_converted(tmp_path: Path, name: str, fails: Callable[..., str]) -> None:
+def test_for_a_table_in_utf_16_the_command_that_converts_it_is_given(
+    tmp_path: Path, name: str, fails: Callable[..., str]
+) -> None:
     put(tmp_path / name, "image,text\r\na.jpg,a bee\r\n".encode("utf-16"))
     said = fails("shard", "table", tmp_path / name, "--out", tmp_path / "out")
     assert f"{name} is in UTF-16: convert it to UTF-8, as `iconv -f UTF-16 -t UTF-8` does." in said
 
 
-def test_a_table_with_line_ends_of_old_macs_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_table_with_old_mac_line_endings_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "pairs.csv", b"image,text\ra.jpg,a bee\r")
     said = fails("shard", "table", tmp_path / "pairs.csv", "--out", tmp_path / "out")
     assert "pairs.csv is not a table from line" in said
 
 
-def test_texts_are_read_as_windows_writes_them_or_told_why_not(tmp_path: Path) -> None:
+def test_texts_are_read_as_windows_writes_them_or_listed_with_a_reason(tmp_path: Path) -> None:
     encodings = {"a": "utf-8-sig", "b": "utf-16", "c": "utf-16-be", "d": "cp1252"}
     for number, (name, encoding) in enumerate(encodings.items()):
         put(tmp_path / f"pets/{name}.jpg", photo(number))
         mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
         put(tmp_path / f"pets/{name}.txt", mark + "ein Kätzchen\r\n猫\r\n".encode(encoding, "replace"))
     put(tmp_path / "pets/e.jpg", photo(5))
-    put(tmp_path / "pets/e.txt", codecs.BOM_UTF16_LE + b"\x00\xd8!")  # half of a pair
+    put(tmp_path / "pets/e.txt", codecs.BOM_UTF16_LE + b"\x00\xd8!")  # half a surrogate pair
     run("shard", "side_by_side", tmp_path / "pets", "--out", tmp_path / "out", "--workers", 1, "--tolerate", 1)
     assert {row["key"]: row["captions"] for row in read_rows(tmp_path / "out")} == {
         name: ["ein Kätzchen", "猫"] for name in "abc"
@@ -90,7 +94,7 @@ def test_texts_are_read_as_windows_writes_them_or_told_why_not(tmp_path: Path) -
     assert quarantine(tmp_path / "out") == {"e": "caption is not UTF-8"}
 
 
-def test_whole_paths_through_a_link_lead_to_the_images_and_make_no_keys(tmp_path: Path) -> None:
+def test_absolute_paths_through_a_link_are_followed_and_keys_are_relative(tmp_path: Path) -> None:
     put(tmp_path / "disk/pets/a.jpg", photo(1))
     put(tmp_path / "elsewhere.jpg", photo(2))
     (tmp_path / "home").symlink_to(tmp_path / "disk")
@@ -102,7 +106,7 @@ def test_whole_paths_through_a_link_lead_to_the_images_and_make_no_keys(tmp_path
     assert quarantine(out) == {str(paths[1]): "image path leaves the folder", str(paths[2]): "image is missing"}
 
 
-def test_whole_paths_elsewhere_are_told_how_to_be_read(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_for_absolute_paths_elsewhere_the_folder_to_give_is_named(tmp_path: Path, fails: Callable[..., str]) -> None:
     images = [tmp_path / f"disk/{name}.jpg" for name in ("a/1", "b/2")]
     for number, image in enumerate(images):
         put(image, photo(number))
@@ -114,7 +118,7 @@ def test_whole_paths_elsewhere_are_told_how_to_be_read(tmp_path: Path, fails: Ca
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["a/1.jpg", "b/2.jpg"]
 
 
-def test_the_folder_of_the_images_is_found_though_some_are_missing(tmp_path: Path) -> None:
+def test_the_image_folder_is_found_even_if_some_images_are_missing(tmp_path: Path) -> None:
     put(tmp_path / "Images/2.jpg", photo(2))
     (tmp_path / "a folder").mkdir()
     put(tmp_path / "captions.txt", b"image,caption\n1.jpg,a bee\n2.jpg,an ant\n")
@@ -123,7 +127,7 @@ def test_the_folder_of_the_images_is_found_though_some_are_missing(tmp_path: Pat
     assert quarantine(tmp_path / "out") == {"1.jpg": "image is missing"}
 
 
-def test_a_link_is_not_taken_for_the_folder_of_the_images(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_link_is_not_taken_for_the_image_folder(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "secret/1.jpg", photo(1))
     put(tmp_path / "in/captions.csv", b"image,caption\n1.jpg,a bee\n")
     (tmp_path / "in/Images").symlink_to(tmp_path / "secret")
@@ -131,7 +135,7 @@ def test_a_link_is_not_taken_for_the_folder_of_the_images(tmp_path: Path, fails:
     assert "1 of them for 'image is missing'" in said
 
 
-def test_a_quote_that_never_ends_swallows_no_rows(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_an_unclosed_quote_swallows_no_rows(tmp_path: Path, fails: Callable[..., str]) -> None:
     for number in range(5):
         put(tmp_path / f"{number}.jpg", photo(number))
     argv = ("shard", "table", tmp_path / "t.tsv", "--out", tmp_path / "out")
@@ -145,7 +149,7 @@ def test_a_quote_that_never_ends_swallows_no_rows(tmp_path: Path, fails: Callabl
     assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["two lines"], ["a in quotes"], ["a wasp"]]
 
 
-def test_a_caption_is_not_cut_at_a_comma_that_nothing_quotes(tmp_path: Path) -> None:
+def test_a_caption_is_not_cut_at_an_unquoted_comma(tmp_path: Path) -> None:
     for number in range(3):
         put(tmp_path / f"{number}.jpg", photo(number))
     put(tmp_path / "t.csv", b'image,text\n0.jpg,a bee, an ant\n1.jpg,"a bee, an ant"\n2.jpg,a wasp,,\n')
@@ -155,21 +159,20 @@ def test_a_caption_is_not_cut_at_a_comma_that_nothing_quotes(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("begins", ["sep=;\r\n", "\ufeffsep=;\n", "SEP=;\n"])
-def test_the_line_that_tells_excel_the_delimiter_is_no_header(tmp_path: Path, begins: str) -> None:
+def test_the_line_that_tells_excel_the_delimiter_is_not_the_header(tmp_path: Path, begins: str) -> None:
     put(tmp_path / "0.jpg", photo(0))
     put(tmp_path / "t.csv", f"{begins}image;text;;\n0.jpg;a bee, an ant, a wasp;;\n".encode())
     run("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", 1)
     assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["a bee, an ant, a wasp"]]
 
 
-def test_two_columns_of_one_name_are_named(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_two_columns_of_the_same_name_are_refused(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "t.csv", b"image,text,text\n0.jpg,a bee,an ant\n")
-    assert "t.csv has two columns 'text': rename one" in fails(
-        "shard", "table", tmp_path / "t.csv", "--out", tmp_path / "o"
-    )
+    said = fails("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out")
+    assert "t.csv has two columns 'text': rename one" in said
 
 
-def test_rows_of_json_that_are_none_are_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_malformed_rows_of_json_are_listed(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "a.jpg", photo(1))
     rows = [
         '{"image": "a.jpg", "caption": "a bee", "id": 0}',
@@ -192,7 +195,7 @@ def test_rows_of_json_that_are_none_are_listed(tmp_path: Path, fails: Callable[.
         assert "object" in fails("shard", "table", tmp_path / name, "--out", tmp_path / "out")
 
 
-def test_images_that_are_links_are_told_their_source(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_for_links_in_place_of_images_the_source_urls_is_named(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "a.csv", b"URL,caption\nhttp://127.0.0.1:1/a.jpg,a bee\n")
     pq.write_table(pa.table({"url": ["http://127.0.0.1:1/a.jpg"], "caption": ["a bee"]}), tmp_path / "a.parquet")
     for source, name in (("table", "a.csv"), ("hf", "a.parquet")):
