@@ -1,4 +1,4 @@
-"""Sources at URLs and behind patterns give the rows that the same files on this machine give."""
+"""Sources at URLs and given as patterns yield the same rows as local files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def members(number: int) -> dict[str, bytes]:
 
 
 def write_sources(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """By source, its paths below the folder."""
+    """Write data of four sources below `folder`, and return by source the paths to give, relative to it."""
     folder.mkdir()
     write_folder(folder / "photos", 3)
     (folder / "laion").mkdir()
@@ -40,7 +40,7 @@ def write_sources(folder: Path) -> dict[str, tuple[Any, ...]]:
     return {"webdataset": ("*.tar",), "img2dataset": ("laion",), "hf": ("train-?.parquet",), "folder": ("photos",)}
 
 
-def test_urls_and_patterns(tmp_path: Path) -> None:
+def test_urls_and_patterns_give_the_rows_of_local_files(tmp_path: Path) -> None:
     files = fsspec.filesystem("memory")
     sources = write_sources(tmp_path / "in")
     files.put(str(tmp_path / "in"), "/in", recursive=True)
@@ -54,15 +54,16 @@ def test_urls_and_patterns(tmp_path: Path) -> None:
             options = ("--workers", 1, "--shard-mb", 0.003, "--tolerate", 1)
             run("shard", source, place, "--out", tmp_path / source / name, *options)
         rows = {name: read_rows(tmp_path / source / name) for name in places}
-        assert rows["path"] == rows["file"] == rows["url"] and len(rows["path"]) >= 3
+        assert len(rows["path"]) >= 3
+        assert rows["path"] == rows["file"] == rows["url"]
         dropped = {name: quarantine(tmp_path / source / name) for name in places}
-        assert dropped["path"] == dropped["url"]
+        assert dropped["path"] == dropped["file"] == dropped["url"]
         assert dropped["url"] == ({"0024": "download failed (HTTP 404)"} if source == "img2dataset" else {})
     names = {path.name for path in (tmp_path / "webdataset/url").glob("*.arrow")}
-    assert {"000000.arrow", "000002.arrow"} <= names, "each tar is a part"
+    assert {"000000.arrow", "000002.arrow"} <= names, "each tar must be a part"
 
 
-def test_what_is_not_there_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_source_that_does_not_exist_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
     out = ("--out", tmp_path / "out")
     assert "Nothing matches" in fails("shard", "webdataset", tmp_path / "*.tar", *out)
     assert "Nothing matches memory://none/*.tar" in fails("shard", "webdataset", "memory://none/*.tar", *out)
@@ -71,7 +72,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path, fails: Callable[..., 
 
 
 @pytest.mark.parametrize("keys", [("orig.jpg", "alt.txt"), ("small.jpg", "json"), ("png;small.jpg", "text")])
-def test_members_are_chosen_by_their_keys(tmp_path: Path, keys: tuple[str, str]) -> None:
+def test_images_and_captions_are_chosen_by_key(tmp_path: Path, keys: tuple[str, str]) -> None:
     images = {"orig.jpg": photo(1), "small.jpg": photo(2)}
     texts = {"alt.txt": b"alt", "txt": b"plain", "text": b"text", "json": json.dumps({"caption": "json"}).encode()}
     write_tar(tmp_path / "a.tar", [(f"one.{key}", content) for key, content in (images | texts).items()])
@@ -84,7 +85,7 @@ def test_members_are_chosen_by_their_keys(tmp_path: Path, keys: tuple[str, str])
     assert unused == {"an image of another key": 1, "a text of another key": 3}
 
 
-def test_what_is_no_plain_tar_is_told_from_a_damaged_one(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_for_a_compressed_archive_the_compression_is_named(tmp_path: Path, fails: Callable[..., str]) -> None:
     sources = write_sources(tmp_path / "in")
     pictures = tmp_path / "in" / sources["folder"][0]
     packed = [shutil.make_archive(str(tmp_path / kind), kind, pictures) for kind in ("gztar", "bztar", "xztar", "zip")]
