@@ -1,4 +1,4 @@
-"""Retry: exactly the rows an undisturbed run would have kept, whatever stops it."""
+"""`retry` leaves exactly the rows that a run with all images would have kept, wherever it is interrupted."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def keys(folder: Path) -> list[str]:
     return [row["key"] for row in read_rows(folder)]
 
 
-def partly(folder: Path) -> Callable[[], None]:
-    """A source folder with some images away; returns what brings them back."""
+def write_with_missing(folder: Path) -> Callable[[], None]:
+    """Write a source folder with some images missing, and return a function that puts them back."""
     write_folder(folder, COUNT, group=lambda number: f"g{number % 10}")
     for number in AWAY:
         (folder / f"images/{number}.jpg").rename(folder / f"{number}.away")
@@ -36,7 +36,7 @@ def partly(folder: Path) -> Callable[[], None]:
 
 
 def test_recovered_rows_go_to_the_split_they_belong_to(tmp_path: Path) -> None:
-    bring_back = partly(tmp_path / "in")
+    bring_back = write_with_missing(tmp_path / "in")
     options = ("--split", "train=0.6,eval=0.4", "--split-by", "group", "--shard-mb", 0.005, "--workers", 1)
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", *options)
     before = {name: read_rows(tmp_path / "out" / name) for name in ("train", "eval")}
@@ -52,8 +52,8 @@ def test_recovered_rows_go_to_the_split_they_belong_to(tmp_path: Path) -> None:
     run("verify", tmp_path / "out", "--workers", 1)
 
 
-def test_wherever_a_retry_is_killed_the_next_one_ends_it(tmp_path: Path) -> None:
-    bring_back = partly(tmp_path / "in")
+def test_a_retry_killed_anywhere_is_finished_by_the_next(tmp_path: Path) -> None:
+    bring_back = write_with_missing(tmp_path / "in")
     split = ("--split", "train=0.6,eval=0.4")
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "before", "--workers", 1, *split)
     bring_back()
@@ -61,7 +61,7 @@ def test_wherever_a_retry_is_killed_the_next_one_ends_it(tmp_path: Path) -> None
     run("retry", tmp_path / "after", "--workers", 1)
     old, new = tree(tmp_path / "before"), tree(tmp_path / "after")
     changed = [name for name in new if old.get(name) != new[name]]
-    # The order in which files may appear: no manifest before its shards, no list before the manifests.
+    # The order in which files may be replaced: no manifest before its shards, no list before the manifests.
     of_rows = (".arrow", ".index", ".parquet")
     changed.sort(key=lambda name: (not name.endswith(of_rows), not name.endswith("manifest.json"), name))
     assert len(changed) == 11
@@ -83,7 +83,7 @@ def test_wherever_a_retry_is_killed_the_next_one_ends_it(tmp_path: Path) -> None
     assert tree(out) == new
 
 
-def test_a_tar_cut_short_is_read_on_from_the_cut(tmp_path: Path) -> None:
+def test_a_tar_cut_short_is_read_from_the_cut_onwards_once_it_is_whole(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "whole.tar", "w") as tar:
         for number in range(12):
             for suffix, data in (("jpg", b"no image" if number == 2 else photo(number)), ("txt", b"noise")):
@@ -102,28 +102,28 @@ def test_a_tar_cut_short_is_read_on_from_the_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("exact", "--longest-side", 30), ("perceptual",)])
-def test_what_a_retry_adds_is_no_duplicate_either(tmp_path: Path, options: tuple[object, ...]) -> None:
+def test_a_retry_adds_no_duplicates(tmp_path: Path, options: tuple[object, ...]) -> None:
     write_folder(tmp_path / "in", 12)
     images = tmp_path / "in/images"
-    again = images / "9.jpg"
-    again.unlink()
+    missing = images / "9.jpg"
+    missing.unlink()
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1, "--dedup", *options)
     assert quarantine(tmp_path / "out") == {"r9": "image is missing"}
-    again.write_bytes((images / "11.jpg").read_bytes())
+    missing.write_bytes((images / "11.jpg").read_bytes())
     run("retry", tmp_path / "out", "--workers", 1)
     assert len(keys(tmp_path / "out")) == 11
     (reason,) = quarantine(tmp_path / "out").values()
     assert "duplicate" in reason
 
 
-def test_a_retry_of_a_source_that_is_as_it_was_changes_nothing(tmp_path: Path) -> None:
-    """Shrunk pictures look different, ids stand twice at one place, and some captions were dropped."""
+def test_a_retry_of_an_unchanged_source_changes_nothing(tmp_path: Path) -> None:
+    """Though shrunk images look different, two folders use the same ids, and some captions were dropped."""
     write_folder(tmp_path / "in", 6)
     for number in range(4):
         large = photo(30 + number, size=(300, 200))
         (tmp_path / f"in/images/{number}.jpg").write_bytes(large)
     with (tmp_path / "in/captions.jsonl").open("a") as lines:
-        for number in range(4):  # the same pictures at three quarters, once more, and a row of an id that is there
+        for number in range(4):  # a near duplicate of each image, and a record with an id that is taken
             near = Image.open(tmp_path / f"in/images/{number}.jpg").resize((225, 150))
             near.save(tmp_path / f"in/images/near{number}.png")
             lines.write(
@@ -141,8 +141,8 @@ def test_a_retry_of_a_source_that_is_as_it_was_changes_nothing(tmp_path: Path) -
     assert tree(tmp_path / "out") == before
 
 
-def test_a_retry_counts_no_dropped_caption_again(tmp_path: Path) -> None:
-    """Of a copy, and of a record that no split takes."""
+def test_a_retry_does_not_count_dropped_captions_again(tmp_path: Path) -> None:
+    """Neither those of a duplicate image nor those of a record that no split takes."""
     write_folder(tmp_path / "in", 4)
     shutil.copy(tmp_path / "in/images/0.jpg", tmp_path / "in/images/2.jpg")
     names = ("train", "eval", "eval", "other")
@@ -160,8 +160,8 @@ def test_a_retry_counts_no_dropped_caption_again(tmp_path: Path) -> None:
     assert (tmp_path / "out/yield.json").read_text() == before
 
 
-def test_exclusion_holds_for_what_a_retry_adds(tmp_path: Path) -> None:
-    bring_back = partly(tmp_path / "in")
+def test_a_retry_adds_no_excluded_image(tmp_path: Path) -> None:
+    bring_back = write_with_missing(tmp_path / "in")
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
     shutil.copytree(tmp_path / "in", tmp_path / "test")
     bring_back()
@@ -176,8 +176,8 @@ def test_exclusion_holds_for_what_a_retry_adds(tmp_path: Path) -> None:
     assert quarantine(tmp_path / "out") == {"r5": "image is excluded"}
 
 
-def test_a_record_the_source_no_longer_gives_stays_listed(tmp_path: Path) -> None:
-    bring_back = partly(tmp_path / "in")
+def test_a_record_that_the_source_no_longer_has_stays_listed(tmp_path: Path) -> None:
+    bring_back = write_with_missing(tmp_path / "in")
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
     bring_back()
     lines = (tmp_path / "in/captions.jsonl").read_text().splitlines(keepends=True)
@@ -187,9 +187,11 @@ def test_a_record_the_source_no_longer_gives_stays_listed(tmp_path: Path) -> Non
     assert len(keys(tmp_path / "out")) == COUNT - len(quarantine(tmp_path / "out"))
 
 
-def test_what_cannot_be_retried_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_shards_that_cannot_be_retried_are_one_sentence_and_unchanged(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
     assert "source.json" in fails("retry", tmp_path)
-    partly(tmp_path / "in")
+    write_with_missing(tmp_path / "in")
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
     before = tree(tmp_path / "out")
     handle = os.open(tmp_path / "out", os.O_RDONLY)
