@@ -1,4 +1,4 @@
-"""What is kept of Visual Genome's phrases and questions."""
+"""Which of Visual Genome's phrases and questions are kept."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def regions(*sized: tuple[int, int, str]) -> list[dict[str, object]]:
     return [{"width": width, "height": height, "phrase": phrase} for width, height, phrase in sized]
 
 
-def test_phrases_of_the_largest_regions_are_kept_each_once() -> None:
+def test_phrases_of_the_largest_regions_are_kept_once_each() -> None:
     found = regions(
         (10, 10, "a small red bus on grass"),
-        (50, 2, "the front of a BUS"),  # as large as the first, and behind it
+        (50, 2, "the front of a BUS"),  # as large as the first, but a duplicate
         (90, 90, "red bus"),  # too short
-        (40, 40, "The front  of a bus"),  # the same again, and larger
+        (40, 40, "The front  of a bus"),  # the same phrase for a larger region
         (30, 60, "people that wait for a bus"),
         (1, 9, "a wheel of the red bus"),
     )
@@ -36,7 +36,7 @@ def test_phrases_of_the_largest_regions_are_kept_each_once() -> None:
     assert largest(found, 2) == ordered[:2]
 
 
-def test_eight_of_an_image_are_kept_or_as_many_as_asked_for_or_all(tmp_path: Path) -> None:
+def test_eight_phrases_of_an_image_are_kept_or_as_many_as_asked_for(tmp_path: Path) -> None:
     sample = SAMPLES["vg"](tmp_path / "in")
     phrases = [f"thing number {n} on the table" for n in range(9)] + ["short"]
     listed = [
@@ -49,7 +49,7 @@ def test_eight_of_an_image_are_kept_or_as_many_as_asked_for_or_all(tmp_path: Pat
         assert [row["captions"] for row in read_rows(out)] == [phrases[:count]]
 
 
-def test_an_answer_is_frequent_as_often_as_for_training() -> None:
+def test_frequent_answers_are_those_that_training_keeps() -> None:
     assert Task().answer_minimum == MINIMUM
 
 
