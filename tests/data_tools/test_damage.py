@@ -1,4 +1,4 @@
-"""`verify` finds what the disk or the network did to a corpus; a full disk leaves nothing behind."""
+"""`verify` finds the damage that disks and networks do to a corpus; a full disk leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def problems(corpus: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `verify` prints to stderr about a corpus in which it must find problems."""
     capsys.readouterr()
     assert main(["verify", str(corpus), "--workers", "1"]) == 1
     error = capsys.readouterr().err
@@ -27,19 +28,19 @@ def problems(corpus: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_what_is_wrong_as_json(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(code: int) -> dict[str, list[str]]:
+def test_json_lists_the_problems_of_each_corpus(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def verified(code: int) -> dict[str, list[str]]:
         capsys.readouterr()
         assert main(["verify", str(corpus), "--json", "--workers", "1"]) == code
         output = capsys.readouterr()
         assert output.err == ""
         return json.loads(output.out)
 
-    assert told(0) == {str(corpus): []}
+    assert verified(0) == {str(corpus): []}
     shard = sorted(corpus.glob("*.arrow"))[0]
     os.truncate(shard, shard.stat().st_size // 2)
-    (wrong,) = told(1).values()
-    assert any(shard.name in sentence for sentence in wrong)
+    (found,) = verified(1).values()
+    assert any(shard.name in problem for problem in found)
 
 
 def test_a_sound_corpus_passes(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,17 +50,17 @@ def test_a_sound_corpus_passes(corpus: Path, capsys: pytest.CaptureFixture[str])
     assert output.err == ""
 
 
-def test_the_cut_shard_and_its_lost_rows_are_named(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shard = json.loads((corpus / "manifest.json").read_text())["shards"][1]
+def test_a_truncated_shard_and_its_lost_rows_are_named(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, shard, *_ = json.loads((corpus / "manifest.json").read_text())["shards"]
     os.truncate(corpus / shard["file"], shard["bytes"] * 6 // 10)
     error = problems(corpus, capsys)
     assert shard["file"] in error
-    first = json.loads((corpus / "manifest.json").read_text())["shards"][0]["rows"]
-    assert f"{shard['rows']} rows are lost, {first} to {first + shard['rows'] - 1} of the corpus" in error
+    first, last = before["rows"], before["rows"] + shard["rows"] - 1
+    assert f"{shard['rows']} rows are lost, {first} to {last} of the corpus" in error
     assert error.count("\n") == 1
 
 
-def test_a_flipped_byte_is_found_in_its_row(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flipped_bit_is_found_in_its_row(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = read_rows(corpus)[2]
     path = corpus / "000000.arrow"
     data = bytearray(path.read_bytes())
@@ -71,7 +72,7 @@ def test_a_flipped_byte_is_found_in_its_row(corpus: Path, capsys: pytest.Capture
     assert error.count("\n") == 2
 
 
-def test_a_flip_anywhere_is_found_without_a_crash(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flipped_bit_anywhere_is_found_without_a_crash(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = corpus / "000000.arrow"
     whole = path.read_bytes()
     for offset in range(0, len(whole), len(whole) // 40):
@@ -79,7 +80,7 @@ def test_a_flip_anywhere_is_found_without_a_crash(corpus: Path, capsys: pytest.C
         assert "000000.arrow" in problems(corpus, capsys)
 
 
-def test_missing_stray_and_unfinished(corpus: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_missing_and_stray_files_are_named(corpus: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (corpus / "000000.arrow").rename(corpus / "stray.arrow")
     error = problems(corpus, capsys)
     assert "000000.arrow is missing" in error
@@ -89,11 +90,9 @@ def test_missing_stray_and_unfinished(corpus: Path, capsys: pytest.CaptureFixtur
     assert "does not exist" in problems(tmp_path / "nowhere", capsys)
 
 
-def test_of_a_sample_of_images_only_those_are_decoded(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_the_sampled_images_are_decoded(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = read_rows(corpus)
-    for row in rows[3], rows[7]:  # of 12 rows, a sample of two is 3 and 9, of one 6
+    for row in rows[3], rows[7]:  # of 12 rows, a sample of two is rows 3 and 9, a sample of one is row 6
         row["image"] = row["image"][:-40]
         row["crc32"] = zlib.crc32(row["image"])
     write_corpus(tmp_path / "bad", rows)
@@ -106,7 +105,9 @@ def test_of_a_sample_of_images_only_those_are_decoded(
     assert main(["verify", str(tmp_path / "bad"), "--images", "1", "--workers", "1"]) == 0
 
 
-def test_a_changed_byte_outside_the_sample_is_still_found(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_byte_in_an_image_that_is_not_sampled_is_still_found(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, image = corpus / "000000.arrow", read_rows(corpus)[0]["image"]
     data = bytearray(path.read_bytes())
     data[data.index(image) + 100] ^= 1
@@ -126,9 +127,9 @@ TASK_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("task", "fault", "told"), TASK_FAULTS)
+@pytest.mark.parametrize(("task", "fault", "problem"), TASK_FAULTS)
 def test_the_rows_of_every_task_are_checked(
-    task: str, fault: dict, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: str, fault: dict, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("synth", "--task", task, "--count", 6, "--out", tmp_path / "good")
     rows = read_rows(tmp_path / "good")
@@ -137,11 +138,11 @@ def test_the_rows_of_every_task_are_checked(
     write_corpus(tmp_path / "bad", rows, name)
     error = problems(tmp_path / "bad", capsys)
     assert "row 4 " in error
-    assert told in error
+    assert problem in error
     assert error.count("\n") == 1
 
 
-def test_columns_of_another_task_are_refused(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_that_names_a_different_task_is_refused(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = corpus / "manifest.json"
     path.write_text(path.read_text().replace('"task": "caption"', '"task": "vqa"'))
     assert "different columns from this version's vqa shards" in problems(corpus, capsys)
@@ -156,7 +157,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on the size of a file stands in for the full disk: writes fail the same way, with another number."""
+    """A limit on the size of files stands in for the full disk: writes fail the same way, with another error number."""
     argv = ["synth", "--task", "caption", "--count", "600", "--out", str(tmp_path / "out")]
     for limit in (100_000, 1_000_000):
         code = LIMITED.format(limit=limit)
@@ -167,7 +168,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tmp_path: Path)
         assert tree(tmp_path) == {}
 
 
-def test_a_corpus_takes_the_place_of_nothing_that_is_in_use(
+def test_a_corpus_never_replaces_the_current_folder_or_other_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -179,9 +180,11 @@ def test_a_corpus_takes_the_place_of_nothing_that_is_in_use(
     assert "file/x cannot be written" in fails("synth", "--task", "caption", "--count", 5, "--out", "../file/x")
 
 
-def test_a_full_disk_likewise(mount_disk: Callable[[str], Path], fails: Callable[..., str]) -> None:
-    full_disk = mount_disk("1m")
-    assert "No room" in fails("synth", "--task", "caption", "--count", 600, "--out", full_disk / "out")
-    assert list(full_disk.iterdir()) == []
-    assert "mount point" in fails("synth", "--task", "caption", "--count", 5, "--out", full_disk)
-    run("synth", "--task", "caption", "--count", 20, "--out", full_disk / "out")
+def test_a_disk_that_is_really_full_is_one_sentence_and_leaves_nothing(
+    mount_disk: Callable[[str], Path], fails: Callable[..., str]
+) -> None:
+    disk = mount_disk("1m")
+    assert "No room" in fails("synth", "--task", "caption", "--count", 600, "--out", disk / "out")
+    assert list(disk.iterdir()) == []
+    assert "mount point" in fails("synth", "--task", "caption", "--count", 5, "--out", disk)
+    run("synth", "--task", "caption", "--count", 20, "--out", disk / "out")
