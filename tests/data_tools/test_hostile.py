@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import resource
 import struct
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def huge_jpeg() -> bytes:
     return bytes(data)
 
 
-def turned() -> bytes:
+def rotated_by_exif() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(Image.new("RGB", (30, 20), "red"), exif=exif)
@@ -49,6 +50,7 @@ def palette_with_alpha() -> bytes:
     return encoded(image, "PNG", transparency=bytes([0, 128]))
 
 
+ROOT = Path(__file__).parents[2]
 SOUND = {
     "one pixel jpeg": (encoded(Image.new("RGB", (1, 1))), (1, 1)),
     "one pixel png": (encoded(Image.new("RGB", (1, 1)), "PNG"), (1, 1)),
@@ -57,7 +59,7 @@ SOUND = {
     "CMYK": (encoded(Image.new("CMYK", (30, 20), (0, 200, 100, 9))), (30, 20)),
     "16 bits": (encoded(Image.fromarray(np.full((20, 30), 40_000, np.uint16)), "PNG"), (30, 20)),
     "palette with alpha": (palette_with_alpha(), (30, 20)),
-    "EXIF rotation": (turned(), (30, 20)),
+    "EXIF rotation": (rotated_by_exif(), (30, 20)),
     "animated GIF": (animated("GIF"), (30, 20)),
     "animated PNG": (animated("PNG"), (30, 20)),
     "animated WebP": (animated("WEBP"), (30, 20)),
@@ -66,13 +68,14 @@ SOUND = {
     "AVIF": (encoded(Image.new("RGB", (30, 20)), "AVIF"), (30, 20)),
     "progressive": (encoded(Image.open(io.BytesIO(photo(1))), progressive=True), (24, 18)),
 }
+"""Images, and their width and height in pixels."""
 
-ROOT = Path(__file__).parents[2]
 JPEG = photo(3, size=(64, 48))
 UNSOUND = {
     "png bomb": (png(30_000, 30_000), "image is too large"),
     "jpeg bomb": (huge_jpeg(), "image is too large"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], "image is damaged"),
+    "three bytes of a jpeg": (JPEG[:3], "not an image"),
     "jpeg without its last two bytes": (JPEG[:-2], "image is damaged"),
     "jpeg with garbage inside": (JPEG[:-300] + bytes(90) + JPEG[-210:], "image is damaged"),
     "half a png": (photo(3, "PNG")[:600], "image is damaged"),
@@ -81,11 +84,12 @@ UNSOUND = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not an image"),
     "HEIC": (b"\0\0\0\x18ftypheic" + bytes(99), "unsupported image format (HEIC)"),
-    "nothing": (b"", "image is empty"),
+    "no bytes": (b"", "image is empty"),
 }
+"""Images and the reasons why they are dropped."""
 
 
-def test_images(tmp_path: Path) -> None:
+def test_sound_images_are_kept_unchanged_and_others_dropped_with_a_reason(tmp_path: Path) -> None:
     images = {name: data for name, (data, _) in (SOUND | UNSOUND).items()}
     (tmp_path / "in/images").mkdir(parents=True)
     lines = []
@@ -95,18 +99,17 @@ def test_images(tmp_path: Path) -> None:
     write_captions(tmp_path / "in", lines)
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--tolerate", 1, "--workers", 1)
     rows = {row["key"]: row for row in read_rows(tmp_path / "out")}
-    assert {name: (row["width"], row["height"]) for name, row in rows.items()} == {n: s for n, (_, s) in SOUND.items()}
-    assert all(row["image"] == images[name] for name, row in rows.items()), "kept as it came"
+    sizes = {name: (row["width"], row["height"]) for name, row in rows.items()}
+    assert sizes == {name: size for name, (_, size) in SOUND.items()}
+    assert all(row["image"] == images[name] for name, row in rows.items())
     assert quarantine(tmp_path / "out") == {name: reason for name, (_, reason) in UNSOUND.items()}
     run("verify", tmp_path / "out", "--workers", 1)
-    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "less", "--tolerate", 1, "--longest-side", 16)
-    assert {max(row["width"], row["height"]) for row in read_rows(tmp_path / "less")} == {1, 16}
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "small", "--tolerate", 1, "--longest-side", 16)
+    assert {max(row["width"], row["height"]) for row in read_rows(tmp_path / "small")} == {1, 16}
 
 
 def test_bombs_are_refused_before_they_are_decoded() -> None:
-    """Their pixels would be 2.7 and 10.8 GB."""
-    import resource
-
+    """Decoded, they would take 2.7 and 10.8 GB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name in ("png bomb", "jpeg bomb"):
         with pytest.raises(BadImage, match="too large"):
@@ -114,11 +117,11 @@ def test_bombs_are_refused_before_they_are_decoded() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_damage_that_pillow_does_not_mention_is_found() -> None:
-    """libjpeg warns of it, and Pillow drops the warning."""
+def test_damage_that_pillow_does_not_report_is_found() -> None:
+    """libjpeg warns of it, but Pillow discards the warning."""
     data = bytearray(JPEG)
     data[len(data) // 2 : len(data) // 2 + 4] = b"\xff\xd5\x00\x00"  # a restart marker where none belongs
-    Image.open(io.BytesIO(bytes(data))).load()
+    Image.open(io.BytesIO(bytes(data))).load()  # does not raise
     with pytest.raises(BadImage, match="damaged"):
         decode(bytes(data))
 
@@ -126,20 +129,21 @@ def test_damage_that_pillow_does_not_mention_is_found() -> None:
 CAPTIONS: dict[str, tuple[object, list[str] | str]] = {
     "empty": ([""], "caption is empty"),
     "null": ([None], "caption is not text"),
-    "no list": (None, "caption is not text"),
+    "not a list": (None, "caption is not text"),
     "a number": ([7], "caption is not text"),
     "100 kB": (["word " * 20_000], "caption is too long"),
     "just short enough": (["w" * MAX_TEXT], ["w" * MAX_TEXT]),
     "control characters": (["a\x00\x1b[31m dog\r\n\x85"], ["a [31m dog"]),
     "invalid UTF-8": (["bad \ud800"], "caption is not UTF-8"),
     "bad in two ways": (["", 7], "no caption"),
-    "none": ([], "no caption"),
+    "an empty list": ([], "no caption"),
     "markup": (["<script>alert(1)</script>"], ["<script>alert(1)</script>"]),
     "good beside bad": ([None, "good", ""], ["good"]),
 }
+"""A record's captions, and those that are kept or the reason why the record is dropped."""
 
 
-def test_captions(tmp_path: Path) -> None:
+def test_captions_are_cleaned_or_dropped_with_a_reason(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", len(CAPTIONS))
     for record, (name, (given, _)) in zip(records, CAPTIONS.items(), strict=True):
         record |= {"id": name, "captions": given}
@@ -154,7 +158,7 @@ def test_captions(tmp_path: Path) -> None:
     assert reasons == {name: reason for name, (_, reason) in CAPTIONS.items() if isinstance(reason, str)}
 
 
-def test_a_tar_that_climbs_and_links(tmp_path: Path) -> None:
+def test_members_of_a_tar_that_lead_out_of_it_or_are_not_files_are_dropped(tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(photo(9))
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
@@ -173,7 +177,7 @@ def test_a_tar_that_climbs_and_links(tmp_path: Path) -> None:
         add("device.jpg", kind=tarfile.CHRTYPE)
         add("device.txt", b"a caption")
         add("good.jpg", photo(2))
-        add("good.txt", b"an id that comes twice")
+        add("good.txt", b"an id that was used before")
     run("shard", "webdataset", tmp_path / "a.tar", "--out", tmp_path / "out", "--tolerate", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["good"]
     listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
@@ -193,14 +197,14 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_disk_that_fills_up_keeps_the_finished_shards_and_goes_on(tmp_path: Path) -> None:
-    """A limit on the size of a file stands in for the full disk: writes fail the same way, with another number."""
+def test_shards_finished_before_the_disk_was_full_are_kept_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the full disk: writes fail the same way, with another error number."""
     write_folder(tmp_path / "in", 80)
     (tmp_path / "in/images/60.jpg").write_bytes(photo(60, size=(500, 500)))
     argv = ["shard", "folder", str(tmp_path / "in"), "--shard-mb", "0.02", "--workers", "1", "--out"]
     run(*argv, tmp_path / "whole")
-    words = [sys.executable, "-c", LIMITED, *argv, str(tmp_path / "out")]
-    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    limited = [sys.executable, "-c", LIMITED, *argv, str(tmp_path / "out")]
+    ended = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.startswith("data_tools: No room to write")
     assert "run the same command again" in ended.stderr
@@ -212,14 +216,14 @@ def test_a_disk_that_fills_up_keeps_the_finished_shards_and_goes_on(tmp_path: Pa
 
 
 def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE, pax: dict[str, str] | None = None) -> bytes:
-    """A header that claims so much; nothing stands behind it."""
+    """The header of a member that claims to have `size` bytes, without the bytes."""
     member = tarfile.TarInfo(name)
     member.size, member.type, member.pax_headers = size, kind, pax or {}
     return member.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
 
 
 def good_tar() -> bytes:
-    """Without the zeros that would end it."""
+    """A sound archive, but for the zeros that would end it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, data in (("a.jpg", photo(1)), ("a.txt", b"a caption"), ("b.txt", b"another")):
@@ -227,8 +231,8 @@ def good_tar() -> bytes:
         return buffer.getvalue()[: tar.offset]
 
 
-def negative() -> bytes:
-    """A size below nothing, in base 256, by which a reader goes back to the member before, and never ends."""
+def header_with_negative_size() -> bytes:
+    """A size of -1,536 bytes, in base 256: a reader that trusts it goes back to the previous member, for ever."""
     header = bytearray(tar_header("b.jpg", 0))
     header[124:136] = (-1536 & (1 << 96) - 1).to_bytes(12)
     header[148:156] = b" " * 8
@@ -249,12 +253,13 @@ TARS = {
     "6 GB that are not there": (tar_header("b.jpg", 6_000_000_000), 0, "unexpected end"),
     "a name of 500 MB": (tar_header("././@LongLink", 500_000_000, tarfile.GNUTYPE_LONGNAME), SPARSE_TAIL, "a name or"),
     "pax records of 500 MB": (tar_header("pax", 500_000_000, tarfile.XHDTYPE), SPARSE_TAIL, "a name or"),
-    "a size below nothing": (negative(), 0, "(claims -1,536 bytes|invalid offset)"),  # as the release of Python has it
-    "pax upon pax": (PAX_CHAIN, 0, "recursion"),
+    # The reason depends on the release of Python.
+    "a negative size": (header_with_negative_size(), 0, "(claims -1,536 bytes|invalid offset)"),
+    "3,000 pax headers in a row": (PAX_CHAIN, 0, "recursion"),
     "a sparse map": (tar_header("b.jpg", 0, tarfile.GNUTYPE_SPARSE), 0, "a file with holes"),
-    "zeros": (b"", SPARSE_TAIL, "nothing but zeros"),
+    "40 GB of zeros": (b"", SPARSE_TAIL, "nothing but zeros"),
 }
-"""Header, length of the file, and what is said of it."""
+"""What follows a good archive, the length of the file in bytes if it is longer, and a pattern of the reason given."""
 
 BOUNDED = """
 import resource, sys
@@ -270,15 +275,15 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 """
 
 
-def test_a_tar_is_read_no_further_than_makes_sense(tmp_path: Path) -> None:
-    """Whatever a header claims: 100 MB of memory and CPU seconds. But for their first blocks the files are holes."""
+def test_hostile_headers_end_a_tar_within_100_mb_of_memory_and_a_minute(tmp_path: Path) -> None:
+    """The files are sparse: all but their first blocks are holes."""
     paths = []
-    for number, (hostile, length, _) in enumerate(TARS.values()):
+    for number, (tail, length, _) in enumerate(TARS.values()):
         paths.append(tmp_path / f"{number}.tar")
         with paths[-1].open("wb") as file:
-            file.write(good_tar() + hostile)
+            file.write(good_tar() + tail)
             file.truncate(max(file.tell(), length))
     ended = subprocess.run([sys.executable, "-c", BOUNDED, *map(str, paths)], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    for (name, (_, _, why)), line in zip(TARS.items(), ended.stdout.splitlines(), strict=True):
-        assert re.fullmatch(f"a: good ; b: {CUT} .*{why}.*", line), name
+    for (name, (_, _, reason)), line in zip(TARS.items(), ended.stdout.splitlines(), strict=True):
+        assert re.fullmatch(f"a: good ; b: {CUT} .*{reason}.*", line), name
