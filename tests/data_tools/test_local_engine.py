@@ -1,4 +1,4 @@
-"""The parallel map keeps order, memory and its head."""
+"""The parallel map keeps items in order, reads few ahead, and survives workers that die."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_results_come_in_order(workers: int) -> None:
     assert list(ordered_map(abs, items, weightless, workers)) == [(item, abs(item)) for item in items]
 
 
-def test_no_more_is_read_ahead_than_three_chunks_a_worker() -> None:
+def test_at_most_three_chunks_per_worker_are_read_ahead() -> None:
     read = 0
 
     def endless() -> Iterator[int]:
@@ -48,14 +48,14 @@ def test_a_worker_that_dies_is_one_sentence() -> None:
 
 
 def die_once(mark: str) -> str:
-    """Kill the worker the first time."""
+    """End the worker process if the file `mark` does not exist yet, and make it; return `mark`."""
     if not os.path.exists(mark):
         open(mark, "w").close()
         os._exit(1)
     return mark
 
 
-def test_a_chunk_whose_worker_died_is_tried_again_and_order_is_kept(tmp_path: Path) -> None:
+def test_a_chunk_whose_worker_died_is_retried_in_its_place(tmp_path: Path) -> None:
     marks = [str(tmp_path / f"mark{number}") for number in range(3 * CHUNK_ITEMS)]
     for mark in marks[1:]:
         open(mark, "w").close()
@@ -70,8 +70,8 @@ for _ in ordered_map(time.sleep, [0] * 32 + [600] * 320, lambda seconds: 0, 2):
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed() -> None:
-    """They hold its output: who reads that would wait for ever."""
+def test_workers_end_when_their_parent_is_killed() -> None:
+    """They hold its stdout open: as long as one lives, reading to the end does not return."""
     parent = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
     assert parent.stdout and parent.stdout.readline() == "begun\n"
     parent.kill()
@@ -79,9 +79,9 @@ def test_workers_end_with_a_parent_that_is_killed() -> None:
 
 
 @pytest.mark.parametrize("letters", [LONGEST_FOLDER, LONGEST_FOLDER + 1])
-def test_a_temporary_folder_may_have_a_long_name(letters: int) -> None:
-    mapped = "from data_tools.engines.local import ordered_map; print(*ordered_map(abs, [-3], lambda item: 0, 2))"
+def test_the_temporary_folder_may_have_a_long_name(letters: int) -> None:
+    code = "from data_tools.engines.local import ordered_map; print(*ordered_map(abs, [-3], lambda item: 0, 2))"
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="x" * 32, suffix="x" * (letters - len("/tmp/") - 40)) as folder:
         environment = os.environ | {"TMPDIR": folder}
-        done = subprocess.run([sys.executable, "-c", mapped], env=environment, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert len(folder) == letters and done.stdout == "(-3, 3)\n", done.stderr
