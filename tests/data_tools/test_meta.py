@@ -1,4 +1,4 @@
-"""What a source says of its records is kept beside the shards, whatever is done with these."""
+"""What a source says about its records is kept beside the shards, and stays with their rows."""
 
 import json
 import tarfile
@@ -19,7 +19,7 @@ from mvlm.data.shards.schema import read_manifest
 from tests.pictures import encoded
 from tests.tars import add_file
 
-SAID = [
+METADATA = [
     {"similarity": 0.4, "nsfw": "UNLIKELY", "license": None, "rank": 1},
     {"similarity": 1, "nsfw": "NSFW", "tags": ["a", 2], "rank": "first"},
     {"similarity": 0.1, "nsfw": "UNLIKELY", "url": "http://x/3", "flag": True},
@@ -32,9 +32,12 @@ def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("source") / "a.tar"
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as tar:
-        for number, said in enumerate(SAID):
+        for number, fields in enumerate(METADATA):
             image = Image.fromarray(rng.integers(0, 256, (12, 20 + number, 3), np.uint8))
-            content = {"png": encoded(image, "PNG"), "json": json.dumps({"caption": f"text {number}"} | said).encode()}
+            content = {
+                "png": encoded(image, "PNG"),
+                "json": json.dumps({"caption": f"text {number}"} | fields).encode(),
+            }
             for extension, data in content.items():
                 add_file(tar, f"k{number}.{extension}", data)
     return path
@@ -47,7 +50,7 @@ def shards(source, tmp_path_factory):
     return out
 
 
-WANTED = {
+EXPECTED = {
     "key": ["k0", "k1", "k2", "k3"],
     "width": [20, 21, 22, 23],
     "captions": [1, 1, 1, 1],
@@ -60,46 +63,50 @@ WANTED = {
 }
 
 
-def said_in(folder):
+def metadata_of(folder):
     (shard,) = read_manifest(folder).shards
     table = pq.read_table(folder / shard.table("meta").file).to_pydict()
     assert "caption" not in table
-    return {name: table[name] for name in WANTED}
+    return {name: table[name] for name in EXPECTED}
 
 
-def test_what_the_source_says_stands_beside_the_shard(shards):
-    assert said_in(shards) == WANTED
+def test_metadata_is_written_beside_the_shard_and_meets_conditions(shards):
+    assert metadata_of(shards) == EXPECTED
     kept = Mixture([shards], where=["similarity > 0.28 and nsfw != 'NSFW' and license is null"])
     assert [kept.key(row) for row in range(len(kept))] == ["k0"]
     assert main(["verify", str(shards), "--workers", "1"]) == 0
 
 
-def test_it_goes_where_the_rows_go(shards, tmp_path):
+def test_metadata_stays_with_rows_that_are_merged_or_split(shards, tmp_path):
     assert main(["merge", str(shards), "--out", str(tmp_path / "merged")]) == 0
-    assert said_in(tmp_path / "merged") == WANTED
+    assert metadata_of(tmp_path / "merged") == EXPECTED
     assert main(["split", str(shards), "--split", "a=1", "--out", str(tmp_path / "split")]) == 0
-    assert said_in(tmp_path / "split" / "a") == WANTED
+    assert metadata_of(tmp_path / "split" / "a") == EXPECTED
 
 
-def test_statistics_are_of_the_rows_that_meet_a_condition(shards, capsys):
+def test_statistics_cover_the_rows_that_meet_the_condition(shards, capsys):
     assert main(["stats", str(shards), "--json", "--where", "similarity < 0.5"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["kept"], found["rows"], found["distributions"]["width"]["max"]) == (2, 4, 22)
-    assert found["columns"]["similarity"] == "double" and found["columns"]["nsfw"] == "string"
+    statistics = json.loads(capsys.readouterr().out)
+    assert (statistics["kept"], statistics["rows"]) == (2, 4)
+    assert statistics["distributions"]["width"]["max"] == 22
+    assert statistics["columns"]["similarity"] == "double" and statistics["columns"]["nsfw"] == "string"
     assert main(["stats", str(shards), "--where", "similarty < 0.5"]) == 1
+    assert "similarty" in capsys.readouterr().err
 
 
-def test_a_changed_table_is_a_problem(shards, tmp_path):
+def test_verify_finds_changed_and_missing_metadata(shards, tmp_path, capsys):
     assert main(["merge", str(shards), "--out", str(tmp_path / "s")]) == 0
     path = tmp_path / "s" / "000000.meta.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert main(["verify", str(tmp_path / "s"), "--workers", "1"]) == 1
+    assert f"{path.name} has changed" in capsys.readouterr().err
     path.unlink()
     assert main(["verify", str(tmp_path / "s"), "--workers", "1"]) == 1
+    assert f"{path.name} is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "wanted"),
+    ("values", "kind", "expected"),
     [
         ([1, None, 3], "int64", [1, None, 3]),
         ([1, 0.5], "double", [1.0, 0.5]),
@@ -114,16 +121,18 @@ def test_a_changed_table_is_a_problem(shards, tmp_path):
         ([None], "null", [None]),
     ],
 )
-def test_a_column_has_one_type(values, kind, wanted):
-    assert (str(column(values).type), column(values).to_pylist()) == (kind, wanted)
+def test_a_column_takes_the_one_type_that_holds_its_values(values, kind, expected):
+    assert (str(column(values).type), column(values).to_pylist()) == (kind, expected)
 
 
-def test_what_json_does_not_know_splits_rows_and_meets_conditions(tmp_path, capsys):
-    columns = {"image": [photo(n) for n in range(4)], "caption": [f"day {n}" for n in range(4)]}
-    days = [date(2020, 1, 1 + n % 2) for n in range(4)]
-    pq.write_table(
-        pa.table(columns | {"day": days, "price": [Decimal(n) / 2 for n in range(4)]}), tmp_path / "a.parquet"
-    )
+def test_dates_and_decimals_split_rows_and_meet_conditions(tmp_path, capsys):
+    columns = {
+        "image": [photo(n) for n in range(4)],
+        "caption": [f"day {n}" for n in range(4)],
+        "day": [date(2020, 1, 1 + n % 2) for n in range(4)],
+        "price": [Decimal(n) / 2 for n in range(4)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     split = ["--split", "2020-01-01,2020-01-02", "--split-by", "day", "--workers", "1"]
     assert main(["shard", "hf", str(tmp_path / "a.parquet"), *split, "--out", str(tmp_path / "s")]) == 0
     assert [row["captions"] for row in read_rows(tmp_path / "s/2020-01-02")] == [["day 1"], ["day 3"]]
@@ -133,14 +142,14 @@ def test_what_json_does_not_know_splits_rows_and_meets_conditions(tmp_path, caps
     assert json.loads(capsys.readouterr().out)["kept"] == 1
 
 
-def test_parts_of_a_column_are_joined_as_what_holds_both():
+def test_parts_of_a_column_are_joined_in_a_type_that_holds_them_all():
     assert joined([column([1]), column([None]), column([0.5])]).to_pylist() == [1.0, None, 0.5]
     assert joined([column([1]), column(["a"]), column([True])]).to_pylist() == ["1", "a", "true"]
     assert joined([column([1.0, 1e-7]), column(["a", 1.0])]).to_pylist() == ["1.0", "1e-07", "a", "1.0"]
     assert joined([column([2**60 + 1]), column([0.5])]).to_pylist() == [float(2**60), 0.5]
 
 
-def test_a_source_of_free_keys_does_not_grow_without_bounds():
+def test_free_form_keys_give_a_bounded_number_of_columns():
     class Row:
         key, source, width, height, captions = "k", "", 1, 1, ["a"]
 
