@@ -1,4 +1,4 @@
-"""What users ask for beyond sound records: smaller images, fewer of them, none twice, none of the test set."""
+"""The options of `shard` that shrink images and filter records, and what is reported of dropped ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.data.corpus import photo as lifelike
 from tests.pictures import encoded, opened
 
 
-def test_only_what_shrinks_is_encoded_anew(folder: Callable[[dict[str, bytes]], Path]) -> None:
+def test_only_images_that_shrink_are_encoded_again(folder: Callable[[dict[str, bytes]], Path]) -> None:
     images = {"small": photo(0, size=(60, 64)), "wide": lifelike(1, (160, 90)), "tall": lifelike(2, (65, 130))}
     rows = sharded(folder(images), "--longest-side", 64)
     assert rows["small"]["image"] == images["small"]
@@ -37,31 +37,32 @@ def test_shrunk_images_are_upright_and_keep_transparency_and_profile(
     halves = Image.new("RGB", (100, 40), "red")
     halves.paste("blue", (50, 0, 100, 40))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    clear = Image.new("RGBA", (100, 50), (0, 255, 0, 0))
-    deep = Image.fromarray(np.full((50, 100), 0x8000, np.uint16))
+    exif[0x0112] = 6  # shown rotated clockwise by 90 degrees
+    transparent = Image.new("RGBA", (100, 50), (0, 255, 0, 0))
+    sixteen_bits = Image.fromarray(np.full((50, 100), 0x8000, np.uint16))
     images = {
         "turned": encoded(halves, exif=exif, icc_profile=b"profile"),
-        "clear": encoded(clear, "PNG"),
-        "deep": encoded(deep, "PNG"),
-        "inks": encoded(halves.convert("CMYK"), icc_profile=b"of inks"),
+        "transparent": encoded(transparent, "PNG"),
+        "16 bits": encoded(sixteen_bits, "PNG"),
+        "CMYK": encoded(halves.convert("CMYK"), icc_profile=b"CMYK profile"),
         "palette": encoded(halves.quantize(4), "PNG"),
     }
     rows = sharded(folder(images), "--longest-side", 50)
     turned = opened(rows["turned"]["image"])
     assert turned.size == (20, 50)
-    assert turned.getpixel((10, 5))[0] > 200 > 60 > turned.getpixel((10, 5))[2]  # left has become the top
+    red, _, blue = turned.getpixel((10, 5))
+    assert red > 200 and blue < 60, "the left half must be on top"
     assert turned.getexif().get(0x0112, 1) == 1
     assert turned.info["icc_profile"] == b"profile"
-    assert opened(rows["clear"]["image"]).getpixel((3, 3))[3] == 0
-    assert abs(opened(rows["deep"]["image"]).getpixel((3, 3)) - 0x80) <= 1
-    inks = opened(rows["inks"]["image"])
-    assert inks.mode == "RGB" and inks.getpixel((5, 5))[0] > 200
-    assert "icc_profile" not in inks.info
+    assert opened(rows["transparent"]["image"]).getpixel((3, 3))[3] == 0
+    assert abs(opened(rows["16 bits"]["image"]).getpixel((3, 3)) - 0x80) <= 1
+    cmyk = opened(rows["CMYK"]["image"])
+    assert cmyk.mode == "RGB" and cmyk.getpixel((5, 5))[0] > 200
+    assert "icc_profile" not in cmyk.info
     assert opened(rows["palette"]["image"]).mode == "RGB"
 
 
-def test_small_and_elongated_images_and_short_and_long_captions(tmp_path: Path) -> None:
+def test_small_and_elongated_images_and_short_and_long_captions_are_dropped(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", 5)
     sizes = {0: (31, 200), 1: (32, 96), 2: (32, 97), 3: (40, 40), 4: (40, 40)}
     for number, size in sizes.items():
@@ -76,11 +77,13 @@ def test_small_and_elongated_images_and_short_and_long_captions(tmp_path: Path) 
     assert rows["r3"]["captions"] == ["one two", "one two three"]
     reasons = {"r0": "image is too small", "r2": "image is too elongated", "r4": "caption has too few words"}
     assert quarantine(tmp_path / "out") == reasons
-    found = json.loads((tmp_path / "out/yield.json").read_text())
-    assert found["dropped_captions"] == {"caption has too few words": 1, "caption has too many words": 1}
+    report = json.loads((tmp_path / "out/yield.json").read_text())
+    assert report["dropped_captions"] == {"caption has too few words": 1, "caption has too many words": 1}
 
 
-def test_mistakes_in_options(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_reversed_word_limits_and_a_missing_excluded_corpus_are_refused(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
     write_folder(tmp_path / "in", 3)
     shard = ("shard", "folder", tmp_path / "in", "--out", tmp_path / "out")
     assert "smaller number first" in fails(*shard, "--caption-words", 5, 2)
@@ -88,7 +91,7 @@ def test_mistakes_in_options(tmp_path: Path, fails: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "advice"),
     [
         (("--split", ""), "names no splits"),
         (("--split-by", "source"), "give --split too"),
@@ -96,16 +99,16 @@ def test_mistakes_in_options(tmp_path: Path, fails: Callable[..., str]) -> None:
     ],
 )
 def test_an_option_that_would_change_nothing_is_refused(
-    tmp_path: Path, fails: Callable[..., str], options: tuple[object, ...], said: str
+    tmp_path: Path, fails: Callable[..., str], options: tuple[object, ...], advice: str
 ) -> None:
     write_folder(tmp_path / "in", 3)
-    assert said in fails("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", *options)
+    assert advice in fails("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", *options)
     if "--quality" not in options:
-        assert said in fails("synth", "--task", "caption", "--count", 3, "--out", tmp_path / "out", *options)
+        assert advice in fails("synth", "--task", "caption", "--count", 3, "--out", tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_partial_download_is_normal_but_an_empty_one_is_not(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_some_missing_images_are_tolerated_but_not_all(tmp_path: Path, fails: Callable[..., str]) -> None:
     write_folder(tmp_path / "in", 6)
     for number in range(5):
         (tmp_path / f"in/images/{number}.jpg").unlink()
@@ -115,7 +118,7 @@ def test_a_partial_download_is_normal_but_an_empty_one_is_not(tmp_path: Path, fa
     assert "6 of 6" in fails("shard", "folder", tmp_path / "in", "--out", tmp_path / "none")
 
 
-def test_the_yield_is_told_by_source(tmp_path: Path) -> None:
+def test_the_yield_is_reported_by_source(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", 6)
     for number in (1, 3):
         records[number]["source"] = "web"
