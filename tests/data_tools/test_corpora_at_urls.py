@@ -1,9 +1,9 @@
-"""The commands that read shards read them at URLs and behind patterns as they do in folders."""
+"""Commands that read shards take URLs and patterns as they take folders."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -17,37 +17,42 @@ from tests.data.http_store import Store
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """A corpus with two splits, here and at memory://shards."""
+def shards(tmp_path: Path) -> Iterator[Path]:
+    """A corpus with two splits, in a local folder and at memory://shards."""
     write_folder(tmp_path / "in", 12)
     split = ("--split", "train=0.6,eval=0.4", "--shard-mb", 0.004, "--workers", 1)
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "shards", *split)
     files = fsspec.filesystem("memory")
     files.put(str(tmp_path / "shards"), "/shards", recursive=True)
-    return tmp_path / "shards"
+    yield tmp_path / "shards"
+    files.rm("/shards", recursive=True)
 
 
-def test_they_say_and_make_the_same(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here = [read_rows(shards / name) for name in ("eval", "train")]
+def test_urls_and_patterns_give_what_folders_give(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eval_rows, train_rows = read_rows(shards / "eval"), read_rows(shards / "train")
     for place in ("memory://shards", "memory://shards/e*", f"{shards}/ev*"):
         run("verify", place, "--workers", 1)
-        assert f"/eval: {len(here[0])} rows" in capsys.readouterr().out, place
-    said = []
+        assert f"/eval: {len(eval_rows)} rows" in capsys.readouterr().out, place
+    statistics = []
     for place in (shards, f"{shards}/*", f"file://{shards}", "memory://shards", "memory://shards/*"):
         run("stats", place, "--json")
-        found = json.loads(capsys.readouterr().out)
-        for of_corpus in found.values():
-            del of_corpus["neighbours"]  # an order's, which depends on the disk that a folder lies on
-        said.append(found)
-    assert said == 5 * [said[0]] and set(said[0]) == {"train", "eval"}
+        of_splits = json.loads(capsys.readouterr().out)
+        assert of_splits.keys() == {"train", "eval"}
+        for of_split in of_splits.values():
+            del of_split["neighbours"]  # the default order depends on the disk that holds the folder
+        statistics.append(of_splits)
+    assert all(found == statistics[0] for found in statistics)
     run("merge", "memory://shards", "--out", tmp_path / "merged")
-    assert read_rows(tmp_path / "merged") == here[0] + here[1]
+    assert read_rows(tmp_path / "merged") == eval_rows + train_rows
     run("split", "memory://shards/tr*", "--split", "a=0.5,b=0.5", "--out", tmp_path / "split")
-    assert sum(len(read_rows(tmp_path / "split" / name)) for name in "ab") == len(here[1])
-    named = expanded(["memory://shards/[et]*", "https://host/a?b"])
-    assert named == ("memory://shards/eval", "memory://shards/train", "https://host/a?b")
-    for place, rows in (("memory://shards", 12), ("memory://shards/tr*", len(here[1])), (f"{shards}/*", 12)):
-        sheet = tmp_path / f"{rows}{place[0]}.html"
+    assert sum(len(read_rows(tmp_path / "split" / name)) for name in "ab") == len(train_rows)
+    places = expanded(["memory://shards/[et]*", "https://host/a?b"])
+    assert places == ("memory://shards/eval", "memory://shards/train", "https://host/a?b")
+    previewed = {"memory://shards": 12, "memory://shards/tr*": len(train_rows), f"{shards}/*": 12}
+    for number, (place, rows) in enumerate(previewed.items()):
+        sheet = tmp_path / f"{number}.html"
         run("preview", place, "--out", sheet)
         assert sheet.read_text().count("<figure>") == rows, place
 
@@ -61,15 +66,15 @@ def test_an_http_server_that_lists_its_folders_is_read_like_any_store(
         rows = {name: len(read_rows(shards / name)) for name in ("eval", "train")}
         for place in (f"{server.url}/shards", f"{server.url}/shards/*"):
             run("verify", place, "--workers", 1)
-            said = capsys.readouterr().out
-            assert all(f"/shards/{name}: {count} rows" in said for name, count in rows.items()), place
+            output = capsys.readouterr().out
+            assert all(f"/shards/{name}: {count} rows" in output for name, count in rows.items()), place
         run("merge", f"{server.url}/shards/train", "--out", tmp_path / "merged")
     finally:
         server.stop()
     assert read_rows(tmp_path / "merged") == read_rows(shards / "train")
 
 
-def test_what_is_made_of_corpora_can_be_written_to_urls(
+def test_merge_and_split_write_to_urls_what_they_write_to_folders(
     shards: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     run("merge", "memory://shards", "--out", "memory://made/merged")
@@ -80,11 +85,11 @@ def test_what_is_made_of_corpora_can_be_written_to_urls(
     for name in ("merged", "split"):
         assert tree(tmp_path / "made" / name) == tree(tmp_path / name)
     assert "already holds shards" in fails("merge", shards, "--out", "memory://made/merged")
-    both = fails("split", "memory://shards/*", "--split", "a=0.5,b=0.5", "--out", tmp_path / "both")
-    assert "memory://shards/* names 2 corpora" in both
+    error = fails("split", "memory://shards/*", "--split", "a=0.5,b=0.5", "--out", tmp_path / "both")
+    assert "memory://shards/* names 2 corpora" in error
 
 
-def test_keys_are_prefixed_with_the_names_that_the_corpora_have_there(
+def test_keys_are_prefixed_with_the_names_of_corpora_in_their_urls(
     shards: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     fsspec.filesystem("memory").put(str(shards / "train"), "/more/train", recursive=True)
@@ -96,21 +101,23 @@ def test_keys_are_prefixed_with_the_names_that_the_corpora_have_there(
     assert "names a corpus twice" in fails("merge", *twice, "--prefix-keys", "--out", tmp_path / "twice")
 
 
-def test_rows_of_all_splits_are_taken_down(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fsspec.filesystem("memory").put(str(shards), "/lessened", recursive=True)
+def test_a_takedown_at_a_url_reaches_every_split(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsspec.filesystem("memory").put(str(shards), "/reduced", recursive=True)
     keys = [read_rows(shards / name)[0]["key"] for name in ("train", "eval")]
     (tmp_path / "list").write_text("\n".join([*keys, "nowhere"]))
-    run("takedown", "memory://lessened", "--list", tmp_path / "list")
-    said = capsys.readouterr().out
-    assert all(f"memory://lessened/{name}: 1 rows are taken down" in said for name in ("train", "eval"))
-    assert said.endswith("\n1 of 3 lines name no row: nowhere\n")
+    run("takedown", "memory://reduced", "--list", tmp_path / "list")
+    output = capsys.readouterr().out
+    assert all(f"memory://reduced/{name}: 1 rows are taken down" in output for name in ("train", "eval"))
+    assert output.endswith("\n1 of 3 lines name no row: nowhere\n")
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_retry_at_a_url_gives_what_it_gives_in_a_folder(
+def test_a_retry_at_a_url_gives_what_one_in_a_folder_gives(
     tmp_path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
-    """Also if it was killed when all was there but in its place."""
+    """Even if an earlier one was killed once everything was uploaded but nothing was in its place yet."""
     write_folder(tmp_path / "in", 12)
     (tmp_path / "in/images/5.jpg").rename(tmp_path / "away")
     out, url = tmp_path / "out", f"memory://retried-{killed}/out"
@@ -131,13 +138,19 @@ def test_a_retry_at_a_url_gives_what_it_gives_in_a_folder(
     assert len(read_rows(out / "train") + read_rows(out / "eval")) == 12
 
 
-def test_what_lies_at_a_url_is_excluded(shards: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_corpus_at_a_url_can_be_excluded(shards: Path, tmp_path: Path) -> None:
     for number, place in enumerate(("memory://shards/eval", "memory://shards/e*", f"{shards}/[ef]*")):
-        left = tmp_path / f"left-{number}"
-        run("shard", "folder", tmp_path / "in", "--exclude", place, "--out", left, "--workers", 1)
-        assert read_rows(left) == read_rows(shards / "train"), place
+        out = tmp_path / f"out-{number}"
+        run("shard", "folder", tmp_path / "in", "--exclude", place, "--out", out, "--workers", 1)
+        assert read_rows(out) == read_rows(shards / "train"), place
+
+
+def test_verify_at_a_url_finds_a_missing_and_a_damaged_corpus(
+    shards: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "memory://none holds no manifest.json" in fails("verify", "memory://none")
     files = fsspec.filesystem("memory")
     damaged = next(path for path in files.find("/shards/train") if path.endswith(".arrow"))
     files.pipe_file(damaged, files.cat_file(damaged)[:-9] + b"arrow1234")
     assert main(["verify", "memory://shards/train", "--workers", "1"]) == 1
+    assert Path(damaged).name in capsys.readouterr().err
