@@ -1,12 +1,13 @@
-"""A web server of images on loopback, with every fault that a link of a web-scale table may have.
+"""A web server of images on loopback, with every fault that a link in a web-scale table may have.
 
-The path names the fault and the image, as in /slow/17.jpg. Faults that pass strike an image's first requests only.
+The path names the fault and the image, as in /slow/17.jpg. A transient fault affects only the first request of a path.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import socket
 import ssl
 import struct
@@ -38,7 +39,11 @@ HEADERS = {
 
 
 class ImageServer:
-    """Serves `image(number)`; `seen` counts requests by path, `most` how many ran at a time by host."""
+    """Serves `image(number)`.
+
+    `seen` counts requests by path; `most` has the largest number of simultaneous requests by host, and `most_at_once`
+    that of all hosts together.
+    """
 
     def __init__(self, image: Callable[[int], bytes]) -> None:
         self._image = image
@@ -60,10 +65,10 @@ class ImageServer:
                 self.most[host] = max(self.most[host], self._running[host])
                 self.most_at_once = max(self.most_at_once, self._running.total())
                 try:
-                    again = await self._answer(path, writer)
+                    keep_open = await self._answer(path, writer)
                 finally:
                     self._running[host] -= 1
-                if not again:
+                if not keep_open:
                     break
         except (ConnectionError, IndexError, asyncio.CancelledError):
             pass
@@ -71,7 +76,7 @@ class ImageServer:
             writer.close()
 
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection may serve another request."""
+        """Answer a request; return whether the connection may serve another."""
         _, fault, name = path.split("/", 2)
         first = self.seen[path] == 1
         if fault in TARGETS:
@@ -84,8 +89,8 @@ class ImageServer:
             writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
             return True
         if (fault == "busy" and first) or fault == "away":
-            wait = 1 if fault == "busy" else 3600
-            writer.write(f"HTTP/1.1 429 Slow Down\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n".encode())
+            seconds = 1 if fault == "busy" else 3600
+            writer.write(f"HTTP/1.1 429 Slow Down\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\n\r\n".encode())
             return True
         if fault == "flaky" and first:
             writer.write(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\n\r\n")
@@ -114,14 +119,15 @@ class ImageServer:
         if fault == "reset" or (fault == "dropped" and first):
             writer.write(head + body[: len(body) // 2])
             await writer.drain()
-            on = writer.get_extra_info("socket")
-            on.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # Lingering for zero seconds makes closing send a reset.
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
             return False
         if fault in ("slow", "drip"):
             writer.write(head)
             pieces, pause = (4, 0.05) if fault == "slow" else (1000, 0.2)
-            size = -(-len(body) // pieces)
+            size = math.ceil(len(body) / pieces)
             for start in range(0, len(body), size):
                 await asyncio.sleep(pause)
                 writer.write(body[start : start + size])
@@ -135,7 +141,7 @@ class ImageServer:
 
 @contextmanager
 def serving(image: Callable[[int], bytes], encrypts: ssl.SSLContext | None = None) -> Iterator[tuple[ImageServer, int]]:
-    """Yield a server in a thread of this process, and its port on every address of loopback."""
+    """Serve from a thread of this process; yield the server and its port, the same on every loopback address."""
     server = ImageServer(image)
     started: Future[tuple[int, Callable[[], None]]] = Future()
 
