@@ -1,4 +1,4 @@
-"""Someone who sees the pixels of a scene and knows the grammar of what is said of it, but not how either is made."""
+"""An independent reading of synthetic scenes: it knows pixels and the grammar of texts, but not how either is made."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLOURS, SHAPES = set(NAMED.values()), {"circle", "square", "triangle", "star"}
 COVER = "cover"
 
 View = dict[str, str]
-"""What is where: "red circle" or COVER by corner."""
+"""The things in a scene, such as "red circle" or COVER, by corner; empty corners are left out."""
 
 
 def seen_shape(mask: np.ndarray) -> str:
-    """A shape by its outline alone, from a 16 x 16 mask: widths of its rows, not the drawing's formulas."""
+    """Name the shape in a mask [16, 16] by the widths of its rows alone, not by the formulas that drew it."""
     widths = mask.sum(1)
     rows = widths[widths > 0]
     if (rows == rows[0]).all():
@@ -36,11 +36,12 @@ def seen_shape(mask: np.ndarray) -> str:
         return "triangle"
     changes = np.sign(np.diff(rows))
     changes = changes[changes != 0]
-    return "circle" if (changes[:-1] >= changes[1:]).all() else "star"  # wider then narrower, once
+    return "circle" if (changes[:-1] >= changes[1:]).all() else "star"  # a circle widens, then narrows, once
 
 
 @cache
 def view(image: bytes) -> View:
+    """The things in an encoded scene of 32 x 32 pixels."""
     pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
     cells = {place: seen_cell(pixels[y : y + 16, x : x + 16].tobytes()) for place, (y, x) in CORNERS.items()}
     return {place: thing for place, thing in cells.items() if thing}
@@ -48,7 +49,7 @@ def view(image: bytes) -> View:
 
 @cache
 def seen_cell(pixels: bytes) -> str:
-    """What is in 16 x 16 pixels; "" if nothing."""
+    """The thing in a corner of 16 x 16 RGB pixels; "" if it is empty."""
     cell = np.frombuffer(pixels, np.uint8).reshape(16, 16, 3)
     mask = (cell != 255).any(2)
     if not mask.any():
@@ -58,11 +59,12 @@ def seen_cell(pixels: bytes) -> str:
 
 
 def caption(seen: View) -> str:
+    """The caption that names every thing and its corner."""
     return ", ".join(f"{thing} {place}" for place, thing in seen.items())
 
 
 def number(noun: str, seen: View) -> int:
-    """How many "red things", "circles" or "red circle" there are."""
+    """The number of things that a noun such as "red things", "circles" or "red circle" describes."""
     words = [word.removesuffix("s") for word in noun.split()]
     named = [word for word in words if word in COLOURS | SHAPES]
     assert named and len(words) - len(named) == ("thing" in words), noun
@@ -70,7 +72,7 @@ def number(noun: str, seen: View) -> int:
 
 
 def answer(question: str, seen: View) -> str:
-    """The one right answer; asserts that the question has one."""
+    """The only correct answer; fails if there is none or more than one."""
     if found := re.fullmatch(r"What colour is the (\w+)\?", question):
         (thing,) = [thing for thing in seen.values() if thing.endswith(found[1])]
         return thing.split()[0]
@@ -88,7 +90,7 @@ def answer(question: str, seen: View) -> str:
 
 
 def true_of(sentence: str, left: View, right: View) -> bool:
-    """Whether a statement about two images holds."""
+    """Whether a sentence about two images is true."""
     if found := re.fullmatch(r"(It is not so that both images|Both images) show an? (\w+ \w+)\.", sentence):
         return (found[2] in left.values() and found[2] in right.values()) == (found[1] == "Both images")
     if found := re.fullmatch(r"(At least one|Neither) image shows an? (\w+ \w+)\.", sentence):
@@ -108,17 +110,17 @@ def true_of(sentence: str, left: View, right: View) -> bool:
 
 
 def relation(hypothesis: str, seen: View) -> str:
-    """entailment, neutral or contradiction."""
+    """Whether the scene makes the hypothesis an entailment, neutral or a contradiction."""
     (place,) = [place for place in CORNERS if place in hypothesis]
     if seen.get(place) == COVER:
         return "neutral"
-    told = [word for word in re.findall(r"\w+", hypothesis) if word in COLOURS | SHAPES]
-    denied = bool({"no", "not"} & set(hypothesis.split()))
-    holds = set(told) <= set(seen.get(place, "").split())
-    return "entailment" if holds != denied else "contradiction"
+    mentioned = [word for word in re.findall(r"\w+", hypothesis) if word in COLOURS | SHAPES]
+    negated = bool({"no", "not"} & set(hypothesis.split()))
+    holds = set(mentioned) <= set(seen.get(place, "").split())
+    return "entailment" if holds != negated else "contradiction"
 
 
 def counts(views: Sequence[View]) -> list[int]:
-    """Things in each image, and of each colour and shape: all that counting can tell without the text."""
+    """The number of things in each image, in all and by colour and shape: what counting tells without the text."""
     names = sorted(COLOURS | SHAPES)
     return [value for seen in views for value in (len(seen), *(number(name, seen) for name in names))]
