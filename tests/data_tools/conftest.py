@@ -12,7 +12,7 @@ from data_tools.__main__ import main
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[[dict[str, bytes]], Path]:
-    """Write images by id as a source folder."""
+    """A function that writes images, given by id, as a new source folder."""
 
     def write(images: dict[str, bytes]) -> Path:
         target = tmp_path / f"in{len(list(tmp_path.glob('in*')))}"
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Callable[[dict[str, bytes]], Path]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Of 12 records in several shards."""
+    """A corpus of 12 records in several shards."""
     write_folder(tmp_path / "in", 12)
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--shard-mb", 0.005, "--workers", 1)
     return tmp_path / "out"
@@ -36,7 +36,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must exit with 1 and one line on stderr, and return that line."""
+    """A function that runs a command, which must exit with 1 and print one line to stderr, and returns that line."""
 
     def failed(*argv: Any) -> str:
         capsys.readouterr()

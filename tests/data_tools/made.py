@@ -1,4 +1,4 @@
-"""Small corpora written by plain code, not by what is tested."""
+"""Small corpora, written without the code under test."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Corpus = list[dict[str, Any]]
 
 
 def photo(seed: int, kind: str = "JPEG", size: tuple[int, int] = (24, 18)) -> bytes:
-    """An encoded image of noise, width x height."""
+    """An encoded image of noise; `size` is its width and height in pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return encoded(Image.fromarray(pixels), kind)
 
 
 def write_folder(folder: Path, count: int, **fields: Callable[[int], Any]) -> Corpus:
-    """A good source folder of `count` records; `fields` are functions of the record's number."""
+    """Write a sound source folder of `count` records and return them; `fields` take a record's number."""
     (folder / "images").mkdir(parents=True)
     records = []
     for number in range(count):
@@ -40,19 +40,19 @@ def write_captions(folder: Path, records: Corpus) -> None:
 
 
 def read_rows(folder: Path) -> Corpus:
-    """All rows of a corpus by pyarrow alone, in the manifest's order."""
+    """All rows of a corpus in the order of its manifest, read by pyarrow alone."""
     manifest = json.loads((folder / "manifest.json").read_text())
     tables = [pa.ipc.open_file(folder / shard["file"]).read_all() for shard in manifest["shards"]]
     return pa.concat_tables(tables).to_pylist()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` by its relative path."""
+    """The content of every file below `folder`, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def quarantine(out: Path) -> dict[str, str]:
-    """Reasons by key."""
+    """The reasons why records were dropped, by key."""
     lines = (out / "quarantine.jsonl").read_text().splitlines()
     return {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}
 
@@ -63,6 +63,7 @@ def run(*argv: Any) -> None:
 
 
 def sharded(source: Path, *options: object) -> dict[str, dict]:
+    """Shard a source folder into a new folder beside it; return its rows by key, and as "" the quarantine."""
     out = source.with_name(f"out{len(list(source.parent.glob('out*')))}")
     run("shard", "folder", source, "--out", out, "--workers", 1, *options)
     return {row["key"]: row for row in read_rows(out)} | {"": quarantine(out)}

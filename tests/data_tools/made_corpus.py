@@ -1,4 +1,4 @@
-"""Corpora written by pyarrow alone, so that what reads shards is held against the format and not against our writer."""
+"""Corpora written by pyarrow alone, so that readers of shards are tested against the format, not against our writer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest
 
 
 def caption_rows(count: int, prefix: str = "k", **changes: Any) -> list[dict[str, Any]]:
-    """Rows of the caption task, photographs 40 x 30 of noise."""
+    """Rows of the caption task with images of noise, 40 pixels wide and 30 high; `changes` replace columns."""
     images = [photo(number, size=(40, 30)) for number in range(count)]
     return [
         {"key": f"{prefix}{number}", "image": image, "captions": [f"noise {number}"], "source": "made"}
@@ -26,15 +26,15 @@ def caption_rows(count: int, prefix: str = "k", **changes: Any) -> list[dict[str
 
 
 def write_corpus(folder: Path, rows: list[dict[str, Any]], task: str = "caption", shard_rows: int = 5) -> Path:
-    """Write shards of `shard_rows` rows, two batches each."""
+    """Write `rows` as shards of `shard_rows` rows in two batches each; return `folder`."""
     folder.mkdir(parents=True)
     shards = []
     for start in range(0, len(rows), shard_rows):
         part = rows[start : start + shard_rows]
         path = folder / f"{len(shards):06d}.arrow"
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMAS[task]) as writer:
-            for some in (part[:3], part[3:]):
-                writer.write_batch(pa.RecordBatch.from_pylist(some, schema=SCHEMAS[task]))
+            for batch in (part[:3], part[3:]):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMAS[task]))
         content = path.read_bytes()
         shards.append(Shard(path.name, len(part), len(content), blake3(content).hexdigest()))
     captions = sum(len(row.get("captions", ())) for row in rows)
