@@ -90,7 +90,8 @@ class RunFolder:
         Raises:
             UserError: there is no checkpoint yet, packages are missing, or the folder cannot be written.
         """
-        export_run(self.folder, folder := path_of("out", out), form)
+        folder = path_of("out", out)
+        export_run(self.folder, folder, form)
         return folder
 
     def _repr_html_(self) -> str:
