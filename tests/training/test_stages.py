@@ -192,7 +192,7 @@ def test_a_run_continues_without_the_data_of_a_stage_that_is_over(
 
 
 def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None:
-    """Step 4 is in stage 2 and step 3 at its start; the order of samples and the warm-up span both stages."""
+    """Step 6 is the last, 4 in stage 2 and 3 at its start; the order of samples and the warm-up span both stages."""
     text = stage("train.steps = 3", "objectives.itm = 0")
     text += stage("train.steps = 3", "train.global_batch = 32", 'schedule = "continue"')
     words = ["checkpoint.keep=9", "optim.warmup_steps=4"]
@@ -200,7 +200,7 @@ def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None
     whole, ledger = all_losses(run), (run / "stages.jsonl").read_text()
     rates = [line["lr"] for line in read_metrics(run)]
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
-    for step in (4, 3):
+    for step in (6, 4, 3):
         for later in range(step + 1, 7):
             shutil.rmtree(run / f"checkpoints/step_{later:08d}", ignore_errors=True)
         (run / "checkpoints/latest").write_text(f"step_{step:08d}")

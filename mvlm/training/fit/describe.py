@@ -17,6 +17,7 @@ from mvlm import __version__
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, LEDGER, RUN_JSON, STAGES, TEXT_ENCODER
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import ATTEMPTS
+from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import dump_config
 from mvlm.config.schema import Config
 from mvlm.config.stages import Stages, with_appended
@@ -26,6 +27,7 @@ from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist
 from mvlm.runtime.launch import typed_command
 from mvlm.runtime.storage import write_durably
+from mvlm.training.ledger import write_ledger
 
 STARTED = "started_from.json"
 
@@ -40,14 +42,16 @@ def describe_run(
     beginning: InitReport | None,
     attempt: int,
     stages: Stages | None,
+    state: TrainState,
     resumes: bool,
 ) -> None:
     """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.
 
-    The first two are also kept for every attempt, in `attempts/NNNN`. A run with stages has stages.toml as well, and a
-    run that begins has a list of what each tensor of its weights started from.
+    The first two are also kept for every attempt, in `attempts/NNNN`. A run with stages has stages.toml and
+    stages.jsonl as well, and a run that begins has a list of what each tensor of its weights started from.
 
     Args:
+        state: where it begins.
         resumes: it resumes one of its own checkpoints; otherwise the stages of a run that was there before are deleted.
     """
     hosts = dist.gather_objects(socket.gethostname())
@@ -77,6 +81,7 @@ def describe_run(
             known = with_appended(stages, run / STAGES).dump()
             if not (run / STAGES).exists() or (run / STAGES).read_text(encoding="utf-8") != known:
                 write_durably(run / STAGES, known)
+            write_ledger(run, state)
         model.text.settings.save_pretrained(run / TEXT_ENCODER)
         if beginning:
             write_durably(run / STARTED, beginning.to_json())

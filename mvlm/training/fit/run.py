@@ -114,7 +114,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     changes = dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config)) if resumed else ()
     layout, stages = _layout(plan, engine), plan.standing.stages if plan.standing else None
     # Only now, so that a run that is refused leaves no description here.
-    facts = engine.ds_config, engine.model, layout, group, beginning, attempt.number, stages
+    facts = engine.ds_config, engine.model, layout, group, beginning, attempt.number, stages, state
     describe_run(folder, config, *facts, resumes=own)
     dist.barrier()  # the ranks that lead a checkpoint's saving read it there
     monitor = stack.enter_context(Monitor(folder, state.step, layout["steps"], config.log))
