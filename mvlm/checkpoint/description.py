@@ -15,7 +15,9 @@ from mvlm.errors import UserError
 CONFIG, DEEPSPEED, RUN_JSON = "config.toml", "deepspeed.json", "run.json"
 STAGES, LEDGER = "stages.toml", "stages.jsonl"  # of a run with stages; the ledger is in its folder only
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
-METRICS, EVALUATIONS, SKIPPED = "metrics.jsonl", "eval.jsonl", "skipped.jsonl"  # in a run folder only
+METRICS, EVALUATIONS, SKIPPED, QUARANTINE = "metrics.jsonl", "eval.jsonl", "skipped.jsonl", "quarantine.jsonl"
+RECORDS = METRICS, EVALUATIONS, SKIPPED, QUARANTINE
+"""Files of a run folder, and of no checkpoint, that are only ever appended to."""
 DESCRIPTION = re.compile(
     rf"{re.escape(CONFIG)}|{re.escape(DEEPSPEED)}|{re.escape(RUN_JSON)}|{re.escape(STAGES)}"
     rf"|({TOKENIZER}|{TEXT_ENCODER})/[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|txt|model|jinja)"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.checkpoint.assemble import assemble_newest
-from mvlm.checkpoint.description import CONFIG, DESCRIPTION, METRICS, SKIPPED, TEXT_ENCODER, TOKENIZER
+from mvlm.checkpoint.description import CONFIG, DESCRIPTION, RECORDS, TEXT_ENCODER, TOKENIZER
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import (
@@ -137,7 +137,7 @@ def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: Fol
                 sync((run / name).parent)
 
     def fetch_records() -> None:
-        for name in (METRICS, SKIPPED):  # only ever appended to, so the longer one has more
+        for name in RECORDS:  # the longer one has more
             known = (run / name).stat().st_size if (run / name).exists() else 0
             content = mirror.read(name) or b""
             if len(content) > known:

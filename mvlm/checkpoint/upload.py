@@ -14,7 +14,7 @@ from threading import Thread
 
 import torch
 
-from mvlm.checkpoint.description import CONFIG, DEEPSPEED, EVALUATIONS, METRICS, RUN_JSON, SKIPPED
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RECORDS, RUN_JSON
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import fetch_newest
 from mvlm.checkpoint.folder_group import FolderGroup
@@ -25,8 +25,8 @@ from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime import dist
 
-BESIDE = (CONFIG, DEEPSPEED, RUN_JSON, METRICS, EVALUATIONS, SKIPPED)
-"""Files of the run folder that people look for beside the checkpoints."""
+BESIDE = (CONFIG, DEEPSPEED, RUN_JSON, *RECORDS)
+"""Files of the run folder that people look for beside the checkpoints, or that later attempts need."""
 LOOK_S = 0.2
 
 

@@ -364,6 +364,25 @@ def mirrored_in(folder: Path) -> set[MirrorPath]:
     return {MirrorPath(int(match[2]), int(match[1])) for match in found if match}
 
 
+def test_a_lost_folders_records_come_back_and_grow_on(tmp_path: Path, store: Mirror) -> None:
+    """Among them the images left out, which data.tolerance counts, and what a job of evaluations has measured."""
+    run, node = tmp_path / "run", Node(tmp_path / "run", store)
+    names = "metrics.jsonl", "eval.jsonl", "skipped.jsonl", "quarantine.jsonl"
+    for name in names:
+        (run / name).write_text(f"first of {name}\n")
+    node.save(2)
+    shutil.rmtree(run)
+    assert fetched(run, store) == 2
+    node = Node(run, store)
+    for name in names:
+        with open(run / name, "a") as file:
+            file.write("second\n")
+    node.save(4)
+    assert fetched(tmp_path / "other", store) == 4
+    for name in names:
+        assert (tmp_path / "other" / name).read_text() == f"first of {name}\nsecond\n"
+
+
 def test_another_runs_checkpoints_in_the_same_mirror_are_not_deleted(tmp_path: Path, store: Mirror) -> None:
     """A user may have copied `checkpoint.mirror` from another run's TOML."""
     Node(tmp_path / "another", store).save(2, 4)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mvlm.checkpoint.description import QUARANTINE
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.data.samples.dataset import Fault
 from mvlm.errors import UserError
-from mvlm.training.health.quarantine import QUARANTINE, Quarantine
+from mvlm.training.health.quarantine import Quarantine
 from tests.conftest import ROOT, TINY
 from tests.ranks import mvlm, run_ranks
 from tests.training.conftest import TOML, read_metrics

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mvlm.checkpoint.description import SKIPPED
+from mvlm.checkpoint.description import QUARANTINE, SKIPPED
 from mvlm.data.loading.sampler import Sampler
 from mvlm.data.samples.dataset import TAKEN_DOWN, Fault
 from mvlm.data.shards.corpus import UnreadableRow
@@ -22,7 +22,6 @@ from mvlm.runtime import dist
 from mvlm.runtime.files import append_durably
 from mvlm.training.health.anomaly import Anomaly
 
-QUARANTINE = "quarantine.jsonl"
 Found = TypeVar("Found")
 
 FIRST_SAMPLES = 10_000
