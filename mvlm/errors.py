@@ -23,6 +23,8 @@ class ExitCode(IntEnum):
 
 OUT_OF_SIGHT = {
     errno.EIO,
+    errno.EBADMSG,  # how ext4 reports that what it reads from a failing disk is not what it wrote
+    errno.EUCLEAN,  # and XFS
     errno.ENODEV,
     errno.ENXIO,
     errno.EROFS,  # how a file system is remounted when its disk fails

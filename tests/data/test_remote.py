@@ -4,6 +4,7 @@ import itertools
 import os
 import pickle
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import UnreadableRow
 from mvlm.data.shards.mixture import Mixture
-from mvlm.errors import UserError
+from mvlm.errors import DataLost, UserError
 from mvlm.runtime import storage
 from tests.conftest import of_pairs
 
@@ -201,6 +202,26 @@ def test_a_read_only_cache_serves_the_shards_it_has(shards, mount_disk, capfd):
     prefetcher = start_prefetcher(remote, make_sampler(remote, 0, [order_of(Data())]), 0)
     assert remote.row(6).key == "k00006"
     with pytest.raises(UserError, match=r"The cache \S+ cannot be written .*Read-only file system.* another folder"):
+        remote.row(99)
+    prefetcher.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_lost_disk_under_the_cache_is_not_the_users_mistake(shards, tmp_path):
+    """A socket that is opened as a file gives the error of a device that has gone."""
+    remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c")))
+    assert remote.row(5).key == "k00005"
+    os.mknod(tmp_path / f"c/{remote.corpora[0].manifest.shards[9].hash}.lock", stat.S_IFSOCK | 0o600)
+    with pytest.raises(DataLost, match=r"The cache \S+/c cannot be reached .*No such device.* same command again"):
+        remote.row(99)
+
+
+def test_a_file_in_place_of_the_cache_is_named(shards, tmp_path, capfd):
+    remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c")))
+    (tmp_path / "c").rename(tmp_path / "moved")
+    (tmp_path / "c").touch()
+    prefetcher = start_prefetcher(remote, make_sampler(remote, 0, [order_of(Data())]), 0)
+    with pytest.raises(UserError, match=r"The cache \S+/c cannot be made .*File exists.* folder you can write to"):
         remote.row(99)
     prefetcher.close()
     assert "Traceback" not in capfd.readouterr().err

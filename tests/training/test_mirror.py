@@ -588,7 +588,10 @@ def test_a_disk_that_is_read_only_when_a_run_is_resumed_is_not_the_users_mistake
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(errno.EIO, 75), (errno.ESTALE, 75), (errno.ENOTCONN, 75), (errno.ETIMEDOUT, 75), (errno.ENOSPC, 1), (None, 1)],
+    [
+        *((number, 75) for number in (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE, errno.ENOTCONN)),
+        *((errno.ETIMEDOUT, 75), (errno.ENOSPC, 1), (None, 1)),
+    ],
 )
 def test_a_full_disk_is_the_users_mistake_and_a_lost_one_is_not(number: int | None, code: int) -> None:
     error = OSError(number, "the cause") if number else OSError("the cause")

@@ -9,6 +9,7 @@ remain until it is unmapped.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from mvlm.data.shards.files import Shard
 from mvlm.data.shards.integrity import has_its_hash
-from mvlm.errors import UserError
+from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_read
 from mvlm.runtime.storage import NO_ROOM, Attempts, Outages
 
 WAIT_S = 0.05  # for another process to finish a shard
@@ -52,14 +53,13 @@ class Cache:
         self.outages = Outages(patience)
 
     def make(self) -> None:
-        """Make the folder; raises `UserError` if that fails, or if anyone but the user may write to it."""
+        """Make the folder; raises `UserError` if that fails, or if anyone but the user may write to it, and `DataLost`
+        if its disk is lost."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.folder.stat()
         except OSError as error:
-            raise UserError(
-                f"The cache {self.folder} cannot be made ({error}): set data.cache to a folder you can write to."
-            ) from None
+            raise self._unusable("made", error, "set data.cache to a folder you can write to") from None
         if found.st_uid != os.getuid():
             raise UserError(
                 f"The cache {self.folder} belongs to user {found.st_uid} and not to you, so that its shards cannot be "
@@ -77,7 +77,7 @@ class Cache:
     def holds(self, shard: Shard) -> bool:
         try:
             return self.path(shard).stat().st_size == shard.bytes
-        except FileNotFoundError:
+        except OSError:  # it is not there, or whoever fetches it will hear what is wrong with the folder
             return False
 
     def touch(self, shards: Collection[Shard]) -> None:
@@ -91,7 +91,7 @@ class Cache:
 
         Raises:
             UserError: it cannot be fetched; says `name`, or what is wrong with the folder.
-            DataLost: its store is unreachable, and waiting for it did not help.
+            DataLost: its store is unreachable, and waiting for it did not help, or the folder's disk is lost.
         """
         with Attempts(name, self.outages) as attempts:
             while not self.holds(shard):
@@ -130,7 +130,7 @@ class Cache:
     def _locked(self, shard: Shard, wait: bool) -> Iterator[bool]:
         """Whether it is for us to fetch this shard; it is not if another process is doing so or just has.
 
-        Raises `UserError` if the folder cannot be written, and FileNotFoundError if it disappears meanwhile.
+        Raises as `make` does if the folder cannot be written, and FileNotFoundError if it disappears meanwhile.
         """
         self.make()  # once more: temporary folders are cleaned up
         path = self.folder / f"{shard.hash}.lock"
@@ -146,10 +146,13 @@ class Cache:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(
-                f"The cache {self.folder} cannot be written ({error}): free room on its disk, lower data.cache_gb, or "
-                "set data.cache to another folder."
-            ) from None
+            remedy = "free room on its disk, lower data.cache_gb, or set data.cache to another folder"
+            raise self._unusable("written", error, remedy) from None
+
+    def _unusable(self, done: str, error: OSError, remedy: str) -> UserError:
+        if error.errno in OUT_OF_SIGHT and error.errno != errno.EROFS:  # it may be meant to be read-only
+            return cannot_read(f"The cache {self.folder}", error, remedy)
+        return UserError(f"The cache {self.folder} cannot be {done} ({error}): {remedy}.")
 
     def _fill(self, part: Path, shard: Shard, fetch: Fetch) -> Exception | None:
         """Fetch a shard into `part` and rename that; return what went wrong. Raises OSError if the disk is full."""
