@@ -87,7 +87,8 @@ def check_record(item: Record | Dropped, filters: Filters = SOUND) -> Checked | 
     if isinstance(item, Dropped):
         return item
     if not item.key.strip() or not _is_name(item.key):
-        return Dropped(item.key[:80], "id is not plain text", item.where, source=item.source[:80])
+        reason = "id is not UTF-8" if SURROGATE.search(item.key) else "id is not plain text"
+        return Dropped(item.key[:80], reason, item.where, source=item.source[:80])
     try:
         return _checked(item, filters)
     except (_Unfit, BadImage) as bad:

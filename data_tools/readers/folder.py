@@ -20,7 +20,7 @@ from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .annotated import located_lines, mean_size
 from .captions import captions_of
-from .images import MISSING_IMAGE, Refused, read_inside
+from .images import MISSING_IMAGE, Refused, read_inside, spellings
 from .json_stream import parse_json
 from .members import DAMAGE, MAX_IMAGE_BYTES, is_inside, open_tar, unsafe
 from .source import Cuttable
@@ -151,7 +151,8 @@ class Archive:
     def read_image(self, name: str) -> bytes:
         if not is_inside(name):
             raise Refused("image path leaves the folder")
-        member = self._members.get(str(self._top / name))
+        paths = (str(self._top / spelled) for spelled in spellings(name))
+        member = next((self._members[path] for path in paths if path in self._members), None)
         if member is None:
             raise Refused(MISSING_IMAGE)
         if reason := unsafe(member):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 from mvlm.errors import UserError
 
+from ..filters import SURROGATE
 from .members import MAX_IMAGE_BYTES, is_inside
 
 MISSING_IMAGE = "image is missing"
+NOT_UTF8 = "image path is not UTF-8"
 LINKS = ("http://", "https://")
 
 
@@ -33,20 +37,25 @@ class ImageFolders:
                 raise UserError(f"No folder of images at {folder}: check --images.")
         self._roots = [Path(folder).resolve() for folder in folders]
 
-    def read(self, names: Iterable[str]) -> bytes:
+    def read(self, names: Sequence[str]) -> bytes:
         """The first image found at one of these paths in one of the folders; raises `Refused`."""
         for name in names:
             for root in self._roots:
                 data = read_inside(root, name)
                 if data is not None:
                     return data
-        raise Refused(MISSING_IMAGE)
+        raise _none_at(names)
 
-    def look_for(self, names: Iterable[str]) -> bytes:
+    def look_for(self, names: Sequence[str]) -> bytes:
         """No bytes if `read` would find an image; otherwise raises `Refused`."""
         if not any(find_inside(root, name) for name in names for root in self._roots):
-            raise Refused(MISSING_IMAGE)
+            raise _none_at(names)
         return b""
+
+
+def _none_at(names: Iterable[str]) -> Refused:
+    """Why no image is at these paths: if the table is in another encoding, those that are not ASCII name none."""
+    return Refused(NOT_UTF8 if any(SURROGATE.search(name) for name in names) else MISSING_IMAGE)
 
 
 def beginnings(folders: Iterable[str | Path]) -> list[str]:
@@ -85,11 +94,26 @@ def _content(path: str) -> bytes:
 
 
 def find_inside(root: Path, name: str) -> str | None:
-    """Where the file at `name` below the resolved folder `root` lies; None if there is none.
+    """Where the file at `name`, however spelled, below the resolved folder `root` lies; None if there is none.
 
     Raises:
         Refused: the path or a link on it leaves the folder, or it is not a readable file of a plausible size.
     """
+    return next(filter(None, (_find(root, spelled) for spelled in spellings(name))), None)
+
+
+def spellings(name: str) -> Iterator[str]:
+    """A path as it is given and, if it is not ASCII, as the disk may hold it: composed, decomposed as on a Mac, or in
+    Latin-1, as old archives are unpacked."""
+    yield name
+    if not name.isascii():
+        composed = unicodedata.normalize("NFC", name)
+        yield from (composed, unicodedata.normalize("NFD", name))
+        with suppress(UnicodeEncodeError):
+            yield os.fsdecode(composed.encode("latin-1"))
+
+
+def _find(root: Path, name: str) -> str | None:
     if name.startswith(LINKS):
         raise Refused("image is a link: the source urls downloads those")
     if not is_inside(name.removeprefix("/")):  # tables often have absolute paths

@@ -12,7 +12,7 @@ from mvlm.errors import UserError
 
 from .annotated import MALFORMED, SAMPLE, Annotated, Annotation, At, Unfit, check_file, one_file, text
 from .captions import captions_of
-from .images import beginnings
+from .images import beginnings, spellings
 from .members import is_inside
 from .row_files import Row, RowFile, row_file, undecided
 
@@ -88,7 +88,7 @@ def _folders(path: Path, file: RowFile, image: str) -> list[str]:
         raise UserError(f"{path} has absolute paths of images, such as {names[0]}: give --images, such as {where}.")
     below = sorted(folder for folder in path.parent.iterdir() if folder.is_dir() and not folder.is_symlink())
     for folder in (path.parent, *below):
-        if any(is_inside(name) and (folder / name).is_file() for name in names):
+        if any((folder / spelled).is_file() for name in names if is_inside(name) for spelled in spellings(name)):
             return [str(folder)]
     return [str(path.parent)]
 

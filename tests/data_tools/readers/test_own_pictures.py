@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +94,37 @@ def test_texts_are_read_as_windows_writes_them_or_listed_with_a_reason(tmp_path:
         name: ["ein Kätzchen", "猫"] for name in "abc"
     } | {"d": ["?"]}
     assert quarantine(tmp_path / "out") == {"e": "caption is not UTF-8"}
+
+
+@pytest.mark.parametrize("on_disk", ["bär", "ba\u0308r", os.fsdecode(b"b\xe4r")], ids=["as given", "Mac", "Latin-1"])
+def test_an_image_is_found_however_the_disk_spells_its_name(tmp_path: Path, on_disk: str) -> None:
+    put(tmp_path / f"in/Bilder/{on_disk}/{on_disk}.jpg", photo(1))
+    put(tmp_path / "in/t.csv", "image,text\nbär/bär.jpg,ein Bär\n".encode())
+    put(
+        tmp_path / "in/captions.jsonl",
+        b'{"id": 1, "image": "Bilder/ba\xcc\x88r/ba\xcc\x88r.jpg", "caption": "ein B\xc3\xa4r"}',
+    )
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        tar.add(tmp_path / "in", "in")
+    for place, (source, path) in enumerate([("table", "in/t.csv"), ("folder", "in"), ("folder", "in.tar")]):
+        run("shard", source, tmp_path / path, "--out", tmp_path / f"out{place}", "--workers", 1)
+        (row,) = read_rows(tmp_path / f"out{place}")
+        assert (row["image"], row["captions"]) == (photo(1), ["ein Bär"])
+
+
+def test_what_is_not_utf_8_is_said_so(tmp_path: Path) -> None:
+    for name in ("bär", os.fsdecode(b"b\xfcr"), "bear"):
+        put(tmp_path / f"in/{name}.jpg", photo(len(name)))
+        put(tmp_path / f"in/{name}.txt", b"a bear")
+    put(tmp_path / "in/t.csv", "image,text\nbär.jpg,a bear\nbür.jpg,a bear\nbear.jpg,a bear\n".encode("latin-1"))
+    for source, path in (("table", "in/t.csv"), ("side_by_side", "in")):
+        run("shard", source, tmp_path / path, "--out", tmp_path / source, "--workers", 1, "--tolerate", 1)
+    bytes_of = {name: os.fsdecode(name.encode("latin-1")) for name in ("bär.jpg", "bür.jpg", "bür")}
+    assert quarantine(tmp_path / "table") == {
+        bytes_of["bär.jpg"]: "image path is not UTF-8",
+        bytes_of["bür.jpg"]: "id is not UTF-8",
+    }
+    assert quarantine(tmp_path / "side_by_side") == {bytes_of["bür"]: "id is not UTF-8"}
 
 
 def test_absolute_paths_through_a_link_are_followed_and_keys_are_relative(tmp_path: Path) -> None:
