@@ -12,11 +12,14 @@ from typing import Any, BinaryIO
 
 from mvlm.errors import UserError
 
-from .annotated import json_object, lines, located_lines
+from .annotated import MALFORMED, json_object, lines, located_lines
 from .json_stream import json_items
 from .members import MAX_TEXT_BYTES
 
 JSON_LINES = (".jsonl", ".ndjson")
+NAMED = (*JSON_LINES, ".json", ".parquet", ".arrow")
+"""Endings of files that cannot lack the names of their columns."""
+
 HEADER_BYTES = 1 << 20
 
 DELIMITER_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
@@ -54,7 +57,16 @@ def undecided(path: Path, columns: Sequence[str], option: str, links: bool = Fal
     said = f"{path} has the columns {', '.join(columns)}"
     if option == "--image-column" and not links and {name.strip().lower() for name in columns} & set(LINK_COLUMNS):
         return UserError(f"{said}, and links in place of images: `mvlm-data shard urls` downloads them.")
-    return UserError(f"{said}: say which with {option}.")
+    if path.suffix.lower() in NAMED:
+        return UserError(f"{said}: say which with {option}.")
+    return UserError(
+        f"{said} (its first line): say which with {option}, or add a line of names above if that is a row."
+    )
+
+
+def malformed(path: Path) -> str:
+    """The reason for which a row is dropped that a file of this ending gives as None."""
+    return MALFORMED if path.suffix.lower() in NAMED else "row has more fields than the header"
 
 
 def row_file(path: Path) -> RowFile:

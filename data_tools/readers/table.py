@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 
 from mvlm.errors import UserError
 
-from .annotated import MALFORMED, SAMPLE, Annotated, Annotation, At, Unfit, check_file, one_file, text
+from .annotated import SAMPLE, Annotated, Annotation, At, Unfit, check_file, one_file, text
 from .captions import captions_of
 from .images import beginnings, spellings
 from .members import is_inside
-from .row_files import Row, RowFile, row_file, undecided
+from .row_files import Row, RowFile, malformed, row_file, undecided
 
 IMAGE_COLUMNS = (
     *("image", "image_path", "filepath", "file_path", "path"),
@@ -57,7 +57,7 @@ def table(
     def entry(rows: list[Any], at: At) -> Annotation:
         first = rows[0]
         if first is None:
-            raise Unfit(MALFORMED)
+            raise Unfit(malformed(path))
         if not first.get(image):
             raise Unfit("no image path")
         place = text(first[image])

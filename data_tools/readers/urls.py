@@ -15,9 +15,9 @@ from ..download.failure import NO_LINK, OTHER_CONTENT, UNREACHABLE, Failure
 from ..download.prefetch import prefetched
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
-from .annotated import MALFORMED
 from .captions import captions_of
 from .link_table import DAMAGED, Damaged, LinkTable, Row, table_files
+from .row_files import malformed
 from .source import Cuttable
 
 HASHES = ("sha256", "md5")
@@ -109,7 +109,7 @@ class UrlSource(Cuttable):
 
 def _link(table: LinkTable, number: int, row: Row | None, where: str, source: str) -> _Link | Dropped:
     if row is None:
-        return Dropped("", MALFORMED, where, source=source)
+        return Dropped("", malformed(table.path), where, source=source)
     given = row.get(table.key) if table.key else f"{source}-{number:09d}"
     if not isinstance(given, str | int) or given == "":
         return Dropped("", "no id", where, source=source)

@@ -54,7 +54,12 @@ def test_a_table_without_the_usual_columns_must_be_told_which_to_read(
 ) -> None:
     put(tmp_path / "bare.csv", b"1.jpg;a bus\n2.jpg;a train\n")
     said = fails("shard", "table", tmp_path / "bare.csv", "--out", tmp_path / "out")
-    assert "has the columns 1.jpg, a bus: say which with --image-column" in said
+    assert (
+        "has the columns 1.jpg, a bus (its first line): say which with --image-column, or add a line of names" in said
+    )
+    put(tmp_path / "bare.jsonl", b'{"Bild": "1.jpg", "text": "a bus"}\n')
+    said = fails("shard", "table", tmp_path / "bare.jsonl", "--out", tmp_path / "out")
+    assert "has the columns Bild, text: say which with --image-column." in said
     path = csv_table(tmp_path).argv[1]
     said = fails("shard", "table", path, "--caption-column", "words", "--out", tmp_path / "out")
     assert "say which with --caption-column" in said
@@ -188,7 +193,7 @@ def test_a_caption_is_not_cut_at_an_unquoted_comma(tmp_path: Path) -> None:
     put(tmp_path / "t.csv", b'image,text\n0.jpg,a bee, an ant\n1.jpg,"a bee, an ant"\n2.jpg,a wasp,,\n')
     run("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", 1)
     assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["a bee, an ant"], ["a wasp"]]
-    assert quarantine(tmp_path / "out") == {"": "annotation is malformed"}
+    assert quarantine(tmp_path / "out") == {"": "row has more fields than the header"}
 
 
 @pytest.mark.parametrize("begins", ["sep=;\r\n", "\ufeffsep=;\n", "SEP=;\n"])
