@@ -110,8 +110,9 @@ def count_source(arguments: argparse.Namespace) -> int:
 def retry_dropped(arguments: argparse.Namespace) -> int:
     require_shards([arguments.shards])
 
+    from mvlm.data.shards.schema import SOURCE
+
     from .corpora import folders_with
-    from .pipeline import SOURCE
     from .reshape.retry_at_url import retried_here
 
     for place in folders_with(SOURCE, arguments.shards):
@@ -124,9 +125,10 @@ def retry_dropped(arguments: argparse.Namespace) -> int:
 
 def _retry(place: PathOrUrl, out: Path, arguments: argparse.Namespace) -> Outcome:
     """Retry the corpus of `place`, whose files are in the folder `out`."""
+    from mvlm.data.shards.schema import SOURCE
+
     from .options import with_filters, writing_options
     from .origin import open_source, writing_arguments
-    from .pipeline import SOURCE
     from .progress import progress
     from .reshape.retry import only_retry, read_origin, retry
 

@@ -16,9 +16,7 @@ from .record import Record
 from .split import Split
 
 QUARANTINE = "quarantine.jsonl"
-YIELD = "yield.json"
 YIELD_TEXT = "yield.txt"
-SOURCE = "source.json"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mvlm.data.shards.schema import EMPTY_SPLIT, MANIFEST
+from mvlm.data.shards.schema import EMPTY_SPLIT, MANIFEST, SOURCE, YIELD
 from mvlm.errors import UserError
 from mvlm.runtime.storage import sync, write_durably
 
@@ -25,7 +25,7 @@ from .filters import TOO_ELONGATED, TOO_SMALL
 from .join import Losers, find_losers, find_pairs, find_suspects, manifests, total_report, write_dropped
 from .origin import deciding
 from .part import Part, PartManifest, chosen, cut, within
-from .pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
+from .pipeline import QUARANTINE, YIELD_TEXT, Options
 from .readers.source import Cuttable, Source
 from .report import ShardReport
 from .split import Split

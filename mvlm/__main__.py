@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             return _report_mistake(UserError(CLOSED))
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             what = str(error.filename or "The output")
-            return _report_mistake(cannot_write(what, error, "free some room and start again"))
+            return _report_mistake(cannot_write(what, error))
         with suppress(OSError):
             traceback.print_exc()
         return ExitCode.BUG

@@ -129,7 +129,10 @@ def no_shards(place: object) -> UserError:
     return UserError(f"No shards at {place}: {why}; make a folder of shards with `mvlm-data shard`.")
 
 
-def cannot_write(what: str, error: OSError, remedy: str, where: str = "") -> UserError:
+FREE_ROOM = "free some room and start again"
+
+
+def cannot_write(what: str, error: OSError, remedy: str = FREE_ROOM, where: str = "") -> UserError:
     """The error for a run in progress that cannot write.
 
     Args:

@@ -20,7 +20,7 @@ from typing import Any
 
 from mvlm.data.shards.files import Shards
 from mvlm.data.shards.in_place import resolved
-from mvlm.data.shards.schema import MANIFEST, Manifest, read_manifest
+from mvlm.data.shards.schema import MANIFEST, SOURCE, YIELD, Manifest, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, sync, write_durably
 
@@ -31,7 +31,7 @@ from ..filters import exact_hash
 from ..join import find_losers, find_pairs, total_report, write_dropped
 from ..marks import RowMark, id_digest
 from ..part import PartManifest
-from ..pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
+from ..pipeline import QUARANTINE, YIELD_TEXT, Options
 from ..readers.source import Source
 from ..record import Record
 from ..report import OTHERS, ShardReport, SourceReport

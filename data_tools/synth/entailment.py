@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import repeat
 
+from mvlm.data.shards.schema import LABELS
+
 from .blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, place
 from .scenes import CELLS, COLOURS, COVER, SHAPES, THINGS, Thing
 
-LABELS = ("entailment", "neutral", "contradiction")
 SAYS = {  # a statement about a cell and its denial; the blanks are colour, shape and cell
     "thing": ("There is a {0} {1} {2}.", "There is no {0} {1} {2}."),
     "colour": ("The {2} cell is {0}.", "The {2} cell is not {0}."),

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from mvlm.config.shipped import package
 from mvlm.data.shards.forms import CorpusForm, recognise
-from mvlm.data.shards.schema import CAPTION, EMPTY_SPLIT, corpora_in, read_manifest
+from mvlm.data.shards.schema import CAPTION, EMPTY_SPLIT, SOURCE, corpora_in, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.commands import run_command
 
-SOURCE = "source.json"  # beside shards, names what they were made from
 HELD_OUT = "eval"
 SHOWN = 3
 SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")

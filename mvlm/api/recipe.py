@@ -10,11 +10,10 @@ from typing import Any
 
 from mvlm.api.corpus import ShardedCorpus
 from mvlm.config.schema import OBJECTIVES_OF, Data, Model, Optim
+from mvlm.config.shipped import shipped
 from mvlm.config.toml import as_toml, read_tables
 from mvlm.model.dictionary import NAME
 from mvlm.pretrained.packaged import INSTALL, SmallEncoders
-
-RECIPES = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def choose(
         *start,
     ]
     choices += _evaluations(held_out, steps, "images", "eval/mean_recall")
-    return Recipe(base, read_tables(RECIPES / base, "recipe"), reason, tuple(choices))
+    return Recipe(base, read_tables(shipped("configs") / base, "recipe"), reason, tuple(choices))
 
 
 def _global_batch(rows: int, largest: int) -> int:

@@ -18,6 +18,7 @@ TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 METRICS, EVALUATIONS, SKIPPED, QUARANTINE = "metrics.jsonl", "eval.jsonl", "skipped.jsonl", "quarantine.jsonl"
 RECORDS = METRICS, EVALUATIONS, SKIPPED, QUARANTINE
 """Files of a run folder, and of no checkpoint, that are only ever appended to."""
+LOSSES = ("loss", "image", "text", "itc", "itm", "task")  # their keys in a training line of METRICS
 DESCRIPTION = re.compile(
     rf"{re.escape(CONFIG)}|{re.escape(DEEPSPEED)}|{re.escape(RUN_JSON)}|{re.escape(STAGES)}"
     rf"|({TOKENIZER}|{TEXT_ENCODER})/[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|txt|model|jinja)"

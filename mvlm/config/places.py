@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from mvlm.errors import UserError
 from mvlm.runtime.patterns import is_pattern, matching
 
-FINISHED = "manifest.json"
+MANIFEST = "manifest.json"
 """The file that marks a folder of finished shards."""
 
 
@@ -57,9 +57,9 @@ def _expanded(text: str) -> list[str]:
         return _at_url(path) if is_pattern(path) else [path]
     if not has_magic(path) or Path(path).exists():
         return [path]
-    return sorted(str(Path(found).parent) for found in glob(f"{path.rstrip('/')}/{FINISHED}")) or [path]
+    return sorted(str(Path(found).parent) for found in glob(f"{path.rstrip('/')}/{MANIFEST}")) or [path]
 
 
 def _at_url(pattern: str) -> list[str]:
-    manifests = matching(f"{pattern.rstrip('/')}/{FINISHED}", "check the pattern, and what its store needs for access")
-    return [found.removesuffix(f"/{FINISHED}") for found in manifests] or [pattern]
+    manifests = matching(f"{pattern.rstrip('/')}/{MANIFEST}", "check the pattern, and what its store needs for access")
+    return [found.removesuffix(f"/{MANIFEST}") for found in manifests] or [pattern]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mvlm.estimate.advice import advice
+from mvlm.estimate.choice import GB
 from mvlm.estimate.communication import agreement
 from mvlm.estimate.plan import Planner
 from mvlm.training.schedule import schedule_steps
@@ -12,7 +13,6 @@ from mvlm.training.schedule import schedule_steps
 SCALES = (8, 64, 512, 4096)
 """Numbers of GPUs for which the efficiency is planned."""
 
-GB = 1e9
 KINDS = ("weights", "gradients", "optimizer", "activations", "contrastive", "negatives", "scratch")
 KIND_NAMES = {"contrastive": "contrast", "negatives": "ITM negatives", "scratch": "temporary"}
 

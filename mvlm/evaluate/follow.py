@@ -48,7 +48,6 @@ from mvlm.runtime.storage import write_durably
 
 EVALUATING = "evaluating"
 LOOK_S, DIGITS = 2.0, 16
-REMEDY = "free some room and start again"
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class EvaluationJob:
             except (FileNotFoundError, UserError) as error:
                 self._tell_why_not(folder, error)
             except OSError as error:
-                raise cannot_write(str(self.run / EVALUATING), error, REMEDY) from None
+                raise cannot_write(str(self.run / EVALUATING), error) from None
         self._restore_best()
         return Turn(done=done)
 
@@ -156,7 +155,7 @@ class EvaluationJob:
                 write_durably(self.run / CHECKPOINTS / BEST, step_name(best.step))
             self._release_others(best)
         except OSError as error:
-            raise cannot_write(str(self.run / EVALUATIONS), error, REMEDY) from None
+            raise cannot_write(str(self.run / EVALUATIONS), error) from None
         shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
         self._say(f"step {turn.step}  held out: {shown}{'  (the best)' if best and best.step == turn.step else ''}")
 
@@ -235,7 +234,7 @@ def _alone(run: Path) -> Iterator[None]:
             except BlockingIOError:
                 raise UserError(f"Another `mvlm evaluate --follow` is at {run}: end that one first.") from None
             except OSError as error:
-                raise cannot_write(str(run / EVALUATING), error, REMEDY) from None
+                raise cannot_write(str(run / EVALUATING), error) from None
 
         dist.as_rank_0(begin)
         yield

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.config.toml import as_toml
+from mvlm.data.shards.schema import YIELD
 from mvlm.report.facts import RunFacts, read_json
-
-YIELD = "yield.json"
-"""What `data_tools shard` writes beside the shards, or beside the folders of their splits."""
 
 LAYOUT = ("world", "micro_batch", "accumulation", "zero_stage", "device", "rows")
 """Keys of run.json that are not in the configuration."""

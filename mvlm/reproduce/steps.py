@@ -18,7 +18,7 @@ from mvlm.checkpoint.description import is_at_end
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, find_checkpoint, has_checkpoints, step_name, step_of
 from mvlm.config.load import load_config
 from mvlm.config.schema import Blueprint, Data, Optim, Train
-from mvlm.config.shipped import package
+from mvlm.config.shipped import package, shipped
 from mvlm.config.toml import as_toml
 from mvlm.data.shards.mixture import training_mixture
 from mvlm.data.shards.schema import MANIFEST, corpora_in
@@ -31,7 +31,6 @@ from mvlm.reproduce.tables import Evaluation, Table
 from mvlm.runtime.chain import ChainStep
 from mvlm.training.schedule import schedule_steps
 
-RECIPES = Path(__file__).parent.parent / "configs"
 DATA_TOOLS = (sys.executable, "-m", package("data_tools"))
 
 
@@ -123,7 +122,7 @@ class TrainStep(ChainStep):
 
     @property
     def recipe(self) -> Path:
-        path = RECIPES / f"{RUNS[self.name].recipe}.toml"
+        path = shipped("configs") / f"{RUNS[self.name].recipe}.toml"
         return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
     def settings(self) -> list[str]:

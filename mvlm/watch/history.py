@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from mvlm.checkpoint.description import LOSSES
+
 BARS = "▁▂▃▄▅▆▇█"
 RECENT = 5  # log lines whose median is the current speed
-LOSSES = ("loss", "image", "text", "itc", "itm", "task")
 
 
 class History:

@@ -11,8 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mvlm.checkpoint.description import LOSSES
 from mvlm.training.health.heartbeat import duration
-from mvlm.watch.history import LOSSES, History, sparkline
+from mvlm.watch.history import History, sparkline
 from mvlm.watch.status import Status
 
 COLOURS = {

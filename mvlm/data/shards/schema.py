@@ -27,10 +27,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from mvlm.config.places import MANIFEST
 from mvlm.data.shards.files import BLAKE3, HASH_NAMES, UNCOUNTED, Shard, Shards
 from mvlm.errors import UserError, cannot_read, no_shards
 
-MANIFEST = "manifest.json"
+SOURCE, YIELD = "source.json", "yield.json"
+"""What a corpus was made from, and how many records sharding read, kept and dropped: files beside the manifest, or
+beside the folders of the splits."""
+
 EMPTY_SPLIT = "fell into the split"  # part of the error for a split that gets no records, which `mvlm.api` looks for
 FORMAT = "mvlm-shards"
 VERSIONS = (1, 2)

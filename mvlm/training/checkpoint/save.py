@@ -34,8 +34,6 @@ from mvlm.training.checkpoint.share import Aside, ShareWriter, WriteFailure, mak
 from mvlm.training.engine import Engine
 from mvlm.training.ledger import write_ledger
 
-REMEDY = "free some room and start again"
-
 
 @dataclass(frozen=True)
 class _Pending:
@@ -155,7 +153,7 @@ class Saver:
                 else:
                     (self._home / BEST).unlink(missing_ok=True)
             except OSError as error:
-                raise cannot_write(str(self._home / BEST), error, REMEDY) from None
+                raise cannot_write(str(self._home / BEST), error) from None
         if state.best and not has_all:
             rank_log.warning(f"The best checkpoint, {name}, is gone: the best from here on is kept.")
         return state if has_all else replace(state, best=None)
@@ -183,7 +181,7 @@ class Saver:
         failure = next(filter(None, dist.gather_objects(failure)), None)
         if failure:
             self.require_own_folder(pending.state.step)  # it may have gone just now
-            raise cannot_write(f"The checkpoint {pending.folder}", failure.error, REMEDY, f"rank {failure.rank}: ")
+            raise cannot_write(f"The checkpoint {pending.folder}", failure.error, where=f"rank {failure.rank}: ")
         if self._site.leads:
             _write_ledger(self.run, pending.state)
             prune(self.run, pending.folder, self._config, self.attempt.writer, self.uploads.held)
@@ -197,7 +195,7 @@ def _write_ledger(run: Path, state: TrainState) -> None:
     try:
         write_ledger(run, state)
     except OSError as error:
-        raise cannot_write(str(run / LEDGER), error, REMEDY) from None
+        raise cannot_write(str(run / LEDGER), error) from None
 
 
 def _publish(

@@ -134,7 +134,7 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
             if lines:
                 append_durably(path, "".join(json.dumps(line) + "\n" for line in lines))
         except OSError as error:
-            raise cannot_write(str(path), error, "free some room and start again") from None
+            raise cannot_write(str(path), error) from None
 
     dist.as_rank_0(append)
 

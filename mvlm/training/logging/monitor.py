@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mvlm.checkpoint.description import METRICS
+from mvlm.checkpoint.description import LOSSES, METRICS
 from mvlm.checkpoint.selection import PUT_OFF
 from mvlm.config.schema import Log
 from mvlm.errors import cannot_write
@@ -23,7 +23,6 @@ from mvlm.runtime.files import drop_torn_line
 from mvlm.training.logging.trackers import PATIENCE, Follower, end_all, followers, numbers
 
 HURRY = 5.0  # seconds that trackers get when a run ends on an error
-SHOWN = ("loss", "image", "text", "itc", "itm", "task")
 
 
 class Monitor:
@@ -116,8 +115,8 @@ class Monitor:
         try:
             self._write(metrics)
         except OSError as error:
-            raise cannot_write(self._file.name, error, "free some room and start again") from None
-        report = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
+            raise cannot_write(self._file.name, error) from None
+        report = "  ".join(f"{name} {metrics[name]:.3f}" for name in LOSSES if name in metrics)
         report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
         if "loss" not in metrics:
             self.say(f"step {metrics['step']}  held out: {_evaluated(metrics)}")
