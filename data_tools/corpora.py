@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from glob import has_magic
@@ -22,7 +21,7 @@ from mvlm.data.shards.takedown import TAKEDOWN
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
-from .inputs import REMEDY, PathOrUrl, expanded, name_of
+from .inputs import REMEDY, PathOrUrl, expanded, fetched_files
 
 
 def corpora(path: Path) -> list[Path]:
@@ -93,18 +92,12 @@ def manifest_at(place: PathOrUrl) -> Manifest:
 def corpora_here(places: Iterable[PathOrUrl]) -> Iterator[list[Path]]:
     """The corpora as local folders; those at URLs are fetched for the duration of the block."""
     with ExitStack() as fetching:
-        yield [place if isinstance(place, Path) else fetching.enter_context(_fetched(place)) for place in places]
+        yield [fetching.enter_context(fetched_files(place, _files_of(place))) for place in places]
 
 
-@contextmanager
-def _fetched(url: str) -> Iterator[Path]:
-    files = [MANIFEST, TAKEDOWN, *(file.file for shard in manifest_at(url).shards for file in shard.files)]
-    with tempfile.TemporaryDirectory(prefix="mvlm-corpus-") as above:
-        folder = Path(above) / name_of(url)
-        folder.mkdir()
-        for name in files:
-            Storage(url, REMEDY).download(name, folder / name)
-        yield folder
+def _files_of(place: PathOrUrl) -> Iterator[str]:
+    yield from (MANIFEST, TAKEDOWN)
+    yield from (file.file for shard in manifest_at(place).shards for file in shard.files)
 
 
 def open_shard(path: Path, task: str) -> pa.ipc.RecordBatchFileReader:

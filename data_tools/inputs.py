@@ -112,12 +112,14 @@ def fetched(place: PathOrUrl) -> Iterator[Path]:
 
 @contextmanager
 def fetched_files(folder: PathOrUrl, names: Iterable[str]) -> Iterator[Path]:
-    """A local folder with these of a folder's files, as far as they exist."""
+    """A local folder of the same name with these of a folder's files, as far as they exist."""
     if isinstance(folder, Path):
         yield folder
         return
     storage = Storage(folder, REMEDY)
-    with tempfile.TemporaryDirectory(prefix="mvlm-input-") as here:
+    with tempfile.TemporaryDirectory(prefix="mvlm-input-") as above:
+        here = Path(above) / name_of(folder)
+        here.mkdir()
         for name in names:
-            storage.download(name, Path(here) / name)
-        yield Path(here)
+            storage.download(name, here / name)
+        yield here

@@ -21,10 +21,12 @@ from mvlm.data.shards.schema import IMAGE_COLUMNS
 from mvlm.data.shards.tables import columns_of, unknown_column
 from mvlm.data.shards.takedown import TAKEDOWN, parse_takedown, takedown_json
 from mvlm.errors import UserError
-from mvlm.runtime.storage import Storage, write_durably
+from mvlm.runtime.storage import Storage
 
 COLUMNS = ("key", "url", "URL", "sha256", "md5", "uid")
 """Columns whose values a line of a list may name, if the corpus has them."""
+
+REMEDY = "give a folder or a URL that can be written to"
 
 SHA256 = re.compile("[0-9a-fA-F]{64}")
 
@@ -75,10 +77,11 @@ def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> Ta
     if missing := set(by) - named.columns:
         raise unknown_column(min(missing), location.folder, named.columns)
     # Read only now: looking at all images takes hours, in which another list may have been taken down.
-    listed = parse_takedown(_stored(folder), f"{location.folder}/{TAKEDOWN}")
+    storage = Storage(str(folder) if location.cached else str(Path(folder).absolute()), REMEDY)
+    listed = parse_takedown(storage.read(TAKEDOWN), f"{location.folder}/{TAKEDOWN}")
     before = sum(map(len, listed.values()))
     listed |= {shard: sorted(more.union(listed.get(shard, ()))) for shard, more in rows_of.items()}
-    _store(folder, takedown_json(listed))
+    storage.write(TAKEDOWN, takedown_json(listed).encode())
     rows_down = sum(map(len, listed.values()))
     return TakenDown(rows_down, rows_down - before, named.unmatched())
 
@@ -137,17 +140,3 @@ def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:
             first += len(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{location.name(number)} cannot be read ({error}): copy or shard it again.") from None
-
-
-def _stored(folder: str | Path) -> bytes | None:
-    if "://" in str(folder):
-        return Storage(str(folder), "give a URL that can be written to").read(TAKEDOWN)
-    path = Path(folder) / TAKEDOWN
-    return path.read_bytes() if path.exists() else None
-
-
-def _store(folder: str | Path, content: str) -> None:
-    if "://" in str(folder):
-        Storage(str(folder), "give a URL that can be written to").write(TAKEDOWN, content.encode())
-    else:
-        write_durably(Path(folder) / TAKEDOWN, content)

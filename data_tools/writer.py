@@ -6,7 +6,7 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,16 +31,11 @@ MOST_PIECES = 512
 """Pieces written by one system call; POSIX promises 1,024 on Linux."""
 
 
-class Hash(Protocol):
-    def update(self, data: memoryview, /) -> object: ...
-    def hexdigest(self) -> str: ...
-
-
 class CorpusWriter:
     """Writes rows into `NNNNNN.arrow` shards of about `shard_bytes` under `folder`, each with its row index and table.
 
     `close` writes the manifest. `shards` are those finished so far. `stem` gives the n-th one's name without its
-    ending. `hasher` is replaced only to measure what hashing costs.
+    ending.
     """
 
     def __init__(
@@ -48,12 +43,11 @@ class CorpusWriter:
         folder: Path,
         shard_bytes: int,
         task: str = CAPTION,
-        hasher: Callable[[], Hash] = blake3,
         stem: Callable[[int], str] = "{:06d}".format,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._shard_bytes = folder, shard_bytes
-        self._schema, self.task, self._hasher, self._stem = SCHEMAS[task], task, hasher, stem
+        self._schema, self.task, self._stem = SCHEMAS[task], task, stem
         self._images = [field.name for field in self._schema if pa.types.is_binary(field.type)]
         self._single = self._images == ["image"]
         self.shards: list[Shard] = []
@@ -100,9 +94,7 @@ class CorpusWriter:
         if not self._pending:
             return
         if self._shard is None:
-            self._shard = _ShardFile(
-                self._folder / f"{self._stem(len(self.shards))}.arrow", self._schema, self._hasher()
-            )
+            self._shard = _ShardFile(self._folder / f"{self._stem(len(self.shards))}.arrow", self._schema)
         self._shard.write(self._pending, self._pending_bytes)
         self._meta.add(self._pending)
         self._pending, self._pending_bytes = [], 0
@@ -117,9 +109,9 @@ class CorpusWriter:
 class _ShardFile:
     """One Arrow IPC file being written, hashed on the way."""
 
-    def __init__(self, path: Path, schema: pa.Schema, digest: Hash) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path, self._schema = path, schema
-        self._sink = _Sink(path, digest)
+        self._sink = _Sink(path)
         self._writer = pa.ipc.new_file(self._sink, schema)
         self.rows = self.image_bytes = 0
 
@@ -145,10 +137,10 @@ class _Sink:
     touches (`promise`), and when it writes that, the images themselves are written in its place.
     """
 
-    def __init__(self, path: Path, digest: Hash) -> None:
+    def __init__(self, path: Path) -> None:
         self._path, self._partial = path, path.with_name(path.name + ".partial")
         self._file = self._partial.open("wb", buffering=0)
-        self._digest = digest
+        self._digest = blake3()
         self._bytes = 0
         self._promised: dict[int, list[bytes]] = {}
         self.closed = False
