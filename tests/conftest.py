@@ -176,17 +176,17 @@ TINY = [
 """Overrides of mvlm/configs/tiny.toml for a model that takes milliseconds per step."""
 
 
-def of_pairs(config: Config) -> tuple[Data, Objectives, int, int]:
+def pair_args(config: Config) -> tuple[Data, Objectives, int, int]:
     """The first arguments of `PairDataset`, from a run's configuration: all up to the grid."""
     return config.data, config.objectives, config.model.image_size, config.run.seed
 
 
-def of_labelled(config: Config) -> tuple[Data, int, int]:
+def labelled_args(config: Config) -> tuple[Data, int, int]:
     """The first arguments of `LabelledDataset`: all up to the answers."""
     return config.data, config.model.image_size, config.run.seed
 
 
-def reading(config: Config) -> tuple[int, int]:
+def eval_args(config: Config) -> tuple[int, int]:
     """The arguments of `EvalDataset` between the tokenizer and the limit."""
     return config.data.text_length, config.model.image_size
 

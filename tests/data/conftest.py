@@ -9,7 +9,7 @@ from mvlm.config.schema import Config, Data, Model, Objectives, Run
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.data.shards.mixture import Mixture
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def config():
 
 @pytest.fixture(scope="session")
 def dataset(mixture, tokenizer, config):
-    return PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
+    return PairDataset(mixture, tokenizer, *pair_args(config), (4, 4))
 
 
 @pytest.fixture

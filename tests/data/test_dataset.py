@@ -21,7 +21,7 @@ from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
-from tests.conftest import of_pairs, reading
+from tests.conftest import eval_args, pair_args
 
 
 def equal(one, other):
@@ -33,11 +33,11 @@ def batch_of(dataset, samples):
 
 
 def test_a_sample_is_a_function_of_seed_position_and_row(dataset, mixture, tokenizer, config):
-    again = PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
+    again = PairDataset(mixture, tokenizer, *pair_args(config), (4, 4))
     assert equal(dataset.sample(3, 70), again.sample(3, 70))
     # Within an epoch, a place in the order changes only the position itself.
     assert equal(dataset.sample(3, 70), replace(dataset.sample(90, 70), position=3))
-    other_seed = PairDataset(mixture, tokenizer, *of_pairs(replace(config, run=Run(seed=8))), (4, 4))
+    other_seed = PairDataset(mixture, tokenizer, *pair_args(replace(config, run=Run(seed=8))), (4, 4))
     ours = [dataset.sample(3, row) for row in range(60, 70)]
     next_epoch = [dataset.sample(3 + len(dataset), row) for row in range(60, 70)]
     for others in (next_epoch, [other_seed.sample(3, row) for row in range(60, 70)]):
@@ -47,7 +47,7 @@ def test_a_sample_is_a_function_of_seed_position_and_row(dataset, mixture, token
 
 
 def test_each_epoch_masks_different_tokens_of_a_caption(mixture, tokenizer, with_data):
-    dataset = PairDataset(mixture, tokenizer, *of_pairs(with_data(caption="first")), (4, 4))
+    dataset = PairDataset(mixture, tokenizer, *pair_args(with_data(caption="first")), (4, 4))
     long = [row for row in range(len(dataset)) if len(dataset.sample(0, row).text_L) > 10]
     epochs = [[dataset.sample(epoch * len(dataset), row).target_L for row in long] for epoch in range(2)]
     assert np.mean([np.array_equal(one, other) for one, other in zip(*epochs, strict=True)]) < 0.2
@@ -79,7 +79,7 @@ def test_cut_texts_are_reported(dataset, mixture, tokenizer, with_data, rows):
     cut = sum(length > 14 for length in lengths)
     report = f"{cut} of {len(lengths)} are longer, up to {max(lengths)} tokens"
     assert f"at data.text_length = 14: in the first rows {report}" in truncation_warning(dataset)
-    longer = PairDataset(mixture, tokenizer, *of_pairs(with_data(text_length=max(lengths))), dataset.grid)
+    longer = PairDataset(mixture, tokenizer, *pair_args(with_data(text_length=max(lengths))), dataset.grid)
     assert truncation_warning(longer) == ""
     assert f"texts cut at 14 tokens ({cut} of" in EvalDataset(mixture, tokenizer, 14, 32).reported_length
     assert EvalDataset(mixture, tokenizer, max(lengths), 32).reported_length.endswith("tokens (none is longer)")
@@ -107,7 +107,7 @@ def test_the_caption_setting_decides_which_caption_an_epoch_uses(mixture, tokeni
     encoded = [tokenizer(c, truncation=True, max_length=14)["input_ids"] for c in rows[row]["captions"]]
 
     def used(caption, epochs=60):
-        dataset = PairDataset(mixture, tokenizer, *of_pairs(with_data(caption=caption)), (4, 4))
+        dataset = PairDataset(mixture, tokenizer, *pair_args(with_data(caption=caption)), (4, 4))
         return [encoded.index(dataset.sample(e * len(dataset), row).text_L.tolist()) for e in range(epochs)]
 
     assert used("first", 6) == [0] * 6
@@ -121,7 +121,7 @@ def test_images_whose_captions_name_a_side_are_not_flipped(tmp_path, tokenizer, 
     rows = [row | {"captions": [caption]} for row, caption in zip(make_rows(5), captions, strict=True)]
     mixture = Mixture([write_shards(tmp_path / "s", rows)])
     plain = with_data(crop_scale=(1.0, 1.0), randaugment=(0, 0))
-    dataset = PairDataset(mixture, tokenizer, *of_pairs(plain), (4, 4))
+    dataset = PairDataset(mixture, tokenizer, *pair_args(plain), (4, 4))
     for row in range(5):
         whole = eval_view(open_picture(rows[row]["image"]), 32)
         views = [dataset.sample(e * 5, row).images[0] for e in range(30)]
@@ -129,13 +129,13 @@ def test_images_whose_captions_name_a_side_are_not_flipped(tmp_path, tokenizer, 
         mirrored = sum(not (v == whole).all() for v in views)
         assert mirrored == 0 if row < 3 else 5 < mirrored < 25
     still = with_data(crop_scale=(1.0, 1.0), randaugment=(0, 0), flip=False)
-    off = PairDataset(mixture, tokenizer, *of_pairs(still), (4, 4))
+    off = PairDataset(mixture, tokenizer, *pair_args(still), (4, 4))
     whole = eval_view(open_picture(rows[4]["image"]), 32)
     assert all((off.sample(e * 5, 4).images[0] == whole).all() for e in range(30))
 
 
 def test_two_views_of_an_image_are_cropped_independently(mixture, tokenizer, with_data, dataset):
-    two = PairDataset(mixture, tokenizer, *of_pairs(with_data(shared_view=False)), (4, 4)).sample(3, 70)
+    two = PairDataset(mixture, tokenizer, *pair_args(with_data(shared_view=False)), (4, 4)).sample(3, 70)
     one = dataset.sample(3, 70)
     assert (two.images[0] == one.images[0]).all()
     assert (two.images[-1] != two.images[0]).any()
@@ -146,7 +146,7 @@ def test_two_views_of_an_image_are_cropped_independently(mixture, tokenizer, wit
 
 def test_blocks_that_do_not_tile_the_grid_are_refused_when_the_dataset_is_made(mixture, tokenizer, config):
     with pytest.raises(UserError, match="image_mask_block = 3"):
-        PairDataset(mixture, tokenizer, *of_pairs(replace(config, objectives=Objectives(image_mask_block=3))), (4, 4))
+        PairDataset(mixture, tokenizer, *pair_args(replace(config, objectives=Objectives(image_mask_block=3))), (4, 4))
 
 
 def test_a_bad_image_in_an_evaluation_is_reported_with_shard_row_and_key(tmp_path, tokenizer, config):
@@ -154,11 +154,11 @@ def test_a_bad_image_in_an_evaluation_is_reported_with_shard_row_and_key(tmp_pat
     rows[4]["image"] = b"<html>"
     folder = write_shards(tmp_path / "s", rows, shard_rows=4)
     with pytest.raises(UserError, match=r"000001\.arrow row 0 \(key 'k00004'\).*checksum differs"):
-        EvalDataset(Mixture([folder]), tokenizer, *reading(config)).images(range(6))
+        EvalDataset(Mixture([folder]), tokenizer, *eval_args(config)).images(range(6))
     rows[4]["crc32"] = zlib.crc32(b"<html>")
     folder = write_shards(tmp_path / "t", rows, shard_rows=4)
     with pytest.raises(UserError, match=r"row 0 \(key 'k00004'\).*not an image"):
-        EvalDataset(Mixture([folder]), tokenizer, *reading(config)).images(range(6))
+        EvalDataset(Mixture([folder]), tokenizer, *eval_args(config)).images(range(6))
 
 
 def test_collate_pads_to_a_multiple_of_eight_within_the_limit(dataset):
@@ -192,7 +192,7 @@ def test_caption_ids_are_equal_only_for_equal_tokens(dataset):
 
 
 def test_evaluation_reads_every_caption_and_plain_images(mixture, tokenizer, config, rows):
-    dataset = EvalDataset(mixture, tokenizer, *reading(config))
+    dataset = EvalDataset(mixture, tokenizer, *eval_args(config))
     assert len(dataset) == len(rows)
     assert dataset.captions == [caption for row in rows for caption in row["captions"]]
     assert dataset.owner.tolist() == [i for i, row in enumerate(rows) for _ in row["captions"]]
@@ -207,8 +207,8 @@ def test_evaluation_reads_every_caption_and_plain_images(mixture, tokenizer, con
 
 
 def test_evaluation_can_be_cut_short(mixture, tokenizer, config, rows):
-    dataset = EvalDataset(mixture, tokenizer, *reading(replace(config, model=Model(image_size=16))), limit=7)
+    dataset = EvalDataset(mixture, tokenizer, *eval_args(replace(config, model=Model(image_size=16))), limit=7)
     assert len(dataset) == 7 and dataset.owner.max() == 6
     assert len(dataset.captions) == sum(len(row["captions"]) for row in rows[:7])
     assert dataset.images([6]).shape == (1, 3, 16, 16)
-    assert len(EvalDataset(mixture, tokenizer, *reading(config), limit=10**6)) == len(rows)
+    assert len(EvalDataset(mixture, tokenizer, *eval_args(config), limit=10**6)) == len(rows)

@@ -22,7 +22,7 @@ from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.mixture import Mixture
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 GLOBAL = 12
 WEIGHTS = (1.0, 2.5)  # 47 + 38 draws of 47 + 15 rows: nothing divides anything
@@ -49,7 +49,7 @@ def open_dataset(folders, tokenizer, config, tmp_path_factory):
     def opened(place):
         prefix = "slow://" if place == "remote" else ""
         mixture = Mixture([f"{prefix}{folder}" for folder in folders], WEIGHTS, cache)
-        return PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
+        return PairDataset(mixture, tokenizer, *pair_args(config), (4, 4))
 
     return opened
 

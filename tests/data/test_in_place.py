@@ -24,7 +24,7 @@ from mvlm.data.shards.in_place import KEPT, MARK, PlaceInFile, image_bytes, refe
 from mvlm.data.shards.indexed import located
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
-from tests.conftest import ROOT, of_pairs
+from tests.conftest import ROOT, pair_args
 from tests.pictures import encoded
 from tests.tars import add_file
 
@@ -81,7 +81,7 @@ def test_tars_give_the_same_stream_as_shards_and_resume_on_other_ranks(tars, pic
     index = b"".join(path.read_bytes() for path in in_tars.corpora[0].location.folder.glob("*.arrow"))
     assert index and not any(row["image"][:64] in index for row in pictures)
     draws = MixtureSampler([in_shards.per_epoch], [1.0], 7, 8, 4)
-    plain, in_place = (PairDataset(each, tokenizer, *of_pairs(config), (4, 4)) for each in (in_shards, in_tars))
+    plain, in_place = (PairDataset(each, tokenizer, *pair_args(config), (4, 4)) for each in (in_shards, in_tars))
     expected = stream(plain, draws)
     assert stream(in_place, draws, steps=4, world=2, workers=1) == expected[:4]
     assert stream(in_place, draws, steps=6, start=4 * 16, world=1, micro_batch=8) == expected[4:]

@@ -16,7 +16,7 @@ from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.labelled import LabelledDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import LABELS, OWN_COLUMNS
-from tests.conftest import of_labelled
+from tests.conftest import labelled_args
 
 TASKS = sorted(OWN_COLUMNS)
 ROWS = 48
@@ -60,7 +60,7 @@ def test_columns_equal_those_of_to_pylist(corpora, task):
 @pytest.mark.parametrize("task", TASKS)
 def test_samples_have_the_images_texts_and_label_of_their_row(corpora, task, tokenizer, plain):
     answers = ["no", "yes", "red", "blue"]
-    dataset = LabelledDataset(opened(corpora, task), task, tokenizer, *of_labelled(plain), answers)
+    dataset = LabelledDataset(opened(corpora, task), task, tokenizer, *labelled_args(plain), answers)
     for number, row in enumerate(rows_of(corpora[task])):
         sample = dataset.sample(number, number)
         images = [row["image"], *([row["image2"]] if task == "nlvr2" else [])]
@@ -80,7 +80,7 @@ def test_samples_have_the_images_texts_and_label_of_their_row(corpora, task, tok
 
 
 def test_the_two_images_of_a_pair_are_augmented_independently(corpora, tokenizer, with_data, monkeypatch):
-    dataset = LabelledDataset(opened(corpora, "nlvr2"), "nlvr2", tokenizer, *of_labelled(with_data()), ())
+    dataset = LabelledDataset(opened(corpora, "nlvr2"), "nlvr2", tokenizer, *labelled_args(with_data()), ())
     assert (dataset.sample(0, 0).images == dataset.sample(0, 0).images).all()
     content = dataset.mixture.row(0)
     monkeypatch.setattr(dataset.mixture, "row", lambda row: content._replace(encoded=2 * content.encoded[:1]))
@@ -91,7 +91,7 @@ def test_the_two_images_of_a_pair_are_augmented_independently(corpora, tokenizer
 @pytest.mark.parametrize("task", TASKS)
 def test_the_loader_gives_the_same_batches_in_both_modes(corpora, task, tokenizer, config):
     mixture = opened(corpora, task)
-    dataset = LabelledDataset(mixture, task, tokenizer, *of_labelled(config), ["no", "yes"])
+    dataset = LabelledDataset(mixture, task, tokenizer, *labelled_args(config), ["no", "yes"])
     draws = make_sampler(mixture, 1, [order_of(config.data)])
     options = {"global_batch": 12, "micro_batch": 6, "workers": 2}
     modes = ("threads", "processes") if task == "nlvr2" else ("threads",)

@@ -16,7 +16,7 @@ from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 GLOBAL = 16
 STEPS = 10  # 160 positions of 130 rows: into the second epoch
@@ -199,7 +199,7 @@ def test_an_error_in_a_thread_is_raised_at_its_step(tmp_path, tokenizer, config,
     folder = write_shards(tmp_path / "s", make_rows(40), shard_rows=1)
     shard = folder / "000017.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))
-    dataset = PairDataset(Mixture([folder]), tokenizer, *of_pairs(config), (4, 4))
+    dataset = PairDataset(Mixture([folder]), tokenizer, *pair_args(config), (4, 4))
     draws = MixtureSampler([40], [1.0], 0, 4, 4)
     bad_step = int((draws(torch.arange(40).numpy())[0] == 17).argmax()) // 4
     delivered = 0

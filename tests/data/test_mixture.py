@@ -14,7 +14,7 @@ from mvlm.data.loading.order import BlockShuffle, MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 corpora = st.lists(
     st.tuples(st.integers(1, 60), st.sampled_from([0.3, 0.5, 1.0, 1.25, 2.0, 2.5, 3.1])), min_size=1, max_size=4
@@ -110,7 +110,7 @@ def test_weights_that_draw_nothing_are_refused(folders):
 
 
 def test_a_row_drawn_again_in_an_epoch_is_augmented_differently(folders, tokenizer, with_data):
-    dataset = PairDataset(Mixture(folders, (1.0, 3.0)), tokenizer, *of_pairs(with_data()), (4, 4))
+    dataset = PairDataset(Mixture(folders, (1.0, 3.0)), tokenizer, *pair_args(with_data()), (4, 4))
     assert len(dataset) == 41
     samples = [dataset.sample(5, 22, occurrence) for occurrence in range(3)]
     for one, other in itertools.combinations(samples, 2):
@@ -120,7 +120,10 @@ def test_a_row_drawn_again_in_an_epoch_is_augmented_differently(folders, tokeniz
 def test_a_row_drawn_again_in_an_epoch_takes_its_next_caption(tmp_path, tokenizer, with_data):
     row = make_rows(1)[0] | {"captions": ["red", "green", "blue"]}
     dataset = PairDataset(
-        Mixture([write_shards(tmp_path / "s", [row])], (3.0,)), tokenizer, *of_pairs(with_data(caption="cycle")), (4, 4)
+        Mixture([write_shards(tmp_path / "s", [row])], (3.0,)),
+        tokenizer,
+        *pair_args(with_data(caption="cycle")),
+        (4, 4),
     )
     texts = [dataset.sample(0, 0, occurrence).text_L.tolist() for occurrence in range(3)]
     assert texts == [tokenizer(caption)["input_ids"] for caption in row["captions"]]

@@ -25,7 +25,7 @@ from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.data.shards.row_index import RowIndex
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 ROWS = 60
 ORDERS = [
@@ -105,7 +105,7 @@ def test_the_loader_shows_each_image_with_each_caption_once_and_in_different_cro
     """With threads and with processes, and from the middle on."""
     shown = replace(config, data=replace(config.data, train=tuple(map(str, folders)), randaugment=(0, 0)))
     mixture = training_mixture(shown.data)
-    dataset = PairDataset(mixture, tokenizer, *of_pairs(shown), (4, 4))
+    dataset = PairDataset(mixture, tokenizer, *pair_args(shown), (4, 4))
     draws = make_sampler(mixture, shown.run.seed, [order_of(shown.data)])
     batches = mixture.per_epoch // 4
 
@@ -173,7 +173,7 @@ def test_no_damaged_number_shows_a_caption_with_another_image(folders, tmp_path,
     for _ in range(60):
         at, bit = where + int(rng.integers(16)), int(rng.integers(8))
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
-        dataset = PairDataset(Mixture([folder], pairs=True), tokenizer, *of_pairs(config), (4, 4))
+        dataset = PairDataset(Mixture([folder], pairs=True), tokenizer, *pair_args(config), (4, 4))
         now = dataset.mixture.corpora[0]._open_shard(0).rows
         for number in range(6):
             sample = dataset.sample(number, number)

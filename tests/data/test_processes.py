@@ -18,7 +18,7 @@ from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import DataLost, UserError
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 from tests.ranks import Copy
 
 DRAWS = MixtureSampler([130], [1.0], 7, 8, 4)
@@ -138,7 +138,7 @@ def test_a_users_error_in_a_process_is_raised_with_its_message(tmp_path, tokeniz
     folder = write_shards(tmp_path / "s", make_rows(40), shard_rows=1)
     shard = folder / "000017.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))
-    dataset = PairDataset(Mixture([folder]), tokenizer, *of_pairs(config), (4, 4))
+    dataset = PairDataset(Mixture([folder]), tokenizer, *pair_args(config), (4, 4))
     loader = opened(dataset, draws=MixtureSampler([40], [1.0], 0, 4, 4), global_batch=4, micro_batch=4)
     with pytest.raises(UserError, match=r"000017\.arrow cannot be read"), loader:
         for _ in loader:
@@ -147,7 +147,7 @@ def test_a_users_error_in_a_process_is_raised_with_its_message(tmp_path, tokeniz
 
 def test_a_bug_in_a_process_is_raised_with_its_traceback(mixture, tokenizer, config):
     with (
-        opened(Broken(mixture, tokenizer, *of_pairs(config), (4, 4)), workers=1) as loader,
+        opened(Broken(mixture, tokenizer, *pair_args(config), (4, 4)), workers=1) as loader,
         pytest.raises(RuntimeError, match=r"(?s)loader process.*broken\.py.*KeyError: 'a bug'"),
     ):
         for _ in loader:

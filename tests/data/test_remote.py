@@ -32,7 +32,7 @@ from mvlm.data.shards.corpus import UnreadableRow
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import DataLost, UserError
 from mvlm.runtime import storage
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 ROWS = 130
 SHARD_ROWS = 10
@@ -312,11 +312,11 @@ def test_shards_are_prefetched_within_the_bound(shards, tmp_path, tokenizer, con
     draws = make_sampler(remote, 7, [order_of(Data(shuffle_shards=2))])
     store.reset(latency=0.05)
     options = {"global_batch": 10, "micro_batch": 10, "worker_mode": mode}
-    with Loader(PairDataset(local, tokenizer, *of_pairs(config), (4, 4)), draws, **options) as loader:
+    with Loader(PairDataset(local, tokenizer, *pair_args(config), (4, 4)), draws, **options) as loader:
         expected = list(images(loader, 20))
     seen = []
     with Loader(
-        PairDataset(remote, tokenizer, *of_pairs(config), (4, 4)),
+        PairDataset(remote, tokenizer, *pair_args(config), (4, 4)),
         draws,
         prefetcher=start_prefetcher(remote, draws, 0),
         **options,

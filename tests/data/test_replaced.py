@@ -14,7 +14,7 @@ from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 BAD = (4, 17, 18)
 
@@ -31,7 +31,7 @@ def damaged(tmp_path_factory):
 
 
 def open_dataset(folder, tokenizer, config):
-    return PairDataset(Mixture([folder]), tokenizer, *of_pairs(config), (4, 4))
+    return PairDataset(Mixture([folder]), tokenizer, *pair_args(config), (4, 4))
 
 
 def test_a_replacement_depends_only_on_seed_and_position(damaged, tokenizer, config):

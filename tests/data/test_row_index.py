@@ -22,7 +22,7 @@ from mvlm.data.shards.corpus import Corpus, UnreadableRow
 from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.errors import UserError
-from tests.conftest import of_pairs, reading
+from tests.conftest import eval_args, pair_args
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,9 @@ def test_an_index_has_the_documented_format(indexed, rows):
 
 def test_adding_indexes_changes_no_run(folder, indexed, tokenizer, config):
     assert not list(folder.glob("*.index"))
-    before, after = (PairDataset(Mixture([place]), tokenizer, *of_pairs(config), (4, 4)) for place in (folder, indexed))
+    before, after = (
+        PairDataset(Mixture([place]), tokenizer, *pair_args(config), (4, 4)) for place in (folder, indexed)
+    )
     assert before.mixture.fingerprint == after.mixture.fingerprint
     for name in sorted(path.name for path in folder.glob("*.arrow")):
         assert (folder / name).read_bytes() == (indexed / name).read_bytes()
@@ -104,7 +106,7 @@ def test_no_flipped_bit_is_trained_on(tmp_path, tokenizer, config):
         part = rows[number]["image"] if nth < 200 else dice.choice(rows[number]["captions"]).encode()
         at = whole[number // 300].index(part) + dice.randrange(len(part))
         flip(place / f"{number // 300:06d}.arrow", at, dice.randrange(8))
-    dataset = PairDataset(Mixture([place]), tokenizer, *of_pairs(config), (4, 4))
+    dataset = PairDataset(Mixture([place]), tokenizer, *pair_args(config), (4, 4))
     for position, number in enumerate(damaged):
         sample = dataset.sample(position, number)
         assert sample.faults[0].row == number and "checksum differs" in sample.faults[0].reason
@@ -119,7 +121,7 @@ def test_evaluation_names_a_caption_that_changed(indexed, tmp_path, tokenizer, c
     shard = copy / "000000.arrow"
     flip(shard, shard.read_bytes().index("".join(rows[3]["captions"]).encode()))
     with pytest.raises(UserError, match=r"000000\.arrow row 3 \(key 'k00003'\).*texts are not those"):
-        EvalDataset(Mixture([copy]), tokenizer, *reading(config))
+        EvalDataset(Mixture([copy]), tokenizer, *eval_args(config))
 
 
 @pytest.mark.parametrize("task", ["vqa", "pairs", "entailment", "foils"])
@@ -170,7 +172,7 @@ def test_a_damaged_index_is_named(indexed, tmp_path, tokenizer, config):
     check_refused(spoilt(lambda path: shutil.copy(path.with_name("000000.index"), path)), "another shard")
     # A flipped bit in a checksum loses its row, and the message names the index as the cause.
     copy = spoilt(lambda path: flip(path, path.stat().st_size - 1))
-    fault = PairDataset(Mixture([copy]), tokenizer, *of_pairs(config), (4, 4)).sample(0, 99).faults[0]
+    fault = PairDataset(Mixture([copy]), tokenizer, *pair_args(config), (4, 4)).sample(0, 99).faults[0]
     assert "its row index has changed too" in fault.reason and f"row-index {copy}" in fault.reason
     assert shard_problems(copy, read_manifest(copy), deep=False) == []
     (sentence,) = shard_problems(copy, read_manifest(copy), deep=True)
@@ -202,6 +204,6 @@ def test_without_an_index_images_are_checked_and_captions_are_not(folder, tmp_pa
     shard = copy / "000000.arrow"
     flip(shard, shard.read_bytes().index(rows[3]["image"]) + 30)
     flip(shard, shard.read_bytes().index("".join(rows[4]["captions"]).encode()))
-    dataset = PairDataset(Mixture([copy]), tokenizer, *of_pairs(config), (4, 4))
+    dataset = PairDataset(Mixture([copy]), tokenizer, *pair_args(config), (4, 4))
     assert dataset.sample(0, 3).faults[0].row == 3 and dataset.sample(0, 4).faults == ()
     assert np.array_equal(dataset.sample(0, 5).images, dataset.sample(0, 5).images)

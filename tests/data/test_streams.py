@@ -20,7 +20,7 @@ from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.training.ledger import ledger
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 from tests.data.made_shards import make_rows, write_shards
 
 BATCH = 12
@@ -63,7 +63,7 @@ def stream(sets: dict[str, str], tokenizer: Any, kills: dict[int, int]) -> tuple
         kills: steps at which the run is killed, and how many ranks resume it, from the state as JSON keeps it.
     """
     config, state, seen = Config(), TrainState(0, 0, 5, ""), hashlib.sha256()
-    data, objectives, _, seed = of_pairs(config)
+    data, objectives, _, seed = pair_args(config)
     rows: dict[str, list[int]] = {name: [] for name in "abc"}
     world = 1
     for number, names in enumerate(STAGES):

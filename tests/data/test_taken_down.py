@@ -22,7 +22,7 @@ from mvlm.data.shards.mixture import Mixture, kept_sentences, training_mixture
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from mvlm.training.health.quarantine import Quarantine
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 ROWS, GONE = 40, [3, 6, 7, 20, 39]
 
@@ -53,7 +53,7 @@ def reduced(whole, tmp_path_factory):
 
 def samples(folder, tokenizer, config):
     mixture = training_mixture(Data(train=(str(folder),), text_length=14))
-    dataset = PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
+    dataset = PairDataset(mixture, tokenizer, *pair_args(config), (4, 4))
     positions = np.arange(120)
     numbers, times = make_sampler(mixture, 7, [order_of(config.data)])(positions)
     drawn = zip(positions.tolist(), numbers.tolist(), times.tolist(), strict=True)

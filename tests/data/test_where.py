@@ -19,7 +19,7 @@ from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.data.shards.selection import select
 from mvlm.data.shards.where import MOST_NESTED, parse
 from mvlm.errors import UserError
-from tests.conftest import of_pairs
+from tests.conftest import pair_args
 
 ROWS, SHARD = 60, 7
 TEXT_X, TEXT_ITS = "'x'", "'it''s'"
@@ -263,7 +263,7 @@ def test_a_selection_is_identified_by_its_rows(scored):
 
 
 def test_samples_of_a_selection_show_only_its_rows(scored, tokenizer, config):
-    dataset = PairDataset(Mixture([scored], where=[CONDITION], pairs=True), tokenizer, *of_pairs(config), (4, 4))
+    dataset = PairDataset(Mixture([scored], where=[CONDITION], pairs=True), tokenizer, *pair_args(config), (4, 4))
     sampler = make_sampler(dataset.mixture, config.run.seed, ORDERS[:1])
     kept = {dataset.mixture.key(row) for row in range(len(dataset.mixture))}
     for position, number in enumerate(sampler(np.arange(10))[0].tolist()):
@@ -278,9 +278,9 @@ def test_a_selection_can_leave_out_given_rows(scored):
 def test_ranks_share_a_selection_and_resume_it(scored, tokenizer, config):
     """Its batches are the same on one, two and four ranks, and on two that resume the run of one."""
     mixture = Mixture([scored], where=["similarity > 0.4"], pairs=True)
-    dataset = PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
+    dataset = PairDataset(mixture, tokenizer, *pair_args(config), (4, 4))
     draws = make_sampler(mixture, config.run.seed, ORDERS[:1])
     alone = stream(dataset, draws)
     assert stream(dataset, draws, world=2) == stream(dataset, draws, world=4) == alone
     assert stream(dataset, draws, steps=1, start=2 * GLOBAL, world=2, micro_batch=2) == alone[2:3]
-    assert alone != stream(PairDataset(Mixture([scored], pairs=True), tokenizer, *of_pairs(config), (4, 4)), draws)
+    assert alone != stream(PairDataset(Mixture([scored], pairs=True), tokenizer, *pair_args(config), (4, 4)), draws)

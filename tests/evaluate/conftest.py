@@ -6,7 +6,7 @@ import pytest
 
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.shards.mixture import Mixture
-from tests.conftest import reading
+from tests.conftest import eval_args
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 
 
@@ -22,7 +22,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def dataset(shards, tokenizer):
-    return EvalDataset(Mixture([shards]), tokenizer, *reading(CONFIG))
+    return EvalDataset(Mixture([shards]), tokenizer, *eval_args(CONFIG))
 
 
 @pytest.fixture(scope="session")

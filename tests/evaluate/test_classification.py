@@ -20,7 +20,7 @@ from mvlm.evaluate.foils import evaluate_foils
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.evaluate.settings import Settings
 from mvlm.pretrained.runs import Loaded
-from tests.conftest import reading
+from tests.conftest import eval_args
 from tests.evaluate.tiny import CONFIG
 
 CPU = torch.device("cpu")
@@ -177,7 +177,7 @@ def foil_shards(tmp_path_factory):
 
 
 def test_foil_accuracy_equals_scoring_every_row_alone(model, tokenizer, foil_shards):
-    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, *reading(CONFIG))
+    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, *eval_args(CONFIG))
     dataset.swapped[:4] = ["left/right"] * 4  # a kind may contain a slash, as those of icons do
     right = {"itc": [], "itm": []}
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_foil_accuracy_equals_scoring_every_row_alone(model, tokenizer, foil_sha
 def test_a_scorer_that_ignores_the_image_is_at_chance_in_every_resample(model, tokenizer, foil_shards, monkeypatch):
     from mvlm.evaluate import foils
 
-    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, *reading(CONFIG))
+    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, *eval_args(CONFIG))
     dataset.swapped[:4] = ["rare"] * 4  # two sentences, missing from a third of the resamples
     monkeypatch.setattr(foils, "image_features", lambda *_: torch.ones(12, 16))
     result = evaluate_foils(model, dataset, SEARCH, CPU)

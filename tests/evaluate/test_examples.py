@@ -8,7 +8,7 @@ from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate.examples import GREY, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction, patch_masks
-from tests.conftest import reading
+from tests.conftest import eval_args
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_shards
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_tokens_spell_the_caption_and_guesses_are_probabilities(model, dataset, 
 
 def test_punctuation_is_not_masked_as_a_word(model, tokenizer, tmp_path, monkeypatch):
     captions = [["a red, red. dog!"], ["..., !!"], ["one - dog, two - dogs; three."]]
-    signs = EvalDataset(Mixture([make_shards(tmp_path / "signs", captions)]), tokenizer, *reading(CONFIG))
+    signs = EvalDataset(Mixture([make_shards(tmp_path / "signs", captions)]), tokenizer, *eval_args(CONFIG))
     shown = []
     for seed in range(8):
         monkeypatch.setattr(model, "seed", seed)

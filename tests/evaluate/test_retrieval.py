@@ -14,7 +14,7 @@ from mvlm.evaluate import intervals, memory
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import SearchSettings, evaluate_retrieval, retrieve
 from mvlm.runtime import dist
-from tests.conftest import free_port, reading
+from tests.conftest import eval_args, free_port
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 
 CPU = torch.device("cpu")
@@ -117,7 +117,7 @@ def one_rank(rank, ports, shards, folder):
     ZeRO-3 gathers weights as modules are called. The same processes serve for both, since starting them takes longest.
     """
     torch.set_num_threads(1)
-    dataset = EvalDataset(Mixture([shards]), make_tokenizer(), *reading(CONFIG))
+    dataset = EvalDataset(Mixture([shards]), make_tokenizer(), *eval_args(CONFIG))
     for world, port in ports.items():
         if rank < world:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
@@ -161,7 +161,7 @@ def test_ranks_run_in_lockstep_and_agree_with_one_rank_to_the_last_bit(model, da
 def test_equal_captions_count_as_correct_on_request(model, tmp_path):
     """Two images share a caption: each image is right for it, and each copy of it is right for both images."""
     captions = [["a red dog"], ["a cat", "a red dog"], ["a red dog "], ["green star"]]
-    twins = EvalDataset(Mixture([make_shards(tmp_path / "twins", captions)]), make_tokenizer(), *reading(CONFIG))
+    twins = EvalDataset(Mixture([make_shards(tmp_path / "twins", captions)]), make_tokenizer(), *eval_args(CONFIG))
     similarity, _ = every_pair(model, twins)
     strict, lenient = (
         evaluate_retrieval(model, twins, SearchSettings(4, 0, 1.0, equal_captions=equal), CPU)

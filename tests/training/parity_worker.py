@@ -34,7 +34,7 @@ from mvlm.training.logging.metrics import reported
 from mvlm.training.optim import count_parameters, parameter_groups
 from mvlm.training.parallelize import parallelize
 from mvlm.training.zero.config import RunSide, resolve
-from tests.conftest import ROOT, TINY, of_pairs
+from tests.conftest import ROOT, TINY, pair_args
 from tests.model.oracle import Oracle
 from tests.training.saved_tensors import whole_tensors
 
@@ -90,7 +90,7 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
     with torch.no_grad():  # some words are guessed right from the start, or all accuracies would be equal zeros
         model.mlm_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0
     loader = Loader(
-        PairDataset(mixture, tokenizer, *of_pairs(config), model.grid),
+        PairDataset(mixture, tokenizer, *pair_args(config), model.grid),
         make_sampler(mixture, config.run.seed, [order_of(config.data)]),
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,

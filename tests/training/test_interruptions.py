@@ -20,7 +20,7 @@ from mvlm.training.engine import Engine
 from mvlm.training.health import anomaly
 from mvlm.training.health.signals import StopRequests
 from tests.conftest import signals_kept
-from tests.training.conftest import TrainHere, leave_out, losses_by_step, read_metrics, train_in
+from tests.training.conftest import StopAfter, TrainHere, leave_out, losses_by_step, read_metrics, train_in
 
 BATCH = 16
 SHORT = ("train.steps=10", "checkpoint.every=4")
@@ -113,13 +113,8 @@ def test_a_bad_step_is_not_saved_when_the_run_is_stopped_on_it(
     clean: Path, tmp_path: Path, train_here: TrainHere, poison: Callable[..., None]
 ) -> None:
     run = tmp_path / "run"
-
-    class StopAt6(StopRequests):
-        def time_is_up(self, *seconds: float) -> bool:
-            return (run / "metrics.jsonl").read_text().count("\n") >= 6
-
     poison({5 * BATCH: math.nan})
-    assert train_here(run, *SHORT, stop=StopAt6()) == 75
+    assert train_here(run, *SHORT, stop=StopAfter(run, 6)) == 75
     assert find_checkpoint(run).name == "step_00000004"
     assert train_here(run, *SHORT) == 0
     assert losses_by_step(run) == losses_by_step(clean)
