@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mvlm.training.health.heartbeat import QUIET_AFTER, Hang, Heartbeat, Others, read
+from mvlm.training.health.watchdog import _Inquiry
 from tests.ranks import Copy, free_port
 from tests.training.watchdog_worker import AT, ATTEMPT, SECONDS, work
 
@@ -255,3 +256,17 @@ def test_a_rank_is_quiet_when_nothing_new_comes_from_it_in_this_attempt(tmp_path
     assert not others.is_quiet(0)
     replace(BEAT, doing="x").write(tmp_path)  # shorter than the file before
     assert others.look(0) == replace(BEAT, doing="x")
+
+
+def test_ranks_of_other_nodes_are_not_taken_for_dead(tmp_path: Path) -> None:
+    """Rank 1 of three cannot see the heartbeats of the others, whose run folders are their own."""
+    inquiry, beat = _Inquiry(tmp_path, ATTEMPT, 1, ranks=(1,), unseen=2), replace(BEAT, rank=1, host="here")
+    for look in range(3 * QUIET_AFTER):
+        assert not inquiry.others_end()
+        hang = inquiry.verdict(replace(beat, time=float(look)))
+    assert hang and hang.quiet == frozenset() and hang.at_fault == [1]
+    assert (
+        hang.sentence() == 'the ranks of here wait for one of the 2 on other nodes, in "agreeing" at step 7 for 5 min'
+    )
+    hang = inquiry.verdict(replace(beat, exchanging=False, doing="loading"))
+    assert hang and hang.sentence() == 'rank 1 on here has been in "loading" at step 7 for 5 min'
