@@ -15,7 +15,7 @@ import torch.distributed as torch_dist
 from torch.utils.cpp_extension import _get_build_directory
 
 from mvlm.checkpoint.description import SKIPPED
-from mvlm.config.load import given_keys, load_config
+from mvlm.config.load import given_keys, load_config, read_stages
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.training.fit.run import train
@@ -24,8 +24,10 @@ from mvlm.training.validation import Evaluate
 from tests.conftest import ROOT, TINY
 
 TOML = str(ROOT / "mvlm/configs/tiny.toml")
+FLAT = ["optim.schedule=constant", "optim.warmup_steps=0"]
 
 TrainHere = Callable[..., int]
+Staged = Callable[..., Path]
 
 
 def is_compiled(extension: str) -> bool:
@@ -77,6 +79,40 @@ def train_in(
     file.write_text(json.dumps(deepspeed or {}))
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
     return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words), lambda config: evaluate, stop)
+
+
+@pytest.fixture
+def staged(one_rank: None, own_signals: None, scenes: Path, tmp_path: Path) -> Staged:
+    """staged(name, stages as TOML, overrides, zero=stage, evaluator=...) -> the folder of a run with these stages."""
+    return partial(train_stages, tmp_path, scenes)
+
+
+def train_stages(
+    place: Path,
+    scenes: Path,
+    name: str,
+    stages: str,
+    *overrides: str,
+    zero: int = 0,
+    evaluator: Any = None,
+    **json_section: Any,
+) -> Path:
+    """The same in the folder `place`, for fixtures that several tests share; they call `signals_kept`."""
+    folder, toml, file = place / name, place / f"{name}.toml", place / f"zero{zero}.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": zero}} | json_section))
+    toml.write_text(Path(TOML).read_text() + "\n" + stages)
+    words = staged_words(folder, scenes, *overrides)
+    config, given = load_config(toml, words), given_keys(toml, words)
+    assert train(config, (str(file), str(toml)), given, evaluator, None, read_stages(toml)) == 0
+    return folder
+
+
+def staged_words(folder: Path, scenes: Path, *overrides: str) -> list[str]:
+    return [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "checkpoint.every=2", *overrides]
+
+
+def stage(*lines: str) -> str:
+    return "\n".join(["[[stage]]", *lines, ""])
 
 
 class StopAfter(StopRequests):

@@ -17,10 +17,9 @@ from mvlm.errors import UserError
 from mvlm.runtime import chain
 from mvlm.training.zero.config import RunSide, resolve
 from tests.conftest import ROOT, written
-from tests.training.conftest import TrainHere, losses_by_step, read_metrics
+from tests.training.conftest import Staged, TrainHere, losses_by_step, read_metrics, stage
 from tests.training.test_ds_config import config
 from tests.training.test_evaluation_lost import damage, mend
-from tests.training.test_stages import Run, stage, staged  # noqa: F401 - a fixture
 
 LAUNCH = f"{sys.executable} -m mvlm"
 TRUNK = ["optim.schedule=constant", "optim.warmup_steps=0", "checkpoint.every=2", "checkpoint.keep_every=2"]
@@ -118,7 +117,7 @@ def test_a_trunk_is_not_decayed_from_within_its_own_decay(train_here: TrainHere,
     assert at_the_peak.toml.exists() and not falling.toml.exists()
 
 
-def test_a_trunk_with_stages_is_not_decayed_from_within_a_decay_of_one(staged: Run) -> None:  # noqa: F811
+def test_a_trunk_with_stages_is_not_decayed_from_within_a_decay_of_one(staged: Staged) -> None:
     """A stage's decay spans the stages that continue its schedule; the next stage is at its peak again."""
     falling = ["optim.schedule = 'wsd'", "optim.decay_steps = 3"]
     tables = stage("train.steps = 2", *falling) + stage("train.steps = 2", "schedule = 'continue'")

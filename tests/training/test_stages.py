@@ -9,7 +9,6 @@ import shutil
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,63 +20,32 @@ from mvlm.checkpoint.description import SKIPPED
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_tensors
-from mvlm.cli.train import evaluator
-from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
+from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.stages import load_stored_stages
 from mvlm.errors import HeldOutLost, UserError
 from mvlm.evaluate.follow import is_done
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
-from mvlm.training.fit.run import train
 from mvlm.training.ledger import count_seen
 from mvlm.training.logging.monitor import Monitor
 from mvlm.watch.status import Watcher
-from tests.conftest import TINY, mvlm_command, signals_kept
-from tests.ranks import mvlm, run_ranks
-from tests.training.conftest import KEPT, TOML, leave_out, losses_by_step, read_metrics
+from tests.conftest import mvlm_command, signals_kept
+from tests.training.conftest import (
+    FLAT,
+    Staged,
+    leave_out,
+    losses_by_step,
+    read_metrics,
+    stage,
+    staged_words,
+    train_stages,
+)
 from tests.training.test_run import Launched
-
-Run = Callable[..., Path]
-FLAT = ["optim.schedule=constant", "optim.warmup_steps=0"]
-
-
-@pytest.fixture
-def staged(one_rank: None, own_signals: None, scenes: Path, tmp_path: Path) -> Run:
-    """staged(name, stages as TOML, overrides, zero=stage, evaluator=...) -> the folder of a run with these stages."""
-    return partial(train_stages, tmp_path, scenes)
-
-
-def train_stages(
-    place: Path,
-    scenes: Path,
-    name: str,
-    stages: str,
-    *overrides: str,
-    zero: int = 0,
-    evaluator: Any = None,
-    **json_section: Any,
-) -> Path:
-    """The same in the folder `place`, for fixtures that several tests share; they call `signals_kept`."""
-    folder, toml, file = place / name, place / f"{name}.toml", place / f"zero{zero}.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": zero}} | json_section))
-    toml.write_text(Path(TOML).read_text() + "\n" + stages)
-    words = words_of(folder, scenes, *overrides)
-    config, given = load_config(toml, words), given_keys(toml, words)
-    assert train(config, (str(file), str(toml)), given, evaluator, None, read_stages(toml)) == 0
-    return folder
-
-
-def words_of(folder: Path, scenes: Path, *overrides: str) -> list[str]:
-    return [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "checkpoint.every=2", *overrides]
 
 
 def all_losses(run: Path) -> list[tuple[float | None, ...]]:
     return [tuple(line.get(name) for name in ("step", "loss", "itc", "itm", "grad_norm")) for line in read_metrics(run)]
-
-
-def stage(*lines: str) -> str:
-    return "\n".join(["[[stage]]", *lines, ""])
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +83,7 @@ def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
-    staged: Run, scenes: Path, two_sets: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    staged: Staged, scenes: Path, two_sets: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of the 40 rows of data set a, stage 1 sees 32, and stage 2 sees the other 8 before it repeats any."""
     a, b = two_sets
@@ -162,14 +130,14 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     assert (status.state, status.steps, status.stage) == ("done", 5, "stage 3 of 3")
     about_it = dict(about(read_facts(run)))
     assert about_it["Stages"].startswith("1 (contrast): steps 0 to 2, ") and "112 pairs seen" in about_it["Steps"]
-    toml, words = str(run.with_suffix(".toml")), words_of(run, scenes, "objectives.image_mask_ratio=0.5")
+    toml, words = str(run.with_suffix(".toml")), staged_words(run, scenes, "objectives.image_mask_ratio=0.5")
     assert main(["check", toml, *words]) == 0
     checked = capsys.readouterr().out
     assert "stage 2 of 3: steps 2 to 4." in checked and "stage 3 of 3: steps 4 to 5." in checked
 
 
 def test_a_run_continues_without_the_data_of_a_stage_that_is_over(
-    staged: Run, scenes: Path, two_sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    staged: Staged, scenes: Path, two_sets: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(two_sets[0], tmp_path / "gone")
     text = stage("train.steps = 2", f'data.train = ["{tmp_path / "gone"}"]')
@@ -179,7 +147,7 @@ def test_a_run_continues_without_the_data_of_a_stage_that_is_over(
     shutil.rmtree(run / "checkpoints/step_00000004")
     (run / "checkpoints/latest").write_text("step_00000002")
     shutil.rmtree(tmp_path / "gone")
-    toml, words = str(run.with_suffix(".toml")), words_of(run, scenes, "checkpoint.keep=9")
+    toml, words = str(run.with_suffix(".toml")), staged_words(run, scenes, "checkpoint.keep=9")
     assert main(["check", toml, *words]) == 0
     assert staged("run", text, "checkpoint.keep=9") == run
     assert all_losses(run)[4:] == whole[2:]
@@ -191,7 +159,7 @@ def test_a_run_continues_without_the_data_of_a_stage_that_is_over(
     assert "takes no setting train.steps=9" in capsys.readouterr().err
 
 
-def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None:
+def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Staged) -> None:
     """Step 6 is the last, 4 in stage 2 and 3 at its start; the order of samples and the warm-up span both stages."""
     text = stage("train.steps = 3", "objectives.itm = 0")
     text += stage("train.steps = 3", "train.global_batch = 32", 'schedule = "continue"')
@@ -236,7 +204,7 @@ def left_out(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def test_the_best_at_a_border_stays_what_was_evaluated_and_a_bad_batch_after_it_is_left_out(
-    staged: Run, scenes: Path, left_out: Path, poison: Callable[..., None]
+    staged: Staged, scenes: Path, left_out: Path, poison: Callable[..., None]
 ) -> None:
     poison({32: math.nan})
     run = staged("run", AVERAGED_AND_ENLARGED, *select_score(scenes), evaluator=best_at_step_2)
@@ -259,7 +227,7 @@ def evaluator_without_data(config: Config) -> Any:
 
 
 def test_an_evaluation_that_failed_at_a_border_is_repeated_before_the_next_stage(
-    staged: Run, scenes: Path, left_out: Path, poison: Callable[..., None], tmp_path: Path
+    staged: Staged, scenes: Path, left_out: Path, poison: Callable[..., None], tmp_path: Path
 ) -> None:
     """It has the settings of the stage that ends; a bad batch right after it rolls the run back to the border."""
     words = select_score(scenes)
@@ -279,7 +247,7 @@ def test_an_evaluation_that_failed_at_a_border_is_repeated_before_the_next_stage
 
 
 def test_an_evaluation_that_failed_at_a_border_is_not_repeated_if_evaluations_are_switched_off(
-    staged: Run, scenes: Path, six_steps: dict[int, tuple[float, ...]]
+    staged: Staged, scenes: Path, six_steps: dict[int, tuple[float, ...]]
 ) -> None:
     text = stage("train.steps = 2") + stage("train.steps = 2")
     with pytest.raises(HeldOutLost, match="A row is damaged"):
@@ -290,7 +258,7 @@ def test_an_evaluation_that_failed_at_a_border_is_not_repeated_if_evaluations_ar
 
 
 def test_a_stage_may_not_end_before_the_step_that_the_run_has_reached(
-    staged: Run, two_stages: Path, tmp_path: Path
+    staged: Staged, two_stages: Path, tmp_path: Path
 ) -> None:
     """The message counts the steps of the whole run."""
     shutil.copytree(two_stages, tmp_path / "run")
@@ -299,7 +267,7 @@ def test_a_stage_may_not_end_before_the_step_that_the_run_has_reached(
 
 
 def test_patience_that_ends_at_a_border_ends_the_run(
-    staged: Run, scenes: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    staged: Staged, scenes: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends as done for trackers too, which would otherwise show it as killed."""
     ends, finish = [], Monitor.finish
@@ -318,7 +286,9 @@ def test_patience_that_ends_at_a_border_ends_the_run(
     assert ends[0]
 
 
-def test_if_the_batch_changes_within_a_stage_the_ledger_says_so_and_the_warm_up_depends_on_samples(staged: Run) -> None:
+def test_if_the_batch_changes_within_a_stage_the_ledger_says_so_and_the_warm_up_depends_on_samples(
+    staged: Staged,
+) -> None:
     """The batch doubles after 32 of 160 pairs."""
     words = ["checkpoint.keep=9", "optim.warmup_epochs=0.4"]
     run = staged("run", stage("train.pairs = 64"), *words)
@@ -336,7 +306,7 @@ def test_if_the_batch_changes_within_a_stage_the_ledger_says_so_and_the_warm_up_
 
 
 def test_a_warm_up_that_never_ends_is_warned_of_per_schedule_and_not_per_stage(
-    staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    staged: Staged, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A warm-up may span a whole stage of a ramp of batch sizes, and a later stage of a long run may be short."""
     ramp = stage("train.steps = 4", "train.global_batch = [8, 16]", "optim.warmup_steps = 2")
@@ -345,13 +315,13 @@ def test_a_warm_up_that_never_ends_is_warned_of_per_schedule_and_not_per_stage(
     assert said[-2].startswith("Stage 3 of 3")
     assert said[-1].startswith("warning: The warm-up takes all 3 steps of the schedule, whose learning rate only rises")
     assert len(said) == 4
-    words = [f"{tmp_path}/run.toml", "--deepspeed_config", f"{tmp_path}/zero0.json", *words_of(run, scenes)]
+    words = [f"{tmp_path}/run.toml", "--deepspeed_config", f"{tmp_path}/zero0.json", *staged_words(run, scenes)]
     main(["check", *words])
     assert said[-1].removeprefix("warning: ") in capsys.readouterr().out
 
 
 def test_a_later_stage_whose_data_cannot_be_drawn_is_refused_when_the_run_is_resumed(
-    staged: Run, two_sets: tuple[str, str]
+    staged: Staged, two_sets: tuple[str, str]
 ) -> None:
     a, b = two_sets
     words = [f'data.train=["{a}", "{b}"]', *FLAT]
@@ -361,39 +331,8 @@ def test_a_later_stage_whose_data_cannot_be_drawn_is_refused_when_the_run_is_res
     assert find_checkpoint(run).name == "step_00000001"
 
 
-def test_a_stage_that_does_not_measure_the_selecting_metric_is_refused_before_the_run_begins(
-    staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stages = stage("train.steps = 1") + stage("train.steps = 1", "objectives.itm = 0")
-    words = [f"data.eval={scenes}/eval", "eval.select=eval/text_to_image_reranked_r1", *FLAT]
-    with pytest.raises(UserError, match=r"^eval.select is 'eval/text_to_image_reranked_r1', which is not among"):
-        staged("run", stages, *words, evaluator=evaluator)
-    assert not (tmp_path / "run").exists()
-    assert main(["check", f"{tmp_path}/run.toml", *words_of(tmp_path / "run", scenes, *words)]) == 1
-    assert "eval.select is 'eval/text_to_image_reranked_r1'" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ("train.compile = true", "train.compile cannot be combined with ZeRO stage 3"),
-        ("optim.clip = 0.5", "sets gradient_clipping to 1.0 but "),
-    ],
-)
-def test_a_stage_that_contradicts_the_deepspeed_json_is_refused_before_the_run_begins(
-    staged: Run, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, sentence: str
-) -> None:
-    """It is refused at once and not after hours of training."""
-    with pytest.raises(UserError, match=sentence):
-        staged("run", stage("train.steps = 1") + stage("train.steps = 1", line), *FLAT, zero=3, gradient_clipping=1.0)
-    assert not (tmp_path / "run").exists()
-    words = [f"{tmp_path}/run.toml", "--deepspeed_config", f"{tmp_path}/zero3.json"]
-    assert main(["check", *words, *words_of(tmp_path / "run", scenes, *FLAT)]) == 1
-    assert sentence in capsys.readouterr().out
-
-
 def test_who_appends_a_stage_to_a_run_that_patience_has_ended_is_told_to_raise_it(
-    staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
+    staged: Staged, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the same patience, the command that trained the run would end at once and never begin the stage."""
     select = [f"data.eval={scenes}/eval", "eval.every=1", "eval.select=eval/mean_recall"]
@@ -411,24 +350,9 @@ def test_who_appends_a_stage_to_a_run_that_patience_has_ended_is_told_to_raise_i
         assert max(losses_by_step(run)) == last
 
 
-def test_a_stage_whose_layers_cannot_be_split_is_refused_before_the_run_begins(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, toml, split = tmp_path / "run", tmp_path / "run.toml", tmp_path / "split.json"
-    split.write_text(json.dumps({"tensor_parallel": {"autotp_size": 2}, "zero_optimization": {"stage": 1}}))
-    words = ["train", str(toml), "--deepspeed_config", str(split), *words_of(run, scenes, *FLAT)]
-    stages = stage("train.steps = 1") + stage("train.steps = 1", "model.dropout = 0.1")
-    toml.write_text(Path(TOML).read_text() + "\n" + stages)
-    sentence = "where dropout would draw the same"
-    done = run_ranks(mvlm, *words, ranks=2)
-    assert (done.returncode, list(run.iterdir())) == (1, []) and sentence in done.stderr
-    assert main(["check", *words[1:], "--world", "2"]) == 1
-    assert sentence in capsys.readouterr().out
-
-
 @pytest.mark.campaign
 def test_a_stage_is_appended_to_a_run_that_has_ended(
-    staged: Run, six_steps: dict[int, tuple[float, ...]], capsys: pytest.CaptureFixture[str]
+    staged: Staged, six_steps: dict[int, tuple[float, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It continues the order of samples, and the command that trained the run is enough to train it."""
     words = ["train.steps=3", *FLAT]
@@ -442,56 +366,8 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(
         staged("run", "", "train.steps=30", *FLAT)
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--epochs", "1e9"], "lower it"),
-        (["--steps", "3", "train.steps=9"], "train.steps is the stage's length, as --steps is: give only the option"),
-        (["--steps", "3", "train.freeze=['visoin']"], "train.freeze names 'visoin'"),
-        (["--steps", "3", "model.image_size=24"], "24"),
-        (["--steps", "3", "eval.select=eval/nothing"], "eval.select is 'eval/nothing'"),
-        (["--steps", "3", "train.micro_batch=5"], "train.global_batch 32 is not a multiple of 5 (train.micro_batch)"),
-    ],
-)
-def test_an_impossible_stage_is_not_appended(
-    words: list[str], sentence: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    assert main(["stage", "add", str(run), *words]) == 1
-    assert sentence in capsys.readouterr().err
-    assert not (run / "stages.toml").exists()
-
-
-@pytest.mark.parametrize(
-    ("section", "override", "sentence"),
-    [
-        ({"zero_optimization": {"stage": 3}}, "train.compile=true", "cannot be combined with ZeRO stage 3"),
-        ({"tensor_parallel": {"autotp_size": 2}}, "model.dropout=0.1", "where dropout would draw the same"),
-    ],
-)
-def test_a_stage_that_contradicts_the_runs_deepspeed_json_is_not_appended(
-    section: dict[str, Any],
-    override: str,
-    sentence: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Otherwise it would end the run when its turn came."""
-    run = shutil.copytree(KEPT / "zero1", tmp_path / "run")
-    monkeypatch.chdir(KEPT)  # the path of its shards is relative to this folder
-    for name, more in (("deepspeed.json", section), ("run.json", {"world": 2})):
-        content = json.loads((run / name).read_text())
-        (run / name).write_text(json.dumps(content | more))
-    assert main(["stage", "add", str(run), "--steps", "1", override]) == 1
-    assert sentence in capsys.readouterr().err
-    assert not (run / "stages.toml").exists()
-    assert main(["stage", "add", str(run), "--steps", "1"]) == 0
-
-
 def test_a_run_that_starts_over_in_its_folder_has_none_of_the_earlier_stages(
-    staged: Run, two_stages: Path, tmp_path: Path
+    staged: Staged, two_stages: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(two_stages, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
@@ -515,7 +391,7 @@ def test_the_steps_before_the_first_appended_stage_are_shown_as_stage_1(
 
 
 def test_stages_are_appended_to_a_run_while_it_trains(
-    staged: Run, scenes: Path, six_steps: dict[int, tuple[float, ...]]
+    staged: Staged, scenes: Path, six_steps: dict[int, tuple[float, ...]]
 ) -> None:
     """One is appended in the middle of the only stage, and one while the next begins, before its stages are stored."""
     begun = list[int]()
@@ -549,7 +425,7 @@ def test_stages_are_appended_to_a_run_while_it_trains(
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("zero", [0, 2])
-def test_muons_moments_survive_a_border_that_freezes_and_enlarges(staged: Run, zero: int) -> None:
+def test_muons_moments_survive_a_border_that_freezes_and_enlarges(staged: Staged, zero: int) -> None:
     """The frozen text encoder stays as it was, and everything that still trains keeps its moments."""
     text = stage("train.steps = 2") + stage(
         "train.steps = 2", "train.freeze = ['text']", "model.image_size = 48", "schedule = 'continue'"
@@ -576,7 +452,7 @@ def test_muons_moments_survive_a_border_that_freezes_and_enlarges(staged: Run, z
 @pytest.mark.campaign
 @pytest.mark.parametrize("zero", [2, 3])
 def test_runs_killed_at_borders_continue_with_other_ranks_and_see_the_same_rows(
-    staged: Run, two_sets: tuple[str, str], scenes: Path, tmp_path: Path, zero: int
+    staged: Staged, two_sets: tuple[str, str], scenes: Path, tmp_path: Path, zero: int
 ) -> None:
     """Data, image size and batch change; all processes are killed as soon as a step at a border is logged.
 
@@ -601,7 +477,7 @@ def test_runs_killed_at_borders_continue_with_other_ranks_and_see_the_same_rows(
 
     def launch(ranks: int) -> Launched:
         words = ["train", str(tmp_path / "whole.toml"), "--deepspeed_config", str(json_file)]
-        return Launched(mvlm_command(*words, *words_of(run, scenes, *saving), ranks=ranks), run)
+        return Launched(mvlm_command(*words, *staged_words(run, scenes, *saving), ranks=ranks), run)
 
     for step, ranks in ((3, 1), (4, 2), (6, 4), (7, 1), (9, 2)):
         launched = launch(ranks)
