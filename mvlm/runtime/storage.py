@@ -255,11 +255,13 @@ class Storage:
     def _connect(self) -> tuple[Any, str]:
         """The store's client, and the prefix's path in it."""
         if self._connection is None:
-            from fsspec.core import url_to_fs  # 11 MB, and seconds with some protocols: loader processes do without it
+            # 11 MB, and seconds with some protocols: loader processes do without it.
+            from fsspec.core import url_to_fs
+            from fsspec.implementations.local import LocalFileSystem
 
-            url = unquote(self.url) if self.url.startswith("file://") else self.url  # fsspec would keep %20 as it is
-            try:
-                files, root = url_to_fs(url)
+            path = unquote(self.url.removeprefix("file://")) if self.url.startswith("file://") else self.url
+            try:  # fsspec itself would divide a path on a disk at "::"
+                files, root = (LocalFileSystem(), path) if path.startswith("/") else url_to_fs(path)
             except (ImportError, ValueError) as error:
                 raise UserError(
                     f"{self.url} cannot be used ({error}): install what that protocol needs, or {self._remedy}."

@@ -91,9 +91,10 @@ def test_several_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None
     assert store.sizes() == {"step/config.toml": 100_000}
 
 
-def test_a_quoted_file_url_names_the_unquoted_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "a corpus é"
-    Storage(folder.as_uri(), "see to it").write("one", b"1")
+@pytest.mark.parametrize("named", [str, Path.as_uri], ids=["path", "quoted URL"])
+def test_a_folder_of_any_name_is_found(tmp_path: Path, named: Callable[[Path], str]) -> None:
+    folder = tmp_path / "a corpus::é #1 %20"
+    Storage(named(folder), "see to it").write("one", b"1")
     assert (folder / "one").read_bytes() == b"1"
 
 
