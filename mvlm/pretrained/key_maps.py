@@ -176,8 +176,9 @@ def _from_transformers_vit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name):
             block, inner = f"blocks.{match[1]}.", match[2]
         if match := re.fullmatch(r"attention\.attention\.query\.(weight|bias)", inner):
-            thirds = [tensors[name.replace("query", part)] for part in ("query", "key", "value")]
-            renamed[f"{block}attn.qkv.{match[1]}"] = torch.cat(thirds)
+            thirds = [name.replace("query", part) for part in ("query", "key", "value")]
+            if tensors.keys() >= set(thirds):  # BEiT has no bias of keys, and is refused for lacking it
+                renamed[f"{block}attn.qkv.{match[1]}"] = torch.cat([tensors[third] for third in thirds])
         elif inner in VIT:
             renamed[VIT[inner]] = tensor
         elif (stem := inner.rpartition(".")[0]) in VIT:

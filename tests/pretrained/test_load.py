@@ -193,6 +193,15 @@ def test_a_vit_of_transformers(tmp_path: Path, kind: str) -> None:
     same(encoder(images()), expected)
 
 
+def test_a_beit_of_transformers_is_refused(tmp_path: Path) -> None:
+    """Its queries and values have biases and its keys none."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    settings = transformers.BeitConfig(**sizes, image_size=48, use_absolute_position_embeddings=True)
+    transformers.BeitModel(settings).save_pretrained(tmp_path / "beit")
+    with pytest.raises(UserError, match=r"blocks\.0\.attn\.qkv\.bias is 96 here and missing there"):
+        filled_vision(vision(tmp_path / "beit"))
+
+
 @pytest.mark.parametrize("blip", [False, True])
 def test_albef_and_blip_fill_both_encoders(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, blip: bool) -> None:
     theirs = others.Albef(3, VOCABULARY, POSITIONS, blip).eval()
