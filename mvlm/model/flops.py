@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 from mvlm.batch import apply
 from mvlm.errors import UserError
@@ -52,6 +52,12 @@ def _attention_of_rows_backward(_grad: Any, *given: Any, **__: Any) -> int:
     return 2 * _attention_of_rows(*given)
 
 
+def _convolution_backward(grad: Any, x: Any, weight: Any, *given: Any, **__: Any) -> int:
+    """Either gradient takes what the forward pass does."""
+    *_, transposed, _, _, (of_input, of_weight, _) = given
+    return (of_input + of_weight) * conv_flop_count(x, weight, grad, transposed)
+
+
 def _linear(x: Any, weight_OI: Any, *_: Any, **__: Any) -> int:
     return 2 * math.prod(x) * weight_OI[0]
 
@@ -64,10 +70,12 @@ _FORMULAS |= {getattr(torch.ops.aten, f"_scaled_dot_product_{name}_backward"): _
 _FORMULAS |= {
     torch.ops.aten._efficient_attention_forward: _attention_of_rows,
     torch.ops.aten._efficient_attention_backward: _attention_of_rows_backward,
+    torch.ops.aten.convolution_backward: _convolution_backward,
 }
 if torch.backends.mkldnn.is_available():
     _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear
-"""Operations that torch's counter counts as nothing, or with their repeated scores."""
+"""Operations that torch's counter counts as nothing, with their repeated scores, or, if a convolution has groups, with
+weights between the groups."""
 
 
 def flop_counter() -> FlopCounterMode:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step.sizes import SIZES, build, make_batch
 from benchmarks.step.variants import PASSES, every_word, padded
@@ -16,7 +17,7 @@ from mvlm.estimate.count import UNIT, FakeModel
 from mvlm.estimate.parts import FlopsByPart
 from mvlm.estimate.synthetic import synthetic_batch
 from mvlm.kernels.ops import OPS
-from mvlm.model.flops import _RememberedShapes, flop_counter, without_values
+from mvlm.model.flops import _RememberedShapes, count_flops, flop_counter, without_values
 from mvlm.model.maskvlm import MaskVLM
 from tests.conftest import ROOT
 
@@ -115,6 +116,16 @@ def test_the_cost_of_the_papers_model_is_that_of_the_table(by_rung: tuple[str, l
         expected |= {"cross_text": (15.9, 5.7), "image_decoder": (10.7, 9.4)}
         for part, (before, after) in expected.items():
             assert (naive[part], own[part]) == pytest.approx((before, after), rel=0.01), part
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_a_convolution_of_groups_counts_as_one_convolution_per_group(kind: type[torch.nn.Conv2d]) -> None:
+    """As in EfficientNet, forward and backward."""
+    x_BCHW = torch.randn(2, 8, 6, 6, requires_grad=True)
+    grouped, apart = kind(8, 4, 3, groups=4), [kind(2, 1, 3) for _ in range(4)]
+    with FlopCounterMode(display=False) as torchs:
+        torch.cat([one(x) for one, x in zip(apart, x_BCHW.chunk(4, 1), strict=True)], 1).sum().backward()
+    assert count_flops(lambda: grouped(x_BCHW).sum().backward()) == torchs.get_total_flops() > 0
 
 
 class Computed(TorchDispatchMode):
