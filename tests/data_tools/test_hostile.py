@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import resource
 import struct
@@ -156,37 +155,6 @@ def test_captions_are_cleaned_or_dropped_with_a_reason(tmp_path: Path) -> None:
     reasons = quarantine(tmp_path / "out")
     assert reasons.pop("") == "line is not JSON in UTF-8"
     assert reasons == {name: reason for name, (_, reason) in CAPTIONS.items() if isinstance(reason, str)}
-
-
-def test_members_of_a_tar_that_lead_out_of_it_or_are_not_files_are_dropped(tmp_path: Path) -> None:
-    secret = tmp_path / "secret.jpg"
-    secret.write_bytes(photo(9))
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-
-        def add(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, target: str = "") -> None:
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname, member.size = kind, target, len(data)
-            tar.addfile(member, io.BytesIO(data))
-
-        for name in ("../climbs", f"{tmp_path}/absolute", "good"):
-            add(f"{name}.jpg", photo(1))
-            add(f"{name}.txt", b"a caption")
-        for name, kind in (("symlink", tarfile.SYMTYPE), ("hardlink", tarfile.LNKTYPE)):
-            add(f"{name}.jpg", kind=kind, target=str(secret))
-            add(f"{name}.txt", b"a caption")
-        add("device.jpg", kind=tarfile.CHRTYPE)
-        add("device.txt", b"a caption")
-        add("good.jpg", photo(2))
-        add("good.txt", b"an id that was used before")
-    run("shard", "webdataset", tmp_path / "a.tar", "--out", tmp_path / "out", "--tolerate", 1)
-    assert [row["key"] for row in read_rows(tmp_path / "out")] == ["good"]
-    listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
-    assert sorted(entry["reason"] for entry in listed) == [
-        *["a link or device, not a file"] * 3,
-        "duplicate id",
-        *["path leaves the archive"] * 2,
-    ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "out", "secret.jpg"]
 
 
 LIMITED = """

@@ -55,7 +55,9 @@ def test_hostile_members_are_dropped_with_a_reason(tmp_path: Path) -> None:
         add_file(tar, "ok.jpg", photo(2))
         add_file(tar, "ok.txt", b"fine")
         link(tar, "hard.jpg", "ok.jpg", tarfile.LNKTYPE)
-        link(tar, "device.jpg", "", tarfile.FIFOTYPE)
+        link(tar, "hard outside.jpg", str(tmp_path / "secret.jpg"), tarfile.LNKTYPE)
+        link(tar, "pipe.jpg", "", tarfile.FIFOTYPE)
+        link(tar, "device.jpg", "", tarfile.CHRTYPE)
         add_file(tar, "twice.jpg", photo(3))
         add_file(tar, "twice.png", photo(4, "PNG"))
         add_file(tar, "words.txt", b"no picture")
@@ -64,6 +66,8 @@ def test_hostile_members_are_dropped_with_a_reason(tmp_path: Path) -> None:
         add_file(tar, "wordless.jpg", photo(7))
         add_file(tar, "latin.jpg", photo(6))
         add_file(tar, "latin.txt", "caf\xe9".encode("latin-1"))
+        add_file(tar, "ok.jpg", photo(8))
+        add_file(tar, "ok.txt", b"an id that was used before")
     before = sorted(path.name for path in tmp_path.iterdir())
     run("shard", "webdataset", tmp_path / "evil.tar", "--out", tmp_path / "out", "--tolerate", 1)
     assert [row["key"] for row in read_rows(tmp_path / "out")] == ["ok"]
@@ -73,12 +77,15 @@ def test_hostile_members_are_dropped_with_a_reason(tmp_path: Path) -> None:
         "a/../../b": "path leaves the archive",
         "soft": "a link or device, not a file",
         "hard": "a link or device, not a file",
+        "hard outside": "a link or device, not a file",
+        "pipe": "a link or device, not a file",
         "device": "a link or device, not a file",
         "twice": "more than one image",
         "words": "no image",
         "deep": "the .json is not JSON in UTF-8",
         "wordless": "no caption",
         "latin": "caption is not UTF-8",
+        "ok": "duplicate id",
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
 
