@@ -31,6 +31,7 @@ LEAST = {
 }
 SHARED = ("evaluate", "index", "score")
 """Commands of `mvlm` whose ranks share the work, with the same results whatever their number."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
 
@@ -275,7 +276,7 @@ def _check(job: Job, given: dict[str, Any], where: str) -> None:
             f"{where}: job.gpus_per_node and job.processes_per_node are both given: "
             "a GPU has one process; keep gpus_per_node on GPUs, processes_per_node on the CPU."
         )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", job.name):
+    if not NAME.fullmatch(job.name):
         raise UserError(f"{where}: job.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
     if job.min_nodes > job.nodes:
         raise UserError(f"{where}: job.min_nodes is {job.min_nodes}: it must not be above job.nodes, {job.nodes}.")

@@ -123,7 +123,7 @@ def _condition(record: JobRecord, folder: Path, watched: bool) -> str:
 
 
 def _is_watched(record: JobRecord) -> bool:
-    return record.pid_started is not None and processes.start_time(record.pid) == record.pid_started
+    return processes.is_alive(record.pid, record.pid_started)
 
 
 def logs(folder: Path, follow: bool) -> None:

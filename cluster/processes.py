@@ -63,6 +63,11 @@ def start_time(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
+def is_alive(pid: int, started: str | None) -> bool:
+    """Whether the process that had this id at that `start_time` is alive."""
+    return started is not None and start_time(pid) == started
+
+
 @contextlib.contextmanager
 def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Call a handler for the signals that ask to stop, except for the hangup that nohup makes this process ignore."""

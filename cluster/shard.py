@@ -6,7 +6,6 @@ Ray, one job whose tasks Ray places; on this machine, one command.
 
 from __future__ import annotations
 
-import re
 import secrets
 import shlex
 import socket
@@ -26,15 +25,13 @@ from mvlm.runtime.launch import end_with_parent
 from .attempt import shell_code
 from .command_lines import require_works
 from .environment import check_references, inherited, read_references, referred
-from .job import Job, check_environment, check_venv, quoted, refuse
+from .job import NAME, Job, check_environment, check_venv, quoted, refuse
 from .ray import backend as ray
 from .ray import client
 from .record import JobRecord, claim, write_private
 from .slurm import backend as slurm
 from .slurm import queue
 from .slurm.plain import plain_script
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..record import JobRecord, read_record
 from . import step as step_module
 from .executor import Executor
 from .graph import Graph
-from .submission import Submission, is_alive
+from .submission import Submission
 from .words import as_job, job_file, process_words
 
 POLL_SECONDS = 0.2
@@ -78,7 +78,7 @@ def submit(graph: Graph, submission: Submission) -> int:
 def _start(submission: Submission, name: str, _: int) -> StepProcess | LeftRunning:
     """Begin a step, or wait for one that an earlier driver has left running."""
     folder = submission.folder(name)
-    if (record := submission.record(name)) and is_alive(record.pid, record.pid_started):
+    if (record := submission.record(name)) and processes.is_alive(record.pid, record.pid_started):
         return LeftRunning(folder, record)
     Stopper(folder).end(PATIENCE)  # what a process that was killed has left
     return StepProcess(submission, name)
@@ -120,7 +120,7 @@ class LeftRunning:
         self._folder, self._record = folder, record
 
     def poll(self) -> int | None:
-        if is_alive(self._record.pid, self._record.pid_started):
+        if processes.is_alive(self._record.pid, self._record.pid_started):
             return None
         code = read_record(self._folder).attempts[-1].exit_code
         return ExitCode.BUG if code is None else code
@@ -139,7 +139,7 @@ def _fits(graph: Graph, name: str, running: Collection[str]) -> bool:
 def live(submission: Submission) -> list[str]:
     """Steps whose processes are alive."""
     records = {name: submission.record(name) for name in submission.queued}
-    return [name for name, record in records.items() if record and is_alive(record.pid, record.pid_started)]
+    return [name for name, record in records.items() if record and processes.is_alive(record.pid, record.pid_started)]
 
 
 def is_elsewhere(submission: Submission) -> bool:

@@ -103,11 +103,7 @@ class Submission:
     @property
     def is_driven(self) -> bool:
         """Whether its driver is alive on this machine."""
-        return self.host == socket.gethostname() and is_alive(self.pid, self.pid_started)
-
-
-def is_alive(pid: int, started: str | None) -> bool:
-    return started is not None and processes.start_time(pid) == started
+        return self.host == socket.gethostname() and processes.is_alive(self.pid, self.pid_started)
 
 
 def draft(graph: Graph, overrides: list[str], backend: str, forced: Collection[str] = ()) -> Submission:
@@ -156,7 +152,7 @@ def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) 
                 _move_aside(Path(path))
                 log.info(f"{name}: what was made with other settings is now {path}{OLD}")
         record = submission.record(name)
-        if record is None or not is_alive(record.pid, record.pid_started):  # else it is waited for
+        if record is None or not processes.is_alive(record.pid, record.pid_started):  # else it is waited for
             (submission.folder(name) / RECORD).unlink(missing_ok=True)
         submission.folder(name).mkdir(parents=True, exist_ok=True)
         proof = None if name in stale else read_proof(proof_path(graph, name))

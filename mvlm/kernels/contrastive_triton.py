@@ -14,8 +14,7 @@ from torch import Tensor
 
 from mvlm.kernels.triton_operators import triton_op, wrap_triton
 
-SUM_TILE = {"ROWS": 32, "COLUMNS": 16, "CHUNK": 16}
-GRADIENT_TILE = {"ROWS": 32, "COLUMNS": 16, "CHUNK": 16}
+TILE = {"ROWS": 32, "COLUMNS": 16, "CHUNK": 16}
 """Own rows and others of a tile, and columns of features at a time: the most that registers hold on sm_80 and sm_90,
 with and without ids, compiled by Triton 3.6 and 3.9; larger ones spill."""
 GRADIENT_WARPS = 8
@@ -149,11 +148,11 @@ def sum_weighted(
     tl.store(at, gradient / divisor, mask=(row < count)[:, None] & (within < width)[None, :])
 
 
-def _spans(count: int, total: int, tile: dict[str, int]) -> tuple[int, int, int]:
+def _spans(count: int, total: int) -> tuple[int, int, int]:
     """Blocks of own rows, spans of the others, and pairs of a span."""
-    blocks = triton.cdiv(count, tile["ROWS"])
+    blocks = triton.cdiv(count, TILE["ROWS"])
     wanted = max(1, PROGRAMS // max(1, blocks))
-    span = triton.cdiv(total, wanted * tile["COLUMNS"]) * tile["COLUMNS"]
+    span = triton.cdiv(total, wanted * TILE["COLUMNS"]) * TILE["COLUMNS"]
     return blocks, triton.cdiv(total, span), span
 
 
@@ -168,7 +167,7 @@ def log_sum_exps(
 ) -> Tensor:
     """As `mvlm.kernels.contrastive.log_sum_exps`, without a B x U tensor."""
     (count, width), total = own_BE.shape, len(others_UE)
-    blocks, spans, span = _spans(count, total, SUM_TILE)
+    blocks, spans, span = _spans(count, total)
     lse_spans_B = own_BE.new_empty((spans, count), dtype=torch.float32)
     if count:
         wrap_triton(sum_row_exps)[(blocks, spans)](
@@ -183,7 +182,7 @@ def log_sum_exps(
             total,
             span,
             width,
-            **SUM_TILE,
+            **TILE,
         )
     return lse_spans_B.logsumexp(0)
 
@@ -201,7 +200,7 @@ def contrastive_gradient(
 ) -> Tensor:
     """As `mvlm.kernels.contrastive.contrastive_gradient`, without a B x U tensor."""
     (count, width), total = own_BE.shape, len(others_UE)
-    blocks, spans, span = _spans(count, total, GRADIENT_TILE)
+    blocks, spans, span = _spans(count, total)
     gradient_spans_BE = own_BE.new_empty((spans, count, width), dtype=torch.float32)
     if count:
         wrap_triton(sum_weighted)[(blocks, spans)](
@@ -218,7 +217,7 @@ def contrastive_gradient(
             total,
             span,
             width,
-            **GRADIENT_TILE,
+            **TILE,
             WIDTH=max(16, triton.next_power_of_2(width)),
             num_warps=GRADIENT_WARPS,
         )

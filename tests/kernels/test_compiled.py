@@ -28,12 +28,12 @@ TYPES = {
     **dict.fromkeys(("patches", "ids", "own_ids", "positions", "seeds"), "*i64"),
 }
 FP32 = ("own", "others", "temperature", "lse_own", "lse_others", "means", "stds", "upstream", "results")
-WIDEST_GRADIENT = {**contrastive_triton.GRADIENT_TILE, "WIDTH": contrastive.WIDEST}
+WIDEST_GRADIENT = {**contrastive_triton.TILE, "WIDTH": contrastive.WIDEST}
 LARGEST_PATCH = {"SIZE": 36, "NORMALIZED": True, "BLOCK": patch_l1.LARGEST}
 KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
     "patch": (patch_l1_triton.compare_patch, {"upstream": None, **LARGEST_PATCH}, {}),
     "patch, gradient": (patch_l1_triton.compare_patch, LARGEST_PATCH, {"results": "*bf16"}),
-    "log-sum-exp": (contrastive_triton.sum_row_exps, contrastive_triton.SUM_TILE, {}),
+    "log-sum-exp": (contrastive_triton.sum_row_exps, contrastive_triton.TILE, {}),
     "contrastive gradient": (contrastive_triton.sum_weighted, WIDEST_GRADIENT, {}),
     "negatives": (negatives_triton.draw, {"UNIFORM": False, **negatives_triton.TILE}, {"results": "*i64"}),
     "negatives, uniform": (negatives_triton.draw, {"UNIFORM": True, **negatives_triton.TILE}, {"results": "*i64"}),
