@@ -99,14 +99,15 @@ class TrainingStream:
     def close(self) -> None:
         self.loader.close()
 
-    def wait(self) -> bool:
+    def wait(self, must_stop: Callable[[], bool]) -> bool:
         """Whether the next step's data are there, or known to be lost.
 
-        Waits for them, unless their store is gone: that may last, and the ranks must hear from each other meanwhile.
+        Waits for them, unless their store is gone, which may last while the ranks must hear from each other, or this
+        rank has a reason to stop.
         """
         try:
             while not self.loader.ready(LOOK_S):
-                if self._mixture.cache.outages.reasons:
+                if self._mixture.cache.outages.reasons or must_stop():
                     return False
         except UserError as error:
             self.lost = error

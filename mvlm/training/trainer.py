@@ -141,7 +141,7 @@ class Trainer:
         """
         if not self._begun:
             self._mark("waiting for data")
-            self._begun = self._begin_sync(ready=self.stream.wait())
+            self._begun = self._begin_sync(ready=self.stream.wait(lambda: any(self._reasons_to_stop().values())))
         return self._end_sync()
 
     def _begin_sync(self, ready: bool, drain: bool = False) -> Agreement:
@@ -151,15 +151,9 @@ class Trainer:
             ready: the next step's data are there.
             drain: judge a step without waiting for later ones.
         """
-        stop, detector, saver = self.health.stop, self.health.detector, self.saver
+        detector, saver = self.health.detector, self.saver
         own = StepFlags(
-            signalled=stop.signalled,
-            orphaned=stop.orphaned(),
-            time_is_up=stop.time_is_up(
-                self.reporter.longest_step,
-                saver.seconds + saver.uploads.seconds,
-                self.validation.coming_seconds(self.schedule, self.state.step),
-            ),
+            **self._reasons_to_stop(),
             superseded=saver.attempt.superseded(),
             gone=saver.attempt.is_gone(),
             written=saver.pending and saver.written,
@@ -169,6 +163,14 @@ class Trainer:
             without_data=bool(self.stream.lost),
         )
         return Agreement(own, detector.report() if detector.due(drain) else None)
+
+    def _reasons_to_stop(self) -> dict[str, bool]:
+        """Whether this rank has each of them, by the flag's name."""
+        stop, saver = self.health.stop, self.saver
+        save_seconds = saver.seconds + saver.uploads.seconds
+        evaluation_seconds = self.validation.coming_seconds(self.schedule, self.state.step)
+        is_up = stop.time_is_up(self.reporter.longest_step, save_seconds, evaluation_seconds)
+        return {"signalled": stop.signalled, "orphaned": stop.orphaned(), "time_is_up": is_up}
 
     def _end_sync(self) -> tuple[StepFlags, Anomaly | None]:
         """End the exchange that has begun."""

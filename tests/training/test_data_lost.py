@@ -134,6 +134,39 @@ def test_a_run_whose_loader_process_is_killed_is_saved(one_rank: None, scenes: P
     assert find_checkpoint(run).name == f"step_{read_metrics(run)[-1]['step']:08d}"
 
 
+def test_a_run_whose_data_are_late_heeds_a_signal(one_rank: None, scenes: Path, tmp_path: Path) -> None:
+    """A loader process that stands still is late like one whose file server does not answer."""
+    run, before = tmp_path / "run", set(psutil.Process().children())
+    saved: list[str] = []
+
+    def signal_and_resume(loaders: set[psutil.Process]) -> None:
+        while losses_by_step(run).keys() <= {1, 2, 3}:
+            time.sleep(0.01)
+        time.sleep(0.5)  # until the batches made before are used up
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while find_checkpoint(run).name == "step_00000000" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        saved.append(find_checkpoint(run).name)
+        for loader in loaders:
+            loader.resume()
+
+    def suspend_loaders(model: Any, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
+        while step == 3 and not set(psutil.Process().children()) - before:
+            time.sleep(0.01)
+        if step == 3:
+            loaders = set(psutil.Process().children()) - before
+            for loader in loaders:
+                loader.suspend()
+            Thread(target=signal_and_resume, args=(loaders,)).start()
+        return {}, None
+
+    loading = ("data.worker_mode=processes", "data.workers=1", "eval.every=3", "eval.share=1e9")
+    config = load_config(TOML, words(run, scenes / "train", "data.shuffle_shards=0", "train.steps=10000", *loading))
+    assert train(config, (JSON, TOML), frozenset(), lambda _: suspend_loaders) == 75
+    assert saved == [f"step_{max(losses_by_step(run)):08d}"]
+
+
 @pytest.mark.campaign
 def test_two_ranks_wait_for_a_store_together(store: Store, trained: Path, tmp_path: Path) -> None:
     """For longer than the watchdog allows a rank to make no progress."""
