@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import fsspec
@@ -164,6 +165,21 @@ def test_a_damaged_shard_is_named_when_its_images_are_hashed(whole, tmp_path, ca
         assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 1
         assert f"{name} cannot be read (" in capsys.readouterr().err
         shutil.copy(whole / name, folder / name)
+
+
+def test_a_full_disk_is_named_and_the_list_stays_as_it_was(whole, tmp_path, mount_disk, capsys):
+    folder, listed = mount_disk("1m") / "s", tmp_path / "list"
+    shutil.copytree(whole, folder)
+    listed.write_text("http://x/3")
+    assert main(["takedown", str(folder), "--list", str(listed)]) == 0
+    before = (folder / "takedown.json").read_bytes()
+    with pytest.raises(OSError, match="No space left"), open(folder.parent / "filler", "wb") as filler:
+        while True:
+            filler.write(bytes(4096))
+    listed.write_text("http://x/4")
+    assert main(["takedown", str(folder), "--list", str(listed)]) == 1
+    assert re.search(f"{folder}/takedown.json cannot be written .*No space left on device", capsys.readouterr().err)
+    assert (folder / "takedown.json").read_bytes() == before
 
 
 def test_two_lists_taken_down_at_the_same_time_both_apply(whole, tmp_path):
