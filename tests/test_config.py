@@ -330,6 +330,8 @@ def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
 def test_a_mistake_in_an_override_is_named(tmp_path: Path) -> None:
     assert "did you mean train.steps" in refusal(tmp_path, "", "train.stepz=3")
     assert "train.steps is 'ten'" in refusal(tmp_path, "", "train.steps=ten")
+    unquoted = refusal(tmp_path, "", "train.freeze=[text, vision]")
+    assert """train.freeze is '[text, vision]', a text and not a list: write '["text", "vision"]'""" in unquoted
 
 
 def test_for_a_key_in_the_wrong_table_the_right_table_is_named(tmp_path: Path) -> None:

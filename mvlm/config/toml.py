@@ -126,6 +126,9 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _convert_any(args, value, name)
     if origin is tuple:
+        if args[0] is str and isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+            words = as_toml([word.strip() for word in value[1:-1].split(",")])
+            raise UserError(f"{name} is {value!r}, a text and not a list: write '{words}', with both kinds of quotes.")
         items = ([value] if value else []) if isinstance(value, str) else value
         if not isinstance(items, list) or (args[-1] is not Ellipsis and len(items) != len(args)):
             length = "" if args[-1] is Ellipsis else f" of {len(args)}"

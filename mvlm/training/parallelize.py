@@ -92,10 +92,9 @@ def freeze(model: Encoders, parts: tuple[str, ...]) -> None:
     for part in parts:
         if part not in modules:
             near = difflib.get_close_matches(part, modules, n=1)
-            known = (
-                f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(n for n, _ in model.named_children())
-            )
-            raise UserError(f"train.freeze names {part!r}, which is not a part of this model; {known}.")
+            known = ", ".join(name for name, _ in model.named_children())
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {known}."
+            raise UserError(f"train.freeze names {part!r}, which is not a part of this model; {hint}")
         modules[part].requires_grad_(False)
     read = _read(model.objectives) if isinstance(model, MaskVLM) else {name for name, _ in model.named_children()}
     if not any(part.requires_grad for name, part in model.named_parameters() if name.partition(".")[0] in read):

@@ -69,7 +69,7 @@ def test_backward_does_not_enter_a_frozen_encoder(scenes: Path, recompute: float
 
 def test_freezing_unknown_parts_or_everything_is_refused(scenes: Path) -> None:
     model, *_ = model_and_batch(scenes)
-    with pytest.raises(UserError, match=r"names 'visoin', which is not a part of this model; did you mean 'vision'\?"):
+    with pytest.raises(UserError, match=r"names 'visoin', which is not a part of this model; did you mean 'vision'\?$"):
         freeze(model, ("visoin",))
     with pytest.raises(UserError, match="known are vision, text, cross_image"):
         freeze(model, ("",))
