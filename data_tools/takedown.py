@@ -49,12 +49,14 @@ def read_list(paths: Sequence[Path]) -> set[str]:
     Raises:
         UserError: one cannot be read, or they name nothing.
     """
-    try:
-        lines = {line.strip() for path in paths for line in path.read_text(encoding="utf-8-sig").splitlines()}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The list cannot be read ({error}): give a text file with one key, URL or hash per line."
-        ) from None
+    lines: set[str] = set()
+    for path in paths:
+        try:
+            lines |= {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()}
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): give a text file in UTF-8 with one key, URL or hash per line."
+            ) from None
     if not (lines := lines - {""}):
         raise UserError(f"{', '.join(map(str, paths))} names nothing: give one key, URL or hash per line.")
     return lines
