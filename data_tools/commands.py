@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
+from mvlm.runtime.wording import counted
 
 from .arguments import add_engine, add_filters, add_source, add_writing, part_share
 from .inputs import PathOrUrl, require_inputs, require_shards
@@ -83,7 +84,7 @@ def shard_source(arguments: argparse.Namespace) -> int:
     if arguments.part:
         task, tasks = arguments.part
         made, there = shard_share(source, arguments.out, options, arguments.part)
-        print(f"{arguments.out}: share {task} of {tasks}: {made:,} parts made, {there:,} already there")
+        print(f"{arguments.out}: share {task} of {tasks}: {counted(made, 'part')} made, {there:,} already there")
         return 0
     with progress("sharding", source.size, lambda: source.position) as advance:
         found = shard_records(source, arguments.out, options, advance)
@@ -118,8 +119,8 @@ def retry_dropped(arguments: argparse.Namespace) -> int:
     for place in folders_with(SOURCE, arguments.shards):
         with nullcontext(place) if isinstance(place, Path) else retried_here(place) as out:
             found = _retry(place, out, arguments)
-        counts = f"{found.listed:,} records were listed, {found.recovered:,} added, {found.left:,} are listed now"
-        print(f"{place}: {counts}")
+        listed = counted(found.listed, "record")
+        print(f"{place}: {listed} listed before, {found.recovered:,} added, {found.left:,} listed now")
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
+from mvlm.runtime.wording import counted
 
 from .engines.local import cores
 from .inputs import PathOrUrl, as_place, name_of, require_shards
@@ -108,11 +109,12 @@ def _verify_corpus(place: PathOrUrl, folder: Path, arguments: argparse.Namespace
                 logger("data_tools").error(found[-1])
     sampled = arguments.images is not None and arguments.images < manifest.rows
     decoded = f" ({arguments.images:,} of the images decoded)" if sampled else ""
-    outcome = f"{len(found):,} problems" if found else "intact"
+    outcome = counted(len(found), "problem") if found else "intact"
     if not arguments.json:
-        print(f"{place}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}{decoded}")
+        rows, shards = counted(manifest.rows, "row"), counted(len(manifest.shards), "shard")
+        print(f"{place}: {rows} in {shards}, {outcome}{decoded}")
         if manifest.shards.unindexed:
-            print(f"{place}: {UNCHECKED.format(manifest.shards.unindexed)}")
+            print(f"{place}: {UNCHECKED.format(counted(manifest.shards.unindexed, 'shard'))}")
     return found
 
 
@@ -127,7 +129,7 @@ def takedown(arguments: argparse.Namespace) -> int:
     for folder in corpus_places([arguments.shards]):
         found = take_down(folder, lines, arguments.by)
         unmatched &= found.unmatched  # a line that names a row of one split names none of the others
-        print(f"{folder}: {found.rows:,} rows are taken down, {found.new:,} of them now")
+        print(f"{folder}: {counted(found.rows, 'row')} taken down, {found.new:,} of them now")
     shown = sorted(unmatched)[:SHOWN] + (["..."] if len(unmatched) > SHOWN else [])
     print(f"{len(unmatched):,} of {len(lines):,} lines name no row" + (f": {', '.join(shown)}" if shown else ""))
     return 0
@@ -152,7 +154,8 @@ def row_index(arguments: argparse.Namespace) -> int:
         manifest = read_manifest(folder)
         with progress(f"indexing {folder.name}", manifest.rows) as advance:
             written = add_indexes(folder, advance)
-        print(f"{folder}: {written:,} row indexes written, {len(manifest.shards) - written:,} already there")
+        there = len(manifest.shards) - written
+        print(f"{folder}: {counted(written, 'row index', 'row indexes')} written, {there:,} already there")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvlm.errors import UserError
+from mvlm.runtime.wording import counted
 
 from .arguments import megabytes
 from .inputs import PathOrUrl, destination, require_shards
@@ -54,7 +55,7 @@ def merge_corpora(arguments: argparse.Namespace) -> int:
         total = sum(read_manifest(folder).rows for folder in folders)
         with progress("merging", total) as advance:
             rows = merge(folders, arguments.out, _shard_bytes(arguments), prefixes, advance)
-    print(f"{arguments.out}: {rows:,} rows of {len(folders)} corpora")
+    print(f"{arguments.out}: {counted(rows, 'row')} of {counted(len(folders), 'corpus', 'corpora')}")
     return 0
 
 
@@ -68,7 +69,7 @@ def split_corpus(arguments: argparse.Namespace) -> int:
     with corpora_here([corpus_place(arguments.shards)]) as (folder,):
         rows = _split_corpus(folder, arguments, split)
     for name, count in rows.items():
-        print(f"{arguments.out}/{name}: {count:,} rows")
+        print(f"{arguments.out}/{name}: {counted(count, 'row')}")
     return 0
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mvlm.runtime.wording import counted
+
 from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE
 from .record import Dropped
 
@@ -98,14 +100,14 @@ class ShardReport:
 
     def summary(self) -> str:
         """A few lines for a person."""
-        lines = [f"read {self.read:,} records, kept {self.kept:,} with {self.captions:,} captions"]
+        lines = [f"read {counted(self.read, 'record')}, kept {self.kept:,} with {counted(self.captions, 'caption')}"]
         for verb, what, counter in (
-            ("dropped", "records", self.dropped),
-            ("dropped", "captions", self.dropped_captions),
-            ("left unused", "files", self.unused),
+            ("dropped", "record", self.dropped),
+            ("dropped", "caption", self.dropped_captions),
+            ("left unused", "file", self.unused),
         ):
             if counter:
-                lines.append(f"{verb} {counter.total():,} {what}:")
+                lines.append(f"{verb} {counted(counter.total(), what)}:")
                 lines += [f"  {count:>9,}  {reason}" for reason, count in _by_count(counter)]
         if len(self.sources) > 1:
             lines.append("by source:")
@@ -113,7 +115,7 @@ class ShardReport:
                 line = f"  {name or '(none given)'}: kept {part.kept:,} of {part.read:,}"
                 reasons = ", ".join(f"{count:,} {reason}" for reason, count in _by_count(part.dropped))
                 lines.append(f"{line} ({reasons})" if reasons else line)
-        lines += [f"{name}: {rows:,} records" for name, rows in self.splits.items()]
+        lines += [f"{name}: {counted(rows, 'record')}" for name, rows in self.splits.items()]
         return "\n".join(lines)
 
     def text(self) -> str:

@@ -74,8 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.reproduce": {"checkpoint", "config", "data", "estimate", "report.facts", "reproduce", "runtime", "training"},
     "mvlm.report": {"batch", "checkpoint", "config", "data", "evaluate", "model", "pretrained", "report", "runtime"},
 }
-"""The packages or modules of mvlm that each may import; all may import `errors` and the version. `mvlm.cli` and
-`mvlm.api` may import everything."""
+"""The packages or modules of mvlm that each may import; all may import `errors`, `runtime.wording` and the version.
+`mvlm.cli` and `mvlm.api` may import everything."""
 
 ORDER = (
     {"errors", "batch"},
@@ -161,6 +161,7 @@ CLUSTER_MAY = {
     "mvlm.runtime.launch",
     "mvlm.runtime.log",
     "mvlm.runtime.storage",
+    "mvlm.runtime.wording",
 }
 WHOLE_CONFIG = (
     "mvlm/check/",
@@ -230,7 +231,7 @@ def problems(path: str, source: str) -> list[str]:
     if f"{SCHEMA}.Config" in names and not path.startswith(WHOLE_CONFIG):
         found.append("takes the whole Config")
     if owner in MAY_IMPORT:
-        allowed = {"errors", "__version__", *MAY_IMPORT[owner]}
+        allowed = {"errors", "runtime.wording", "__version__", *MAY_IMPORT[owner]}
         found += [
             f"imports {name}" for name in own if "." in name and not any(within(name, f"mvlm.{one}") for one in allowed)
         ]

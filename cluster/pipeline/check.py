@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mvlm.errors import Mistakes, UserError
 from mvlm.runtime.log import logger
+from mvlm.runtime.wording import counted
 
 from ..check import check_run
 from ..command_lines import refused
@@ -70,4 +71,4 @@ def check(graph: Graph, submission: Submission, own: list[str]) -> None:
     for sentence in check_runs(graph, submission):
         mistakes.add(f"{graph.pipeline.path}: {sentence}")
     mistakes.settle()
-    logger("cluster").info(f"{len(graph.order)} steps are checked, {len(submission.queued)} of them to run")
+    logger("cluster").info(f"{counted(len(graph.order), 'step')} checked, {len(submission.queued)} to run")

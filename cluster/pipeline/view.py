@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mvlm.errors import ExitCode
+from mvlm.runtime.wording import counted
 
 from ..attempt import JobAttempt
 from ..logs import attempt_folder, attempt_numbers, launcher_log
@@ -146,7 +147,7 @@ def _made(graph: Graph, name: str) -> str:
         line = last_training_line(Path(step.writes[0]))
         return f"step {line['step']:,}" if line else ""
     counts = [count for path in step.writes if "://" not in path and (count := rows(path)) is not None]
-    return f"{sum(counts):,} rows" if counts else ""
+    return counted(sum(counts), "row") if counts else ""
 
 
 def log_place(submission: Submission, name: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.errors import ExitCode
+from mvlm.runtime.wording import counted
 
 from ..attempt import FINAL, JobAttempt, describe_exit, describe_stuck, is_stuck
 from ..logs import attempt_folder, launcher_log, next_attempt
@@ -91,7 +92,7 @@ class Coordinator:
         self._now = RunningAttempt(JobAttempt(number, time.time()), world)
         self._record.attempts.append(self._now.attempt)
         self._note()
-        self._say(f"attempt {number} of {self._record.name}, {world} ranks")
+        self._say(f"attempt {number} of {self._record.name}, {counted(world, 'rank')}")
         return number
 
     async def rank_placed(self, rank: int, host: str, node: str) -> None:

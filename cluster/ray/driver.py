@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from mvlm.errors import ExitCode, first_line
 from mvlm.runtime.launch import end_with_parent
+from mvlm.runtime.wording import counted
 
 from ..logs import next_attempt, rank_log
 from ..processes import PATIENCE
@@ -51,7 +52,7 @@ def _preflight(spec: RayJobSpec) -> int:
     code = train(spec, waits=False)
     if next_attempt(logs) == number:
         wanted = " and ".join(f"{amount:g} {name}s" for name, amount in spec.resources().items())
-        print(f"cluster: Ray has no room for {spec.ranks()[1]} ranks of {wanted} each: {_nodes()}.")
+        print(f"cluster: Ray has no room for {counted(spec.ranks()[1], 'rank')} of {wanted} each: {_nodes()}.")
         return ExitCode.MISTAKE
     if rank_log(logs, number, 0).exists():
         print(rank_log(logs, number, 0).read_text(encoding="utf-8", errors="replace"), end="")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import secrets
 
+from mvlm.runtime.wording import counted
+
 from ..job import Job, check_files, refuse
 from .backend import CANNOT, entrypoint, runtime_env
 from .client import address, connect, follow_driver_log, refusals_as_mistakes
@@ -43,7 +45,7 @@ def preflight(job: Job, overrides: list[str]) -> int:
             submission_id=f"{once.name}-{secrets.token_hex(4)}",
             runtime_env=environment,
         )
-    print(f"waiting for {job.nodes} nodes, {PLACE_SECONDS} s at most", flush=True)
+    print(f"waiting for {counted(job.nodes, 'node')}, {PLACE_SECONDS} s at most", flush=True)
     try:
         follow_driver_log(client, name)
     except KeyboardInterrupt:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mvlm.runtime.wording import counted
+
 from ..filters import clean_captions, no_caption
 from ..readers.annotated import Annotated
 from ..readers.img2dataset import Img2datasetSource
@@ -28,7 +30,7 @@ class Count:
 
     def __str__(self) -> str:
         lost = "".join(f"; {reason}: {count:,}" for reason, count in self.dropped.most_common())
-        return f"{self.rows:,} rows, {self.pairs:,} pairs{lost}"
+        return f"{counted(self.rows, 'row')}, {counted(self.pairs, 'pair')}{lost}"
 
 
 def count(source: Source, advance: Callable[[int], None] = lambda rows: None) -> Count:

@@ -18,6 +18,7 @@ from mvlm.data.shards.schema import read_manifest
 from mvlm.data.shards.tables import columns_of
 from mvlm.data.shards.takedown import read_takedown
 from mvlm.errors import UserError
+from mvlm.runtime.wording import counted
 
 from ..corpora import batches, kept_rows
 
@@ -39,7 +40,7 @@ COUNTED = ("source", "question_type", "label", "swapped", "answers")
 BINS = 40
 """Most bins of a histogram."""
 
-UNCHECKED = "texts of {:,} shards are not checked as they are read: give these a row index (data_tools row-index)"
+UNCHECKED = "texts of {} are not checked as they are read: give these a row index (data_tools row-index)"
 
 SHOWN = 10
 """Values shown of a counted column."""
@@ -147,9 +148,9 @@ def _binned(values: np.ndarray, times: np.ndarray) -> dict[str, list[float]]:
 def table(stats: dict[str, Any]) -> str:
     """The statistics as text for a person."""
     megabytes, captions = stats["image_bytes"] / 1e6, stats["captions"]
-    what = "images" if stats["task"] == "caption" else f"{stats['task']} rows"
-    said = f", {captions:,} captions" if captions else ""
-    head = f"{stats['rows']:,} {what}{said}, {megabytes:,.1f} MB in {stats['shards']} shards"
+    rows = counted(stats["rows"], "image" if stats["task"] == "caption" else f"{stats['task']} row")
+    said = f", {counted(captions, 'caption')}" if captions else ""
+    head = f"{rows}{said}, {megabytes:,.1f} MB in {counted(stats['shards'], 'shard')}"
     if stats["where"] or stats["taken_down"]:
         head += f"\n{stats['kept']:,} of them ({stats['kept'] / stats['rows']:.1%}) are shown below"
         head += f": {stats['where']}" if stats["where"] else ""
@@ -157,7 +158,7 @@ def table(stats: dict[str, Any]) -> str:
     head += f"\ncolumns: {', '.join(f'{name} ({kind})' for name, kind in stats['columns'].items())}"
     names = ["mean", *QUANTILES]
     if stats["shards_without_index"]:
-        head += f"\n{UNCHECKED.format(stats['shards_without_index'])}"
+        head += f"\n{UNCHECKED.format(counted(stats['shards_without_index'], 'shard'))}"
     head += f"\n{stats['neighbours']['sentence']}"
     lines = [head, "", f"{'':<20}" + "".join(f"{name:>11}" for name in names)]
     for name, values in stats["distributions"].items():

@@ -20,6 +20,7 @@ from mvlm.config.schema import Task
 from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import path_of
+from mvlm.runtime.wording import counted
 
 Tuned = Literal["vqa", "nlvr2", "entailment"]
 TASKS = get_args(Tuned)
@@ -63,7 +64,7 @@ def finetune(
             run.absolute(),
             torch.cuda.device_count(),
         )
-        write_recipe(run, chosen, f"Chosen by mvlm.finetune for {corpus.images:,} rows.")
+        write_recipe(run, chosen, f"Chosen by mvlm.finetune for {counted(corpus.images, 'row')}.")
     else:
         _require_beginning(run, start, task)
         require_data(run, corpus.train)

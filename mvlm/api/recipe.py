@@ -14,6 +14,7 @@ from mvlm.config.shipped import shipped
 from mvlm.config.toml import as_toml, read_tables
 from mvlm.model.dictionary import NAME
 from mvlm.pretrained.packaged import INSTALL, SmallEncoders
+from mvlm.runtime.wording import counted
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def choose(
     steps = math.ceil(epochs * images / batch)
     choices = [
         RecipeChoice("run.dir", str(run), "where everything goes"),
-        RecipeChoice("data.train", list(train), f"{images:,} images"),
+        RecipeChoice("data.train", list(train), counted(images, "image")),
         RecipeChoice("data.epoch", "images", "every picture equally often, however many captions it has"),
         RecipeChoice("train.global_batch", batch, "the pairs that are contrasted with each other"),
         RecipeChoice("train.epochs", epochs, why),
@@ -233,7 +234,7 @@ def choose_tuning(
         RecipeChoice("task.answer_minimum", 9 if corpus.images > RARE_ANSWERS else 1, "questions that share an answer"),
         RecipeChoice("checkpoint.init", str(checkpoint), "the weights to start from"),
         RecipeChoice("data.tokenizer", "", "the tokenizer of these weights"),
-        RecipeChoice("data.train", list(corpus.train), f"{corpus.images:,} rows"),
+        RecipeChoice("data.train", list(corpus.train), counted(corpus.images, "row")),
         RecipeChoice("train.global_batch", batch, "ALBEF's on GPUs"),
         RecipeChoice("train.epochs", epochs, why),
         RecipeChoice("optim.warmup_steps", steps // 20, "a twentieth of the updates"),

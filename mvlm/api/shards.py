@@ -17,6 +17,7 @@ from mvlm.data.shards.columns import Row
 from mvlm.data.shards.corpus import UnreadableRow
 from mvlm.data.shards.location import open_location
 from mvlm.data.shards.mixture import Mixture
+from mvlm.runtime.wording import counted
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class ShardSequence(Sequence[CaptionedImage]):
 
     def __repr__(self) -> str:
         folders = ", ".join(str(corpus.folder) for corpus in self._rows.corpora)
-        return f"Shards({folders}: {len(self):,} rows)"
+        return f"Shards({folders}: {counted(len(self), 'row')})"
 
 
 def open(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> ShardSequence:

@@ -15,6 +15,7 @@ from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, require_data, wr
 from mvlm.config.places import as_path
 from mvlm.pretrained.packaged import small_encoders
 from mvlm.runtime.arguments import path_of
+from mvlm.runtime.wording import counted
 
 SHARDS = "shards"
 DICTIONARY = "dictionary.safetensors"
@@ -47,7 +48,7 @@ def train(
         if encoders is None and is_small(corpus.images, gpus):
             make_dictionary(corpus.train, dictionary, DICTIONARY_SIZE)
         chosen = choose(corpus.images, corpus.train, corpus.eval, run.absolute(), gpus, encoders or dictionary)
-        write_recipe(run, chosen, f"Chosen by mvlm.train for {corpus.images:,} images.")
+        write_recipe(run, chosen, f"Chosen by mvlm.train for {counted(corpus.images, 'image')}.")
     else:
         require_data(run, corpus.train)
     follow_recipe(run, settings, "retrieval", corpus.eval)

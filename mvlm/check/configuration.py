@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mvlm.check.report import Report
 from mvlm.config.schema import Config
+from mvlm.runtime.wording import counted
 from mvlm.training.kernels import ALL_OPS, check_names
 from mvlm.training.warnings import groups_warning
 from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ranks
@@ -19,15 +20,15 @@ def check_layout(report: Report, config: Config, world: int, split: int) -> int:
         ranks = usable_ranks(config.train, world, split)
         replicas = ranks // split
         accumulation = accumulation_steps(config.train, replicas)
-        used = f"{ranks} rank{'s' if ranks > 1 else ''}" if ranks == world else f"{ranks} of {world} ranks"
-        used += f" in {replicas} replica{'s' if replicas > 1 else ''} of {split}" if split > 1 else ""
+        used = counted(ranks, "rank") if ranks == world else f"{ranks} of {world} ranks"
+        used += f" in {counted(replicas, 'replica')} of {split}" if split > 1 else ""
         pairs, objectives = micro_batch(config.train, replicas), config.objectives
         has_groups = bool(objectives.itm) and not config.task.is_labelled
         groups = f", ITM groups of {objectives.group(config.train.global_batch)}" if has_groups else ""
         report.right(
             "layout",
-            f"A global batch of {config.train.global_batch} is {used} x {accumulation} micro-batch"
-            f"{'es' if accumulation > 1 else ''} of {pairs}{groups}.",
+            f"A global batch of {config.train.global_batch} is {used} x "
+            f"{counted(accumulation, 'micro-batch', 'micro-batches')} of {pairs}{groups}.",
         )
         if has_groups and (slower := groups_warning(objectives, config.train.global_batch, replicas, pairs)):
             report.warning("layout", slower)

@@ -23,6 +23,7 @@ from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.mixture import Mixture, held_out, kept_sentences, training_mixture
 from mvlm.data.shards.schema import Manifest, read_manifest
 from mvlm.errors import Mistakes, UserError
+from mvlm.runtime.wording import counted
 
 
 def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mixture | None:
@@ -85,7 +86,7 @@ def check_corpus(report: Report, config: Config, folder: str, deep: bool) -> Non
         report.wrong("data", *mistakes.sentences)
         if not mistakes.sentences:
             count = len(manifest.shards)
-            held = f"{manifest.rows:,} rows of {manifest.task} in {count:,} shard{'s' if count != 1 else ''}"
+            held = f"{counted(manifest.rows, 'row')} of {manifest.task} in {counted(count, 'shard')}"
             report.right("data", f"{folder} holds {held}: {how}.")
             if without := manifest.shards.unindexed:
                 report.unknown(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
+from mvlm.runtime.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,5 +44,5 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.api.dictionary import make_dictionary
 
     pictures = make_dictionary(args.shards, args.out, args.image_size)
-    print(f"{args.out}: made of {pictures:,} pictures")
+    print(f"{args.out}: made of {counted(pictures, 'picture')}")
     return 0

@@ -17,6 +17,7 @@ from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.places import require_shards
 from mvlm.config.places import require_each_once
 from mvlm.runtime.launch import environment
+from mvlm.runtime.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         loaded = load_run(args.checkpoint, device)
         count = build_index(loaded, args.shards, args.out, device, args.captions)
         if dist.rank() == 0:
-            print(f"{args.out}: {count:,} images, embedded with the weights of step {loaded.step}.")
+            print(f"{args.out}: {counted(count, 'image')}, embedded with the weights of step {loaded.step}.")
     finally:
         dist.close()
     return 0

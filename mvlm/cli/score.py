@@ -30,6 +30,7 @@ from mvlm.config.places import require_each_once
 from mvlm.runtime.arguments import above_zero, positive
 from mvlm.runtime.launch import environment
 from mvlm.runtime.log import log
+from mvlm.runtime.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
                 else "data.where reads the scores"
             )
             if rank == 0:
-                print(f"{folder}: {shards:,} shards scored with the weights of step {loaded.step}; {rest}.")
+                print(f"{folder}: {counted(shards, 'shard')} scored with the weights of step {loaded.step}; {rest}.")
     finally:
         dist.close()  # the other ranks need not wait for the clustering
     if args.clusters and parts == 1 and rank == 0:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
+from mvlm.runtime.wording import counted
 
 if TYPE_CHECKING:
     from mvlm.checkpoint.state import TrainState
@@ -117,7 +118,8 @@ def _add(args: argparse.Namespace) -> int:
     running = state.stages[-1].number if state.stages else 0
     coming = last if state.step >= facts["steps"] else stages.config(running)
     title = stages.title(len(stages) - 1).capitalize()
-    print(f"{title} of {args.run_folder} will make {section.end:,} updates. {_when_it_begins(state, coming.eval)}")
+    makes = f"{title} of {args.run_folder} will make {counted(section.end, 'update')}."
+    print(f"{makes} {_when_it_begins(state, coming.eval)}")
     return 0
 
 

@@ -8,6 +8,7 @@ from mvlm.estimate.advice import advice
 from mvlm.estimate.choice import GB
 from mvlm.estimate.communication import agreement
 from mvlm.estimate.plan import Planner
+from mvlm.runtime.wording import counted
 from mvlm.training.schedule import schedule_steps
 
 SCALES = (8, 64, 512, 4096)
@@ -90,7 +91,7 @@ def as_text(plan: dict[str, Any]) -> str:
         plan[key] for key in ("parameters", "flops_per_pair", "memory_bytes", "step_seconds")
     )
     lines = [
-        f"{plan['ranks']} x {plan['gpu']} on {plan['nodes']} node{'s' * (plan['nodes'] > 1)}, {plan['precision']}, "
+        f"{plan['ranks']} x {plan['gpu']} on {counted(plan['nodes'], 'node')}, {plan['precision']}, "
         f"ZeRO-{plan['zero_stage']}, "
         + (f"layers split by {plan['tensor_parallel']}, " if plan["tensor_parallel"] > 1 else "")
         + f"global batch {plan['global_batch']} = {plan['replicas']} x {plan['accumulation']} x "
@@ -111,7 +112,7 @@ def as_text(plan: dict[str, Any]) -> str:
         f"{step['communication'] * 1e3:,.1f} of which {step['exposed'] * 1e3:,.1f} exposed",
         *_exchanges(step["exchanges"], plan["contrast"]),
         f"pairs/s        {plan['pairs_per_s']:,.0f}",
-        f"the run        {plan['steps']:,} steps, {plan['epochs']:.3g} epochs: {plan['hours']:,.1f} hours, "
+        f"the run        {counted(plan['steps'], 'step')}, {plan['epochs']:.3g} epochs: {plan['hours']:,.1f} hours, "
         f"{plan['gpu_hours']:,.0f} GPU-hours",
         "",
         _efficiency(plan["efficiency"]),

@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoProcessor
 
 from mvlm.export.auto import register
 from mvlm.export.configuration import MaskVLMTaskConfig
+from mvlm.runtime.wording import counted
 
 MANIFEST = ModelManifest(model_id="mvlm", simple_class_path="mvlm.export.lmms_eval.AnswerScorer")
 """What the entry point refers to."""
@@ -121,7 +122,9 @@ class AnswerScorer(lmms):
         images = _flat(visual(row)) if callable(visual) else []
         wanted = 2 if getattr(self.model.config, "settings", {}).get("task", {}).get("name") == "nlvr2" else 1
         if len(images) != wanted:
-            raise ValueError(f"Task {task}, row {number} has {len(images)} images, and this model reads {wanted}.")
+            raise ValueError(
+                f"Task {task}, row {number} has {counted(len(images), 'image')}, and this model reads {wanted}."
+            )
         if callable(answer):
             answer = answer(row)
         elif not isinstance(answer, str):

@@ -17,6 +17,7 @@ from mvlm.model.finetune import TaskModel
 from mvlm.predict.attention import attention_strips
 from mvlm.predict.prediction import Answer, Asked, file_name, pair_up, printable
 from mvlm.pretrained.runs import Loaded
+from mvlm.runtime.wording import counted
 
 
 @dataclass
@@ -77,8 +78,8 @@ def _in_twos(images: Sequence[Path], sentences: Sequence[str]) -> tuple[list[Pat
     """
     if len(images) != 2 * len(sentences):
         raise UserError(
-            f"This model judges a sentence of two images, and there are {len(images)} images for {len(sentences)} "
-            "sentences: give two for each, the left one first."
+            f"This model judges a sentence of two images, and there are {counted(len(images), 'image')} for "
+            f"{counted(len(sentences), 'sentence')}: give two for each, the left one first."
         )
     return list(images), list(sentences)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded
+from mvlm.runtime.wording import counted
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ def pair_up(images: Sequence[T], sentences: Sequence[str]) -> tuple[list[T], lis
     count = max(len(images), len(sentences))
     if not count or {len(images), len(sentences)} - {1, count}:
         raise UserError(
-            f"{len(images)} images and {len(sentences)} sentences cannot be paired: "
+            f"{counted(len(images), 'image')} and {counted(len(sentences), 'sentence')} cannot be paired: "
             "give as many of each, or one of either."
         )
     return (

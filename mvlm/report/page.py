@@ -22,6 +22,7 @@ from mvlm.report.charts import COLORS, STYLES, line_chart
 from mvlm.report.compare import corpora, differences
 from mvlm.report.facts import RunFacts
 from mvlm.report.measure import Measured
+from mvlm.runtime.wording import counted
 
 LOSSES = {"loss": "Loss, total", "text": "Masked text", "image": "Masked image", "itc": "ITC", "itm": "ITM"}
 ACCURACIES = {
@@ -97,7 +98,7 @@ def about(facts: RunFacts) -> list[tuple[str, str]]:
     seen = stages[-1]["samples"][1] if stages else _pairs_seen(facts)
     rows = [
         ("Last step written", f"{facts.written:%Y-%m-%d %H:%M %Z}"),
-        ("Steps", f"{steps}, of {facts.global_batch} pairs; {seen:,} pairs seen"),
+        ("Steps", f"{steps}, of {facts.global_batch} pairs; {counted(seen, 'pair')} seen"),
         ("Stages", "; ".join(map(_stage, stages))),
         ("Best checkpoint", _best(facts)),
         ("Training data", _data(data.train, described.get("rows"))),
@@ -178,7 +179,7 @@ def _distinct_names(runs: Sequence[RunFacts]) -> list[str]:
 
 
 def _data(folders: Sequence[str], rows: int | None) -> str:
-    return ", ".join(folders) + (f" ({rows:,} images)" if rows else "")
+    return ", ".join(folders) + (f" ({counted(rows, 'image')})" if rows else "")
 
 
 def _layout(described: dict[str, Any], hosts: Sequence[str]) -> str:

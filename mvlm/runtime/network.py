@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from mvlm.runtime.wording import counted
+
 ADAPTERS = Path("/sys/class/infiniband")
 PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "FI_", "UCX_")
 DISCARD = 9  # a port; nothing is sent there
@@ -40,7 +42,7 @@ def adapters(folder: Path = ADAPTERS) -> str:
         folder: where Linux lists devices that can write into the memory of another node.
     """
     kinds = Counter(_kind(device) for device in folder.iterdir()) if folder.is_dir() else Counter()
-    named = [f"{count} {kind} adapter{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items())]
+    named = [counted(count, f"{kind} adapter") for kind, count in sorted(kinds.items())]
     return ", ".join(named) or "Ethernet"
 
 

@@ -30,6 +30,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import available_memory
 from mvlm.runtime.live_memory import LiveMemory
+from mvlm.runtime.wording import counted
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.contrast import ranks_at_once
 from mvlm.training.optim import count_parameters, muon_shapes
@@ -226,9 +227,9 @@ def _measured(trial: Trial, pairs: int) -> int:
 
 
 def _nothing_fits(smallest: int) -> UserError:
-    counted = f"{smallest} pair{'s' * (smallest > 1)}"
+    pairs = counted(smallest, "pair")
     return UserError(
-        f'train.micro_batch = "auto": not even {counted} fit into the memory of every rank: raise train.recompute or '
+        f'train.micro_batch = "auto": not even {pairs} fit into the memory of every rank: raise train.recompute or '
         "the ZeRO stage."
     )
 

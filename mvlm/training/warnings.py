@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mvlm.config.schema import Data, Eval, Objectives, Task
 from mvlm.data.shards.mixture import Mixture, held_out
+from mvlm.runtime.wording import counted
 from mvlm.training.schedule import LearningRate
 from mvlm.training.span import span_shape
 
@@ -37,8 +38,8 @@ def find_warnings(
         sentence = f"eval.every is {every:,} and no data.eval is named: nothing is evaluated; name held-out shards."
         found.append(("eval", sentence))
     elif every > steps:
-        sentence = f"eval.every is {every:,} and the run has {steps:,} steps: it is evaluated only after the last;"
-        found.append(("eval", f"{sentence} lower it."))
+        sentence = f"eval.every is {every:,} and the run has {counted(steps, 'step')}: it is evaluated only"
+        found.append(("eval", f"{sentence} after the last; lower it."))
     return found
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mvlm.checkpoint.description import LOSSES
+from mvlm.runtime.wording import counted
 from mvlm.training.health.heartbeat import duration
 from mvlm.watch.history import History, sparkline
 from mvlm.watch.status import Status
@@ -52,7 +53,7 @@ def screen(status: Status, history: History) -> RenderableType:
 def _head(status: Status) -> Text:
     words = [f"attempt {status.attempt}"] if status.attempt else []
     if status.world:
-        words.append(f"{_count(status.world, 'rank')} on {_count(status.hosts or 1, 'host')}")
+        words.append(f"{counted(status.world, 'rank')} on {counted(status.hosts or 1, 'host')}")
     if status.zero_stage is not None:
         words.append(f"ZeRO {status.zero_stage}, {status.device}")
     if status.stage:
@@ -110,7 +111,8 @@ def _facts(status: Status) -> Table:
     if metrics.get("contrastive_bias") is not None:
         gradient += f"  ·  bias {metrics['contrastive_bias']:.2f}"
     table.add_row("gradient", gradient)
-    table.add_row("left out", f"{metrics.get('bad_images', 0)} images  ·  {metrics.get('skipped', 0)} batches")
+    images, batches = metrics.get("bad_images", 0), metrics.get("skipped", 0)
+    table.add_row("left out", f"{counted(images, 'image')}  ·  {counted(batches, 'batch', 'batches')}")
     table.add_row("checkpoint", _checkpoint(status))
     table.add_row("ranks", _ranks(status))
     table.add_row("held out", _held_out(status.evaluation))
@@ -163,7 +165,3 @@ def span(seconds: float) -> str:
         return duration(seconds)
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"

@@ -15,6 +15,7 @@ from mvlm.checkpoint.state import BestEvaluation
 from mvlm.config.schema import Eval
 from mvlm.errors import UserError
 from mvlm.runtime.jsonl import JsonLinesTail, json_object
+from mvlm.runtime.wording import counted
 from mvlm.training.health.heartbeat import QUIET_AFTER, duration, period_s
 from mvlm.watch.history import History
 from mvlm.watch.liveness import HeartbeatReader, Liveness
@@ -172,7 +173,7 @@ def _judge(step: int, steps: int | None, checkpoint: int | None, liveness: Liven
         still = duration(min(liveness.age_s.values()))
         if checkpoint is not None and checkpoint >= step:
             return "stopped", f"it ended {still} ago with everything saved; the same command resumes it"
-        again = f"{step - (checkpoint or 0)} steps will be repeated" if step else "it had made no step"
+        again = f"{counted(step - (checkpoint or 0), 'step')} will be repeated" if step else "it had made no step"
         return "dead", f"no rank has sent a heartbeat for {still}; {again} when the same command is given"
     if hang := liveness.hang:
         return "hanging", hang

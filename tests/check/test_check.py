@@ -329,7 +329,7 @@ def test_check_and_train_warn_of_the_same_unlikely_settings(
         "mine.json: activation_checkpointing is not used: train.recompute",
         f"data.eval's {both} has 251 of its 300 rows from data.train's {scenes}/train:",
         "train.global_batch 400 is more than the 251 rows of an epoch: each step sees every row 1.59 times",
-        "eval.every is 2 and the run has 1 steps",
+        "eval.every is 2 and the run has 1 step",
     ]
     assert [part in sentence for part, sentence in zip(expected, warnings, strict=True)] == [True] * len(expected)
     assert not found.problems

@@ -72,7 +72,7 @@ def test_paths_on_a_disk_of_the_nodes_are_a_warning(job, cluster, sbatch, scenes
     code, out, err = cluster("render", job, "--on", "local", *given, *shards)
     assert code == 0 and "deepspeed" in out
     assert err.splitlines() == [
-        "cluster: warning: eval.every is 5 and the run has 1 steps: it is evaluated only after the last; lower it."
+        "cluster: warning: eval.every is 5 and the run has 1 step: it is evaluated only after the last; lower it."
     ]
 
 

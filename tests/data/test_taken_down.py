@@ -115,7 +115,7 @@ def test_a_selection_includes_them_under_their_new_numbers(reduced):
     assert [row for row in range(len(mixture)) if mixture.is_taken_down(row)] == [3, 5, 6, 19, 38]
 
 
-def test_an_invalid_list_is_refused(reduced, whole, tmp_path):
+def test_an_invalid_list_is_refused(reduced, whole, tmp_path, capsys):
     folder = tmp_path / "s"
     shutil.copytree(whole, folder)
     first = read_manifest(folder).shards[0].hash
@@ -136,6 +136,9 @@ def test_an_invalid_list_is_refused(reduced, whole, tmp_path):
     (folder / "takedown.json").unlink()
     (tmp_path / "list").write_text("k")
     assert main(["takedown", str(folder), "--list", str(tmp_path / "list"), "--by", "hash"]) == 1
+    (tmp_path / "list").write_bytes(b"k\xfc")
+    assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 1
+    assert f"{tmp_path}/list cannot be read ('utf-8' codec" in capsys.readouterr().err
     assert not (folder / "takedown.json").exists()
 
 
@@ -149,7 +152,7 @@ def test_hashes_match_in_upper_and_lower_case(tmp_path, capsys):
     mixed = [sha256[:32] + sha256[32:].upper(), "ab" * 32, "Cd" * 32, md5[2].upper(), md5[5]]
     (tmp_path / "list").write_text("\n".join([*mixed, "F" * 64]))
     assert main(["takedown", str(folder), "--list", str(tmp_path / "list")]) == 0
-    assert "5 rows are taken down, 5 of them now\n1 of 6 lines name no row: " in capsys.readouterr().out
+    assert "5 rows taken down, 5 of them now\n1 of 6 lines name no row: " in capsys.readouterr().out
     assert list(Mixture([folder], trains=True).corpora[0].location.taken_down) == [1, 2, 3, 4, 5]
 
 
@@ -221,8 +224,8 @@ def test_rows_of_a_corpus_at_a_url_are_taken_down_by_urls_and_hashes(whole, redu
             (tmp_path / "list").write_text(text)
             assert main(["takedown", url, "--list", str(tmp_path / "list")]) == 0
         out = capsys.readouterr().out
-        assert "2 rows are taken down, 2 of them now\n1 of 3 lines name no row: http://nowhere/\n" in out
-        assert "5 rows are taken down, 3 of them now\n0 of 3 lines name no row\n" in out
+        assert "2 rows taken down, 2 of them now\n1 of 3 lines name no row: http://nowhere/\n" in out
+        assert "5 rows taken down, 3 of them now\n0 of 3 lines name no row\n" in out
         cache = Cache(str(tmp_path / "cache"))
         there, here = (Mixture([place], cache=cache, trains=True) for place in (url, reduced))
         assert [there.is_taken_down(row) for row in range(ROWS)] == [here.is_taken_down(row) for row in range(ROWS)]
@@ -240,4 +243,4 @@ def test_a_running_run_keeps_rows_until_it_is_resumed_and_then_reports_how_many_
     resumed = Mixture([tmp_path / "s"], trains=True)
     assert [row for row in range(ROWS) if resumed.is_taken_down(row)] == [3, 6]
     assert resumed.fingerprint == running.fingerprint
-    assert kept_sentences(resumed) == [f"2 rows of {tmp_path / 's'} were taken down: others take their places."]
+    assert kept_sentences(resumed) == [f"{tmp_path / 's'} has 2 rows taken down: others take their places."]

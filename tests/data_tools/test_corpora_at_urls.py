@@ -109,7 +109,7 @@ def test_a_takedown_at_a_url_reaches_every_split(
     (tmp_path / "list").write_text("\n".join([*keys, "nowhere"]))
     run("takedown", "memory://reduced", "--list", tmp_path / "list")
     output = capsys.readouterr().out
-    assert all(f"memory://reduced/{name}: 1 rows are taken down" in output for name in ("train", "eval"))
+    assert all(f"memory://reduced/{name}: 1 row taken down" in output for name in ("train", "eval"))
     assert output.endswith("\n1 of 3 lines name no row: nowhere\n")
 
 

@@ -71,7 +71,7 @@ def test_verify_finds_a_changed_caption_and_a_changed_index(corpus: Path, capsys
     index.unlink()
     assert "000000.index is missing" in verified(corpus, 1, capsys)
     assert main(["row-index", str(corpus)]) == 0
-    assert "1 row indexes written" in capsys.readouterr().out
+    assert "1 row index written" in capsys.readouterr().out
     assert "intact" in verified(corpus, 0, capsys)
     shutil.copy(index, corpus / "stray.index")
     assert "stray.index is not named" in verified(corpus, 1, capsys)

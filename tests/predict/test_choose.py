@@ -80,7 +80,7 @@ def test_a_statement_of_two_images_depends_on_their_order(tuned, files):
 
 
 def test_a_statement_of_two_images_needs_two(tuned, files):
-    with pytest.raises(UserError, match=r"3 images for 1 sentences: give two for each"):
+    with pytest.raises(UserError, match=r"3 images for 1 sentence: give two for each"):
         JUDGE.run(tuned("nlvr2", 2), Asked(files[:3], ("a red dog",), 2, SEARCH, draws=False), CPU)
 
 

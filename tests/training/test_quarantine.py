@@ -67,7 +67,7 @@ def test_the_tolerance_is_a_share_or_a_number(
     quarantine.add([fault(row) for row in range(allowed)], seen)
     assert not quarantine.excess
     quarantine.add([fault(allowed)], seen)
-    words = rf"{allowed + 1} images .*data\.tolerance.*row {allowed} \(key.*{QUARANTINE}"
+    words = rf"{allowed + 1} images? .*data\.tolerance.*row {allowed} \(key.*{QUARANTINE}"
     assert re.match(words, str(quarantine.excess)) and len(listed(tmp_path)) == allowed + 1
     again = Quarantine(tmp_path, tolerance, rows)
     again.add([fault(0)], seen)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mvlm.check.folders import Folders
 from mvlm.check.report import Finding, absent, broken, works
 from mvlm.errors import first_line
+from mvlm.runtime.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +56,11 @@ def _cuda() -> Finding:
         left_alone = (
             ", but DS_ACCELERATOR=cpu makes training ignore them" if os.environ.get("DS_ACCELERATOR") == "cpu" else ""
         )
-        return works("gpu", f"{usable} GPU{'s' * (usable > 1)} can be used{left_alone}", facts=facts)
+        return works("gpu", f"{counted(usable, 'GPU')} can be used{left_alone}", facts=facts)
     if not there:
         return absent("gpu", "There is no NVIDIA GPU, and training computes on the CPU", facts=facts)
     if torch.version.cuda is None:
-        says = f"This machine has {there} NVIDIA GPU{'s' * (there > 1)} and torch is built for CPUs only"
+        says = f"This machine has {counted(there, 'NVIDIA GPU')} and torch is built for CPUs only"
         return broken("gpu", says, "install a torch that is built for CUDA, see pytorch.org", facts)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden in ("", "-1"):
@@ -72,7 +73,7 @@ def _cuda() -> Finding:
         reason = first_line(error)
     return broken(
         "gpu",
-        f"This machine has {there} NVIDIA GPU{'s' * (there > 1)} that torch cannot use ({reason})",
+        f"This machine has {counted(there, 'NVIDIA GPU')} that torch cannot use ({reason})",
         f"see nvidia-smi, and install a driver for CUDA {torch.version.cuda} or a torch built for an older one",
         facts,
     )

@@ -18,6 +18,7 @@ from mvlm.data.shards.schema import CAPTION
 from mvlm.data.shards.selection import select, selection_hash
 from mvlm.errors import UserError
 from mvlm.model.masking import exact_count
+from mvlm.runtime.wording import counted
 
 
 class Mixture:
@@ -188,5 +189,5 @@ def kept_sentences(mixture: Mixture) -> list[str]:
                 f"data.where keeps {kept:,} of {rows:,} rows of {corpus.folder} ({kept / rows:.1%}): {condition}"
             )
         if gone := len(corpus.location.taken_down):
-            found.append(f"{gone:,} rows of {corpus.folder} were taken down: others take their places.")
+            found.append(f"{corpus.folder} has {counted(gone, 'row')} taken down: others take their places.")
     return found

@@ -20,6 +20,7 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.files import append_durably
+from mvlm.runtime.wording import counted
 from mvlm.training.health.anomaly import Anomaly
 
 Found = TypeVar("Found")
@@ -65,8 +66,8 @@ class Quarantine:
         allowed = self._tolerance if self._tolerance >= 1 else self._tolerance * max(drawn, FIRST_SAMPLES)
         if new and len(self) > allowed:
             self.excess = UserError(
-                f"{len(self)} images cannot be used, more than data.tolerance = {self._tolerance} allows after "
-                f"{drawn} samples, the last of them {new[-1]}; all are listed in {self._path}: "
+                f"{counted(len(self), 'image')} cannot be used, more than data.tolerance = {self._tolerance} allows "
+                f"after {drawn} samples, the last of them {new[-1]}; all are listed in {self._path}: "
                 "repair those shards, or raise data.tolerance."
             )
 

@@ -16,6 +16,7 @@ from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Optim, Train
 from mvlm.runtime import dist, replicas
+from mvlm.runtime.wording import counted
 from mvlm.training.engine import Engine
 from mvlm.training.health.matching import MatchingWatch
 from mvlm.training.logging.mfu import Arithmetic
@@ -165,7 +166,7 @@ def reported(accumulated: MetricAccumulator) -> dict[str, float | None]:
 
 def _ranks() -> str:
     size, world = replicas.size(), dist.world()
-    return f"{world} rank{'s' * (world > 1)}" if size == 1 else f"{world} ranks, {size} of them a replica,"
+    return counted(world, "rank") if size == 1 else f"{world} ranks, {size} of them a replica,"
 
 
 def opening(run: str, train: Train, resumed: Path | None, layout: dict[str, Any]) -> str:
@@ -173,8 +174,8 @@ def opening(run: str, train: Train, resumed: Path | None, layout: dict[str, Any]
     start = f"Resuming {resumed.name}" if resumed else "Starting"
     averaged = f"; evaluated by averaged weights, train.ema = {train.ema}" if train.ema else ""
     return (
-        f"{start}: {layout['parameters'] / 1e6:.1f} M parameters, {layout['rows']:,} images, "
-        f"{layout['steps']:,} steps of {train.global_batch} pairs = {_ranks()} x "
+        f"{start}: {layout['parameters'] / 1e6:.1f} M parameters, {counted(layout['rows'], 'image')}, "
+        f"{counted(layout['steps'], 'step')} of {train.global_batch} pairs = {_ranks()} x "
         f"{layout['accumulation']} x {layout['micro_batch']}, ZeRO {layout['zero_stage']}, {dist.device()}; "
         f"everything goes to {run}{averaged}"
     )
