@@ -93,25 +93,28 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 class Products(TorchDispatchMode):
-    """The matrix products within, each with its operations and the shape of its result.
+    """The matrix products within, each with its operations and the sizes that it is computed from and for.
 
     Torch's own counter takes longer: it also takes apart everything else.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[int, torch.Size]] = []
+        self.found: list[tuple[int, set[int]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if formula := _COUNTED.get(func._overloadpacket):
-            first = result[0] if isinstance(result, tuple) else result
-            self.found.append((formula(*args, **(kwargs or {}), out_val=result), first.shape))
+            shapes = [one.shape for one in (*args, result) if isinstance(one, Tensor)]
+            self.found.append((formula(*args, **(kwargs or {}), out_val=result), set().union(*shapes)))
         return result
 
+    def total(self) -> int:
+        return sum(flops for flops, _ in self.found)
+
     def with_size(self, size: int) -> int:
-        """Operations of those products whose result has a dimension that is a multiple of `size`."""
-        return sum(flops for flops, shape in self.found if any(each % size == 0 for each in shape))
+        """Operations of those products of which a tensor has a dimension that is a multiple of `size`."""
+        return sum(flops for flops, sizes in self.found if any(each % size == 0 for each in sizes))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.step.sizes import SIZES, build, make_batch
 from mvlm.model.flops import count_flops
 from mvlm.training.logging.mfu import Arithmetic, FlopsOfBatches, peak_flops
+from mvlm.training.parallelize import freeze
 
 
 def test_mfu_is_the_share_of_executed_operations() -> None:
@@ -26,6 +27,17 @@ def test_mfu_is_the_share_of_executed_operations() -> None:
         assert found["tflops"] == pytest.approx(counted_itself["tflops"], rel=1e-9)
     assert Arithmetic(FlopsOfBatches(model), peak=None).metrics([batch], 50.0).keys() == {"tflops"}
     assert Arithmetic(None, peak=1e12).metrics([batch], 50.0) == {}
+
+
+@pytest.mark.parametrize("frozen", [("vision", "text"), ("text.model.embeddings", "cross_text.blocks.0")])
+def test_gradients_of_frozen_parts_are_not_counted(frozen: tuple[str, ...]) -> None:
+    size = SIZES["tiny"]
+    model = build(size)
+    batch = make_batch(size, model.grid)
+    found = Arithmetic.of(model, frozen, {}).metrics([batch], pairs_per_s=50.0)["tflops"]
+    freeze(model, frozen)
+    counted = count_flops(lambda: sum(model(batch).values()).backward())
+    assert found == pytest.approx(50.0 * counted / len(batch) / 1e12, rel=0.01)
 
 
 def test_an_encoder_that_passes_its_layers_a_parameter_is_counted() -> None:

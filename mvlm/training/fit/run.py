@@ -185,7 +185,7 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
     ds_config = plan.resolve(parameters)
     if is_compiled(config.train, ds_config):
         dataset.captions.rounding = COARSE
-    arithmetic = Arithmetic.of(model, ds_config)
+    arithmetic = Arithmetic.of(model, config.train.freeze, ds_config)
 
     def settle() -> dict[str, Any]:
         if config.train.micro_batch != "auto":

@@ -17,6 +17,7 @@ from mvlm.model.encoders import Encoders
 from mvlm.model.flops import Products, on_meta, without_values
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
+from mvlm.training.parallelize import freeze
 from mvlm.training.zero.fill import low_precision
 
 PEAKS = (
@@ -65,13 +66,21 @@ class Arithmetic:
     peak: float | None
 
     @classmethod
-    def of(cls, model: Encoders, ds_config: dict[str, Any]) -> Arithmetic:
-        """To be called before DeepSpeed has the model, since it may divide the weights."""
+    def of(cls, model: Encoders, frozen: tuple[str, ...], ds_config: dict[str, Any]) -> Arithmetic:
+        """To be called before DeepSpeed has the model, since it may divide the weights.
+
+        Args:
+            frozen: parts that keep their weights, whose gradients are not computed.
+        """
         peak = None
         if dist.uses_cuda():
             tf32 = torch.get_float32_matmul_precision() != "highest"
             peak = peak_flops(torch.cuda.get_device_name(dist.device()), bool(low_precision(ds_config)), tf32)
-        return cls(FlopsOfBatches(model) if isinstance(model, MaskVLM) else None, peak)
+        if not isinstance(model, MaskVLM):
+            return cls(None, peak)
+        counted = on_meta(model)
+        freeze(counted, frozen)
+        return cls(FlopsOfBatches(counted), peak)
 
     def metrics(self, micro_batches: Sequence[Batch | LabelledBatch], pairs_per_s: float) -> dict[str, float]:
         """`tflops`, executed a second by a rank, and `mfu`, their share of the peak; what is not known is absent.
@@ -104,14 +113,14 @@ class _Cost:
 
 
 class FlopsOfBatches:
-    """Operations of a micro-batch's forward and backward pass, which costs twice the forward pass.
+    """Operations of a micro-batch's forward and backward pass.
 
     One batch is counted for each length that texts are padded to, with such numbers of tokens and of masked ones that
     the size of each product shows which of them it is computed for.
     """
 
     def __init__(self, model: MaskVLM) -> None:
-        self._model = on_meta(model).requires_grad_(False)  # torch's counter loses parameters that are given to a layer
+        self._model = on_meta(model)
         self._costs: dict[tuple[int, ...], _Cost] = {}
 
     def __call__(self, batch: Batch) -> float:
@@ -126,10 +135,9 @@ class FlopsOfBatches:
         masked = replace(batch.masked, token_M=batch.masked.token_M.new_empty(1).expand(MASKED))
         batch = replace(batch, packing=packing, masked=masked)
         try:
-            with without_values(self._model) as (model, without_value), torch.no_grad(), Products() as products:
-                model(without_value(batch))
+            with without_values(self._model) as (model, without_value), Products() as products:
+                sum(model(without_value(batch)).values()).backward()
         except UserError:  # its text encoder cannot be counted
             return _Cost(math.nan, math.nan, math.nan)
         tokens, masked_ones = products.with_size(TOKENS), products.with_size(MASKED)
-        fixed = sum(flops for flops, _ in products.found) - tokens - masked_ones
-        return _Cost(3.0 * fixed, 3.0 * tokens / TOKENS, 3.0 * masked_ones / MASKED)
+        return _Cost(products.total() - tokens - masked_ones, tokens / TOKENS, masked_ones / MASKED)
