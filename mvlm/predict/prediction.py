@@ -18,6 +18,9 @@ from mvlm.runtime.wording import counted
 
 T = TypeVar("T")
 
+JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+"""Control characters that are part of how Persian, Hindi and emoji are spelled."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -65,7 +68,7 @@ def pair_up(images: Sequence[T], sentences: Sequence[str]) -> tuple[list[T], lis
 
 def printable(text: object) -> str:
     """The text on one line, without control characters: file names and sentences come from anywhere."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in str(text))
+    return "".join(c if c in JOINERS or unicodedata.category(c)[0] != "C" else "\ufffd" for c in str(text))
 
 
 def file_name(number: int, path: Path) -> str:

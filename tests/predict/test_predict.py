@@ -184,6 +184,7 @@ def test_hostile_pictures_and_sentences_are_refused_in_one_sentence(loaded, file
     assert "a mask of the tokenizer's own: write [MASK]" in mistake(Words(), sentence="a [MASK] <mask> dog")
     assert "0 are within the 12 tokens" in mistake(Words(), sentence="a cat " * 20 + "[MASK]")
     assert printable("a\x1b[2Jb\nc\u202e") == "a�[2Jb�c�"
+    assert printable(family := "\N{MAN}\u200d\N{GIRL} نمی\u200cخواهم") == family  # joiners are part of the spelling
 
 
 def test_truncated_sentences_cause_a_warning(tmp_path, files, capsys):
