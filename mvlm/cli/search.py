@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from mvlm.pretrained.runs import Loaded
     from mvlm.search.find import ImageIndex, SearchHit
 
+SHOWN = 200
+"""Characters of a caption that are printed; the JSON has all of them."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="a folder made by `mvlm index`")
@@ -101,4 +104,5 @@ def _line(found: SearchHit) -> str:
 
     match = "" if found.match is None else f"  match {found.match:6.1%}"
     place = f"{found.shard} row {found.row} (key {found.key!r})"
-    return f"  similarity {found.similarity:+.3f}{match}  {printable(place)}  {printable(found.caption)}"
+    caption = found.caption if len(found.caption) <= SHOWN else f"{found.caption[:SHOWN]} …"
+    return f"  similarity {found.similarity:+.3f}{match}  {printable(place)}  {printable(caption)}"

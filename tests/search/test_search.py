@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main
 from mvlm.data.images.decode import load_image
 from mvlm.data.shards.schema import read_manifest
@@ -127,6 +128,19 @@ def test_captions_count_as_much_as_images(loaded, dataset, every_feature, traine
     similarity = (both @ read(loaded, dataset, SENTENCE)).numpy()
     answers = found(index, "--checkpoint", trained, "--text", SENTENCE, "--top", 20, "--rerank", 0)
     np.testing.assert_allclose([each["similarity"] for each in answers], np.sort(similarity)[::-1][:20], atol=2e-6)
+
+
+def test_a_long_caption_is_cut_where_it_is_printed_and_nowhere_else(trained, found, tmp_path, capsys):
+    caption = "a word that " * 800 + "ends"
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "in/a.png")
+    (tmp_path / "in/captions.jsonl").write_text(json.dumps({"id": "a", "image": "a.png", "caption": caption}))
+    assert data_tools(["shard", "folder", str(tmp_path / "in"), "--out", str(tmp_path / "s"), "--workers", "1"]) == 0
+    assert main(["index", str(tmp_path / "s"), "--checkpoint", str(trained), "--out", str(tmp_path / "index")]) == 0
+    capsys.readouterr()
+    (answer,) = found(tmp_path / "index", "--checkpoint", trained, "--text", SENTENCE)
+    assert answer["caption"] == caption
+    assert f"  {caption[:200]} …\n" in capsys.readouterr().out
 
 
 def test_an_index_is_replaced_by_the_next(loaded, scenes, tmp_path):
