@@ -69,7 +69,8 @@ def _unrecognised(path: Path) -> UserError:
     inside = sorted(each for each in entries if each.is_dir() or each.suffix.lower() in (".csv", ".tsv"))
     corpora = [str(each) for each in inside if recognise(each)]
     if corpora:
-        return UserError(f"{path} is not a corpus, but contains {' and '.join(corpora[:SHOWN])}: give one of them.")
+        which = "that" if len(corpora) == 1 else "one of them"
+        return UserError(f"{path} is not a corpus, but contains {' and '.join(corpora[:SHOWN])}: give {which}.")
     return UserError(
         f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "
         "picture, tars, a table (CSV, TSV, JSON lines, a JSON list), parquet, or shards that `mvlm-data shard` has "

@@ -21,6 +21,7 @@ from mvlm.evaluate import intervals, memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Sizes, Tokens
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime.wording import counted
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def _protocol(dataset: EvalDataset, search: SearchSettings) -> str:
         else "an image counts as found at its best-placed caption, a caption at its one image"
     )
     return (
-        f"{len(dataset)} images and {len(dataset.captions)} captions, all of them candidates of every query; "
+        f"{counted(len(dataset), 'image')} and {counted(len(dataset.captions), 'caption')}, all of them candidates of "
+        "every query; "
         f"{dataset.reported_length}; "
         f"ITC orders them by cosine similarity, {again}; {right}; equal scores keep the order of the data. "
         f"Mean recall is that of R@1, R@5 and R@10 both ways; the median rank begins at 1. "

@@ -144,7 +144,7 @@ def test_the_error_for_a_path_that_is_not_a_corpus_says_what_to_give(tmp_path: P
     assert both in said(tmp_path / "set")
     (tmp_path / "fotos/dcim").mkdir(parents=True)
     (tmp_path / "fotos/fotos.csv").write_text("Datei;Beschreibung\ndcim/1.jpg;ein Bus\n")
-    assert f"is not a corpus, but contains {tmp_path}/fotos/fotos.csv: give" in said(tmp_path / "fotos")
+    assert f"is not a corpus, but contains {tmp_path}/fotos/fotos.csv: give that." in said(tmp_path / "fotos")
     no_column = said(tmp_path / "fotos/fotos.csv")
     assert "has the columns Datei, Beschreibung (its first line): say which with --image-column, or add" in no_column
     assert (
