@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import subprocess
 import time
 import tomllib
 from collections.abc import Iterator
@@ -15,12 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from benchmarks.claim.corpora import ROOT, Corpus
 from benchmarks.claim.cost import equal_compute
 from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, Cell
 from benchmarks.claim.scores import measure, measure_answers, pack
+from benchmarks.kept import Record, code_version
 from mvlm.checkpoint.description import METRICS
 from mvlm.checkpoint.layout import MOMENTS, find_checkpoint
 from mvlm.config.load import given_keys, load_config
@@ -33,7 +31,6 @@ from mvlm.training.fit.run import train
 from mvlm.training.health.signals import StopRequests
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
-Record = dict[str, Any]
 TUNED_FOR = 3  # fine-tuning takes a third of pretraining's updates at equal steps, even after equal compute
 
 
@@ -218,38 +215,6 @@ def training_seconds(run: Path) -> float:
     last_steps = [0, *(line["step"] for line in lines)]
     spans = (line["step"] - last for line, last in zip(lines, last_steps, strict=False))
     return sum(span * batch / line["pairs_per_s"] for span, line in zip(spans, lines, strict=True))
-
-
-def code_version() -> str:
-    """The commit, with "-dirty" if anything but results and pages has changed since; "unknown" outside a checkout."""
-    try:
-        commit = _git("describe", "--always", "--exclude=*")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/*/results/*", ":!*.md")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("-dirty" if changed else "")
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def read_records(file: Path) -> list[Record]:
-    """All records, in the order in which they were measured."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def add_record(file: Path, record: Record) -> None:
-    """Append it in one write, so that processes that share the file do not mix their lines."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, separators=(",", ":")) + "\n"
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
 
 
 def is_done(planned: Plan, records: list[Record]) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.claim.cell import CELLS, Record, read_records
+from benchmarks.claim.cell import CELLS
 from benchmarks.claim.grid import Cell, contrasts
 from benchmarks.claim.measured import Measured
 from benchmarks.claim.paired import Comparison, holm
 from benchmarks.claim.table import COMPARISON, MEASURES, comparison_row, markdown
+from benchmarks.kept import Record, read_records
 
 CEILING, FLOOR, LEVEL = 0.99, 0.08, 0.05
 

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.claim.cell import ROOT, Plan, is_done, read_records, trained
+from benchmarks.claim.cell import ROOT, Plan, is_done, trained
+from benchmarks.kept import read_records
 from cluster.__main__ import BACKENDS
 from cluster.job import load_job
 from cluster.record import RECORD, read_record

@@ -14,18 +14,17 @@ from pathlib import Path
 from benchmarks.claim.cell import (
     SIZES,
     Plan,
-    add_record,
     claimed,
     is_done,
     measure_cell,
     plan,
-    read_records,
     train_cell,
 )
 from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.grid import core, matching, night
 from benchmarks.claim.jobs import is_under_way, submit
 from benchmarks.claim.table import into_page
+from benchmarks.kept import add_record, read_records
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import keep_freed_memory, share_cores

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.claim import plots
-from benchmarks.claim.cell import CELLS, read_records
+from benchmarks.claim.cell import CELLS
 from benchmarks.claim.corpora import ROOT
 from benchmarks.claim.grid import contrasts
 from benchmarks.claim.measured import Measured
 from benchmarks.claim.paired import LEVEL, Comparison
+from benchmarks.kept import read_records
 from mvlm.errors import UserError
 
 PAGE = ROOT / "docs/claim.md"

@@ -24,6 +24,7 @@ from benchmarks.claim2.cell import Run, deepspeed, measure_cell, settings, train
 from benchmarks.claim2.corpus import Icons, prepare
 from benchmarks.claim2.grounding import grounding
 from benchmarks.claim2.plan import ARMS, CONTRAST, JOINT, PRIMARY_SHARE, IconCell, Size, begun_from, in_turn, rate_cells
+from benchmarks.kept import add_record, read_records
 from mvlm.config.load import load_config
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.shards.mixture import Mixture
@@ -94,7 +95,7 @@ class Campaign:
     def records(self) -> dict[str, Any]:
         """Records by cell name; if two processes finished a cell, the first one."""
         found: dict[str, Any] = {}
-        for record in claim.read_records(self.cells):
+        for record in read_records(self.cells):
             found.setdefault(record["cell"], record)
         return found
 
@@ -190,7 +191,7 @@ def _work_through(campaign: Campaign, tasks: Sequence[Task], stop: StopRequests)
                 if not mine or task.name in campaign.records():
                     continue
                 print(f"== {task.name}, {len(tasks)} in this part", flush=True)
-                claim.add_record(campaign.cells, task.work(stop))
+                add_record(campaign.cells, task.work(stop))
                 worked = True
                 gc.collect()  # an engine is full of reference cycles: the next cell's would be built beside it
         if stop.signalled:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.claim.cell import ON_CPU, ROOT, Record, drop_moments, reached, training_seconds
+from benchmarks.claim.cell import ON_CPU, ROOT, drop_moments, reached, training_seconds
 from benchmarks.claim.scores import foils, pack, restoring, retrieval
 from benchmarks.claim2.corpus import Icons, by_unit, units
 from benchmarks.claim2.plan import ARMS, CONTRAST, CONTRAST_ALONE, CURVE, IconCell, Size
+from benchmarks.kept import Record
 from mvlm.checkpoint.description import METRICS
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config

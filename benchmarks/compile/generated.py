@@ -44,7 +44,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.compile.releases import README, RESULTS, commit
+from benchmarks.compile.releases import README, RESULTS
+from benchmarks.kept import code_version
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from benchmarks.step.variants import speed_up
 from mvlm.batch import apply
@@ -302,7 +303,7 @@ def main() -> None:
             arguments.code.mkdir(parents=True, exist_ok=True)
             for number, source in enumerate(sources):
                 (arguments.code / f"{part}-{number:02}.py").write_text(source, encoding="utf-8")
-        found: dict[str, Any] = {"commit": commit(), "torch": torch.__version__, "triton": triton.__version__}
+        found: dict[str, Any] = {"commit": code_version(), "torch": torch.__version__, "triton": triton.__version__}
         found |= {**found_in(sources), "compiled": {}}
         with an_h100(), tempfile.TemporaryDirectory() as folder:
             for number, (code, name) in enumerate(kernels(sources).items()):

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from benchmarks.compile.recorded import Calls, recording
-from benchmarks.compile.releases import README, RESULTS, commit
+from benchmarks.compile.releases import README, RESULTS
+from benchmarks.kept import code_version
 from benchmarks.step.sizes import Size, build, make_batch, overrides
 from mvlm.config.schema import Kernels
 from mvlm.data.samples.captions import COARSE
@@ -122,7 +123,7 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     dist.init()
     with recording(), negatives_as_one_call():
-        found: dict[str, Any] = {"commit": commit(), "torch": torch.__version__}
+        found: dict[str, Any] = {"commit": code_version(), "torch": torch.__version__}
         found |= {"eager": counted(False), "captured": counted(True)}
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)

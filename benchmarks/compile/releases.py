@@ -25,6 +25,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.kept import code_version
+
 ROOT = Path(__file__).parents[2]
 RESULTS, README = Path(__file__).parent / "results", Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- releases -->\n\n", "\n\n<!-- end of releases -->"
@@ -69,13 +73,7 @@ def outcome(python: Path, folder: Path) -> dict[str, Any]:
             (f"{child.tag}: {child.get('message', '')}" for child in case if child.tag != "system-out"), "passed"
         )
         tests[case.get("name", "")] = " ".join(ended.split())[:300]
-    return {"python": platform.python_version(), "commit": commit(), "versions": versions, "tests": tests}
-
-
-def commit() -> str:
-    """The commit of the tested code, with + if files differ from it."""
-    described = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--dirty=+"]
-    return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+    return {"python": platform.python_version(), "commit": code_version(), "versions": versions, "tests": tests}
 
 
 def table() -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import random
 import resource
@@ -37,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.corpus import photo, write_folder  # noqa: E402
+from benchmarks.kept import add_record, read_records  # noqa: E402
 from data_tools.__main__ import main as data_tools_main  # noqa: E402
 from data_tools.engines.chunks import HELD, RETRIES  # noqa: E402
 from data_tools.engines.ray import connected  # noqa: E402
@@ -68,7 +68,6 @@ def main() -> int:
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--results", type=Path, default=RESULTS)
     arguments = words.parse_args()
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
     shares_ray = (arguments.engine, arguments.of) == ("ray", "task")
     with (
@@ -98,8 +97,7 @@ def main() -> int:
                 lasts *= 0.8  # the machine was busier when that was measured
             same = found.pop("digest") == expected
             failed += not same
-            with arguments.results.open("a") as file:
-                file.write(json.dumps(trial | found | {"same as undisturbed": same}) + "\n")
+            add_record(arguments.results, trial | found | {"same as undisturbed": same})
             print(trial | found | {"same": same}, flush=True)
     return 1 if failed else 0
 
@@ -260,8 +258,8 @@ def digest(folder: Path) -> str:
 
 def trials(results: Path, engine: str, kind: str) -> list[int]:
     """The kills of each trial of that engine and kind so far."""
-    lines = results.read_text().splitlines() if results.exists() else []
-    return [t["kills"] for t in map(json.loads, lines) if (t["engine"], t.get("of", "run")) == (engine, kind)]
+    found = read_records(results)
+    return [trial["kills"] for trial in found if (trial["engine"], trial.get("of", "run")) == (engine, kind)]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 RESULTS = HERE / "results" / "steps.jsonl"
 sys.path[0] = str(ROOT)
 
-from benchmarks.shares.__main__ import commit  # noqa: E402
+from benchmarks.kept import add_record, code_version  # noqa: E402
 
 KINDS = ("RssAnon", "RssFile", "RssShmem", "VmRSS")
 
@@ -33,12 +33,10 @@ def main() -> int:
     words.add_argument("--json", type=Path, default=HERE / "zero3_disk.json", help="DeepSpeed's JSON")
     words.add_argument("overrides", nargs="*", help="overrides of two_billion.toml")
     asked = words.parse_args()
-    commit()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         line = measure(Path(folder), asked.json, asked.overrides)
     print(json.dumps(line, indent=1))
-    with RESULTS.open("a") as kept:
-        kept.write(json.dumps(line) + "\n")
+    add_record(RESULTS, line)
     return 0
 
 
@@ -81,7 +79,7 @@ def measure(folder: Path, deepspeed: Path, overrides: list[str]) -> dict[str, An
         "disk": free - least,
         "seconds": round(time.monotonic() - since),
         "steps": steps,
-        "commit": commit(),
+        "commit": code_version(),
     }
 
 

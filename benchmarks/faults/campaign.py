@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.faults.injections import ALL
 from benchmarks.faults.trial import UNDISTURBED, Workshop, may_mount
+from benchmarks.kept import add_record, code_version, read_records
 
 RESULTS = Path(__file__).parent / "results" / "injections.jsonl"
 PER_TRIAL = 5
@@ -44,23 +44,19 @@ def main() -> int:
     if "fill_disk" in kinds and not may_mount():
         kinds.remove("fill_disk")
         print("fill_disk is left out: only root may mount the small disk it needs.", file=sys.stderr)
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
     began, failed = time.monotonic(), 0
-    told = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty"]
-    commit = subprocess.run(told, capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         workshop = Workshop(arguments.keep or Path(folder))
-        while injected(lines := read(arguments.results)) < arguments.count and (
+        while injected(lines := read_records(arguments.results)) < arguments.count and (
             time.monotonic() - began < arguments.seconds
         ):
             seed = 1 + max((line["trial"] for line in lines), default=-1)
             chosen = choose(kinds, Counter(line["kind"] for line in lines), Random(seed))
-            found = [line | {"commit": commit} for line in workshop.trial(seed, chosen)]
-            with arguments.results.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in found)
-            failed += sum(not line["lost nothing"] for line in found)
+            found = [line | {"commit": code_version()} for line in workshop.trial(seed, chosen)]
             for line in found:
+                add_record(arguments.results, line)
                 print(json.dumps(line), flush=True)
+            failed += sum(not line["lost nothing"] for line in found)
     return 1 if failed else 0
 
 
@@ -77,10 +73,6 @@ def choose(kinds: list[str], counts: Counter[str], draw: Random) -> list[str]:
 
 def injected(lines: list[dict]) -> int:
     return sum(line["kind"] != UNDISTURBED for line in lines)
-
-
-def read(results: Path) -> list[dict]:
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.faults.campaign import RESULTS, read
+from benchmarks.faults.campaign import RESULTS
 from benchmarks.faults.trial import UNDISTURBED
+from benchmarks.kept import read_records
 
 TITLES = {
     "kill_rank": "kill -9 one rank",
@@ -49,7 +50,7 @@ def main() -> int:
     words.add_argument("--results", type=Path, default=RESULTS)
     words.add_argument("--picture", type=Path)
     arguments = words.parse_args()
-    lines = read(arguments.results)
+    lines = read_records(arguments.results)
     print(HEAD)
     print("|---|---|---|---|---|---|---|")
     for kind in TITLES:

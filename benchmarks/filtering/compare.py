@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, add_record, code_version, plan, read_records, trained
+from benchmarks.claim.cell import ROOT, SIZES, Plan, plan, trained
 from benchmarks.claim.corpora import BUNDLED
 from benchmarks.claim.grid import ALL_FOUR, BASELINE, SCENES, Cell
 from benchmarks.claim.run import prepare_all, run_and_report, run_here
 from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
 from benchmarks.filtering.noise import NoisyCorpus, with_noise
+from benchmarks.kept import Record, add_record, code_version, read_records
 from benchmarks.negatives.compare import compare_by_seed
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.location import open_location

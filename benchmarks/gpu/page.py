@@ -14,7 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu.record import Line, read
+from benchmarks.gpu.record import Line
+from benchmarks.kept import read_records
 from benchmarks.step.medians import results as peer_results
 
 FOLDER = Path(__file__).parent
@@ -27,7 +28,7 @@ NOTHING = (
 
 def markdown(folder: Path) -> str:
     """The page; `NOTHING` if the folder has no proof."""
-    parts = read(folder / "parts.jsonl")
+    parts = read_records(folder / "parts.jsonl")
     if not parts:
         return NOTHING
     sections = [_machine(parts), _parts(parts)]
@@ -39,7 +40,7 @@ def markdown(folder: Path) -> str:
         "large_batch": _large_batch,
         "peers": _peers,
     }
-    sections += [make(lines) for name, make in makers.items() if (lines := read(folder / f"{name}.jsonl"))]
+    sections += [make(lines) for name, make in makers.items() if (lines := read_records(folder / f"{name}.jsonl"))]
     return "\n\n".join(sections)
 
 

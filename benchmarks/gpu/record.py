@@ -55,11 +55,6 @@ class Record:
         return int(self.failed)
 
 
-def read(path: Path) -> list[Line]:
-    """The lines of a file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def seconds_left() -> float:
     """Seconds until this part's time is over; an hour if no time is set."""
     return float(os.environ[UNTIL]) - time.time() if UNTIL in os.environ else 3600.0

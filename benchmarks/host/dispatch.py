@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.compile.releases import commit
 from benchmarks.host.__main__ import GOALS, Clock, cpu_name, make_engine
+from benchmarks.kept import code_version
 
 FOLDER = Path(__file__).parent
 FILE, README = FOLDER / "results/dispatch.json", FOLDER / "README.md"
@@ -114,7 +114,7 @@ def main() -> None:
     words.add_argument("--rounds", type=int, default=12)
     arguments = words.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"commit": commit(), "torch": torch.__version__, "cpu": cpu_name()}
+    found: dict[str, Any] = {"commit": code_version(), "torch": torch.__version__, "cpu": cpu_name()}
     found["stages"] = {str(stage): measure(stage, arguments.rounds) for stage in STAGES}
     found["load"] = os.getloadavg()[0]
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

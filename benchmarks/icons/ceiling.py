@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.claim.paired import LEVEL, student_quantile
+from benchmarks.kept import code_version
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("opposites", "styles")
@@ -127,9 +127,8 @@ def main() -> None:
         print(f"{kind}: {unit['share']:.1%} ({unit['low']:.1%} to {unit['high']:.1%}) over {unit['groups']:,} groups")
         for words, (share, number) in found["by_row"].items():
             print(f"{words:28} {share:6.1%} of {number:,} rows")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     RESULTS.mkdir(exist_ok=True)
-    told = {"commit": commit.stdout.strip(), "side": SIDES[0], **told}
+    told = {"commit": code_version(), "side": SIDES[0], **told}
     (RESULTS / "ceiling.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.icons.ceiling import RESULTS, rows
+from benchmarks.kept import code_version
 
 QUERIES, SHOWN, THREADS = 60, 32, 2
 
@@ -78,8 +79,7 @@ def main() -> None:
     finally:
         process.terminate()
         process.wait()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = {"images": images, "shown": SHOWN, "threads": THREADS, "commit": commit.stdout.strip()}
+    found: dict[str, Any] = {"images": images, "shown": SHOWN, "threads": THREADS, "commit": code_version()}
     for kind, values in taken.items():
         found[kind] = {
             "median_ms": round(float(np.median(values)), 1),

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu.full_step import FUSED
-from benchmarks.gpu.record import read
+from benchmarks.kept import read_records
 from benchmarks.step.sizes import SIZES, build, make_batch
 from mvlm.estimate.cards import CARDS
 from mvlm.estimate.parts import FlopsByPart
@@ -260,7 +260,7 @@ def milliseconds(kinds: dict[str, dict[str, float]]) -> float:
 def table(kept: dict[str, Any]) -> str:
     """The page's tables from the stored results."""
     ways = kept["ways"]
-    measured = {line["kind"]: line["milliseconds"] for line in read(PROFILE) if line.get("way") == "eager"}
+    measured = {line["kind"]: line["milliseconds"] for line in read_records(PROFILE) if line.get("way") == "eager"}
     lines = [
         "| kind of work | TFLOP | GB, eager | expected ms, eager | with fused kernels | compiled, at least | "
         "measured ms, eager |",

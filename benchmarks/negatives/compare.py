@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
+from benchmarks.claim.cell import ROOT, SIZES, Plan, plan
 from benchmarks.claim.grid import BASELINE, SCENES, Cell
 from benchmarks.claim.paired import Comparison, compare
 from benchmarks.claim.run import prepare_all, run_and_report, run_here
 from benchmarks.claim.scores import unpack
 from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
+from benchmarks.kept import Record, read_records
 
 GROUPS = (16, 64, 256)
 BATCH = max(GROUPS)

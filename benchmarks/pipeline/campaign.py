@@ -24,6 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks.kept import add_record, read_records
 from benchmarks.pipeline.backends import Backend, Local, Ray, Slurm, marked
 from benchmarks.pipeline.store import ObjectStore
 from benchmarks.pipeline.workplace import FILE, LOGS, OUTPUTS, STORED, forget, hashes, prepare
@@ -194,8 +195,7 @@ def main() -> int:
     words.add_argument("--folder", type=Path, default=Path("runs/faults"), help="to work in (default: runs/faults)")
     args = words.parse_args()
     measured, failed, left, kinds = commit(), 0, args.trials, args.kinds.split(",")
-    RESULTS.parent.mkdir(exist_ok=True)
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    lines = read_records(RESULTS)
     for name in args.on.split(","):
         done = {(line["backend"], line["step"], line["fault"]) for line in lines}
         open_ = [(n, *trial[1:]) for n, trial in enumerate(drawn()) if trial[0] == name and trial not in done]
@@ -206,8 +206,7 @@ def main() -> int:
         with at(name, (args.folder / name).absolute(), kinds) as campaign:
             for number, step, fault in todo:
                 line = {"trial": number, "commit": measured} | campaign.trial(step, fault, Random(number))
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                add_record(RESULTS, line)
                 print(json.dumps({key: value for key, value in line.items() if key != "hashes"}), flush=True)
                 failed += bool(line["differs"])
     return 1 if failed else 0

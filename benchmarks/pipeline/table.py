@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from benchmarks.kept import read_records
 from benchmarks.pipeline.campaign import FAULTS, RESULTS, STORE, drawn
 from benchmarks.pipeline.workplace import OUTPUTS
 
@@ -27,6 +27,6 @@ def _cell(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    kept = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    kept = read_records(RESULTS)
     print(f"{len(kept)} of {len(drawn())} trials; {sum(bool(line['differs']) for line in kept)} differ\n")
     print("\n\n".join(table(backend, kept) for backend in FAULTS))

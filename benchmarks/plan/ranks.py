@@ -29,8 +29,9 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 import torch
 import torch.distributed as torch_dist
 
+from benchmarks.kept import add_record, code_version, read_records
 from benchmarks.plan.compare import README
-from benchmarks.step.sizes import ROOT, Size, build, engine_for, make_batch, overrides
+from benchmarks.step.sizes import Size, build, engine_for, make_batch, overrides
 from mvlm.estimate.cards import CARDS
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.memory import contrastive_bytes, peak
@@ -125,7 +126,7 @@ def main() -> int:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         for ranks in asked.ranks:
             measure(ranks)
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    lines = read_records(RESULTS)
     text = README.read_text(encoding="utf-8")
     for begin, end, rows in ((BEGIN, END, table(lines)), (SPLIT_BEGIN, SPLIT_END, split_table(lines))):
         before, _, rest = text.partition(begin)
@@ -136,10 +137,8 @@ def main() -> int:
 
 def measure(ranks: int) -> None:
     """Measure the cases of so many ranks that have no results yet."""
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    kept = [Case(**line["case"]) for line in lines]
+    kept = [Case(**line["case"]) for line in read_records(RESULTS)]
     missing = [case for case in cases(ranks) if case not in kept]
-    commit = subprocess.run(["git", "describe", "--always", "--exclude=*", "--dirty"], cwd=ROOT, capture_output=True)
     for case in missing:
         with tempfile.TemporaryDirectory() as folder:
             done = run_ranks(one_rank, case, Path(folder), ranks=ranks, timeout=1500)
@@ -149,10 +148,9 @@ def measure(ranks: int) -> None:
         line = {"case": dataclasses.asdict(case)}
         line |= {"memory": max(each["memory"] for each in found), "bytes": found[0]["bytes"] / ranks}
         line |= {"losses": found[0]["losses"]}
-        line |= {"commit": commit.stdout.decode().strip(), "torch": torch.__version__}
+        line |= {"commit": code_version(), "torch": torch.__version__}
         print(line, flush=True)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            print(json.dumps(line), file=file)
+        add_record(RESULTS, line)
 
 
 @functools.cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
+from benchmarks.kept import add_record, code_version
 from mvlm.runtime import rendezvous
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def keep(name: str, found: dict[str, Any]) -> None:
     print(json.dumps(found), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / name).open("a") as file:
-        print(json.dumps(found), file=file)
+    add_record(RESULTS / name, found)
 
 
 def about() -> dict[str, Any]:
@@ -33,13 +31,8 @@ def about() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 1),
-        "commit": commit(),
+        "commit": code_version(),
     }
-
-
-def commit() -> str:
-    told = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return told.stdout.strip()
 
 
 class CountingStore(torch_dist.Store):

@@ -21,7 +21,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[0] = str(ROOT)
 
-from benchmarks.ranks.counting import commit, keep  # noqa: E402
+from benchmarks.kept import code_version  # noqa: E402
+from benchmarks.ranks.counting import keep  # noqa: E402
 from mvlm.runtime.launch import free_port  # noqa: E402
 from mvlm.training.health.heartbeat import period_s  # noqa: E402
 
@@ -45,7 +46,7 @@ def main() -> None:
     for ranks in asked.ranks:
         with tempfile.TemporaryDirectory() as folder:
             found = {"ranks": ranks} | counted(Path(folder), asked.shards.absolute(), ranks)
-        keep("folder.jsonl", found | {"commit": commit()})
+        keep("folder.jsonl", found | {"commit": code_version()})
 
 
 def counted(folder: Path, shards: Path, ranks: int) -> dict[str, Any]:

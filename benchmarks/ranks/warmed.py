@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[0] = str(ROOT)
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
 
-from benchmarks.ranks.counting import commit, keep  # noqa: E402
+from benchmarks.kept import code_version  # noqa: E402
+from benchmarks.ranks.counting import keep  # noqa: E402
 from tests.conftest import TINY  # noqa: E402
 from tests.ranks import mvlm, run_ranks  # noqa: E402
 
@@ -87,7 +88,7 @@ def main() -> None:
     words.add_argument("--ranks", type=int, nargs="+", default=[1, 16, 64])
     asked = words.parse_args()
     for ranks in asked.ranks:
-        keep("warmed.jsonl", measured(asked.shards.absolute(), ranks) | {"commit": commit()})
+        keep("warmed.jsonl", measured(asked.shards.absolute(), ranks) | {"commit": code_version()})
 
 
 if __name__ == "__main__":

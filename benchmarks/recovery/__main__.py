@@ -31,10 +31,11 @@ from typing import Any
 
 import psutil
 
+from benchmarks.kept import add_record, code_version, read_records
 from benchmarks.pipeline.store import BUCKET, ObjectStore
 from tests.cluster.ray_fixture import NODES, RayCluster, RayJob
 from tests.cluster.slurm_fixture import SlurmCluster, SlurmJob, wait_for
-from tests.conftest import ROOT, make_scenes
+from tests.conftest import make_scenes
 
 RESULTS = Path(__file__).parent / "results/recovery.jsonl"
 LARGE = [
@@ -219,18 +220,15 @@ def main() -> None:
     options.add_argument("--table", action="store_true", help="only print the table of results")
     wanted = options.parse_args()
     if wanted.table:
-        print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+        print(table(read_records(RESULTS)))
         return
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    RESULTS.parent.mkdir(exist_ok=True)
     for name in wanted.on.split(","):
         with opened(name, wanted.folders) as place:
             faults = list(place.faults()) if wanted.folders == "shared" else ["node lost"]
             for attempt, fault in enumerate(faults * wanted.times, start=1):
-                line = {"commit": found.stdout.strip(), "on": name, "folders": wanted.folders, "fault": fault}
+                line = {"commit": code_version(), "on": name, "folders": wanted.folders, "fault": fault}
                 line |= recover(place, attempt, fault) | {"load": os.getloadavg()[0], "time": round(time.time())}
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                add_record(RESULTS, line)
                 print(json.dumps(line), flush=True)
 
 

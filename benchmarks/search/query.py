@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.kept import code_version
 from mvlm.search.find import ImageIndex
 from mvlm.search.folder import INDEX, PART, TABLE, TABLE_SCHEMA, Contents, hash_of, new_index, write_vectors
 
@@ -67,8 +67,7 @@ def main() -> None:
         out = Path(folder) / "index"
         make(out, args.rows, args.width)
         found = {"rows": args.rows, "width": args.width, "shown": SHOWN, **measure(out, args.width)}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    found |= {"threads": torch.get_num_threads(), "commit": commit.stdout.strip()}
+    found |= {"threads": torch.get_num_threads(), "commit": code_version()}
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results/query.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))

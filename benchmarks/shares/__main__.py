@@ -9,12 +9,9 @@ once. results/restore.jsonl gets a line for each case.
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
-import json
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -29,6 +26,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_L
 
 import torch  # noqa: E402
 
+from benchmarks.kept import add_record, code_version, read_records  # noqa: E402
 from benchmarks.step.sizes import engine_for  # noqa: E402
 from mvlm.checkpoint.fencing import FencingToken  # noqa: E402
 from mvlm.checkpoint.integrity import find_damage  # noqa: E402
@@ -68,13 +66,9 @@ def main() -> int:
     words.add_argument("--results", type=Path, default=RESULTS)
     arguments = words.parse_args()
     if not arguments.table:
-        commit()
-        arguments.results.parent.mkdir(parents=True, exist_ok=True)
         for case in [*CASES, *(MANY if arguments.many else [])]:
-            line = measure(*case, arguments.bf16)
-            with arguments.results.open("a") as kept:
-                kept.write(json.dumps(line) + "\n")
-    lines = [json.loads(line) for line in arguments.results.read_text().splitlines()]
+            add_record(arguments.results, measure(*case, arguments.bf16))
+    lines = read_records(arguments.results)
     print(table(lines))
     return 0 if all(line["share"] <= LIMIT for line in lines) else 1
 
@@ -111,15 +105,8 @@ def measure(stage: int, saved: int, ranks: int, bf16: bool = False) -> dict[str,
         "parameters": written[0]["parameters"],
         "share": max(found["read"] for found in read) / share,
         "verified": max(found["verified"] for found in read) / share,
-        "commit": commit(),
+        "commit": code_version(),
     }
-
-
-@functools.cache
-def commit() -> str:
-    """The code's commit; asked for only once, since writing results changes files."""
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return told.stdout.strip()
 
 
 def on_ranks(count: int, act: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:

@@ -38,7 +38,8 @@ import torch.distributed as torch_dist  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
-from benchmarks.shares.__main__ import STEP, bytes_read, commit  # noqa: E402
+from benchmarks.kept import add_record, code_version, read_records  # noqa: E402
+from benchmarks.shares.__main__ import STEP, bytes_read  # noqa: E402
 from benchmarks.shares.build import M_MMAP_THRESHOLD, memory  # noqa: E402
 from benchmarks.step.sizes import engine_for  # noqa: E402
 from mvlm.checkpoint.fencing import FencingToken  # noqa: E402
@@ -88,10 +89,9 @@ def main() -> int:
         print(json.dumps(PARTS[asked.part](asked.folder, asked.ranks[0], asked.of, asked.fp32)))
         return 0
     for rank in [] if asked.table else asked.ranks:
-        line = measure(asked.folder, rank, asked.of, asked.fp32) | {"commit": commit()}
-        with RESULTS.open("a") as kept:
-            kept.write(json.dumps(line) + "\n")
-    print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+        line = measure(asked.folder, rank, asked.of, asked.fp32) | {"commit": code_version()}
+        add_record(RESULTS, line)
+    print(table(read_records(RESULTS)))
     return 0
 
 

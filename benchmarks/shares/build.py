@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ sys.path[0] = str(Path(__file__).parents[2])
 
 import torch  # noqa: E402
 
-from benchmarks.shares.__main__ import ROOT, commit, on_ranks  # noqa: E402
+from benchmarks.kept import add_record, code_version, read_records  # noqa: E402
+from benchmarks.shares.__main__ import ROOT, on_ranks  # noqa: E402
 from mvlm.config.load import load_config  # noqa: E402
 from mvlm.model.initialization import InitialWeights  # noqa: E402
 from mvlm.pretrained.encoders import Vocabulary, build_recorded  # noqa: E402
@@ -52,13 +52,11 @@ def main() -> int:
     words.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     words.add_argument("--table", action="store_true", help="only print the table of results")
     arguments = words.parse_args()
-    commit()
     for ranks, divided in [] if arguments.table else [(1, False), *((ranks, True) for ranks in arguments.ranks)]:
         found = on_ranks(ranks, partial(rise, divided))
         line = {"ranks": ranks, "divided": divided, **found[0], "rise": max(each["rise"] for each in found)}
-        with RESULTS.open("a") as kept:
-            kept.write(json.dumps(line | {"commit": commit()}) + "\n")
-    print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+        add_record(RESULTS, line | {"commit": code_version()})
+    print(table(read_records(RESULTS)))
     return 0
 
 

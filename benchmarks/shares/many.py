@@ -31,7 +31,8 @@ import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.shares.__main__ import bytes_read, commit, on_ranks  # noqa: E402
+from benchmarks.kept import add_record, code_version  # noqa: E402
+from benchmarks.shares.__main__ import bytes_read, on_ranks  # noqa: E402
 from benchmarks.shares.build import memory  # noqa: E402
 from mvlm.checkpoint.cut import TensorPart  # noqa: E402
 from mvlm.checkpoint.fencing import FencingToken  # noqa: E402
@@ -57,7 +58,6 @@ def main() -> int:
     words.add_argument("--ranks", type=int, nargs="*", default=[1, 4], help="ranks that verify together")
     words.add_argument("--folder", help="where to write (default: TMPDIR)")
     asked = words.parse_args()
-    commit()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for size in asked.mb:
             keep({"kind": "save"} | on_ranks(1, partial(time_saves, Path(folder) / f"run-{size}", size))[0])
@@ -75,10 +75,9 @@ def main() -> int:
 
 
 def keep(found: dict[str, Any]) -> None:
-    line = json.dumps(found | {"load": round(os.getloadavg()[0], 1), "commit": commit()})
-    print(line, flush=True)
-    with RESULTS.open("a") as kept:
-        print(line, file=kept)
+    line = found | {"load": round(os.getloadavg()[0], 1), "commit": code_version()}
+    print(json.dumps(line), flush=True)
+    add_record(RESULTS, line)
 
 
 class Timer:

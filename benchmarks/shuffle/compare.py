@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
+from benchmarks.claim.cell import ROOT, SIZES, Plan, plan
 from benchmarks.claim.corpora import Corpus
 from benchmarks.claim.grid import BASELINE, SCENES, Cell
 from benchmarks.claim.run import prepare_all, run_and_report, run_here
 from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
+from benchmarks.kept import Record, read_records
 from benchmarks.negatives.compare import compare_by_seed
 from benchmarks.shuffle.runs import write_runs
 from mvlm.checkpoint.state import OrderSpec

@@ -10,14 +10,13 @@ results/cells.jsonl gets a line for each cell; one that is there is not run agai
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
+from benchmarks.kept import add_record, read_records
 from benchmarks.small import cell, ridge
 from benchmarks.small.arms import ARMS
 from benchmarks.small.corpora import KINDS, ROOT, prepare
@@ -41,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="only print the table of results")
     args = parser.parse_args(argv)
     if args.table:
-        print(table(read(args.results)))
+        print(table(read_records(args.results)))
         return 0
     until = time.monotonic() + 60 * args.minutes
     dist.init()
     for seed, corpus, arm in product(args.seeds, args.corpora, args.arms):
         wanted = {"corpus": corpus, "arm": arm} | ({} if arm == RIDGE else {"seed": seed, "seconds": args.seconds})
-        if any(wanted.items() <= line.items() for line in read(args.results)):
+        if any(wanted.items() <= line.items() for line in read_records(args.results)):
             continue
         if time.monotonic() > until:
             return ExitCode.REQUEUE
@@ -56,19 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = ridge.measure(shards, args.folder)
         else:
             found = cell.measure(shards, arm, seed, args.seconds, args.folder)
-        keep(args.results, wanted | found)
-        print(table(read(args.results)), flush=True)
+        add_record(args.results, wanted | found)
+        print(table(read_records(args.results)), flush=True)
     return 0
-
-
-def read(cells: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in cells.read_text().splitlines()] if cells.exists() else []
-
-
-def keep(cells: Path, line: dict[str, Any]) -> None:
-    cells.parent.mkdir(parents=True, exist_ok=True)
-    with cells.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

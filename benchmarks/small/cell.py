@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.claim.cost import seconds_a_step
+from benchmarks.kept import code_version
 from benchmarks.small.arms import ARMS, RANDOM, pretrained
 from benchmarks.small.corpora import ROOT, SEARCHED
 from mvlm.api.dictionary import make_dictionary
@@ -53,7 +54,7 @@ def measure(shards: Path, arm: str, seed: int, seconds: float, home: Path) -> di
     _train(run, shards, arm, seed, steps, home)
     spent = time.process_time() - began
     found = {place: _search(run, place, shards) for place in ("last", "best")}
-    measured = {"cost_s": costs, "steps": steps, "cpu_s": round(spent, 1), "commit": commit()}
+    measured = {"cost_s": costs, "steps": steps, "cpu_s": round(spent, 1), "commit": code_version()}
     return measured | {"chosen": _chosen(run)} | found
 
 
@@ -131,8 +132,3 @@ def _chosen(run: Path) -> dict[str, float]:
     found = [line for line in lines if "eval/mean_recall" in line]
     best = max(found, key=lambda line: line["eval/mean_recall"])
     return {"last": found[-1]["eval/mean_recall"], "best": best["eval/mean_recall"], "best_step": best["step"]}
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    return found.stdout.strip()

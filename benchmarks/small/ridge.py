@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel
 
+from benchmarks.kept import code_version
 from benchmarks.small.arms import pretrained
-from benchmarks.small.cell import TOML, commit
+from benchmarks.small.cell import TOML
 from benchmarks.small.corpora import SEARCHED
 from mvlm.config.load import load_config
 from mvlm.data.samples.evaluation import EvalDataset
@@ -49,7 +50,7 @@ def measure(shards: Path, home: Path) -> dict[str, Any]:
     return {
         "penalty": best,
         "cpu_s": round(time.process_time() - began, 1),
-        "commit": commit(),
+        "commit": code_version(),
         "last": {"image_to_text_itc": to_text, "text_to_image_itc": to_image},
     }
 

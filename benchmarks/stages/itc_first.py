@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.claim.corpora import prepare
 from benchmarks.claim.grid import EMOJI, SCENES
-from benchmarks.small.__main__ import keep, read
-from benchmarks.small.cell import JSON, TOML, commit
+from benchmarks.kept import add_record, code_version, read_records
+from benchmarks.small.cell import JSON, TOML
 from data_tools.__main__ import main as data_tools
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, read_stages
@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() > until:
             return 75
         wanted = {"corpus": name, "arm": arm, "seed": seed, "of_steps": args.steps}
-        if not any(wanted.items() <= cell.items() for cell in read(CELLS)):
-            keep(CELLS, wanted | measure(data[name], args.folder / f"{name}-{args.steps}", arm, seed, args.steps))
+        if not any(wanted.items() <= cell.items() for cell in read_records(CELLS)):
+            add_record(CELLS, wanted | measure(data[name], args.folder / f"{name}-{args.steps}", arm, seed, args.steps))
             print(table(), flush=True)
     print(table())
     return 0
@@ -119,7 +119,7 @@ def measure(folders: tuple[list[str], str], home: Path, arm: str, seed: int, ste
     run = home / f"{arm.replace(' ', '_')}-{seed}"
     stages, words = (first + rest, ()) if arm == "ITC first" else ("", (f"train.steps={steps}",))
     seconds = trained(run, folders, stages, seed, *words)
-    return {"ratio": ratio, "cpu_s": seconds, "commit": commit(), **last_evaluation(run)}
+    return {"ratio": ratio, "cpu_s": seconds, "commit": code_version(), **last_evaluation(run)}
 
 
 def last_evaluation(run: Path) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def trained(
 def table() -> str:
     """Markdown: by corpus, both arms' means over the seeds that both have, and the differences seed by seed."""
     rows = ["| corpus | updates | seeds | measure | all four | ITC first | difference by seed |", "|" + "---|" * 7]
-    found = read(CELLS)
+    found = read_records(CELLS)
     for corpus, steps in dict.fromkeys((cell["corpus"], cell["of_steps"]) for cell in found):
         mine = [cell for cell in found if (cell["corpus"], cell["of_steps"]) == (corpus, steps)]
         by_arm = {arm: {cell["seed"]: cell for cell in mine if cell["arm"] == arm} for arm in ARMS}

@@ -18,8 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.small.__main__ import keep, read
-from benchmarks.small.cell import commit
+from benchmarks.kept import add_record, code_version, read_records
 from benchmarks.stages.itc_first import HERE, SHOWN, asked, compared, corpora, last_evaluation, relative_cost, trained
 from mvlm.runtime import dist
 
@@ -37,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() > until:
             return 75
         wanted = {"corpus": corpus, "lr": rate, "optimizer": name, "seed": seed, "of_steps": args.steps}
-        if not any(wanted.items() <= cell.items() for cell in read(CELLS)):
+        if not any(wanted.items() <= cell.items() for cell in read_records(CELLS)):
             home = args.folder / f"{corpus}-{args.steps}"
-            keep(CELLS, wanted | measure(data[corpus], home, rate, name, seed, args.steps))
+            add_record(CELLS, wanted | measure(data[corpus], home, rate, name, seed, args.steps))
             print(table(), flush=True)
     print(table())
     return 0
@@ -64,13 +63,13 @@ def measure(
     ]
     run = home / f"{name}-{rate:g}-{seed}"
     seconds = trained(run, folders, "", seed, *words)
-    return {"ratio": ratio, "cpu_s": seconds, "commit": commit(), **last_evaluation(run)}
+    return {"ratio": ratio, "cpu_s": seconds, "commit": code_version(), **last_evaluation(run)}
 
 
 def table() -> str:
     """Markdown: by corpus and rate, means over the seeds that both optimizers have, and differences seed by seed."""
     rows = ["| corpus | updates | lr | seeds | AdamW | Muon | difference by seed |", "|" + "---|" * 7]
-    found = read(CELLS)
+    found = read_records(CELLS)
     for corpus, steps, rate in dict.fromkeys((cell["corpus"], cell["of_steps"], cell["lr"]) for cell in found):
         mine = [cell for cell in found if (cell["corpus"], cell["of_steps"], cell["lr"]) == (corpus, steps, rate)]
         before, after = ({c["seed"]: c[MEASURE] for c in mine if c["optimizer"] == name} for name in OPTIMIZERS)

@@ -21,8 +21,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.small.__main__ import keep, read
-from benchmarks.small.cell import JSON, TOML, commit
+from benchmarks.kept import add_record, code_version, read_records
+from benchmarks.small.cell import JSON, TOML
 from benchmarks.stages.itc_first import HERE, SETTINGS, SHOWN, asked, compared, corpora, last_evaluation
 
 CELLS = HERE / "results/trunk.jsonl"
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() > until:
             return 75
         wanted = {"corpus": corpus, "seed": seed, "of_steps": args.steps}
-        if not any(wanted.items() <= cell.items() for cell in read(CELLS)):
+        if not any(wanted.items() <= cell.items() for cell in read_records(CELLS)):
             home = args.folder / f"{corpus}-{args.steps}-{seed}"
             home.mkdir(exist_ok=True)
-            keep(CELLS, wanted | measure(data[corpus], home, seed, args.steps))
+            add_record(CELLS, wanted | measure(data[corpus], home, seed, args.steps))
             print(table(), flush=True)
     print(table())
     return 0
@@ -73,7 +73,7 @@ def measure(folders: tuple[list[str], str], home: Path, seed: int, steps: int) -
         "soup": json.loads((home / "soup.json").read_text())[str(home / "soup")][MEASURE],
         "updates": {"cosines": sum(lengths), "trunk and falls": leaves[-1] + sum(falls)},
         "cpu_s": {"cosines": round(cosine_s), "trunk and falls": round(fallen_s)},
-        "commit": commit(),
+        "commit": code_version(),
     }
 
 
@@ -102,7 +102,7 @@ def cpu_seconds() -> float:
 def table() -> str:
     """Markdown: by corpus and length, means over seeds in per cent, and the differences seed by seed."""
     rows = ["| corpus | updates | seeds | cosine | trunk and fall | difference by seed |", "|" + "---|" * 6]
-    found = read(CELLS)
+    found = read_records(CELLS)
     for corpus, steps in dict.fromkeys((cell["corpus"], cell["of_steps"]) for cell in found):
         mine = [cell for cell in found if (cell["corpus"], cell["of_steps"]) == (corpus, steps)]
         for at, length in enumerate(mine[0]["lengths"]):

@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.kept import add_record, code_version
 from mvlm.__main__ import main as mvlm
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import HELD
@@ -124,14 +125,11 @@ def main() -> None:
     options.add_argument("--times", type=int, default=3, help="times to measure each (default: 3)")
     times = options.parse_args().times
     os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    RESULTS.parent.mkdir(exist_ok=True)
 
     def keep(what: str, seconds: float) -> None:
-        line: dict[str, Any] = {"commit": commit.strip(), "what": what, "cpu_s": round(seconds, 2)}
+        line: dict[str, Any] = {"commit": code_version(), "what": what, "cpu_s": round(seconds, 2)}
         line |= {"time": round(time.time()), "load": os.getloadavg()[0]}
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_record(RESULTS, line)
         print(json.dumps(line), flush=True)
 
     with tempfile.TemporaryDirectory() as name:

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.step.engine import engine_of, output
+from benchmarks.kept import code_version
+from benchmarks.step.engine import engine_of
 from benchmarks.step.ladder import RESULTS
-from benchmarks.step.sizes import ROOT, SIZES, Size
+from benchmarks.step.sizes import SIZES, Size
 from mvlm.batch import GlobalBatch, Losses
 from mvlm.model.randomness import seed_dropout
 from mvlm.training.audit import Audit, Recording
@@ -48,7 +49,7 @@ def main() -> int:
     words.add_argument("--flips", type=int, default=600)
     arguments = words.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"commit": output("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty")}
+    found: dict[str, Any] = {"commit": code_version()}
     with tempfile.TemporaryDirectory() as folder:
         found["cost"] = cost(audited(SIZES[arguments.size], folder), arguments.rounds)
         print(found["cost"], flush=True)

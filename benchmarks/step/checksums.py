@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.step.engine import engine_of, output
+from benchmarks.kept import code_version
+from benchmarks.step.engine import engine_of
 from benchmarks.step.ladder import RESULTS
-from benchmarks.step.sizes import ROOT, SIZES, Size
+from benchmarks.step.sizes import SIZES, Size
 from mvlm.training.engine import Engine
 from mvlm.training.zero.checksums import sum_bits
 
@@ -49,7 +50,7 @@ def main() -> int:
         size = replace(size, pairs=arguments.pairs or size.pairs)
         print(json.dumps(measure(arguments.stage, size, arguments.steps, arguments.flips)))
         return 0
-    found: dict[str, Any] = {"commit": output("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty")}
+    found: dict[str, Any] = {"commit": code_version()}
     own = ["--size", arguments.size, "--steps", str(arguments.steps), "--flips", str(arguments.flips)]
     own += ["--pairs", str(arguments.pairs)] if arguments.pairs else []
     for stage in STAGES:

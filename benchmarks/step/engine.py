@@ -28,8 +28,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
 
+from benchmarks.kept import add_record, code_version
 from benchmarks.step.ladder import FOLDER, RESULTS, read
-from benchmarks.step.sizes import ROOT, SIZES, Size, build, engine_for, make_batch
+from benchmarks.step.sizes import SIZES, Size, build, engine_for, make_batch
 from benchmarks.step.table import END
 from benchmarks.step.trial import _forget_peak, _memory, _peak
 from benchmarks.step.variants import LADDER
@@ -62,15 +63,13 @@ def main() -> int:
         return 0
     path = RESULTS / f"engine-{arguments.size}.jsonl"
     done = {(line["variant"], line["round"]) for line in read(path)}
-    commit = output("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty")
     for number in range(arguments.rounds):
         for variant in [variant for variant in VARIANTS if (variant, number) not in done]:
             own = ["--size", arguments.size, "--steps", str(arguments.steps), "--trial", variant]
             found = json.loads(output(sys.executable, __file__, *own).splitlines()[-1])
-            line = {"variant": variant, "round": number, "commit": commit} | found
+            line = {"variant": variant, "round": number, "commit": code_version()} | found
             print(line, flush=True)
-            with path.open("a", encoding="utf-8") as kept:
-                kept.write(json.dumps(line) + "\n")
+            add_record(path, line)
     if arguments.size != "small":  # the page has only this size
         return 0
     page = FOLDER / "README.md"

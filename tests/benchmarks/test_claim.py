@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import kept
 from benchmarks.claim import cell as cells
 from benchmarks.claim import grid, plots, world
 from benchmarks.claim.__main__ import main as claim
@@ -199,8 +200,8 @@ def test_the_time_of_a_run_is_summed_over_its_attempts(tmp_path: Path) -> None:
 
 
 def test_the_version_of_the_code_does_not_change_with_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "ROOT", tmp_path)
-    assert cells.code_version() == "unknown"
+    monkeypatch.setattr(kept, "ROOT", tmp_path)
+    assert kept.code_version() == "unknown"
     code, results, page = (
         tmp_path / name for name in ("code.py", "benchmarks/claim/results/cells.jsonl", "benchmarks/claim/README.md")
     )
@@ -210,16 +211,16 @@ def test_the_version_of_the_code_does_not_change_with_results(tmp_path: Path, mo
     me = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
     for words in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "one")):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    commit = cells.code_version()
+    commit = kept.code_version()
     assert set(commit) <= set("0123456789abcdef")
     results.write_text("{}\n")
     page.write_text("a table\n")
-    assert cells.code_version() == commit
+    assert kept.code_version() == commit
     code.write_text("1\n")
-    assert cells.code_version() == f"{commit}-dirty"
+    assert kept.code_version() == f"{commit}-dirty"
 
 
-def made_record(kind: str, seed: int, score_N: np.ndarray) -> cells.Record:
+def made_record(kind: str, seed: int, score_N: np.ndarray) -> kept.Record:
     numbers = {"foils": float(score_N.mean()), "foils_itm": float(score_N.mean()), "pixels_right": 0.25}
     facts = {"cell": kind, "seed": seed, "size": "small", "pairs": 100, "steps": 5, "settings": "x"}
     return {**facts, "numbers": numbers, "rows": {"foils": pack(score_N)}}

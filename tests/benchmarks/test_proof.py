@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks.gpu import page, parity
 from benchmarks.gpu.parity import PRECISIONS
-from benchmarks.gpu.record import Record, read
+from benchmarks.gpu.record import Record
+from benchmarks.kept import read_records
 from mvlm.kernels.dispatch import Implementation, Op
 from mvlm.kernels.linear import linear
 from mvlm.kernels.ops import OPS
@@ -73,7 +74,7 @@ def test_a_failure_is_recorded_and_the_next_part_tried(tmp_path: Path) -> None:
     record = Record(tmp_path / "x.jsonl")
     record.attempt({"n": 1}, lambda: {"found": 1 / 0})
     record.attempt({"n": 2}, lambda: {"holds": True})
-    assert read(tmp_path / "x.jsonl") == [
+    assert read_records(tmp_path / "x.jsonl") == [
         {"n": 1, "failure": "ZeroDivisionError: division by zero"},
         {"n": 2, "holds": True},
     ]

@@ -16,7 +16,8 @@ from torch._dynamo.testing import CompileCounter
 from torch._inductor.utils import fresh_cache
 
 from benchmarks.gpu.proven import why_not_compiled
-from benchmarks.gpu.record import Line, read
+from benchmarks.gpu.record import Line
+from benchmarks.kept import read_records
 from benchmarks.step.sizes import SIZES, build
 from mvlm.batch import IGNORE, Batch
 from mvlm.config.schema import Kernels, Train
@@ -204,5 +205,5 @@ def test_a_proof_needs_equal_losses_and_more_speed(lines: list[Line], reason: st
 
 
 def test_auto_compiles_only_by_a_proof_that_is_kept() -> None:
-    assert bool(compilation.PROOF) == (why_not_compiled(read(RESULTS / "step.jsonl")) is None)
+    assert bool(compilation.PROOF) == (why_not_compiled(read_records(RESULTS / "step.jsonl")) is None)
     assert compilation.PROOF in ("", "step.jsonl")
