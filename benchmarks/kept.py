@@ -1,4 +1,4 @@
-"""Results that are kept: a line of JSON for each measurement, with the version of the code that was measured."""
+"""Results that are kept: lines of JSON, the version of the code that was measured, and the tables of pages."""
 
 from __future__ import annotations
 
@@ -42,3 +42,9 @@ def add_record(file: Path, record: Record) -> None:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
+
+
+def put_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what a page has between two marks."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{before}{begin}{text}{end}{rest.split(end, 1)[1]}", encoding="utf-8")

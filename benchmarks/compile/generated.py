@@ -45,7 +45,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.compile.releases import README, RESULTS
-from benchmarks.kept import code_version
+from benchmarks.kept import code_version, put_between
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from benchmarks.step.variants import speed_up
 from mvlm.batch import apply
@@ -309,8 +309,7 @@ def main() -> None:
             for number, (code, name) in enumerate(kernels(sources).items()):
                 found["compiled"][f"{number:03} {name}"] = compiled(code, Path(folder))
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(f"{before}{BEGIN}{table()}{END}{rest.split(END)[1]}", encoding="utf-8")
+    put_between(README, BEGIN, END, table())
 
 
 if __name__ == "__main__":

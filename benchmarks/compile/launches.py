@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from benchmarks.compile.recorded import Calls, recording
 from benchmarks.compile.releases import README, RESULTS
-from benchmarks.kept import code_version
+from benchmarks.kept import code_version, put_between
 from benchmarks.step.sizes import Size, build, make_batch, overrides
 from mvlm.config.schema import Kernels
 from mvlm.data.samples.captions import COARSE
@@ -126,8 +126,7 @@ def main() -> None:
         found: dict[str, Any] = {"commit": code_version(), "torch": torch.__version__}
         found |= {"eager": counted(False), "captured": counted(True)}
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(f"{before}{BEGIN}{table(found)}{END}{rest.split(END)[1]}", encoding="utf-8")
+    put_between(README, BEGIN, END, table(found))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.kept import code_version
+from benchmarks.kept import code_version, put_between
 
 ROOT = Path(__file__).parents[2]
 RESULTS, README = Path(__file__).parent / "results", Path(__file__).parent / "README.md"
@@ -88,11 +88,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def put_table() -> None:
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(f"{before}{BEGIN}{table()}{END}{rest.split(END)[1]}", encoding="utf-8")
-
-
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("folder", type=Path)
@@ -107,7 +102,7 @@ def main() -> int:
         found = outcome(make(folder, release), folder)
         result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(folder)
-    put_table()
+    put_between(README, BEGIN, END, table())
     return 0
 
 

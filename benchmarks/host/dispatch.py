@@ -28,7 +28,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.host.__main__ import GOALS, Clock, cpu_name, make_engine
-from benchmarks.kept import code_version
+from benchmarks.kept import code_version, put_between
 
 FOLDER = Path(__file__).parent
 FILE, README = FOLDER / "results/dispatch.json", FOLDER / "README.md"
@@ -118,8 +118,7 @@ def main() -> None:
     found["stages"] = {str(stage): measure(stage, arguments.rounds) for stage in STAGES}
     found["load"] = os.getloadavg()[0]
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(f"{before}{BEGIN}{table(found)}{END}{rest.split(END)[1]}", encoding="utf-8")
+    put_between(README, BEGIN, END, table(found))
 
 
 if __name__ == "__main__":

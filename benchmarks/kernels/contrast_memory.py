@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.kept import put_between
 from mvlm.batch import Encoded
 from mvlm.model.losses.itc import Peers, begin_contrast
 from mvlm.runtime import gathered
@@ -109,8 +110,7 @@ def main() -> int:
     if largest < RANKS[-1]:
         return 0
     RESULTS.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(lines)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    put_between(PAGE, BEGIN, END, f"\n{table(lines)}\n")
     return 0
 
 

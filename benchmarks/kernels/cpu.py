@@ -24,6 +24,7 @@ from torch.nn.functional import conv2d
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.kept import put_between
 from benchmarks.step.ladder import device_name
 from mvlm.kernels.ops import OPS
 
@@ -121,9 +122,7 @@ def main() -> None:
     kept = {"device": device_name(), "torch": torch.__version__, "rounds": args.rounds, "lines": measure(args.rounds)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{args.name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    page, (begin, end) = PAGE.read_text(encoding="utf-8"), marks(args.name)
-    before, rest = page.split(begin)
-    PAGE.write_text(f"{before}{begin}{table(kept)}{end}{rest.split(end)[1]}", encoding="utf-8")
+    put_between(PAGE, *marks(args.name), table(kept))
 
 
 if __name__ == "__main__":

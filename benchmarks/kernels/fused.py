@@ -21,6 +21,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.kept import put_between
 from mvlm.kernels import gelu_triton, layer_norm_triton
 
 PAGE = Path(__file__).parents[2] / "docs/performance.md"
@@ -134,9 +135,7 @@ def table() -> str:
 
 
 def main() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}{table()}{END}{rest.split(END)[1]}", encoding="utf-8")
+    put_between(PAGE, BEGIN, END, table())
 
 
 if __name__ == "__main__":

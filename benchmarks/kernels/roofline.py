@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu.full_step import FUSED
-from benchmarks.kept import read_records
+from benchmarks.kept import put_between, read_records
 from benchmarks.step.sizes import SIZES, build, make_batch
 from mvlm.estimate.cards import CARDS
 from mvlm.estimate.parts import FlopsByPart
@@ -304,9 +304,7 @@ def epilogues(kept: dict[str, Any]) -> str:
 def main() -> None:
     if "--page" not in sys.argv[1:]:
         KEPT.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    kept = json.loads(KEPT.read_text(encoding="utf-8"))
-    PAGE.write_text(f"{before}{BEGIN}{table(kept)}{END}{rest.split(END)[1]}", encoding="utf-8")
+    put_between(PAGE, BEGIN, END, table(json.loads(KEPT.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
+from benchmarks.kept import put_between
 from benchmarks.step.ladder import device_name
 from benchmarks.step.sizes import SIZES, Size, build, engine_for, make_batch
 from mvlm.batch import Batch
@@ -176,9 +177,7 @@ def keep(kept: dict[str, Any], kind: str) -> None:
     """Write it to a file, and its table into README.md, between the markers for this kind of device."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{kind}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    text, (begin, end) = README.read_text(encoding="utf-8"), marks(kind)
-    before, rest = text.split(begin)
-    README.write_text(f"{before}{begin}{table(kept)}{end}{rest.split(end)[1]}", encoding="utf-8")
+    put_between(README, *marks(kind), table(kept))
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 import torch
 import torch.distributed as torch_dist
 
-from benchmarks.kept import add_record, code_version, read_records
+from benchmarks.kept import add_record, code_version, put_between, read_records
 from benchmarks.plan.compare import README
 from benchmarks.step.sizes import Size, build, engine_for, make_batch, overrides
 from mvlm.estimate.cards import CARDS
@@ -127,11 +127,8 @@ def main() -> int:
         for ranks in asked.ranks:
             measure(ranks)
     lines = read_records(RESULTS)
-    text = README.read_text(encoding="utf-8")
-    for begin, end, rows in ((BEGIN, END, table(lines)), (SPLIT_BEGIN, SPLIT_END, split_table(lines))):
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{rows}\n\n{end}{rest.partition(end)[2]}"
-    README.write_text(text, encoding="utf-8")
+    put_between(README, BEGIN, END, f"\n{table(lines)}\n\n")
+    put_between(README, SPLIT_BEGIN, SPLIT_END, f"\n{split_table(lines)}\n\n")
     return 0
 
 

@@ -28,7 +28,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
 
-from benchmarks.kept import add_record, code_version
+from benchmarks.kept import add_record, code_version, put_between
 from benchmarks.step.ladder import FOLDER, RESULTS, read
 from benchmarks.step.sizes import SIZES, Size, build, engine_for, make_batch
 from benchmarks.step.table import END
@@ -72,9 +72,7 @@ def main() -> int:
             add_record(path, line)
     if arguments.size != "small":  # the page has only this size
         return 0
-    page = FOLDER / "README.md"
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{table(read(path))}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    put_between(FOLDER / "README.md", BEGIN, END, f"\n{table(read(path))}\n")
     return 0
 
 
