@@ -107,7 +107,8 @@ class ShardReport:
             ("left unused", "file", self.unused),
         ):
             if counter:
-                lines.append(f"{verb} {counted(counter.total(), what)}:")
+                listed = ", listed in quarantine.jsonl" if counter is self.dropped else ""
+                lines.append(f"{verb} {counted(counter.total(), what)}{listed}:")
                 lines += [f"  {count:>9,}  {reason}" for reason, count in _by_count(counter)]
         if len(self.sources) > 1:
             lines.append("by source:")

@@ -189,13 +189,16 @@ def _check_tolerance(store: Store, report: ShardReport, out: Path | str, tolerat
     total = sum(dropped.values())
     if not dropped or (report.kept and total <= tolerate * report.read):
         return
+    reason, count = Counter(dropped).most_common(1)[0]
+    with (store.work / QUARANTINE).open(encoding="utf-8") as file:
+        first = next(entry for entry in map(json.loads, file) if entry["reason"] == reason)
     beside = store.reject(QUARANTINE)
     store.discard()
-    reason, count = Counter(dropped).most_common(1)[0]
+    example = ", ".join(filter(None, (first["where"], first["detail"][:100])))
     remedy = f", or raise --tolerate above {tolerate:g}" if report.kept else ""
     raise UserError(
         f"{out} was not made, because {total} of {report.read} records were dropped, "
-        f"{count} of them for {reason!r}: fix those listed in {beside} beside it{remedy}."
+        f"{count} of them for {reason!r} ({example}): fix those listed in {beside} beside it{remedy}."
     )
 
 

@@ -19,6 +19,7 @@ from .members import MAX_TEXT_BYTES
 from .source import Cuttable
 
 MALFORMED = "annotation is malformed"
+ZIP = b"PK\3\4"
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 SAMPLE = 64
@@ -161,15 +162,19 @@ class Annotated(Cuttable):
 
 
 def check_file(path: Path) -> None:
-    """Raises `UserError` if there is no readable file, or it is in UTF-16, as some spreadsheets write it."""
+    """Raises `UserError` if there is no readable file, or it is a spreadsheet or in UTF-16, as some export it."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the file in it.")
     if not path.is_file():
         raise UserError(f"No file at {path}: check the path.")
     try:
         with path.open("rb") as file:
-            begins = file.read(2)
+            begins = file.read(4)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions.") from None
-    if begins in UTF_16:
+    if begins == ZIP:
+        raise UserError(f"{path} is a spreadsheet or an archive, and no text: save it as CSV, or unpack it.")
+    if begins[:2] in UTF_16:
         raise UserError(f"{path} is in UTF-16: convert it to UTF-8, as `iconv -f UTF-16 -t UTF-8` does.")
 
 

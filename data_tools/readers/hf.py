@@ -187,7 +187,10 @@ def _files(path: PathOrUrl, subset: str) -> Sequence[PathOrUrl]:
         return [file for folder in folders for file in _saved(folder)]
     parquet = sorted(filter(is_parquet, path.rglob("*")))
     if not parquet:
-        raise UserError(f"{path} holds neither state.json nor parquet files: check it.")
+        raise UserError(
+            f"{path} holds neither state.json nor parquet files: check it, or shard the metadata.csv or "
+            "metadata.jsonl of an image folder as a table."
+        )
     _check_splits(path, chosen, map(_split, parquet))
     return [file for file in parquet if not chosen or _split(file) in chosen]
 

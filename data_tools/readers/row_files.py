@@ -169,7 +169,8 @@ def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: s
             offset = file.tell()
     except csv.Error as error:
         line = reader.line_num - len(of_row) + 1
-        raise UserError(f"{path} is not a table from line {line} on ({error}): save it again.") from None
+        why = "its lines end as on old Macs" if "new-line" in str(error) else error
+        raise UserError(f"{path} is not a table from line {line} on ({why}): save it again.") from None
 
 
 def _kept(file: BinaryIO, texts: list[str]) -> Iterator[str]:

@@ -141,7 +141,7 @@ def test_too_many_unreadable_images_are_refused(fails: Fails, tmp_path: Path) ->
 def test_one_unreadable_image_is_quarantined_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = source(tmp_path / "in", [None, b"<html>404</html>", None])
     assert data_tools(["shard", "folder", str(folder), "--out", str(tmp_path / "out")]) == 0
-    assert "dropped 1 record:" in capsys.readouterr().out
+    assert "dropped 1 record, listed in quarantine.jsonl:" in capsys.readouterr().out
     (line,) = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == "r1"
     assert data_tools(["verify", str(tmp_path / "out")]) == 0

@@ -52,7 +52,10 @@ def test_a_missing_or_ambiguous_naming_is_one_sentence(tmp_path: Path, fails: Ca
         (("karpathy", "a.json", "--images", ".", "--subset", "training"), "--subset has 'training'"),
         (("vqa", "a.json", "--images", ".", "--annotations", "a.json", "a.json"), "pair them"),
         (("img2dataset", "."), "holds no shards"),
-        (("hf", "empty", "--subset", "train"), "holds neither state.json nor parquet"),
+        (
+            ("hf", "empty", "--subset", "train"),
+            "holds neither state.json nor parquet files: check it, or shard the metadata",
+        ),
         (("hf", ".", "--subset", "a.parquet,train"), "has no split 'train': give --subset one of a.parquet"),
         (("hf", "a.parquet", "--subset", "train"), "has no splits to choose among"),
         (("hf", "a.parquet"), "not a readable Arrow or parquet"),

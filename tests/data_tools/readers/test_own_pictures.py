@@ -68,7 +68,7 @@ def test_a_table_without_the_usual_columns_must_be_told_which_to_read(
 def test_if_nothing_is_kept_the_commonest_reason_is_given(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "pairs.csv", b"image,text\na.jpg,a bee\nb.jpg,an ant\n../c.jpg,a wasp\n")
     said = fails("shard", "table", tmp_path / "pairs.csv", "--out", tmp_path / "out", "--workers", 1)
-    assert "because 3 of 3 records were dropped, 2 of them for 'image is missing'" in said
+    assert "because 3 of 3 records were dropped, 2 of them for 'image is missing' (pairs.csv:1, a.jpg): fix" in said
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json"])
@@ -80,10 +80,21 @@ def test_for_a_table_in_utf_16_the_command_that_converts_it_is_given(
     assert f"{name} is in UTF-16: convert it to UTF-8, as `iconv -f UTF-16 -t UTF-8` does." in said
 
 
-def test_a_table_with_old_mac_line_endings_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
-    put(tmp_path / "pairs.csv", b"image,text\ra.jpg,a bee\r")
-    said = fails("shard", "table", tmp_path / "pairs.csv", "--out", tmp_path / "out")
-    assert "pairs.csv is not a table from line" in said
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"image,text\ra.jpg,a bee\r", "is not a table from line 1 on (its lines end as on old Macs): save it again."),
+        (b"PK\3\4\x14\0\6\0", "is a spreadsheet or an archive, and no text: save it as CSV, or unpack it."),
+        (None, "is a folder: give the file in it."),
+    ],
+    ids=["old Mac", "spreadsheet", "folder"],
+)
+def test_what_is_no_table_is_said_so(
+    tmp_path: Path, content: bytes | None, sentence: str, fails: Callable[..., str]
+) -> None:
+    path = tmp_path / "pairs.csv"
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert f"{path} {sentence}" in fails("shard", "table", path, "--out", tmp_path / "out")
 
 
 def test_texts_are_read_as_windows_writes_them_or_listed_with_a_reason(tmp_path: Path) -> None:
@@ -170,7 +181,7 @@ def test_a_link_is_not_taken_for_the_image_folder(tmp_path: Path, fails: Callabl
     put(tmp_path / "in/captions.csv", b"image,caption\n1.jpg,a bee\n")
     (tmp_path / "in/Images").symlink_to(tmp_path / "secret")
     said = fails("shard", "table", tmp_path / "in/captions.csv", "--out", tmp_path / "out")
-    assert "1 of them for 'image is missing'" in said
+    assert "1 of them for 'image is missing' (captions.csv:1, 1.jpg): fix" in said
 
 
 def test_an_unclosed_quote_swallows_no_rows(tmp_path: Path, fails: Callable[..., str]) -> None:
@@ -241,7 +252,7 @@ def test_for_links_in_place_of_images_the_source_urls_is_named(tmp_path: Path, f
         assert "and links in place of images: `mvlm-data shard urls` downloads them." in said
     put(tmp_path / "b.csv", b"image,caption\nhttps://127.0.0.1:1/a.jpg,a bee\n")
     said = fails("shard", "table", tmp_path / "b.csv", "--out", tmp_path / "out")
-    assert "1 of them for 'image is a link: the source urls downloads those'" in said
+    assert "1 of them for 'image is a link: the source urls downloads those' (b.csv:1, https://" in said
 
 
 def test_a_row_without_an_image_and_one_that_leaves_the_folder_are_listed(tmp_path: Path) -> None:
