@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from contextlib import suppress
 from typing import Any
 
 FIELDS = ("raw", "caption", "text")
@@ -19,3 +21,13 @@ def captions_of(value: Any) -> list[Any]:
             item = next((item[field] for field in FIELDS if field in item), None)
         captions += item if isinstance(item, list) else [item]
     return captions
+
+
+def unfolded(value: Any) -> Any:
+    """The list of texts that a field of a table spells out as pandas or JSON do, or else the value as it is."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            listed = ast.literal_eval(value)
+            if all(isinstance(one, str) for one in listed):
+                return listed
+    return value

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from mvlm.errors import UserError
 
 from .annotated import SAMPLE, Annotated, Annotation, At, Unfit, check_file, one_file, text
-from .captions import captions_of
+from .captions import captions_of, unfolded
 from .images import beginnings, spellings
 from .members import is_inside
 from .row_files import Row, RowFile, malformed, row_file, undecided
@@ -65,7 +65,7 @@ def table(
         places = list(dict.fromkeys([place, place.replace("\\", "/")]))  # as Windows writes paths
         named = place if key == image else first.get(key)
         name = place if named in (None, "") else named
-        captions = [one for row in rows for one in captions_of(row.get(caption, []))]
+        captions = [one for row in rows for one in captions_of(unfolded(row.get(caption, [])))]
         fields = {column: value for column, value in first.items() if column not in (image, caption)}
         return Annotation(str(name) if isinstance(name, int) else text(name), places, captions, fields)
 

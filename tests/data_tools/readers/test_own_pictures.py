@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 import os
 import tarfile
@@ -205,6 +206,17 @@ def test_a_caption_is_not_cut_at_an_unquoted_comma(tmp_path: Path) -> None:
     run("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", 1)
     assert [row["captions"] for row in read_rows(tmp_path / "out")] == [["a bee, an ant"], ["a wasp"]]
     assert quarantine(tmp_path / "out") == {"": "row has more fields than the header"}
+
+
+def test_a_list_of_captions_in_a_field_is_read_as_pandas_and_json_spell_it(tmp_path: Path) -> None:
+    captions = ["a bee's wing", 'an "ant"']
+    fields = [str(captions), json.dumps(captions), "[a wasp]", "[1, 2]", "[" * 9999 + "]", "[" + "-" * 9000 + "1]"]
+    for number in range(len(fields)):
+        put(tmp_path / f"{number}.jpg", photo(number))
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "text"), *((f"{n}.jpg", field) for n, field in enumerate(fields))])
+    run("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", 1)
+    assert [row["captions"] for row in read_rows(tmp_path / "out")] == [captions] * 2 + [[one] for one in fields[2:]]
 
 
 @pytest.mark.parametrize("begins", ["sep=;\r\n", "\ufeffsep=;\n", "SEP=;\n"])
