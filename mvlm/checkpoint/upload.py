@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
-import torch
-
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RECORDS, RUN_JSON
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import fetch_newest
@@ -133,7 +131,7 @@ class Uploads:
     def drain(self) -> None:
         """Wait for all uploads, successful or not; all ranks must call."""
         while self.pending:  # in short exchanges, since a long one would reach its time limit in a slow upload
-            if dist.all_reduce(torch.tensor(float(self.ready))).item() == dist.world():
+            if dist.all_agree(self.ready):
                 self.advance()
             else:
                 time.sleep(LOOK_S)

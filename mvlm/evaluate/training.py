@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from mvlm.checkpoint.description import TOKENIZER
 from mvlm.config.schema import Data, Eval, Objectives, Task
 from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
@@ -218,8 +216,7 @@ class Pace:
     def too_soon(self) -> bool:
         """Whether an evaluation like the last would stop training for long; the same on all ranks."""
         trained = time.monotonic() - self._ended
-        late = self.seconds > max(LONG_SECONDS, self.share * trained)
-        return bool(dist.all_reduce(torch.tensor(float(late)), "max"))
+        return not dist.all_agree(self.seconds <= max(LONG_SECONDS, self.share * trained))
 
     def __enter__(self) -> None:
         self._began = time.monotonic()

@@ -131,15 +131,9 @@ def pci_address() -> str:
     return f"{of_gpu.pci_domain_id:04x}:{of_gpu.pci_bus_id:02x}:{of_gpu.pci_device_id:02x}.0"
 
 
-def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
-    """Concatenate equally shaped tensors of all ranks along the first dimension, in rank order, without gradient.
-
-    Args:
-        among: only those of so many consecutive ranks, a divisor of their number; 0 = of all.
-    """
-    among = among or world()
-    first = rank() // among * among
-    return gather_from(tensor, range(first, first + among))
+def all_gather(tensor: Tensor) -> Tensor:
+    """Concatenate equally shaped tensors of all ranks along the first dimension, in rank order, without gradient."""
+    return gather_from(tensor, range(world()))
 
 
 def gather_from(tensor: Tensor, ranks: Sequence[int]) -> Tensor:

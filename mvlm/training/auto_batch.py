@@ -181,7 +181,7 @@ def first_that_fits(attempt: Callable[[int], None], allowed: Sequence[int]) -> i
         UserError: there is none.
     """
     for pairs in reversed(allowed):
-        if not dist.all_reduce(torch.tensor(float(_runs_out(attempt, pairs))), "max").item():
+        if dist.all_agree(not _runs_out(attempt, pairs)):
             return pairs
     raise _nothing_fits(allowed[0])
 
