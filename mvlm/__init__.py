@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mvlm.api.finetune import finetune as finetune
-    from mvlm.api.model import load as load
+    from mvlm.api.load import load as load
     from mvlm.api.shards import open as open
     from mvlm.api.tasks import load_finetuned as load_finetuned
     from mvlm.api.train import train as train
@@ -22,7 +22,7 @@ __all__ = ["finetune", "load", "load_finetuned", "open", "train"]
 
 _HOMES = {
     "finetune": "mvlm.api.finetune",
-    "load": "mvlm.api.model",
+    "load": "mvlm.api.load",
     "load_finetuned": "mvlm.api.tasks",
     "open": "mvlm.api.shards",
     "train": "mvlm.api.train",

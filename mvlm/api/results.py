@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from mvlm.api.model import TrainedModel, load
+from mvlm.api.load import load
+from mvlm.api.model import TrainedModel
 from mvlm.api.recipe import Recipe
 from mvlm.api.tasks import FineTunedModel, load_finetuned
 from mvlm.checkpoint.layout import BEST, best_checkpoint, find_checkpoint

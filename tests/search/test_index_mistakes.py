@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mvlm.__main__ import main
-from mvlm.api.model import load
+from mvlm.api.load import load
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from tests.ranks import Copy, mvlm
