@@ -16,7 +16,10 @@ from mvlm.training.blocks import find_blocks
 ENCODERS = ("vision.vit.", "text.")
 EMBED = "vision.vit.embed."
 """Turns a convolutional network's feature map into tokens; it is a new module."""
-BELOW_THE_BLOCKS = ("cls_token", "pos_embed", "reg_token", "dist_token", "patch_embed", "norm_pre", "embeddings")
+BELOW_THE_BLOCKS = (
+    *("cls_token", "pos_embed", "reg_token", "dist_token", "patch_embed", "norm_pre"),
+    *("embeddings", "embed_tokens", "encoder.embedding_hidden_mapping_in"),
+)
 """Prefixes of the names of an encoder's parameters that come before its first block."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -130,18 +131,22 @@ def test_rates_fall_from_layer_to_layer_of_both_encoders() -> None:
     assert len(listed) == len(set(listed)) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("kind", ["distilbert", "electra", "albert", "mpnet"])
+@pytest.mark.parametrize("kind", ["distilbert", "electra", "albert", "rembert", "mpnet", "eurobert"])
 def test_the_layers_of_other_text_encoders_are_found(kind: str) -> None:
-    sizes = "hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48, embedding_size=16"
+    sizes = "hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48"
+    if kind in ("electra", "albert"):
+        sizes += ", embedding_size=16"
+    if kind == "eurobert":
+        sizes += ", num_key_value_heads=3, bos_token_id=2, eos_token_id=3, mask_token_id=4"
     if kind == "distilbert":
         sizes = "dim=24, n_layers=3, n_heads=3, hidden_dim=48"
     model, groups = build(*DEEP, f"model.text={kind}", f"model.text_args={{{sizes}}}", "model.cross_heads=2")
     rates = {name: group["peak_lr"] for name, group in by_parameter(model, groups).items() if name.startswith("text.")}
     depth = 1 if kind == "albert" else 3  # ALBERT's layers share their weights
     if kind != "albert":
-        found = {name.split("layer.")[-1][0]: rate for name, rate in rates.items() if ".layer." in name}
-        assert found == {str(n): pytest.approx(1e-3 * 0.5 ** (3 - n)) for n in range(3)}
-    embeddings = {rate for name, rate in rates.items() if name.startswith("text.model.embeddings")}
+        inside = {match[1]: rate for name, rate in rates.items() if (match := re.search(r"\.layers?\.(\d)", name))}
+        assert inside == {str(n): pytest.approx(1e-3 * 0.5 ** (3 - n)) for n in range(3)}
+    embeddings = {rate for name, rate in rates.items() if ".embed" in name}  # and what widens them
     assert sorted(embeddings) == [pytest.approx(1e-3 * 0.5 ** (depth + 1))]
 
 
