@@ -20,7 +20,7 @@ from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, LATEST, STEP, UNREADABLE, Entry, step_of
 from mvlm.checkpoint.mirror import Mirror, MirrorPath, read_entries
 from mvlm.checkpoint.peers import open_to_read, receive_file, send_file
-from mvlm.checkpoint.placing import UNFINISHED, finish, make_ready, on_each
+from mvlm.checkpoint.placing import UNFINISHED, finish, make_ready, name_latest, on_each
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
 from mvlm.runtime.storage import sync
@@ -71,6 +71,7 @@ def assemble_newest(
         log.warning(f"{folder.name} did not arrive whole from the other nodes ({reason}): the mirror is read.")
         return None
     on_each(run, group.leads, partial(finish, folder, unfinished, entries, index))
+    on_each(run, group.leads, partial(name_latest, folder))
     moved = sum(transfer.entry.bytes for transfer in transfers)
     log.info(
         f"{folder.name} was made whole from what the nodes hold: {moved / 1e9:.3g} GB went from node to node in "

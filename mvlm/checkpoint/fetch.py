@@ -23,7 +23,7 @@ from mvlm.checkpoint.layout import (
     step_of,
 )
 from mvlm.checkpoint.mirror import Mirror, MirrorPath, read_entries
-from mvlm.checkpoint.placing import UNFINISHED, finish, make_ready, on_each, set_damaged_aside
+from mvlm.checkpoint.placing import UNFINISHED, finish, make_ready, name_latest, on_each, set_damaged_aside
 from mvlm.errors import UserError
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
@@ -57,6 +57,7 @@ def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup, memory: Path | N
         began = time.monotonic()
         _fetch_best(mirror, [each for each in history if each.step < remote.step], run, group)
         if not (reason := _fetch(mirror, remote, run, group) or ""):
+            on_each(run, group.leads, partial(name_latest, run / CHECKPOINTS / step_name(remote.step)))
             _fetch_small_files(mirror, remote, run, group)
             log.info(f"{mirror.url}/{remote.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
             return True

@@ -43,6 +43,10 @@ def finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -
     if folder.exists():
         shutil.rmtree(folder)
     os.rename(unfinished, folder)
+
+
+def name_latest(folder: Path) -> None:
+    """Make a checkpoint the run folder's latest; its best, which may be older, is fetched without becoming that."""
     write_durably(folder.parent / LATEST, folder.name)
 
 

@@ -90,10 +90,15 @@ def save_and_lose_nodes(folder: str) -> int:
         dist.barrier()
         seen[f"copies of {step}"] = sorted(str(path.relative_to(memory)) for path in memory.rglob("*.*"))
         uploads.drain()
+        if step == 2 and rank == 0:
+            mirror.write("checkpoints/best", b"step_00000002.attempt-1")
+        dist.barrier()
     seen["mode"] = stat.S_IMODE(memory.stat().st_mode)
 
     lose_node_1()
     seen["a node lost"] = resumed(mirror, group)
+    if rank == 0:
+        mirror.delete("checkpoints/best")
 
     shutil.rmtree(Path(folder) / "mirror/checkpoints/step_00000004.attempt-1", ignore_errors=True)
     dist.barrier()
@@ -134,8 +139,9 @@ def test_a_replacement_node_gets_the_lost_files_from_the_next_node(tmp_path: Pat
             assert kept == {f"step_{step:08d}/{name}" for name in named}, rank
         assert seen["mode"] == 0o700
         for what in ("a node lost", "and its upload"):
-            assert seen[what] == {"at": "step_00000004", "downloads": [], "state": seen[what]["state"]}, (rank, what)
-            assert seen[what]["state"]["step"] == 4
+            assert (seen[what]["at"], seen[what]["state"]["step"]) == ("step_00000004", 4), (rank, what)
+        assert all("/step_00000002." in name for name in seen["a node lost"]["downloads"])  # of the best alone
+        assert seen["and its upload"]["downloads"] == []
         assert seen["and a copy damaged"]["at"] == "step_00000006"
         assert not seen["left"]
     downloads = [name for seen in ranks for name in seen["and a copy damaged"]["downloads"]]
