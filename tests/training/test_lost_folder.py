@@ -30,7 +30,9 @@ LOST = r"run has been removed, moved or replaced since attempt 1 began, .* move 
 
 
 def remove(run: Path) -> None:
-    shutil.rmtree(run)
+    """Again if a save wrote a file meanwhile."""
+    while run.exists():
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def move(run: Path) -> None:
