@@ -28,8 +28,8 @@ def find_warnings(
     found = [("data", sentence) for sentence in _seen_rows(data, task, mixture)]
     if global_batch > (rows := mixture.per_epoch):
         sentence = (
-            f"train.global_batch {global_batch:,} is more than the {rows:,} rows of an epoch: each step sees every "
-            f"row {global_batch / rows:.3g} times before it learns from any; lower it."
+            f"train.global_batch {global_batch:,} is more than the {counted(rows, 'row')} of an epoch: each step sees "
+            f"every row {global_batch / rows:.3g} times before it learns from any; lower it."
         )
         found.append(("data", sentence))
     found += [("optim", sentence) for sentence in _short_schedule(rate, steps)]
