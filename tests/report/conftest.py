@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from mvlm.__main__ import main
 from tests.conftest import TINY
 from tests.evaluate.tiny import CAPTIONS, make_shards
 from tests.ranks import mvlm, run_ranks
@@ -29,6 +30,14 @@ def train_on(scenes, eval_shards, run):
     command = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *words, *TINY]
     done = run_ranks(mvlm, *command)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def page(trained, tmp_path_factory):
+    """The report of that run, with all its examples."""
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    assert main(["report", str(trained), "--out", str(out)]) == 0
+    return out
 
 
 @pytest.fixture

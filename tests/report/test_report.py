@@ -65,10 +65,8 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def whole(trained, tmp_path_factory):
-    out = tmp_path_factory.mktemp("page") / "report.html"
-    report(trained, "--out", out)
-    return read(out)
+def whole(page):
+    return read(page)
 
 
 def test_the_page_loads_nothing_from_elsewhere(whole):
