@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from mvlm import __version__
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import ExitCode, UserError, not_utf8
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.examples import describe_subcommands
 from mvlm.runtime.log import logger
@@ -227,6 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
         return 0
+    except UnicodeEncodeError as error:
+        logger("cluster").error(not_utf8(error))
+        return ExitCode.MISTAKE
     except OSError as error:
         logger("cluster").error(f"{error}: check that file and its disk.")
         return ExitCode.MISTAKE

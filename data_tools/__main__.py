@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from mvlm import __version__
-from mvlm.errors import OUT_OF_SIGHT, ExitCode, UserError
+from mvlm.errors import OUT_OF_SIGHT, ExitCode, UserError, not_utf8
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.examples import describe_subcommands
 from mvlm.runtime.log import logger
@@ -100,6 +100,9 @@ def main(argv: list[str] | None = None) -> int:
         for sentence in error.sentences:
             log.error(sentence)
         return error.exit_code
+    except UnicodeEncodeError as error:
+        log.error(not_utf8(error))
+        return ExitCode.MISTAKE
     except OSError as error:
         code = ExitCode.MISTAKE
         if reader_is_gone(error):

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from mvlm import __version__
 from mvlm.cli.suggest import suggest_command, suggest_option
-from mvlm.errors import ExitCode, UserError, cannot_write
+from mvlm.errors import ExitCode, UserError, cannot_write, not_utf8
 from mvlm.runtime.cpu import keep_freed_memory
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import end_when_told, environment, leave
@@ -111,6 +111,8 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except UserError as error:
         return _report_mistake(error)
+    except UnicodeEncodeError as error:
+        return _report_mistake(not_utf8(error))
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:

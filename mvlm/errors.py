@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -121,6 +122,15 @@ def first_line(error: BaseException | str) -> str:
     """The first line of an error's text, without its full stop; its class name if it has no text."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")
+
+
+def not_utf8(error: UnicodeEncodeError) -> UserError:
+    """The error for a path that is not UTF-8, as most libraries need it, or that this environment cannot express."""
+    encoding = error.encoding if error.encoding != "utf-8" else sys.getfilesystemencoding()
+    text = f"{error.object[:200]!r}"
+    if encoding != "utf-8":
+        return UserError(f"This environment's encoding, {encoding}, lacks characters of {text}: set PYTHONUTF8=1.")
+    return UserError(f"{text} is not UTF-8: rename that file or folder, or give another.")
 
 
 def no_shards(place: object) -> UserError:

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,6 +258,23 @@ def test_a_run_folder_that_is_a_file_is_refused(fails: Fails, tmp_path: Path, sc
     (tmp_path / "run").write_text("mine")
     assert "run.dir" in fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}/train"))
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_path_that_is_not_utf_8_is_named(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+    path = tmp_path / os.fsdecode(b"B\xfcro")
+    named = "B\\udcfcro"
+    said = fails(data_tools, "shard", "folder", source(tmp_path / "in", [None]), "--out", path, "--workers", "1")
+    assert named in said and "is not UTF-8: rename that file or folder" in said
+    assert named in fails(mvlm, *train(path / "run", f"data.train={scenes}/train"))
+    looks_untrained(path / "run")
+
+
+def test_an_environment_without_utf_8_is_told_how_to_have_it(tmp_path: Path) -> None:
+    words = ["shard", "folder", str(source(tmp_path / "in", [None])), "--out", str(tmp_path / "Büro"), "--workers", "1"]
+    ascii_alone = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    ended = run_command([sys.executable, "-m", "data_tools", *words], **ascii_alone)
+    assert ended.returncode == 1, ended.stderr
+    assert "This environment's encoding, ascii, lacks characters of" in sentence(ended.stderr)
 
 
 # --- reading a run
