@@ -137,7 +137,7 @@ def cancel(folder: Path) -> str:
     """Have the ranks save and end, and wait for it; the job is not started again.
 
     Raises:
-        UserError: it is not in the queue.
+        UserError: it is not in the queue, or suspended.
     """
     record = read_record(folder)
     if not slurm_queue.queued(record.job_id):
@@ -146,6 +146,12 @@ def cancel(folder: Path) -> str:
     signalled: dict[str, float] = {}
     deadline = time.monotonic() + PATIENCE
     while queue := slurm_queue.queued(record.job_id):
+        if all(entry.is_suspended for entry in queue):
+            raise UserError(
+                f"{record.name}, job {record.job_id}, is suspended and cannot save: cancel it again after `scontrol "
+                f"resume {record.job_id}`, or give up the steps since its last checkpoint with `scancel "
+                f"{record.job_id}`."
+            )
         for entry in queue:
             if entry.waits or time.monotonic() > deadline:
                 slurm_queue.remove(entry.id)

@@ -37,6 +37,10 @@ class QueueEntry:
     def runs(self) -> bool:
         return self.state == "RUNNING"
 
+    @property
+    def is_suspended(self) -> bool:
+        return self.state in ("SUSPENDED", "STOPPED")
+
 
 def require(command: str) -> None:
     """Raises `UserError` if a command of SLURM is not on this machine."""

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from benchmarks.claim.__main__ import main as claim
+from cluster.slurm import backend
 from mvlm.errors import UserError
 from tests.cluster.pipeline_fixture import course, small_pipeline  # noqa: F401 - a fixture
 from tests.cluster.slurm_fixture import SlurmJob, wait_for
@@ -142,6 +143,20 @@ def test_a_crash_is_retried_as_often_as_the_job_file_says(slurm, make):
     wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
     assert job.exit_codes() == ["137", "137"]  # and not the 75 of the rank that has lost another
     assert slurm.in_this_process("status", job.logs).count("failed with exit code 137") == 2
+
+
+def test_a_suspended_job_is_not_cancelled_since_it_cannot_save(slurm, make):
+    job = make("suspended")
+    job.submit(f"job.venv={environment(job, HELD.format(folder=job.folder))}", "job.requeue=0")
+    wait_for((job.folder / "begun").exists, lambda: job.said(1))
+    assert slurm.on("scontrol", "suspend", job.id).returncode == 0
+    refused = rf"^suspended, job {job.id}, is suspended and cannot save: .*scontrol resume {job.id}.*scancel {job.id}"
+    with slurm.at_hand(), pytest.raises(UserError, match=refused):
+        backend.cancel(job.logs)
+    assert facts(slurm, job.id)["JobState"] == "SUSPENDED"
+    (job.folder / "go").touch()
+    assert slurm.on("scontrol", "resume", job.id).returncode == 0
+    wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
 
 
 def test_the_ranks_get_what_the_script_exports_despite_export_none(slurm, make):
