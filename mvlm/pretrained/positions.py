@@ -75,12 +75,13 @@ def fit_trained(vision: VisionEncoder, name: str, whole: dict[str, Tensor], here
 
 def fit_text_positions(text: TextEncoder) -> Fit:
     """Cut the positions of a text to the first ones, or extend them by repetition (Beltagy et al., 2020); the rows
-    before a text's first token stay."""
-    first = text.first_position
+    before a text's first token stay, of which the last is the table's padding."""
 
     def fit(name: str, tensor: Tensor, here: Shape) -> Tensor | None:
         if not name.endswith("position_embeddings.weight") or tensor.shape[1:] != here[1:]:
             return None
+        padding = text.model.get_submodule(name.removesuffix(".weight")).padding_idx
+        first = 0 if padding is None else padding + 1
         rows, row = len(tensor), torch.arange(here[0])
         return tensor[torch.where(row < rows, row, first + (row - first) % max(1, rows - first))]
 

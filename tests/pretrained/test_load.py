@@ -252,7 +252,7 @@ def test_a_text_encoder_of_transformers(
 
 
 @pytest.mark.parametrize("count", [12, 50])
-@pytest.mark.parametrize(("kind", "first"), [("bert", 0), ("roberta", 2)])
+@pytest.mark.parametrize(("kind", "first"), [("bert", 0), ("roberta", 2), ("mpnet", 2)])
 def test_positions_of_tokens_are_cut_or_repeated(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: str, first: int, count: int
 ) -> None:
