@@ -51,6 +51,7 @@ def find_convolutional(encoder: Convolutional, config: Model) -> ExternalCheckpo
     if config.vision == dictionary.NAME and "filters" in tensors:
         return _of_trunk(encoder, "patch dictionary", tensors)
     if "_conv_stem.weight" in tensors:
+        _check_padding(config)
         names = [name for name, _ in encoder.trunk.named_parameters()]
         return _of_trunk(encoder, "EfficientNet-PyTorch", as_timm_names_them(tensors, names))
     if not any(name.endswith(".running_var") for name in tensors):
@@ -60,6 +61,16 @@ def find_convolutional(encoder: Convolutional, config: Model) -> ExternalCheckpo
             "run of yours or, for a patch_dictionary, the file that `mvlm dictionary` makes."
         )
     return _of_trunk(encoder, "timm", tensors)
+
+
+def _check_padding(config: Model) -> None:
+    """EfficientNet-PyTorch's networks are TensorFlow's; timm's other ones have the same tensors and other features."""
+    name = config.vision.split(".")[0]
+    if not name.startswith("tf_"):
+        raise UserError(
+            f"{config.vision_weights} (EfficientNet-PyTorch) was trained with TensorFlow's padding, which model.vision "
+            f"{config.vision!r} does not have: set model.vision = 'tf_{name}'."
+        )
 
 
 def _of_trunk(encoder: Convolutional, family: str, tensors: dict[str, Tensor]) -> ExternalCheckpoint:

@@ -105,6 +105,15 @@ def test_weights_are_read_under_the_names_of_efficientnet_pytorch(tmp_path: Path
     ]
 
 
+def test_weights_of_efficientnet_pytorch_need_tensorflows_padding(tmp_path: Path) -> None:
+    """timm's own network takes all tensors, and computes other features."""
+    names = names_of_efficientnet_pytorch((1, 2, 2, 3, 3, 4, 1))
+    tensors = trained("tf_efficientnet_lite0").state_dict().values()
+    torch.save(dict(zip(names, tensors, strict=True)), tmp_path / "lite0.pth")
+    with pytest.raises(UserError, match=r"set model\.vision = 'tf_efficientnet_lite0'\.$"):
+        filled(configuration("efficientnet_lite0", tmp_path / "lite0.pth"))
+
+
 def test_a_masked_patch_is_replaced_by_a_learned_one(tmp_path: Path) -> None:
     encoder, _ = filled(_saved(tmp_path))
     mask_BN = torch.tensor([[True, False, False, True]])
