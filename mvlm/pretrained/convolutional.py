@@ -54,7 +54,7 @@ def find_convolutional(encoder: Convolutional, config: Model) -> ExternalCheckpo
         _check_padding(config)
         names = [name for name, _ in encoder.trunk.named_parameters()]
         return _of_trunk(encoder, "EfficientNet-PyTorch", as_timm_names_them(tensors, names))
-    if not any(name.endswith(".running_var") for name in tensors):
+    if not any(name in tensors for name, _ in encoder.trunk.named_parameters()):
         raise UserError(
             f"{config.vision_weights} holds no convolutional network (its tensors begin with "
             f"{', '.join(list(tensors)[:2])}): give a checkpoint of timm or of EfficientNet-PyTorch, a "

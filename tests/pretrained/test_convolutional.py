@@ -69,7 +69,7 @@ def names_of_efficientnet_pytorch(repeats: tuple[int, ...]) -> list[str]:
     return [*names, "_conv_head.weight", *norm("_bn1"), "_fc.weight", "_fc.bias"]
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_efficientnet_gn", "test_resnet", "mobilenetv3_small_050"])
 def test_features_are_those_of_timms_network(tmp_path: Path, name: str) -> None:
     network = trained(name)
     save_file(network.state_dict(), tmp_path / "network.safetensors")
