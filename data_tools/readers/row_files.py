@@ -60,7 +60,8 @@ def undecided(path: Path, columns: Sequence[str], option: str, links: bool = Fal
     if path.suffix.lower() in NAMED:
         return UserError(f"{said}: say which with {option}.")
     return UserError(
-        f"{said} (its first line): say which with {option}, or add a line of names above if that is a row."
+        f"{said} (its first line): say which with {option}, or, if that line is data, put one above it that names the "
+        "columns."
     )
 
 

@@ -146,7 +146,7 @@ def test_the_error_for_a_path_that_is_not_a_corpus_says_what_to_give(tmp_path: P
     (tmp_path / "fotos/fotos.csv").write_text("Datei;Beschreibung\ndcim/1.jpg;ein Bus\n")
     assert f"is not a corpus, but contains {tmp_path}/fotos/fotos.csv: give that." in said(tmp_path / "fotos")
     no_column = said(tmp_path / "fotos/fotos.csv")
-    assert "has the columns Datei, Beschreibung (its first line): say which with --image-column, or add" in no_column
+    assert "has the columns Datei, Beschreibung (its first line): say which with --image-column, or, if" in no_column
     assert (
         f"To give it options, run `mvlm-data shard table {tmp_path}/fotos/fotos.csv --split train=0.9,eval=0.1 --out"
         in no_column

@@ -55,9 +55,7 @@ def test_a_table_without_the_usual_columns_must_be_told_which_to_read(
 ) -> None:
     put(tmp_path / "bare.csv", b"1.jpg;a bus\n2.jpg;a train\n")
     said = fails("shard", "table", tmp_path / "bare.csv", "--out", tmp_path / "out")
-    assert (
-        "has the columns 1.jpg, a bus (its first line): say which with --image-column, or add a line of names" in said
-    )
+    assert "has the columns 1.jpg, a bus (its first line): say which with --image-column, or, if that line is" in said
     put(tmp_path / "bare.jsonl", b'{"Bild": "1.jpg", "text": "a bus"}\n')
     said = fails("shard", "table", tmp_path / "bare.jsonl", "--out", tmp_path / "out")
     assert "has the columns Bild, text: say which with --image-column." in said
