@@ -86,8 +86,7 @@ def check_record(item: Record | Dropped, filters: Filters = SOUND) -> Checked | 
     """Clean the texts and decode the images of a record; a dropped one is returned as it is."""
     if isinstance(item, Dropped):
         return item
-    if not item.key.strip() or not _is_name(item.key):
-        reason = "id is not UTF-8" if SURROGATE.search(item.key) else "id is not plain text"
+    if reason := _unfit_id(item.key):
         return Dropped(item.key[:80], reason, item.where, source=item.source[:80])
     try:
         return _checked(item, filters)
@@ -126,6 +125,15 @@ def _picture(data: bytes, filters: Filters) -> CheckedImage:
         encoded, width, height = shrunk(image.colour, filters.longest_side, filters.quality)
         return CheckedImage(width, height, zlib_ng.crc32(encoded), encoded, look)
     return CheckedImage(image.width, image.height, zlib_ng.crc32(data), b"", look)
+
+
+def _unfit_id(key: str) -> str:
+    """Why a record cannot have this id; "" if it can."""
+    if key.strip() and _is_name(key):
+        return ""
+    if SURROGATE.search(key):
+        return "id is not UTF-8"
+    return "id is not plain text" if key.strip() else "no id"
 
 
 def _is_name(text: str) -> bool:

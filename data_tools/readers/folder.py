@@ -176,7 +176,7 @@ def _record(folder: Opened, line: bytes, where: str) -> Record | Dropped:
     if not isinstance(key, str | int) or isinstance(key, bool):
         return Dropped("", "no id", where)
     image = content.get("image")
-    if not isinstance(image, str):
+    if not isinstance(image, str) or not image:
         return Dropped(str(key), "no image path", where)
     captions = content.get("captions", content.get("caption", []))
     source = content.get("source")

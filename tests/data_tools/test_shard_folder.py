@@ -133,6 +133,14 @@ def test_each_bad_record_is_listed_and_the_good_ones_are_kept(tmp_path: Path) ->
     assert found["dropped"]["line is not JSON in UTF-8"] == 2
 
 
+def test_an_empty_id_and_an_empty_path_count_as_none(tmp_path: Path) -> None:
+    records = write_folder(tmp_path / "in", 4)
+    records[0]["id"], records[1]["id"], records[2]["image"] = " ", "a\nb", ""
+    write_captions(tmp_path / "in", records)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1, "--tolerate", 1)
+    assert quarantine(tmp_path / "out") == {" ": "no id", "a\nb": "id is not plain text", "r2": "no image path"}
+
+
 def test_captions_are_cleaned_and_the_dropped_ones_counted(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", 1)
     records[0]["captions"] = [" a\tdog\x00\r\non  grass ", "\x07", "", None, 7, "bad \ud800", "café 👩‍🚀"]
