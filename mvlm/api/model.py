@@ -25,7 +25,7 @@ from mvlm.evaluate.reconstruction import patch_masks
 from mvlm.evaluate.untrained import untrained
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.prediction import pair_up
-from mvlm.predict.words import MASK, blank_image, guess_words
+from mvlm.predict.words import MASK, blank_image, check_masks, guess_words
 from mvlm.pretrained.runs import Loaded
 from mvlm.runtime import dist
 from mvlm.runtime.arguments import path_of, whole
@@ -183,12 +183,7 @@ class TrainedModel:
         read_as = listed_texts(text.replace(MASK, self._tokenizer.mask_token), self._tokens)
         text_1L, valid_1L = self._text(read_as)
         masked_1L = text_1L == self._tokens.mask_id
-        wanted, read = text.count(MASK), int(masked_1L.sum())
-        if not wanted or wanted != read:
-            raise UserError(
-                f"{text!r} has {wanted} {MASK}, and this model reads {read} of them within its {self._tokens.length} "
-                f"tokens: write {MASK} in the place of a word, in a shorter sentence if need be."
-            )
+        check_masks(text, int(masked_1L.sum()), self._tokens.length)
         images = {"given": shown_1CHW.to(self.device)}
         found = guess_words(self.network, text_1L, valid_1L, masked_1L, images, top)["given"]
         guesses = [[(spelled(self._tokenizer, [token]), odds) for token, odds in best] for best in found]

@@ -122,7 +122,8 @@ class Words:
         entries, lines, drawings = [], [], {}
         for number, (path, sentence) in enumerate(zip(paths, sentences, strict=True)):
             masked = sentence.replace(MASK, tokenizer.mask_token)
-            _check(sentence, int((pictures.tokens.encode(masked) == pictures.tokens.mask_id).sum()), loaded)
+            read = int((pictures.tokens.encode(masked) == pictures.tokens.mask_id).sum())
+            check_masks(sentence, read, pictures.tokens.length)
             text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([masked]))
             image_1CHW = pictures.images([number]).to(device)
             images = {"with_image": image_1CHW, "without_image": blank_image(loaded.model, image_1CHW)}
@@ -137,7 +138,9 @@ class Words:
         return Answer(entries, "\n".join(lines), drawings)
 
 
-def _check(sentence: str, read: int, loaded: Loaded) -> None:
+def check_masks(sentence: str, read: int, length: int) -> None:
+    """Raise `UserError` if a sentence masks nothing, or a model that reads `length` tokens finds not as many masks in
+    it (`read`) as are written there."""
     written = sentence.count(MASK)
     if not written:
         raise UserError(f"The sentence {sentence!r} masks no word: write {MASK} in the place of one.")
@@ -145,8 +148,8 @@ def _check(sentence: str, read: int, loaded: Loaded) -> None:
         raise UserError(f"The sentence {sentence!r} has a mask of the tokenizer's own: write {MASK} in its place.")
     if read != written:
         raise UserError(
-            f"Of the {written} masked words of {sentence!r} {read} are within the {loaded.blueprint.text_length} "
-            "tokens that this model reads: give a shorter sentence."
+            f"Of the {written} masked words of {sentence!r} {read} are within the {length} tokens "
+            "that this model reads: give a shorter sentence."
         )
 
 

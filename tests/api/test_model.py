@@ -254,7 +254,7 @@ def test_a_copy_of_a_model_that_has_searched_finds_the_same(
         (lambda m, p: m.search("an index", "a", rerank=-1), "give a `rerank` of 0 or more"),
         (lambda m, p: m.search(None, "a"), "None cannot be `index`: give a path"),
         (lambda m, p: m.match(p, ["one", "two"]), "3 images and 2 sentences cannot be paired"),
-        (lambda m, p: m.fill("no mask", p[0]), "has 0 \\[MASK\\]"),
+        (lambda m, p: m.fill("no mask", p[0]), "masks no word: write \\[MASK\\]"),
         (lambda m, p: m.fill("a [MASK]", top=0), "give a `top` of 1 or more"),
         (lambda m, p: m.fill("a [MASK]", top=2.5), "2.5 cannot be `top`"),
         (lambda m, p: m.fill(3), "int is not a text"),
