@@ -51,8 +51,8 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     try:
         _shard(command, words)
     except UserError as error:
-        again = f"To give it options, run `mvlm-data {shlex.join(words)}` with them, and then the same call."
-        raise UserError(f"{error} {again}") from None
+        again = f"run `mvlm-data {shlex.join(words)}` with them, and then the same call."
+        raise UserError(f"{error} To give it options or another source, {again}") from None
     except KeyboardInterrupt:
         print(f"Stopped while {path} was being sharded: the same call resumes.", flush=True)
         raise

@@ -147,10 +147,8 @@ def test_the_error_for_a_path_that_is_not_a_corpus_says_what_to_give(tmp_path: P
     assert f"is not a corpus, but contains {tmp_path}/fotos/fotos.csv: give that." in said(tmp_path / "fotos")
     no_column = said(tmp_path / "fotos/fotos.csv")
     assert "has the columns Datei, Beschreibung (its first line): say which with --image-column, or, if" in no_column
-    assert (
-        f"To give it options, run `mvlm-data shard table {tmp_path}/fotos/fotos.csv --split train=0.9,eval=0.1 --out"
-        in no_column
-    )
+    again = f"run `mvlm-data shard table {tmp_path}/fotos/fotos.csv --split train=0.9,eval=0.1 --out"
+    assert f"To give it options or another source, {again}" in no_column
     assert "unpack it, and give the folder" in said(tmp_path / "set/words.zip")
     assert "not recognised as a corpus: give a folder with captions.jsonl" in said(tmp_path / "set/train/images")
 
