@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ import torch
 from torch import Tensor
 
 from mvlm.checkpoint.description import CONFIG, DESCRIPTION, TEXT_ENCODER, TOKENIZER, described_in
-from mvlm.checkpoint.integrity import read_state
-from mvlm.checkpoint.layout import INDEX, STATE, WEIGHTS, Entry, find_damaged_file
+from mvlm.checkpoint.integrity import make_whole, read_state
+from mvlm.checkpoint.layout import WEIGHTS, Entry, find_damaged_file
 from mvlm.checkpoint.tensors import open_tensors, open_weights, stream_tensors
 from mvlm.config.load import load_stored_config
-from mvlm.config.parameters import FORMAT
 from mvlm.errors import UserError, cannot_write
-from mvlm.runtime.storage import sync, write_durably
+from mvlm.runtime.storage import sync
 
 FILE = f"{WEIGHTS}-00000-of-00001.safetensors"
 PARTS = "averaged.json"
@@ -108,15 +106,10 @@ def _write(checkpoints: Sequence[Path], partial: Path) -> None:
     """Write the soup's folder."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    entries = [_write_mean(checkpoints, partial / FILE)]
+    mean = [_write_mean(checkpoints, partial / FILE)]
     folder = described_in(checkpoints[0])
     described = (path for path in folder.rglob("*") if DESCRIPTION.fullmatch(path.relative_to(folder).as_posix()))
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in described}
     newest = max((read_state(checkpoint) for checkpoint in checkpoints), key=lambda state: state.step)
-    contents[STATE] = json.dumps(dataclasses.replace(newest, best=None).to_json()).encode()
     contents[PARTS] = json.dumps([str(checkpoint) for checkpoint in checkpoints], indent=1).encode()
-    for name, content in contents.items():
-        write_durably(partial / name, content)
-        entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
-    index = {"format": FORMAT, "files": [asdict(entry) for entry in entries]}
-    write_durably(partial / INDEX, json.dumps(index, indent=1))
+    make_whole(partial, mean, contents, replace(newest, best=None), None)

@@ -1,19 +1,35 @@
-"""Whether a checkpoint is whole, and one that a run can resume."""
+"""Whether a checkpoint is whole, and one that a run can resume; and what makes it so."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from torch.nn import Parameter
 
 from mvlm.checkpoint.cut import whole_shape
-from mvlm.checkpoint.layout import STATE, UNREADABLE, damage, find_damaged_file, has_moments
+from mvlm.checkpoint.layout import INDEX, STATE, UNREADABLE, Entry, Writer, damage, find_damaged_file, has_moments
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import StoredTensor
+from mvlm.config.parameters import FORMAT
 from mvlm.errors import UserError
 from mvlm.runtime import dist
+from mvlm.runtime.storage import write_durably
+
+
+def make_whole(
+    folder: Path, entries: Sequence[Entry], contents: Mapping[str, bytes], state: TrainState, writer: Writer | None
+) -> None:
+    """Add a checkpoint's other files, by name, to those of `entries`, and then the index of all; raises OSError."""
+    listed = list(entries)
+    for name, content in {**contents, STATE: json.dumps(state.to_json()).encode()}.items():
+        write_durably(folder / name, content)
+        listed.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
+    about = {"format": FORMAT} | ({"written_by": asdict(writer)} if writer else {})
+    write_durably(folder / INDEX, json.dumps(about | {"files": [asdict(entry) for entry in listed]}, indent=1))
 
 
 def find_damage(checkpoint: Path, hashes: bool = True) -> str | None:

@@ -7,24 +7,22 @@ moment leaves the previous checkpoint untouched.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mvlm.checkpoint.description import LEDGER
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.folder_group import FolderGroup
-from mvlm.checkpoint.layout import BEST, CHECKPOINTS, INDEX, LATEST, STATE, Entry, Writer, step_name
+from mvlm.checkpoint.integrity import make_whole
+from mvlm.checkpoint.layout import BEST, CHECKPOINTS, INDEX, LATEST, Entry, Writer, step_name
 from mvlm.checkpoint.peers import PeerCopies
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
-from mvlm.config.parameters import FORMAT
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
@@ -204,12 +202,7 @@ def _publish(
     """Give a written checkpoint its name and point `latest` at it; returns what went wrong, if anything."""
     folder, partial = pending.folder, pending.partial
     try:
-        state = json.dumps(pending.state.to_json())
-        for name, content in {**description, STATE: state.encode()}.items():
-            write_durably(partial / name, content)
-            entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
-        index = {"format": FORMAT, "written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
-        write_durably(partial / INDEX, json.dumps(index, indent=1))
+        make_whole(partial, entries, description, pending.state, writer)
         for entry in pending.share.entries:
             (partial / entry.file).stat()  # fails if a later attempt has deleted it as left over
         replaced = make_way(folder, writer)  # the same step from before resuming from an older checkpoint
