@@ -16,10 +16,10 @@ from mvlm.data.samples.labelled import class_names
 from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import ranking, shares
 from mvlm.evaluate.accuracy import vqa_accuracy
+from mvlm.evaluate.foils import verdicts
 from mvlm.evaluate.labelled import evaluate_labelled
-from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
-from mvlm.evaluate.retrieval import Direction, SearchSettings, image_features, retrieve, summary, text_features
+from mvlm.evaluate.retrieval import Direction, SearchSettings, retrieve, summary
 from mvlm.evaluate.settings import reading_of
 from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
@@ -87,18 +87,11 @@ def foils(model: MaskVLM, dataset: FoilDataset, search: SearchSettings, device: 
     there is one. `foils_words` is by reconstructing the exchanged words, if the model was trained to.
 
     Rows come in pairs that share their sentences: the mean of a pair is one test row."""
-    with shares.inference(model):
-        image_NE = image_features(model, dataset, search.batch, device)
-        text_N2E = text_features(model, dataset, search.batch, device).unflatten(0, (len(dataset), 2))
-        scores = {"itc": (image_NE[:, None] * text_N2E).sum(-1).cpu().numpy()}
-        if model.objectives.itm:
-            sizes = search.sizes(model, dataset)
-            first_N = np.arange(len(dataset)) * (len(dataset.captions) + 2)  # image i and its own sentence, 2 i
-            pair_P = (first_N[:, None] + np.arange(2)).ravel()
-            scores["itm"] = match_pairs(model, dataset, pair_P, sizes, device).reshape(-1, 2)
-        if model.objectives.text:
-            scores["words"] = _swapped_words(model, dataset, search.batch, device)
-    right = {scorer: np.heaviside(score_N2[:, 0] - score_N2[:, 1], 0.5) for scorer, score_N2 in scores.items()}
+    right = verdicts(model, dataset, search, device)
+    if model.objectives.text:
+        with shares.inference(model):
+            score_N2 = _swapped_words(model, dataset, search.batch, device)
+        right["words"] = np.heaviside(score_N2[:, 0] - score_N2[:, 1], 0.5)
     final = right.get("itm", right["itc"])
     numbers = {f"foils_{scorer}": float(right_N.mean()) for scorer, right_N in right.items()}
     return numbers | {"foils": float(final.mean())}, {"foils": final.reshape(-1, 2).mean(1)}

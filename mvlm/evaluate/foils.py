@@ -35,17 +35,8 @@ def evaluate_foils(
         `accuracy` by scorer, `itc` and, for a model trained with it, `itm`: {`all`, and each value of `swapped`};
         `interval`, the same tree; `chance`; `rows`; `protocol`.
     """
-    rows = np.arange(len(dataset))
-    sizes = search.sizes(model, dataset)
-    with shares.inference(model):
-        image_NE = image_features(model, dataset, sizes.batch, device)
-        text_N2E = text_features(model, dataset, sizes.batch, device).unflatten(0, (len(dataset), 2))
-        scores = {"itc": (image_NE[:, None] * text_N2E).sum(-1).cpu().numpy()}
-        if model.objectives.itm:
-            pair_P = (rows[:, None] * len(dataset.captions) + 2 * rows[:, None] + np.arange(2)).ravel()
-            scores["itm"] = match_pairs(model, dataset, pair_P, sizes, device).reshape(-1, 2)
-    right = {scorer: np.heaviside(score_N2[:, 0] - score_N2[:, 1], 0.5) for scorer, score_N2 in scores.items()}
-    kinds = {"all": np.ones(len(rows), dtype=bool)}
+    rows, right = len(dataset), verdicts(model, dataset, search, device)
+    kinds = {"all": np.ones(rows, dtype=bool)}
     kinds |= {kind: np.array(dataset.swapped) == kind for kind in sorted(set(dataset.swapped))}
     group_N = _groups(dataset)
 
@@ -63,14 +54,30 @@ def evaluate_foils(
         "accuracy": _by_scorer(intervals.point(groups, accuracy)),
         "interval": _by_scorer(intervals.bootstrap(groups, accuracy)),
         "chance": CHANCE,
-        "rows": len(rows),
+        "rows": rows,
         "protocol": (
-            f"{len(rows)} images, each with its sentence and that sentence with two words exchanged; right where the "
-            "true one scores higher, equal scores count half; ITC is cosine similarity, ITM the log-odds of a match. "
+            f"{rows} images, each with its sentence and that sentence with two words exchanged; right where the true "
+            "one scores higher, equal scores count half; ITC is cosine similarity, ITM the log-odds of a match. "
             + intervals.explain(f"the {groups} pairs of sentences, each with all its rows").removesuffix(".")
             + ": a scorer that reads the text alone has one half right in each."
         ),
     }
+
+
+def verdicts(
+    model: MaskVLM, dataset: FoilDataset, search: SearchSettings, device: torch.device
+) -> dict[str, np.ndarray]:
+    """By scorer, `itc` and perhaps `itm`: 1 for each row whose true sentence scores above its foil, 0.5 for a tie."""
+    sizes = search.sizes(model, dataset)
+    with shares.inference(model):
+        image_NE = image_features(model, dataset, sizes.batch, device)
+        text_N2E = text_features(model, dataset, sizes.batch, device).unflatten(0, (len(dataset), 2))
+        scores = {"itc": (image_NE[:, None] * text_N2E).sum(-1).cpu().numpy()}
+        if model.objectives.itm:
+            first_N = np.arange(len(dataset)) * (len(dataset.captions) + 2)  # image i and its own sentence, 2 i
+            pair_P = (first_N[:, None] + np.arange(2)).ravel()
+            scores["itm"] = match_pairs(model, dataset, pair_P, sizes, device).reshape(-1, 2)
+    return {scorer: np.heaviside(score_N2[:, 0] - score_N2[:, 1], 0.5) for scorer, score_N2 in scores.items()}
 
 
 def _by_scorer(flat: Mapping[str, T]) -> dict[str, dict[str, T]]:
