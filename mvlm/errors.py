@@ -127,10 +127,11 @@ def first_line(error: BaseException | str) -> str:
 def not_utf8(error: UnicodeEncodeError) -> UserError:
     """The error for a path that is not UTF-8, as most libraries need it, or that this environment cannot express."""
     encoding = error.encoding if error.encoding != "utf-8" else sys.getfilesystemencoding()
-    text = f"{error.object[:200]!r}"
     if encoding != "utf-8":
-        return UserError(f"This environment's encoding, {encoding}, lacks characters of {text}: set PYTHONUTF8=1.")
-    return UserError(f"{text} is not UTF-8: rename that file or folder, or give another.")
+        return UserError(
+            f"This environment's encoding, {encoding}, lacks characters that are needed: set PYTHONUTF8=1."
+        )
+    return UserError(f"{error.object!r} is not UTF-8: rename that file or folder, or give another.")
 
 
 def no_shards(place: object) -> UserError:

@@ -274,7 +274,8 @@ def test_an_environment_without_utf_8_is_told_how_to_have_it(tmp_path: Path) -> 
     ascii_alone = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     ended = run_command([sys.executable, "-m", "data_tools", *words], **ascii_alone)
     assert ended.returncode == 1, ended.stderr
-    assert "This environment's encoding, ascii, lacks characters of" in sentence(ended.stderr)
+    said = sentence(ended.stderr)
+    assert "This environment's encoding, ascii, lacks characters that are needed: set PYTHONUTF8=1." in said
 
 
 # --- reading a run
