@@ -52,7 +52,7 @@ class Mirror(Storage):
         return (self.read(f"{CHECKPOINTS}/{BEST}") or b"").decode(errors="replace")
 
     def prune(self, newest: MirrorPath, config: Checkpoint, is_own: Callable[[int], bool]) -> None:
-        """Delete what the run's own attempts left half, or saved up to `newest` and need not keep, but not the best.
+        """Delete what the run's own attempts left half, or saved before `newest` and need not keep, but not the best.
 
         Args:
             is_own: whether an attempt belongs to the calling attempt's chain.
@@ -63,7 +63,7 @@ class Mirror(Storage):
         own = set(filter(is_own, attempts))
         whole = [p for p in saved if p.attempt in own and p.path(INDEX) in sizes and p.step <= newest.step]
         best = self.best()
-        kept = [*to_keep(whole, config), *(p for p in whole if Path(p.path()).name == best)]
+        kept = [newest, *to_keep(whole, config), *(p for p in whole if Path(p.path()).name == best)]
         for remote in saved:
             beyond = remote.path(INDEX) in sizes and remote.step > newest.step
             if remote.attempt in own and not beyond and remote not in kept:

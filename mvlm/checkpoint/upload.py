@@ -180,6 +180,9 @@ class Uploads:
     def _upload_share(self) -> None:
         assert self._mirror and self._folder
         folder, remote = self._folder, self._remote(self._folder)
+        if dist.rank() == 0:  # what failed uploads have left takes room that this one may need
+            self._stop_if_superseded()
+            self._mirror.prune(remote, self._config, self._attempt.is_of_chain)
         here = sorted(entry.file for entry in read_index(folder) if (folder / entry.file).exists())
         for file in self._group.share([file for file in here if file != STATE]):
             self._mirror.upload(folder / file, remote.path(file))

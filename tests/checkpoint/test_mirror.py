@@ -5,11 +5,13 @@ No model is trained: the values in a checkpoint are its step.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -214,6 +216,26 @@ def test_a_slow_upload_skips_to_the_newest(tmp_path: Path) -> None:
     assert mirror.most_at_once == 1
     assert [path.name for path in sorted((node.run / "checkpoints").iterdir())] == ["latest", "step_00000006"]
     assert mirror.history() == [MirrorPath(1, 6)]
+
+
+def test_what_a_failed_upload_has_left_takes_no_room_of_the_next(
+    tmp_path: Path, mount_disk: Callable[[str], Path]
+) -> None:
+    disk = mount_disk("200k")
+    node = Node(tmp_path / "run", Mirror(f"file://{disk}/mirror"))
+    node.save(2)
+    with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    os.truncate(disk / "filler", (disk / "filler").stat().st_size - 8192)
+    left = disk / "mirror/checkpoints"
+    for step in (4, 6):
+        node.save(step)
+        assert mirrored_in(disk) == {MirrorPath(1, 2), MirrorPath(1, step)}
+    assert not list(left.glob("step_00000006*/index.json")) and "No space left" in node.said[-1]
+    (disk / "filler").unlink()
+    node.save(8)
+    assert mirrored_in(disk) == {MirrorPath(1, 2), MirrorPath(1, 8)} and fetched(tmp_path / "node", node.mirror) == 8
 
 
 def test_a_write_that_fails_is_tried_again(tmp_path: Path, store: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
