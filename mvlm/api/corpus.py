@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvlm.config.shipped import package
+from mvlm.config.shipped import find_example, package
 from mvlm.data.shards.forms import CorpusForm, recognise
 from mvlm.data.shards.schema import CAPTION, EMPTY_SPLIT, SOURCE, corpora_in, read_manifest
 from mvlm.errors import UserError
@@ -38,13 +38,13 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     Raises:
         UserError: there are no data, their form is unknown, or they cannot be sharded.
     """
-    path = Path(data)
+    path = find_example(data)
     if found := find_shards(path):
         return found
     if found := find_shards(out):
-        _require_source(data, out)
+        _require_source(path, out)
         return found
-    form = recognise(data)
+    form = recognise(path)
     if form is None:
         raise _unrecognised(path)
     words, command = shard_words(form, out), [sys.executable, "-m", package("data_tools")]
@@ -88,7 +88,7 @@ def _shard(command: list[str], words: list[str]) -> None:
         run_command([*command, *(word for word in words if word not in SPLIT)])
 
 
-def _require_source(data: str | Path, shards: Path) -> None:
+def _require_source(data: Path, shards: Path) -> None:
     """Raises `UserError` if shards were made from something else. Their source may have been removed or have grown
     since, and its relative paths may start from another folder."""
     try:

@@ -153,6 +153,12 @@ def test_the_error_for_a_path_that_is_not_a_corpus_says_what_to_give(tmp_path: P
     assert "not recognised as a corpus: give a folder with captions.jsonl" in said(tmp_path / "set/train/images")
 
 
+def test_a_shipped_example_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"/examples/scenes\.toml is not recognised as a corpus"):
+        prepare("examples/scenes.toml", tmp_path / "run/shards")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "is_one"),
     [
