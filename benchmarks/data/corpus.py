@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +43,8 @@ def write_folder(folder: Path, images: list[bytes], count: int) -> None:
 def captions(number: int) -> list[str]:
     """Three captions, as long as COCO's."""
     return [f"photograph {number} of nothing at all, caption {n}, of a usual length" for n in range(3)]
+
+
+def in_memory() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder on the RAM disk, or on any other where there is none."""
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)

@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -28,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.data.corpus import SIZE, captions, photo  # noqa: E402
+from benchmarks.data.corpus import SIZE, captions, in_memory, photo  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
 from data_tools.writer import CorpusWriter  # noqa: E402
 from mvlm.config.schema import Data  # noqa: E402
@@ -49,8 +48,7 @@ def main() -> None:
     words.add_argument("--rounds", type=int, default=7)
     words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
     arguments = words.parse_args()
-    ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=ram) as scratch:
+    with in_memory() as scratch:
         images = [photo(number) for number in range(arguments.distinct)]
         seconds = measured(Path(scratch), images, arguments.count, arguments.rounds)
     result = {

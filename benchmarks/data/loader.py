@@ -17,7 +17,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
 
+from benchmarks.data.corpus import in_memory  # noqa: E402
 from benchmarks.data.formats import BATCH  # noqa: E402
 from benchmarks.data.load_peers import PEERS, PILLOW, SAME_WORK, SCALE, SIZE, WORKERS, make_tokenizer  # noqa: E402
 
@@ -60,8 +60,7 @@ def main() -> None:
     if arguments.one:
         serve(arguments.one[0], Path(arguments.one[1]), arguments.batches)
         return
-    ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=ram) as scratch:
+    with in_memory() as scratch:
         formats = dict.fromkeys(["mvlm", *(peer.format for peer in PEERS.values())])
         here = written(Path(scratch), arguments.count, arguments.distinct, formats)
         peers = [name for name, peer in PEERS.items() if peer.format in here]

@@ -17,7 +17,6 @@ import shutil
 import statistics
 import sys
 import tarfile
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ import simplejpeg
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.data.corpus import SIZE, photo  # noqa: E402
+from benchmarks.data.corpus import SIZE, in_memory, photo  # noqa: E402
 from data_tools.engines import engine  # noqa: E402
 from data_tools.engines.chunks import CHUNK_BYTES  # noqa: E402
 from data_tools.origin import open_source  # noqa: E402
@@ -52,8 +51,7 @@ def main() -> None:
     words.add_argument("--rounds", type=int, default=3)
     words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
     arguments = words.parse_args()
-    ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=ram) as folder:
+    with in_memory() as folder:
         found = measure(Path(folder), arguments.tars, arguments.images, arguments.rounds)
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

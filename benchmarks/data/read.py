@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.data.corpus import captions, photo  # noqa: E402
+from benchmarks.data.corpus import captions, in_memory, photo  # noqa: E402
 from benchmarks.data.formats import FORMATS  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
 
@@ -53,8 +51,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measured(arguments.one[0], Path(arguments.one[1]))))
         return
-    ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=ram) as scratch:
+    with in_memory() as scratch:
         readable = [name for name, form in FORMATS.items() if form.in_order]
         folders = written(Path(scratch), arguments.count, arguments.distinct, readable)
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in folders}

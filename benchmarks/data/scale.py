@@ -17,7 +17,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -33,7 +32,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.data.corpus import SIZE, captions  # noqa: E402
+from benchmarks.data.corpus import SIZE, captions, in_memory  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
 from data_tools.writer import CorpusWriter  # noqa: E402
 from mvlm.checkpoint.state import OrderSpec  # noqa: E402
@@ -60,8 +59,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measured(arguments.one)))
         return
-    ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=ram) as scratch:
+    with in_memory() as scratch:
         folders = {rows: corpus(Path(scratch), rows // SHARD_ROWS) for rows in sorted(arguments.rows)}
         rounds: dict[int, list[dict[str, float]]] = {rows: [] for rows in folders}
         for _ in range(arguments.rounds):

@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.data.corpus import captions, photo  # noqa: E402
+from benchmarks.data.corpus import captions, in_memory, photo  # noqa: E402
 from benchmarks.data.formats import write_mvlm  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
 from mvlm.config.schema import Data, Objectives  # noqa: E402
@@ -71,7 +70,7 @@ def main() -> None:
     arguments = words.parse_args()
     fsspec.register_implementation("far", Store)
     Store.latency, Store.speed = arguments.latency, arguments.speed * 1e6
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as scratch:
+    with in_memory() as scratch:
         folder = Path(scratch) / "shards"
         images = [photo(seed) for seed in range(100)]
         records = ((f"{n:06d}", images[n % 100], captions(n)) for n in range(arguments.count))

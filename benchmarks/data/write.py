@@ -17,7 +17,6 @@ import platform
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -34,7 +33,7 @@ from zlib_ng import zlib_ng
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.data.corpus import SIZE, captions, photo, write_folder  # noqa: E402
+from benchmarks.data.corpus import SIZE, captions, in_memory, photo, write_folder  # noqa: E402
 from data_tools.pipeline import Options  # noqa: E402
 from data_tools.readers.folder import FolderSource  # noqa: E402
 from data_tools.sharding import shard  # noqa: E402
@@ -71,8 +70,7 @@ def main() -> None:
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
     arguments = words.parse_args()
-    ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=ram) as folder:
+    with in_memory() as folder:
         found = measure(Path(folder), arguments.count, arguments.distinct, arguments.rounds)
     found |= {"goals": GOALS, "machine": machine()}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
