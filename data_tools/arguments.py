@@ -8,9 +8,9 @@ import re
 import textwrap
 
 from mvlm.runtime.arguments import count, positive, within
+from mvlm.runtime.cpu import cores
 
 from .engines import ENGINES
-from .engines.local import cores
 from .inputs import destination
 
 megabytes = within(float, lambda value: 0 < value < 1e9, "above 0")

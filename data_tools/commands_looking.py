@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
+from mvlm.runtime.cpu import cores
 from mvlm.runtime.log import logger
 from mvlm.runtime.wording import counted
 
-from .engines.local import cores
 from .inputs import PathOrUrl, as_place, name_of, require_shards
 
 KINDS = (".png", ".html")

@@ -23,11 +23,6 @@ LONGEST_FOLDER = 75
 """Bytes of the longest temporary folder that leaves room for the fork server's socket: Unix takes paths of 107."""
 
 
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], workers: int
 ) -> Iterator[tuple[T, R]]:

@@ -27,10 +27,14 @@ def share_cores(ranks: int, environment: Mapping[str, str] = os.environ) -> int 
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment and here > 1 and given == "1"  # torchrun sets it unasked
     if given and not by_torchrun:
         return None
-    cores = min(len(os.sched_getaffinity(0)), cpu_quota())
     if environment.get("SLURM_CPUS_PER_TASK", "").isdigit():  # the task is bound to them
-        return max(1, min(cores, int(environment["SLURM_CPUS_PER_TASK"])))
-    return max(1, cores // here)
+        return max(1, min(cores(), int(environment["SLURM_CPUS_PER_TASK"])))
+    return max(1, cores() // here)
+
+
+def cores() -> int:
+    """The cores that this process may use: those it is bound to, or its container's quota if that is less."""
+    return min(len(os.sched_getaffinity(0)), cpu_quota())
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.__main__ import parser
 from mvlm.runtime import cpu as limits
 from mvlm.runtime.cpu import available_memory, cpu_quota, share_cores
 
@@ -36,8 +37,10 @@ def test_ranks_share_the_cores(eight_cores: None, environment: dict[str, str], t
 
 
 def test_a_quota_takes_precedence_over_the_cores(eight_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container on a large machine, where a process for each core would be too many."""
     monkeypatch.setattr(limits, "cpu_quota", lambda: 4)
     assert share_cores(2, {}) == 2
+    assert parser().parse_args(["verify", "shards"]).workers == 4
 
 
 @pytest.mark.parametrize(
