@@ -110,7 +110,8 @@ def test_losses_are_read_a_step_later_and_judged_before_they_are_saved(
         events.append(f"saved {state.step}")
         start(self, state)
 
-    monkeypatch.setattr(TrainingStream, "is_here", TrainingStream.wait)  # however slowly the machine reads
+    # However slowly the machine reads.
+    monkeypatch.setattr(TrainingStream, "is_here", lambda stream: stream.wait(lambda: False))
     monkeypatch.setattr(Engine, "step", stepping)
     monkeypatch.setattr(AnomalyDetector, "judge", judging)
     monkeypatch.setattr(Saver, "start", starting)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from mvlm.checkpoint import integrity
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import given_keys, load_config
@@ -165,7 +166,7 @@ def test_a_save_that_a_later_attempt_has_deleted_is_never_published(
         write_durably(path, text)
 
     if late:
-        monkeypatch.setattr(savers, "write_durably", begin_another)
+        monkeypatch.setattr(integrity, "write_durably", begin_another)
     else:
         Saver(Trained(), run, Checkpoint(), FencingToken(run))
     with pytest.raises(UserError, match=r"A later attempt .* attempt 1 ends at step 4 without writing more"):
