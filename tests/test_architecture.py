@@ -157,7 +157,6 @@ CLUSTER_MAY = {
     "mvlm.config.toml",
     "mvlm.errors",
     "mvlm.runtime.completion",
-    "mvlm.runtime.cpu",
     "mvlm.runtime.examples",
     "mvlm.runtime.launch",
     "mvlm.runtime.log",

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.errors import ExitCode, UserError
-from mvlm.runtime.cpu import cores
 from mvlm.runtime.launch import end_with_parent
 
 from .. import processes
@@ -48,7 +47,7 @@ def check(graph: Graph) -> list[str]:
 
 
 def cpus(graph: Graph) -> int:
-    return graph.pipeline.settings.cpus or cores()
+    return graph.pipeline.settings.cpus or len(os.sched_getaffinity(0))
 
 
 def render(graph: Graph, submission: Submission) -> str:
