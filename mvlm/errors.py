@@ -125,13 +125,18 @@ def first_line(error: BaseException | str) -> str:
 
 
 def not_utf8(error: UnicodeEncodeError) -> UserError:
-    """The error for a path that is not UTF-8, as most libraries need it, or that this environment cannot express."""
-    encoding = error.encoding if error.encoding != "utf-8" else sys.getfilesystemencoding()
-    if encoding != "utf-8":
+    """The error for a path that is not UTF-8, as most libraries need it, or that this environment cannot express.
+
+    Raises:
+        UnicodeEncodeError: neither is the case, so that it is a bug.
+    """
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
         return UserError(
             f"This environment's encoding, {encoding}, lacks characters that are needed: set PYTHONUTF8=1."
         )
-    return UserError(f"{error.object!r} is not UTF-8: rename that file or folder, or give another.")
+    if any("\ud800" <= character <= "\udfff" for character in error.object):
+        return UserError(f"{error.object!r} is not UTF-8: rename that file or folder, or give another.")
+    raise error
 
 
 def no_shards(place: object) -> UserError:

@@ -55,6 +55,7 @@ def resumed(mirror: CountingMirror, group: FolderGroup) -> dict[str, object]:
     mirror.downloaded.clear()
     assert fetch_newest(mirror, RUN, group, memory_of(RUN))
     whole = newest_whole(RUN)
+    assert (RUN / "checkpoints/latest").read_text() == whole.name
     return {
         "at": whole.name,
         "downloads": list(mirror.downloaded),
