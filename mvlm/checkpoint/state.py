@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from mvlm.errors import UserError
@@ -143,6 +143,7 @@ class TrainState:
     recent_losses: tuple[float, ...] = ()  # of the last good steps, to recognise a spike
     loss_scale: dict[str, float] | None = None  # of fp16
     frozen: tuple[str, ...] = ()  # parts that are not trained
+    frozen_until: dict[str, int] = field(default_factory=dict)  # updates before which parts were last frozen
     order: tuple[OrderSpec, ...] = ()  # of the running epoch and of those after it; empty = not recorded
     best: BestEvaluation | None = None  # of the evaluations up to this step, its own included
     stages: tuple[StageState, ...] = ()  # that have begun, the running one last; empty for a run without stages
@@ -154,6 +155,10 @@ class TrainState:
     def is_best(self) -> bool:
         """Whether its own evaluation is the best so far."""
         return self.best is not None and self.best.step == self.step
+
+    def freezing(self, parts: tuple[str, ...]) -> TrainState:
+        """The state that a stage begins with if it does not train these parts."""
+        return replace(self, frozen=parts, frozen_until=self.frozen_until | dict.fromkeys(self.frozen, self.updates))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -7,10 +7,11 @@ bf16 at stage 0 reads each group's norm. fp32 at stage 0 and bf16 at stage 1 hav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from mvlm.runtime import dist, replicas
 from mvlm.training.audit import Audit
 from mvlm.training.global_batches import with_global_batches
 from mvlm.training.gradient_norms import GradientParts
+from mvlm.training.optim import set_rates
 from mvlm.training.tensor_parallel import Mpu, clip_grad_norm
 from mvlm.training.zero.checksums import checksums_of
 from mvlm.training.zero.disk import disk_state_of, without_disk
@@ -52,6 +54,7 @@ class Engine:
         seed: of what is drawn on the device.
         checksums: take checksums of weights and moments after each update, and compare them before the next.
         audit: share of the micro-batches that another rank recomputes.
+        frozen_until: as `optim.parameter_groups` takes it.
 
     Attributes:
         ds_config: as it was given.
@@ -78,6 +81,7 @@ class Engine:
         seed: int = 0,
         checksums: bool = False,
         audit: float = 0.0,
+        frozen_until: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         deepspeed = import_deepspeed()
         self.objectives, self.ds_config, self._ema, self._seed = objectives, ds_config, ema, seed
@@ -93,7 +97,7 @@ class Engine:
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._frozen = Frozen([p for p in model.parameters() if not p.requires_grad], bool(low), self.stage == 3)
-        optimizer, ds_config = build_optimizer(model, optim, ds_config, self.device)
+        optimizer, ds_config = build_optimizer(model, optim, ds_config, self.device, frozen_until)
         matrices = frozenset(id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"])
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0, deepspeed.initialize makes an update without gradients
@@ -153,8 +157,7 @@ class Engine:
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         if not self.model.training:  # setting every module's mode in every step would take a millisecond or more
             self.engine.train()
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * lr_factor
+        set_rates(self.engine.optimizer.param_groups, lr_factor, self.updates)
         cannot_halve = self._loss_scale is not None and self._loss_scale.is_smallest
         self._gradients.wanted = metrics is not None
         parts = self._accumulate(micro_batches, step, metrics)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +24,9 @@ BELOW_THE_BLOCKS = (
 """Prefixes of the names of an encoder's parameters that come before its first block."""
 
 
-def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: Encoders, config: Optim, frozen_until: Mapping[str, int] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """AdamW groups: encoders and new modules at their own peak rates, norms and biases without weight decay.
 
     With `optim.layer_decay` below 1, an encoder of L blocks has its rate multiplied by layer_decay ** (L + 1 - i) in
@@ -34,10 +37,15 @@ def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
 
     Each group has `name`, `params`, `lr`, `peak_lr` and `weight_decay`. A tied weight belongs to its encoder; frozen
     parameters belong to none.
+
+    Args:
+        frozen_until: updates before which a part, by its name, was not trained: it is in groups of its own, which
+            `set_rates` needs.
     """
     groups: dict[str, dict[str, Any]] = {}
     layers = layer_of(model) if config.layer_decay < 1 else {}
     matrices = {id(p) for p in block_matrices(model)} if config.name == "muon" else set()
+    began = {id(p): count for part, count in frozen_until.items() for p in model.get_submodule(part).parameters()}
     for part, peak in (("encoder", config.encoder_lr), ("new", config.lr)):
         for kind, decay in (("muon", config.weight_decay), ("decay", config.weight_decay), ("no_decay", 0.0)):
             name = f"{part}_{kind}"
@@ -55,8 +63,33 @@ def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
             rate = config.encoder_lr * config.layer_decay ** (last - layer)
             title = f"{name.split('.')[0]}_{layer:02d}_{kind}"
             group = groups.setdefault(title, group | {"name": title, "params": [], "lr": rate, "peak_lr": rate})
+        if count := began.get(id(parameter), 0):
+            title = f"{group['name']}_from_{count}"
+            apart = {"name": title, "params": [], "frozen_until": count, "full_decay": group["weight_decay"]}
+            group = groups.setdefault(title, group | apart)
         group["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def set_rates(groups: list[dict[str, Any]], lr_factor: float, updates: int) -> None:
+    """Set the learning rates of the update that follows `updates` others.
+
+    AdamW corrects moments, which begin at zero, by the optimiser's one count of updates, and those of a group that was
+    frozen come from fewer. What its own count would make of the step is multiplied into its rate, and taken out of its
+    weight decay: the update is AdamW's of that count, but for epsilon.
+    """
+    for group in groups:
+        group["lr"] = group["peak_lr"] * lr_factor
+        if "frozen_until" in group and not group.get("muon"):
+            own = _step_size(group["betas"], updates + 1 - group["frozen_until"])
+            correction = own / _step_size(group["betas"], updates + 1)
+            group["lr"] *= correction
+            group["weight_decay"] = group["full_decay"] / correction
+
+
+def _step_size(betas: tuple[float, float], count: int) -> float:
+    """What AdamW's corrections make of a step of moments that come from `count` updates."""
+    return math.sqrt(1 - betas[1] ** count) / (1 - betas[0] ** count)
 
 
 def block_matrices(model: nn.Module) -> Iterator[Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -47,6 +48,7 @@ def parallelize(
     objectives: Objectives,
     seed: int,
     weights: InitialWeights | None = None,
+    frozen_until: Mapping[str, int] = MappingProxyType({}),
 ) -> Engine:
     """Freeze, exchange kernels, split layers, recompute, settle, compile, capture, and hand the model to ZeRO; all
     ranks must call.
@@ -54,6 +56,7 @@ def parallelize(
     Args:
         model: on the CPU, with its initial fp32 weights, equal on every rank, or with shapes alone.
         weights: the initial ones of a model with shapes alone.
+        frozen_until: as `optim.parameter_groups` takes it.
         ds_config: as `zero.config.resolve` returns it.
         settle: called once the model's passes are final except for compilation; what it returns replaces `ds_config`.
 
@@ -77,7 +80,7 @@ def parallelize(
             capture(model)
     if weights:
         divide(model, weights, ds_config)
-    return Engine(model, optim, objectives, ds_config, train.ema, seed, train.checksums, train.audit)
+    return Engine(model, optim, objectives, ds_config, train.ema, seed, train.checksums, train.audit, frozen_until)
 
 
 def freeze(model: Encoders, parts: tuple[str, ...]) -> None:

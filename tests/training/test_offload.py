@@ -43,7 +43,7 @@ def test_torchs_adamw_is_used_without_a_compiler(
     model, config = tiny_model()
     content = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     ds_config = resolved(model, config, content, 1)
-    optimizer, completed = build_optimizer(model, config.optim, ds_config, torch.device("cpu"))
+    optimizer, completed = build_optimizer(model, config.optim, ds_config, torch.device("cpu"), {})
     assert type(optimizer) is torch.optim.AdamW
     assert "AdamW for CPUs cannot be compiled (rank 0: " in capsys.readouterr().err
     engine = Engine(model, config.optim, config.objectives, completed)
@@ -55,11 +55,11 @@ def test_nvme_without_async_io_or_a_usable_folder_is_refused(one_rank: None, no_
     on_disk = {"device": "nvme", "nvme_path": str(tmp_path)}
     ds_config = {"zero_optimization": {"stage": 3, "offload_param": on_disk}}
     with pytest.raises(UserError, match=r"async_io.*libaio-dev.*zero3_offload\.json"):
-        build_optimizer(model, config.optim, ds_config, torch.device("cpu"))
+        build_optimizer(model, config.optim, ds_config, torch.device("cpu"), {})
     (tmp_path / "file").touch()
     on_disk["nvme_path"] = str(tmp_path / "file/below")
     with pytest.raises(UserError, match=r"cannot be offloaded to .*nvme_path"):
-        build_optimizer(model, config.optim, ds_config, torch.device("cpu"))
+        build_optimizer(model, config.optim, ds_config, torch.device("cpu"), {})
 
 
 def engine_offloaded_to(folder: Path) -> Any:

@@ -68,6 +68,14 @@ class Plan:
         """Whether it resumes from the checkpoint with which another stage ended."""
         return self.standing is not None and self.standing.begins and self.resumed is not None
 
+    @property
+    def frozen_until(self) -> dict[str, int]:
+        """Updates before which parts were last frozen."""
+        if not self.resumed:
+            return {}
+        state = self.resumed.state
+        return (state.freezing(self.config.train.freeze) if self.begins_stage else state).frozen_until
+
     def resolve(self, parameters: int, micro_batch: int | None = None) -> dict[str, Any]:
         """The DeepSpeed configuration, for a model of so many parameters and, if one was found, a micro-batch."""
         train = self.config.train

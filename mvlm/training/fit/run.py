@@ -203,6 +203,7 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
         objectives=config.objectives,
         seed=config.run.seed,
         weights=weights,
+        frozen_until=plan.frozen_until,
     )
     return engine, dataset, arithmetic, beginning
 

@@ -100,7 +100,7 @@ class Standing:
                 earlier = (*running.earlier, (state.samples_seen, running.global_batch))
                 running = replace(running, earlier=earlier)
             return replace(state, stages=(*before, replace(running, end=self.section.end, global_batch=batch)))
-        state = replace(state, frozen=self.config.train.freeze)
+        state = state.freezing(self.config.train.freeze)
         stage = StageState(self.number, self.section.name, 0, 0, self.section.end, batch, (), (), ())
         return begin_stage(state, stage, mixture, order_of(self.config.data), draws_alike(self.stages))
 

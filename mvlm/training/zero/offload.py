@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ from mvlm.training.zero.muon import Muon
 
 
 def build_optimizer(
-    model: Encoders, optim: Optim, ds_config: dict[str, Any], device: torch.device
+    model: Encoders,
+    optim: Optim,
+    ds_config: dict[str, Any],
+    device: torch.device,
+    frozen_until: Mapping[str, int],
 ) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
     """The optimiser on the device or, if it is AdamW with its state offloaded, on the CPU, and the DeepSpeed
     configuration to go with it.
@@ -32,7 +37,7 @@ def build_optimizer(
     """
     from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
 
-    groups, zero = parameter_groups(model, optim), ds_config["zero_optimization"]
+    groups, zero = parameter_groups(model, optim, frozen_until), ds_config["zero_optimization"]
     if optim.name == "muon":
         return Muon(groups, optim), ds_config | {"zero_allow_untested_optimizer": True}
     if folder := (zero.get("offload_param") or {}).get("nvme_path"):
