@@ -114,9 +114,9 @@ def typed_command(argv: Sequence[str], ancestors: Iterable[Sequence[str]]) -> st
     return shlex.join(typed)
 
 
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent ends, in whatever way.
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have the kernel send a signal to this process when its parent ends, in whatever way.
 
     For a new process this is the `preexec_fn`; the thread that starts it must not end before it.
     """
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    LIBC.prctl(PR_SET_PDEATHSIG, number)

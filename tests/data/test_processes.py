@@ -101,11 +101,13 @@ def use_and_die(folder):
     mixture = Mixture([write_shards(folder, make_rows(130))])
     dataset = PairDataset(mixture, train_tokenizer(["a b"], 300), Data(), Objectives(), 32, 0, (4, 4))
     before, loader = children(), opened(dataset)
-    print(*use(loader, before), flush=True)
+    first, second = use(loader, before)
+    os.kill(first, signal.SIGSTOP)
+    print(first, second, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_processes_die_with_their_parent(tmp_path):
+def test_processes_die_with_their_parent_even_stopped_ones(tmp_path):
     parent = Copy(use_and_die, tmp_path / "shards")
     assert parent.wait(100) == -signal.SIGKILL, parent.stderr
     pids = parent.stdout.split()

@@ -17,8 +17,6 @@ from mvlm.data.loading.buffers import Buffer
 from mvlm.data.samples.dataset import Draw, ShardDataset
 from mvlm.errors import DataLost, UserError
 
-SECONDS_TO_END = 10.0
-
 
 @dataclass(frozen=True)
 class _Started:
@@ -28,13 +26,8 @@ class _Started:
     greeter: threading.Thread  # sends it the data set, and waits for its answer
 
     def end(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        try:
-            self.process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()  # it has nothing to save
+        self.process.wait()
         self.greeter.join()
         self.connection.close()
 
@@ -92,7 +85,7 @@ class Processes:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "mvlm.data.loading.worker", str(theirs.fileno())],
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
             )

@@ -2,7 +2,7 @@
 
 Started as `python -m mvlm.data.loading.worker DESCRIPTOR`, which is a socket. Over it the data set arrives, answered by
 None once it is there, and then, repeatedly, the descriptor and shape of a buffer, where to begin in it, and what to
-prepare. The process never loads torch, and ends with the one that started it, however that ends.
+prepare. The process never loads torch, and the kernel kills it when the thread that started it ends, however that ends.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import traceback
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -21,6 +20,7 @@ import numpy as np
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.shards.mapped import mapped
 from mvlm.errors import UserError
+from mvlm.runtime.launch import end_with_parent
 
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Sent to a whole job or terminal; the training process decides what to do about them."""
@@ -30,9 +30,12 @@ def main(connection: Connection) -> None:
     ForkingPickler.register(np.ndarray, _reduced)
     for number in FOR_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent(signal.SIGKILL)  # which a stopped process obeys too
     buffers: dict[int, np.ndarray] = {}
-    dataset: ShardDataset[Any] = connection.recv()
+    try:
+        dataset: ShardDataset[Any] = connection.recv()
+    except EOFError:  # the parent has ended before the kernel was asked
+        return
     connection.send(None)  # ready
     while True:
         try:
@@ -68,11 +71,6 @@ def _mapped_from_parent(file: int, shape: tuple[int, ...]) -> np.ndarray:
         return mapped(own, shape)
     finally:
         os.close(own)
-
-
-def _die_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: this returns when the other end is gone
-    os._exit(0)
 
 
 if __name__ == "__main__":
