@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
-from mvlm.checkpoint.layout import INDEX, STATE, UNREADABLE, candidates, has_checkpoints, read_index, step_of
+from mvlm.checkpoint.layout import (
+    EMA,
+    INDEX,
+    STATE,
+    UNREADABLE,
+    WEIGHTS,
+    Entry,
+    candidates,
+    has_checkpoints,
+    read_index,
+    step_of,
+)
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import STAGE
 from mvlm.config.toml import read_tables
@@ -26,6 +38,24 @@ DESCRIPTION = re.compile(
 """Names of its files, the same in a checkpoint and in a run folder; nothing that could be executed."""
 
 
+def listed(checkpoint: Path) -> list[Entry]:
+    """The files that index.json lists; raises `UserError` if that is damaged."""
+    try:
+        return read_index(checkpoint)
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint / INDEX} is damaged ({error}): use another checkpoint.") from None
+
+
+def listed_weights(checkpoint: Path) -> list[Entry]:
+    """Those of the weights and of their average."""
+    return [entry for entry in listed(checkpoint) if entry.file.startswith((f"{WEIGHTS}-", f"{EMA}-"))]
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Equal exactly when the files of the weights, and of their average, are the same; moments do not matter."""
+    return hashlib.sha256("".join(sorted(entry.sha256 for entry in listed_weights(checkpoint))).encode()).hexdigest()
+
+
 def described_in(checkpoint: Path) -> Path:
     """The folder with the description of a checkpoint.
 
@@ -35,10 +65,7 @@ def described_in(checkpoint: Path) -> Path:
     Raises:
         UserError: a file is missing, or is not what was saved.
     """
-    try:
-        entries = [entry for entry in read_index(checkpoint) if DESCRIPTION.fullmatch(entry.file)]
-    except UNREADABLE as error:
-        raise UserError(f"{checkpoint / INDEX} is damaged ({error}): use another checkpoint.") from None
+    entries = [entry for entry in listed(checkpoint) if DESCRIPTION.fullmatch(entry.file)]
     if not entries:
         run = checkpoint.parent.parent
         if lacking := [name for name in (CONFIG, TOKENIZER, TEXT_ENCODER) if not (run / name).exists()]:

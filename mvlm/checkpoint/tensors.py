@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mvlm.checkpoint.cut import WHOLE, Cut, TensorPart
-from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, read_format, read_index
+from mvlm.checkpoint.description import listed, listed_weights
+from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, read_format
 from mvlm.config.parameters import present_name
 from mvlm.errors import UserError
 
@@ -138,13 +139,6 @@ class StoredTensor:
             raise UserError(f"{checkpoint} lacks part of {self.name}: the checkpoint is damaged; use another.")
 
 
-def _index(checkpoint: Path) -> list[Entry]:
-    try:
-        return read_index(checkpoint)
-    except UNREADABLE as error:
-        raise UserError(f"{checkpoint / 'index.json'} is damaged ({error}): use another checkpoint.") from None
-
-
 @contextmanager
 def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, StoredTensor]]:
     """Every tensor of one kind: `files[title].tensor()` reads only that one.
@@ -158,7 +152,7 @@ def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, StoredTensor
         UserError: a file is missing, cut short or damaged.
     """
     tensors: dict[str, StoredTensor] = {}
-    entries, written_in = _index(checkpoint), read_format(checkpoint)
+    entries, written_in = listed(checkpoint), read_format(checkpoint)
     with ExitStack() as stack:
         for entry in entries:
             if entry.file.startswith(f"{kind}-"):
@@ -185,16 +179,7 @@ def _present_title(title: str, written_in: int) -> str:
 
 def is_averaged(checkpoint: Path) -> bool:
     """Whether an average of the weights lies beside them."""
-    return any(entry.file.startswith(f"{EMA}-") for entry in _index(checkpoint))
-
-
-def fingerprint(checkpoint: Path) -> str:
-    """Equal exactly when the files of the weights, and of their average, are the same; moments do not matter."""
-    return hashlib.sha256("".join(sorted(entry.sha256 for entry in _weights(checkpoint))).encode()).hexdigest()
-
-
-def _weights(checkpoint: Path) -> list[Entry]:
-    return [entry for entry in _index(checkpoint) if entry.file.startswith((f"{WEIGHTS}-", f"{EMA}-"))]
+    return any(entry.file.startswith(f"{EMA}-") for entry in listed(checkpoint))
 
 
 @contextmanager
@@ -205,7 +190,7 @@ def open_weights(checkpoint: Path) -> Iterator[dict[str, StoredTensor]]:
         UserError: a file is missing, cut short or damaged.
     """
     with open_tensors(checkpoint, WEIGHTS) as weights, open_tensors(checkpoint, EMA) as averages:
-        for entry in _weights(checkpoint):
+        for entry in listed_weights(checkpoint):
             if damage := entry.damage(checkpoint):
                 raise UserError(f"{checkpoint} is damaged ({damage}): use another checkpoint.")
         yield weights | averages

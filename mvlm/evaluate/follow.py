@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import CONFIG, EVALUATIONS, RUN_JSON, count_stages, described_in
+from mvlm.checkpoint.description import CONFIG, EVALUATIONS, RUN_JSON, count_stages, described_in, fingerprint
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import (
     BEST,
@@ -36,7 +36,6 @@ from mvlm.checkpoint.layout import (
 from mvlm.checkpoint.placing import UNFINISHED
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import BestEvaluation
-from mvlm.checkpoint.tensors import fingerprint
 from mvlm.config.load import load_stored_config
 from mvlm.errors import UserError, cannot_write
 from mvlm.evaluate.training import Evaluator

@@ -77,6 +77,7 @@ def evaluate_checkpoint(
     )
     settings = _settings(places, asked, loaded.eval)
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
+    result["weights_fingerprint"] = loaded.fingerprint
     kind = "rows" if "rows" in result else "images"
     told = [result.get("protocol", "")]  # an extension's result may have none
     if settings.limit and result.get(kind) == settings.limit:

@@ -11,10 +11,10 @@ import timm
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
+from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in, fingerprint
 from mvlm.checkpoint.integrity import read_step
 from mvlm.checkpoint.layout import WEIGHTS, find_checkpoint
-from mvlm.checkpoint.tensors import fingerprint, is_averaged, open_tensors, open_weights
+from mvlm.checkpoint.tensors import is_averaged, open_tensors, open_weights
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Blueprint, Data, Eval, Model
 from mvlm.errors import UserError

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mvlm.checkpoint.description import is_at_end
-from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, find_checkpoint, has_checkpoints, step_name, step_of
+from mvlm.checkpoint.description import fingerprint, is_at_end
+from mvlm.checkpoint.layout import CHECKPOINTS, find_checkpoint, has_checkpoints, step_name
 from mvlm.config.load import load_config
 from mvlm.config.schema import Blueprint, Data, Optim, Train
 from mvlm.config.shipped import package, shipped
@@ -229,13 +229,11 @@ class EvaluateStep(ChainStep):
         return [*self.place.launch, "evaluate", task, *where]
 
     def is_done(self) -> bool:
-        """Whether there are results for the checkpoint to be tested, and newer than it."""
+        """Whether there are results of the weights to be tested."""
         path = self.place.results(self.evaluation)
         if not path.exists() or not self._run.is_done():
             return False
-        checkpoint = self._run.checkpoint()
-        same = (read_json(path) or {}).get("step") == step_of(checkpoint)
-        return same and path.stat().st_mtime >= (checkpoint / INDEX).stat().st_mtime
+        return (read_json(path) or {}).get("weights_fingerprint") == fingerprint(self._run.checkpoint())
 
 
 def chain(table: Table, place: Workplace) -> list[ChainStep]:

@@ -18,10 +18,9 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main
-from mvlm.checkpoint.description import EVALUATIONS, RUN_JSON
+from mvlm.checkpoint.description import EVALUATIONS, RUN_JSON, fingerprint
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, find_checkpoint, step_name, step_of
 from mvlm.checkpoint.selection import Selector
-from mvlm.checkpoint.tensors import fingerprint
 from mvlm.cli.train import evaluator
 from mvlm.config.load import load_config
 from mvlm.errors import HeldOutLost, UserError

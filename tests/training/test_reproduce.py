@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -81,10 +82,13 @@ def test_a_table_is_made_from_the_best_epoch_and_resumed(execute: Execute, out: 
     ran.clear()
     assert run_chain(steps, execute_and_note) == 0 and not ran, "everything is done already"
     of_dev, of_test = (out / f"results/base_4m_nlvr2-nlvr2_{split}-nlvr2.json" for split in ("dev", "test"))
-    of_dev.write_text(json.dumps(dev | {"step": 6 - best}))  # as if of the other epoch
+    of_dev.write_text(json.dumps(dev | {"weights_fingerprint": "of a run that was deleted"}))
     of_test.unlink()
+    index = out / f"runs/base_4m_nlvr2/checkpoints/step_{best:08d}/index.json"
+    os.utime(index, (index.stat().st_mtime + 3600,) * 2)  # as if copied later, or written where the clock is ahead
     assert run_chain(chain(table, here), execute_and_note) == 0
     assert ran == ["mvlm evaluate nlvr2"] * 2
+    assert numbers(table, here)["accuracy"][OURS] == found[OURS]
     assert json.loads(of_dev.read_text()) == dev
     longer = TrainStep(workplace(out, "train.steps=5", "train.global_batch=16"), "base_4m")
     assert not longer.is_done(), "a run resumes if more updates are asked for"
