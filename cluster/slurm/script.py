@@ -84,7 +84,13 @@ def _chosen(job: Job, runs: Sequence[ScriptRun]) -> dict[str, str | None]:
 def _choice(job: Job, runs: Sequence[ScriptRun]) -> str:
     logs = shlex.quote(str(job.log_folder))
     if not runs[0].label:
-        return f"logs={logs}\nrun={shlex.quote(runs[0].folder)}\njob=$SLURM_JOB_ID"
+        return (
+            "if [[ -v SLURM_ARRAY_TASK_ID ]]; then\n"
+            f'  echo "cluster: {job.name} is one run, which array tasks cannot share: submit it without --array"\n'
+            f"  exit {ExitCode.MISTAKE}\n"
+            "fi\n"
+            f"logs={logs}\nrun={shlex.quote(runs[0].folder)}\njob=$SLURM_JOB_ID"
+        )
     cases = [
         f"  {number}) task={shlex.quote(run.label)} run={shlex.quote(run.folder)} "
         f"settings=({shlex.join(run.overrides)}) ;;"

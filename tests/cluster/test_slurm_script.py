@@ -58,6 +58,15 @@ def test_the_example_is_rendered_as_a_person_would_write_it(cluster, monkeypatch
     assert script + "\n" == (ROOT / "tests/cluster/slurm_example.sbatch").read_text()
 
 
+def test_the_tasks_of_an_array_do_not_share_a_run(job, tmp_path):
+    script = render(job)
+    done = subprocess.run(
+        ["bash", "-c", script], env={"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "8"}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "") and "submit it without --array\n" in done.stdout
+    assert not (tmp_path / "logs").exists()
+
+
 def ending(script, folder, restarts, code=75):
     """Run the end of the script, after its launcher; its exit code and output."""
     found = f"restarts={restarts}; number={restarts + 1}; job=7; logs={folder}; run={folder}; code={code}\n"
