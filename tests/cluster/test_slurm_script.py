@@ -67,11 +67,11 @@ def test_the_tasks_of_an_array_do_not_share_a_run(job, tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
-def ending(script, folder, restarts, code=75):
+def ending(script, folder, restarts, code=75, state="RUNNING"):
     """Run the end of the script, after its launcher; its exit code and output."""
     found = f"restarts={restarts}; number={restarts + 1}; job=7; logs={folder}; run={folder}; code={code}\n"
     found += 'attempt=$logs/attempt-$(printf "%03d" $number); mkdir -p "$attempt"; touch "$attempt/exit-$code"\n'
-    found += 'scontrol() { echo "$1 JobState=RUNNING Requeue=1 Restarts=$restarts "; }\n'
+    found += f'scontrol() {{ echo "$1 JobState={state} Requeue=1 Restarts=$restarts "; }}\n'
     text = "set -euo pipefail\n" + found + script[script.index("# The ranks' own codes") :]
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True)
     assert done.stderr == ""
@@ -99,6 +99,11 @@ def test_restarts_without_a_new_step_end_the_job(cluster, job, tmp_path):
     (checkpoints / "latest").write_text("step_00000011")
     assert requeues(7)
     assert ending(script, tmp_path, 8, code=0) == (0, "cluster: restart 8 of 7 ends with 0\n")
+
+
+def test_a_job_that_outlasts_its_limit_says_why_it_is_not_started_again(cluster, job, tmp_path):
+    said = ending(render(job), tmp_path, 0, code=70, state="COMPLETING Reason=TimeLimit Dependency=(null)")[1]
+    assert "SLURM's limit has ended job 7" in said and "requeue JobState" not in said
 
 
 def test_a_run_that_was_rolled_back_need_not_pass_its_former_last_step(cluster, job, tmp_path):
