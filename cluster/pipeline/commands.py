@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from mvlm.errors import UserError
@@ -76,7 +77,7 @@ def _carry_over(graph: Graph, new: Submission, forced: Collection[str]) -> None:
     slurm.clear(old, again)
     for name in in_queue:
         if name in new.queued and new.queued[name].key == old.queued[name].key:
-            new.queued[name].jobs = old.queued[name].jobs
+            new.queued[name] = replace(old.queued[name], needs=new.queued[name].needs)
 
 
 def _refuse_others(graph: Graph, new: Submission) -> None:

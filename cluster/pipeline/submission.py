@@ -6,7 +6,6 @@ import copy
 import json
 import shutil
 import socket
-import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
 from .. import processes
+from ..logs import next_attempt
 from ..record import JobRecord, keep_files, read_record, write_private
 from .file import BY_RUN, is_pipeline, load_pipeline, pipeline_from_tables
 from .graph import Graph
@@ -34,11 +34,13 @@ class QueuedStep:
 
     Attributes:
         needs: steps of the same submission that it waits for.
+        first: number of the first attempt at its job.
         jobs: the scheduler's ids; the last is that of the step as a whole.
     """
 
     key: str
     needs: list[str]
+    first: int
     jobs: list[str] = field(default_factory=list)
 
 
@@ -64,7 +66,6 @@ class Submission:
     tables: dict[str, Any]
     order: list[str]
     queued: dict[str, QueuedStep]
-    submitted: float = field(default_factory=time.time)
     host: str = field(default_factory=socket.gethostname)
     pid: int = 0
     pid_started: str | None = None
@@ -114,15 +115,15 @@ def draft(graph: Graph, overrides: list[str], backend: str, forced: Collection[s
     """
     pipeline, all_keys = graph.pipeline, keys(graph)
     again = graph.with_dependents(forced)
+    logs = pipeline.logs.absolute()
     queued: dict[str, QueuedStep] = {}
     for name in graph.order:
         needs = [other for other in graph.needs[name] if other in queued]
         if name in again or not is_proven(graph, name, all_keys[name]):
-            queued[name] = QueuedStep(all_keys[name], needs)
-    logs = str(pipeline.logs.absolute())
+            queued[name] = QueuedStep(all_keys[name], needs, next_attempt(logs / name / JOB))
     place = str(Path.cwd())
     tables = copy.deepcopy(pipeline.tables)
-    return Submission(pipeline.path, overrides, place, backend, logs, tables, graph.order, queued)
+    return Submission(pipeline.path, overrides, place, backend, str(logs), tables, graph.order, queued)
 
 
 def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) -> None:

@@ -135,10 +135,11 @@ def _state(submission: Submission, name: str, tried: list[JobAttempt], active: b
 
 
 def attempts(submission: Submission, name: str) -> list[JobAttempt]:
-    """The attempts at a queued step that were noted since it was submitted."""
+    """The attempts at a queued step since it was submitted."""
     if record := submission.record(name):
         return record.attempts
-    return [one for one in noted_attempts(submission.folder(name) / JOB) if one.started >= submission.submitted - 1]
+    first = submission.queued[name].first
+    return [one for one in noted_attempts(submission.folder(name) / JOB) if one.number >= first]
 
 
 def _made(graph: Graph, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,14 +144,19 @@ def test_a_step_with_ranks_is_a_job_on_each_back_end(graph: Graph) -> None:
 
 
 def test_a_step_is_settled_from_the_exit_code_of_its_slurm_job(graph: Graph, tmp_path: Path) -> None:
+    before, attempt = (Path(graph.pipeline.logs, "measured/job", name) for name in ("attempt-001", "attempt-002"))
+    before.mkdir(parents=True)
+    (before / "started").write_text(f"{time.time():.0f}")
+    (before / "exit_code").write_text("0")
     new = draft(graph, [], "slurm")
     prepare(graph, new)
     key = new.queued["measured"].key
-    attempt = new.folder("measured") / "job/attempt-001"
-    attempt.mkdir(parents=True)
-    (attempt / "started").write_text(f"{new.submitted:.0f}")
-    (attempt / "exit_code").write_text("1")
     (tmp_path / "out.json").write_text("{}")
+    slurm.settle_ended(graph, new)
+    assert not is_proven(graph, "measured", key), "an earlier submission's attempt"
+    attempt.mkdir()
+    (attempt / "started").write_text("1")  # the node's clock is behind
+    (attempt / "exit_code").write_text("1")
     slurm.settle_ended(graph, new)
     assert not is_proven(graph, "measured", key)
     (attempt / "exit_code").write_text("0")

@@ -155,3 +155,27 @@ def test_a_step_trains_with_the_files_it_was_submitted_with_even_if_they_are_edi
     run, deepspeed = submit_then_edit(path)
     step = Submission.load(tmp_path / "logs").graph().pipeline.steps["train"]
     assert (step.run, step.deepspeed) == (run, deepspeed)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_step_that_stays_in_the_queue_in_a_rerun_of_another_keeps_its_attempts(
+    queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue()
+    write_images(tmp_path / "in")
+    path = tmp_path / "small.toml"
+    path.write_text((SHARDS + BEHIND + TRAINING).format(folder=tmp_path))
+    submit_then_edit(path)
+    for name, shipped in FILES.items():
+        (tmp_path / name).write_text(find_file(shipped, Path(shipped).parent.name).read_text())
+    attempt = tmp_path / "logs/train/job/attempt-001"
+    attempt.mkdir()
+    (attempt / "started").write_text("1")
+    queue("1|RUNNING|n1|None|0:01|1:00", "3|RUNNING|n1|None|0:01|1:00")
+    assert main(["rerun", str(path), "behind"]) == 0
+    (attempt / "exit_code").write_text("0")
+    queue()
+    capsys.readouterr()
+    main(["status", "--json", str(path)])
+    states = {one["name"]: one["state"] for one in json.loads(capsys.readouterr().out)["steps"]}
+    assert states["train"] == "done"
