@@ -59,5 +59,6 @@ def describe_attempt(attempt: JobAttempt, running: bool) -> str:
     words = f"attempt {attempt.number} {'runs' if runs else describe_exit(attempt.exit_code)}"
     if not runs and attempt.ended is None:
         return words
-    minutes, seconds = divmod(round((attempt.ended or time.time()) - attempt.started), 60)
+    taken = max(0.0, (attempt.ended or time.time()) - attempt.started)  # by the clocks of up to two hosts
+    minutes, seconds = divmod(round(taken), 60)
     return f"{words} ({minutes} min {seconds} s)"

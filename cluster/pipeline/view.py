@@ -81,7 +81,7 @@ def views(
             state,
             graph.needs[name],
             tried[0].started if tried else None,
-            end - tried[0].started if end is not None else None,
+            max(0.0, end - tried[0].started) if end is not None else None,  # by the clocks of up to two hosts
             _made(graph, name) if state in ("running", "done", "unchanged") else "",
             last.exit_code if last else None,
             len(tried),

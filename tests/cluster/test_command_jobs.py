@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import BACKENDS, main
-from cluster.attempt import JobAttempt
+from cluster.attempt import JobAttempt, describe_attempt
 from cluster.check import check_run
 from cluster.job import load_job
 from cluster.pipeline import commands, slurm
@@ -121,6 +121,10 @@ def test_the_status_of_a_job_without_steps_does_not_say_that_it_made_none(tmp_pa
     status = JobStatus(record, "not running, the last attempt is done", False, False, [JobAttempt(1, 0.0, 9.0, 0)])
     assert as_text(status).splitlines() == [f"eval: {status.words}", "  attempt 1 is done (0 min 9 s)"]
     assert describe_end(record) == "has ended."
+
+
+def test_an_attempt_whose_node_has_a_clock_that_is_ahead_has_not_lasted_less_than_nothing() -> None:
+    assert describe_attempt(JobAttempt(1, time.time() + 30), running=True) == "attempt 1 runs (0 min 0 s)"
 
 
 @pytest.mark.campaign
