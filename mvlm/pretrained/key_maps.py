@@ -66,7 +66,8 @@ def find_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
         if f"{prefix}embeddings.patch_embeddings.projection.weight" in tensors:
             is_mae = "decoder.decoder_pos_embed" in tensors
             own = _from_transformers_vit(_below(tensors, prefix))
-            count = sum(name.startswith((f"{prefix}embeddings.", f"{prefix}encoder.")) for name in tensors)
+            parts = tuple(f"{prefix}{part}." for part in ("embeddings", "encoder", "layers", "layernorm"))
+            count = sum(name.startswith(parts) for name in tensors)
             return ExternalCheckpoint("transformers", own, len(tensors) - count, IMAGENET if is_mae else None)
     return None
 
@@ -163,20 +164,26 @@ VIT = {
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
     "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
     "intermediate.dense": "mlp.fc1",
+    "mlp.fc1": "mlp.fc1",
     "output.dense": "mlp.fc2",
+    "mlp.fc2": "mlp.fc2",
 }
-"""transformers' names in a ViT (ViTModel, ViTMAEModel, DeiTModel) and timm's, except for queries, keys and values."""
+"""transformers' names in a ViT (ViTModel, ViTMAEModel, DeiTModel) and timm's, except for queries, keys and values.
+
+transformers 5 names a block's layers otherwise in memory, as `torch.save` stores them, but not in its own files."""
 
 
 def _from_transformers_vit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         block, inner = "", name
-        if match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name):
+        if match := re.fullmatch(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)", name):
             block, inner = f"blocks.{match[1]}.", match[2]
-        if match := re.fullmatch(r"attention\.attention\.query\.(weight|bias)", inner):
-            thirds = [name.replace("query", part) for part in ("query", "key", "value")]
+        if match := re.fullmatch(r"attention\.(?:attention\.query|q_proj)\.(weight|bias)", inner):
+            names = ("q_proj", "k_proj", "v_proj") if "q_proj" in inner else ("query", "key", "value")
+            thirds = [name.replace(names[0], part) for part in names]
             if tensors.keys() >= set(thirds):  # BEiT has no bias of keys, and is refused for lacking it
                 renamed[f"{block}attn.qkv.{match[1]}"] = torch.cat([tensors[third] for third in thirds])
         elif inner in VIT:

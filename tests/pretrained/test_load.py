@@ -175,8 +175,10 @@ def test_simmim_and_its_mask_token(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     same(encoder(images()), theirs.encoder(pixels_of(images(), IMAGENET)))
 
 
+@pytest.mark.parametrize("form", ["folder", "bare"])
 @pytest.mark.parametrize("kind", ["vit", "mae"])
-def test_a_vit_of_transformers(tmp_path: Path, kind: str) -> None:
+def test_a_vit_of_transformers(tmp_path: Path, kind: str, form: str) -> None:
+    """As transformers saves it, and its state_dict alone, in which transformers 5 has other names."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     decoder = {f"decoder_{name}": 16 for name in ("hidden_size", "intermediate_size")}
     decoder |= {"decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
@@ -189,8 +191,9 @@ def test_a_vit_of_transformers(tmp_path: Path, kind: str) -> None:
         noise = torch.arange(9).repeat(2, 1).float()  # nothing hidden, nothing shuffled
         expected = theirs.eval().vit(pixels_of(images(), IMAGENET), noise=noise).last_hidden_state
     theirs.save_pretrained(tmp_path / "vit")
-    encoder, _ = filled_vision(vision(tmp_path / "vit"))
+    encoder, report = filled_vision(vision(tmp_path / "vit" if form == "folder" else saved(tmp_path, theirs, "albef")))
     same(encoder(images()), expected)
+    assert report.others == len([name for name in theirs.state_dict() if name.startswith(("decoder", "pooler"))])
 
 
 def test_a_beit_of_transformers_is_refused(tmp_path: Path) -> None:
