@@ -32,7 +32,7 @@ from mvlm.pretrained.key_maps import (
     with_layout_of,
 )
 from mvlm.pretrained.positions import Fit, fit_image_positions, fit_text_positions
-from mvlm.pretrained.read import described_kind, read_tensors
+from mvlm.pretrained.read import described_kind, described_pixels, read_tensors
 from mvlm.pretrained.report import InitReport, LoadReport, shown
 from mvlm.runtime import hub
 
@@ -102,8 +102,9 @@ def fill_image_encoder(vision: VisionEncoder, config: Model, give: Give = copy_i
             f"{where} holds no image encoder of a known kind (its tensors begin with {', '.join(list(tensors)[:2])}): "
             "give a checkpoint of timm, MAE, SimMIM, ALBEF, BLIP or a transformers ViT to model.vision_weights."
         )
+    tensors = with_layout_of(external.tensors, parameters.keys())
+    external = replace(external, tensors=tensors, pixels=external.pixels or described_pixels(where))
     _check_pixels(vision, external, config)
-    external = replace(external, tensors=with_layout_of(external.tensors, parameters.keys()))
     report = LoadReport("image encoder", f"{where} ({external.family})")
     _check_nothing_is_left_out(parameters, len(vision.vit.blocks), external, report.source)
     advice = "set model.vision and model.vision_args to the encoder that the checkpoint holds"

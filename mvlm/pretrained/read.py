@@ -32,6 +32,9 @@ HUB = "hf-hub:"
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Looked for in a folder in this order; each may instead be in parts, listed in `<file>.index.json`."""
 
+DESCRIPTIONS = "config.json", "preprocessor_config.json"
+"""What says how a model of such a folder is built, and how its images are normalised."""
+
 WRAPPERS = ("model", "state_dict", "module")
 """Keys under which training programs keep the model's tensors beside those of the optimiser and the epoch."""
 
@@ -78,6 +81,22 @@ def described_kind(place: str) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return kind if isinstance(kind, str) else None
+
+
+def described_pixels(place: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and standard deviation of pixels that transformers' preprocessor_config.json or timm's config.json
+    gives, in a folder or repository or beside a file; None if neither gives three numbers of each."""
+    folder = _local(place)
+    for name, mean, std in (("preprocessor_config.json", "image_mean", "image_std"), ("config.json", "mean", "std")):
+        try:
+            settings = json.loads(((folder.parent if folder.is_file() else folder) / name).read_text(encoding="utf-8"))
+            settings = settings.get("pretrained_cfg", settings)
+            pixels = tuple(tuple(map(float, settings[key])) for key in (mean, std))
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            continue
+        if [len(values) for values in pixels] == [3, 3] and settings.get("do_normalize", True):
+            return pixels[0], pixels[1]
+    return None
 
 
 def _is_ours(path: Path) -> bool:
@@ -162,7 +181,7 @@ def _download(name: str) -> Path:
     try:
         for pattern in ("*.safetensors*", "*.bin*"):
             folder = Path(
-                snapshot_download(repository, revision=revision or None, allow_patterns=[pattern, "config.json"])
+                snapshot_download(repository, revision=revision or None, allow_patterns=[pattern, *DESCRIPTIONS])
             )
             if any(_present(folder)):
                 return folder

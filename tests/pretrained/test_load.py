@@ -196,6 +196,27 @@ def test_a_vit_of_transformers(tmp_path: Path, kind: str, form: str) -> None:
     assert report.others == len([name for name in theirs.state_dict() if name.startswith(("decoder", "pooler"))])
 
 
+@pytest.mark.parametrize("kind", ["transformers", "timm"])
+def test_pixels_are_those_that_a_folder_describes(tmp_path: Path, kind: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    folder = tmp_path / "vit"
+    if kind == "transformers":
+        transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=48)).save_pretrained(folder)
+        transformers.ViTImageProcessor(image_mean=CLIP[0], image_std=CLIP[1]).save_pretrained(folder)
+    else:
+        arguments = {"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        pixels = {"mean": CLIP[0], "std": CLIP[1]}
+        theirs = timm.create_model("vit_base_patch16_224", **arguments, pretrained_cfg_overlay=pixels)
+        timm.models.save_for_hf(theirs, folder, model_args=arguments)
+    for place in (folder, folder / ("pytorch_model.bin" if kind == "timm" else "model.safetensors")):
+        with pytest.raises(UserError, match=r"mean \[0\.48145466, .*pretrained_cfg_overlay = \{mean = \[0\.48145466"):
+            filled_vision(vision(place, pixels=None))
+        filled_vision(vision(place, CLIP))
+    (folder / "preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": null}')
+    (folder / "config.json").write_text("[]")
+    filled_vision(vision(folder, pixels=None))
+
+
 def test_a_beit_of_transformers_is_refused(tmp_path: Path) -> None:
     """Its queries and values have biases and its keys none."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
