@@ -28,8 +28,9 @@ CONFIG, DEEPSPEED, RUN_JSON = "config.toml", "deepspeed.json", "run.json"
 STAGES, LEDGER = "stages.toml", "stages.jsonl"  # of a run with stages; the ledger is in its folder only
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 METRICS, EVALUATIONS, SKIPPED, QUARANTINE = "metrics.jsonl", "eval.jsonl", "skipped.jsonl", "quarantine.jsonl"
-RECORDS = METRICS, EVALUATIONS, SKIPPED, QUARANTINE
-"""Files of a run folder, and of no checkpoint, that are only ever appended to."""
+TRACKERS = "trackers.json"  # by tracker the name by which it knows the run, so that the next attempt resumes the same
+RECORDS = METRICS, EVALUATIONS, SKIPPED, QUARANTINE, TRACKERS
+"""Files of a run folder, and of no checkpoint, that only ever grow."""
 LOSSES = ("loss", "image", "text", "itc", "itm", "task")  # their keys in a training line of METRICS
 DESCRIPTION = re.compile(
     rf"{re.escape(CONFIG)}|{re.escape(DEEPSPEED)}|{re.escape(RUN_JSON)}|{re.escape(STAGES)}"

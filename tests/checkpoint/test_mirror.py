@@ -276,9 +276,10 @@ def mirrored_in(folder: Path) -> set[MirrorPath]:
 
 
 def test_a_lost_folders_records_come_back_and_grow_on(tmp_path: Path, store: Mirror) -> None:
-    """Among them the images left out, which data.tolerance counts, and what a job of evaluations has measured."""
+    """Among them the images left out, which data.tolerance counts, what a job of evaluations has measured, and the
+    names by which trackers know the run."""
     run, node = tmp_path / "run", Node(tmp_path / "run", store)
-    names = "metrics.jsonl", "eval.jsonl", "skipped.jsonl", "quarantine.jsonl"
+    names = "metrics.jsonl", "eval.jsonl", "skipped.jsonl", "quarantine.jsonl", "trackers.json"
     for name in names:
         (run / name).write_text(f"first of {name}\n")
     node.save(2)

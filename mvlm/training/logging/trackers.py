@@ -22,13 +22,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from mvlm.checkpoint.description import RUN_JSON
+from mvlm.checkpoint.description import RUN_JSON, TRACKERS
 from mvlm.config.schema import Log
 from mvlm.errors import UserError, first_line
 from mvlm.runtime.storage import write_durably
 
-TRACKERS = "trackers.json"
-"""In the run folder, by tracker the name by which it knows the run, so that the next attempt resumes the same."""
 LINES = 1000  # that may wait for a tracker before more are dropped
 PATIENCE = 30.0  # seconds that a tracker gets at the end to take what still waits
 LONGEST_PARAMETER, PARAMETERS = 500, 100  # characters of one, and how many a request: MLflow's own limits
