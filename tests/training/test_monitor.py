@@ -47,11 +47,11 @@ def test_lines_in_place_of_a_bar_say_how_much_time_is_left_and_why_an_evaluation
         monitor.log({"step": 1, "loss": 2.0})
         monitor.log({"step": 2, "eval/put_off": 130.9})
         monitor.log({"step": 2, "eval/mean_recall": 0.25})
-        monitor.log({"step": 3, "loss": 1.0})
+        monitor.log({"step": 3, "loss": 1.0, "itc": -0.0001})
     first, later, measured, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"step 1  loss 2\.000  \d+ (s|min|h) left", first)
     assert later.startswith("step 2  held out: put off, as one took 131 s")
-    assert (measured, last) == ("step 2  held out: mean_recall 0.250", "step 3  loss 1.000")
+    assert (measured, last) == ("step 2  held out: mean_recall 0.250", "step 3  loss 1.000  itc 0.000")
 
 
 def train_on_full_output(*words: str) -> int:

@@ -116,7 +116,7 @@ class Monitor:
             self._write(metrics)
         except OSError as error:
             raise cannot_write(self._file.name, error) from None
-        report = "  ".join(f"{name} {metrics[name]:.3f}" for name in LOSSES if name in metrics)
+        report = "  ".join(f"{name} {metrics[name]:z.3f}" for name in LOSSES if name in metrics)
         report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
         if "loss" not in metrics:
             self.say(f"step {metrics['step']}  held out: {_evaluated(metrics)}")
@@ -158,4 +158,4 @@ def _evaluated(metrics: dict[str, Any]) -> str:
         return (
             f"put off, as one took {metrics[PUT_OFF]:.0f} s, too large a share of the time trained since (eval.share)"
         )
-    return "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if name != "step")
+    return "  ".join(f"{name.removeprefix('eval/')} {value:z.3f}" for name, value in metrics.items() if name != "step")
