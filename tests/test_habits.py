@@ -14,9 +14,11 @@ import pytest
 
 from cluster.__main__ import main as cluster
 from data_tools.__main__ import main as data_tools
+from data_tools.__main__ import parser as data_parser
 from mvlm import __version__
 from mvlm.__main__ import main
 from mvlm.cli import evaluate, predict
+from mvlm.cli.suggest import OF_DATA
 from mvlm.config.describe import json_schema, run_keys
 from tests.conftest import ROOT
 
@@ -73,6 +75,7 @@ TRAIN = ("train", "run.toml", "--deepspeed_config", "ds.json")
     ("words", "said"),
     [
         (("evalute", "retrieval"), "no command 'evalute': did you mean evaluate?"),
+        (("stats", "shards/mine"), "no command 'stats': did you mean mvlm-data stats?"),
         (("fly",), "no command 'fly': see --help."),
         ((*TRAIN, "--train.steps", "10"), "no option --train.steps: settings have no dashes, write train.steps=10."),
         ((*TRAIN, "--train.steps=10"), "write train.steps=10."),
@@ -90,6 +93,11 @@ def test_an_unknown_word_gets_a_suggestion(
     with pytest.raises(SystemExit) as ended:
         main(list(words))
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_commands_of_mvlm_data_are_recognised_as_such() -> None:
+    choices = data_parser(described=False)._subparsers._group_actions[0].choices
+    assert set(OF_DATA) == choices.keys() - {"completion"}
 
 
 def test_a_key_is_explained_and_for_an_unknown_one_the_nearest_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,17 @@ HABITS = {
 """Options that people know from other programs."""
 
 
+OF_DATA = (
+    *("shard", "count", "tokenizer", "retry", "verify", "row-index", "takedown"),
+    *("stats", "preview", "merge", "split", "synth", "miniature"),
+)
+"""The commands of mvlm-data alone."""
+
+
 def suggest_command(word: str, commands: Iterable[str]) -> str:
     """The message for a word that is not a command."""
+    if word in OF_DATA:
+        return f"no command {word!r}: did you mean mvlm-data {word}?"
     near = difflib.get_close_matches(word, list(commands), n=1)
     return f"no command {word!r}: " + (f"did you mean {near[0]}?" if near else "see --help.")
 
