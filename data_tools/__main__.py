@@ -20,7 +20,7 @@ from mvlm.runtime.storage import NO_ROOM
 
 from . import commands, commands_looking, commands_making, commands_reshaping
 
-log = logger("data_tools")
+log = logger("mvlm-data")
 
 EXAMPLES = """examples:
   mvlm-data shard folder photos/ --out shards/photos

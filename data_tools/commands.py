@@ -90,7 +90,7 @@ def shard_source(arguments: argparse.Namespace) -> int:
         found = shard_records(source, arguments.out, options, advance)
         print(found.summary())
     if found.warning():
-        logger("data_tools").warning(found.warning())
+        logger("mvlm-data").warning(found.warning())
     return 0
 
 

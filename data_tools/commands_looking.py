@@ -106,7 +106,7 @@ def _verify_corpus(place: PathOrUrl, folder: Path, arguments: argparse.Namespace
         for problem in problems(folder, arguments.workers, advance, arguments.images):
             found.append(str(problem).replace(str(folder), str(place)))
             if not arguments.json:
-                logger("data_tools").error(found[-1])
+                logger("mvlm-data").error(found[-1])
     sampled = arguments.images is not None and arguments.images < manifest.rows
     decoded = f" ({arguments.images:,} of the images decoded)" if sampled else ""
     outcome = counted(len(found), "problem") if found else "intact"

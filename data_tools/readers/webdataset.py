@@ -109,7 +109,7 @@ class WebdatasetSource(Cuttable):
                         if not first or not last or last[1] not in EXTENSIONS:
                             continue
                         if stems.setdefault(hash(first[0]), hash(last[0])) != hash(last[0]):
-                            logger("data_tools").warning(_warning(path, member, first[0]))
+                            logger("mvlm-data").warning(_warning(path, member, first[0]))
                             return up_to_last_dot
             except DAMAGE:
                 continue  # it is reported when the tar is read

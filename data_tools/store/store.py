@@ -64,7 +64,7 @@ class Store(ABC):
             )
         if not self.shared and (plan is None or self.plan() != plan):
             if any(name.endswith(PART) for name in self.sizes()):
-                logger("data_tools").warning(
+                logger("mvlm-data").warning(
                     f"The unfinished run of {self._out} had another source, other options or another version: "
                     "starting afresh."
                 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.launch import end_with_parent
 
-OWN = ("mvlm: ", "data_tools: ")
+OWN = ("mvlm: ", "mvlm-data: ")
 """How our commands' own messages begin."""
 
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")

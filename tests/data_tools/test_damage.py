@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tmp_path: Path)
         code = LIMITED.format(limit=limit)
         ended = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 1
-        assert ended.stderr.startswith("data_tools: No room to write")
+        assert ended.stderr.startswith("mvlm-data: No room to write")
         assert ended.stderr.count("\n") == 1
         assert tree(tmp_path) == {}
 

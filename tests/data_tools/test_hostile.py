@@ -174,7 +174,7 @@ def test_shards_finished_before_the_disk_was_full_are_kept_and_the_same_command_
     limited = [sys.executable, "-c", LIMITED, *argv, str(tmp_path / "out")]
     ended = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("data_tools: No room to write")
+    assert ended.stderr.startswith("mvlm-data: No room to write")
     assert "run the same command again" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -227,5 +227,5 @@ def test_a_disk_that_does_not_answer_is_a_transient_fault(
     command = ["synth", "--task", "caption", "--count", "4", "--out", str(tmp_path / "out")]
     assert main(command) == 75
     said = capsys.readouterr().err
-    assert said.startswith("data_tools: [Errno 6] ") and "run the same command again where that disk" in said
+    assert said.startswith("mvlm-data: [Errno 6] ") and "run the same command again where that disk" in said
     assert main(command) == 0
