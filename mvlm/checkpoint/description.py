@@ -60,8 +60,8 @@ def fingerprint(checkpoint: Path) -> str:
 def described_in(checkpoint: Path) -> Path:
     """The folder with the description of a checkpoint.
 
-    It is the checkpoint itself, whose index.json has the hashes of these files. A checkpoint of version 0.1 has no
-    copies: for it, the run folder is returned.
+    It is the checkpoint itself, whose index.json has the hashes of these files. One from before version 0.1 has
+    no copies: for it, the run folder is returned.
 
     Raises:
         UserError: a file is missing, or is not what was saved.
@@ -71,7 +71,7 @@ def described_in(checkpoint: Path) -> Path:
         run = checkpoint.parent.parent
         if lacking := [name for name in (CONFIG, TOKENIZER, TEXT_ENCODER) if not (run / name).exists()]:
             raise UserError(
-                f"{run} lacks {' and '.join(lacking)}, of which {checkpoint.name}, saved by version 0.1, has no copy: "
+                f"{run} lacks {' and '.join(lacking)}, of which {checkpoint.name} has no copy: "
                 "copy it there from a backup of that folder or from its checkpoint.mirror."
             )
         return run

@@ -130,7 +130,7 @@ def _fetch_files(mirror: Mirror, remote: MirrorPath, entries: list[Entry], unfin
 def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: FolderGroup) -> None:
     def fetch_description() -> None:
         if (run / CHECKPOINTS / step_name(remote.step) / CONFIG).exists():
-            return  # only a checkpoint of version 0.1 lacks these
+            return  # only a checkpoint from before version 0.1 lacks these
         for name in (CONFIG, *mirror.sizes(TOKENIZER), *mirror.sizes(TEXT_ENCODER)):
             if DESCRIPTION.fullmatch(name):
                 (run / name).parent.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ file with its length and hash, who wrote the checkpoint, and its format, which d
 rank's files have what only that rank holds: where ZeRO splits a tensor, a flattened part of it, with the tensor's shape
 and the part's start in the file's metadata; where ranks split layers, a part of a cut of it (mvlm/checkpoint/cut.py).
 The description of the weights lies there as well, under the names that it has in the run folder
-(mvlm/checkpoint/description.py), except in a checkpoint of version 0.1. `checkpoints/latest` holds the name of the
+(mvlm/checkpoint/description.py), except in one from before version 0.1. `checkpoints/latest` holds the name of the
 checkpoint to resume from, and `checkpoints/best` that of the best by `eval.select`, if there is one.
 Beside the checkpoints may lie, from the run's attempt A, `step_N.partial-A`, being written, `step_N.deleted-A`, being
 deleted, and `step_N.aside-A`, another run's that was in the way of attempt A; also `step_N.damaged`. A copy of a mirror

@@ -108,7 +108,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "kernels.views": "auto",
     "kernels.residual_norm": "auto",
 }
-"""For each key (`table.key`) younger than version 0.1, the value with which a run does what it did before the key.
+"""For each key (`table.key`) younger than the oldest run, the value with which a run does what it did before the key.
 
 A stored configuration has all keys of the version that wrote it, so one that lacks such a key means this value,
 whatever the default is or becomes.

@@ -95,7 +95,7 @@ def test_a_change_is_reported_until_it_takes_effect_and_can_be_withdrawn():
 
 
 def test_a_run_older_than_the_global_shuffle_keeps_its_blocks():
-    """In a checkpoint of version 0.1, the state has no order and the configuration no kind of shuffle."""
+    """In a checkpoint from before version 0.1, the state has no order and the configuration no kind of shuffle."""
     checkpoint = KEPT / "zero2/checkpoints/step_00000003"
     state, data = read_state(checkpoint), load_stored_config(KEPT / "zero2/config.toml").data
     assert state.order == () and data.shuffle == "blocks"

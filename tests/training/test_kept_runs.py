@@ -1,4 +1,4 @@
-"""Runs begun by version 0.1 resume under the current code with the same settings and the same losses."""
+"""Runs begun before version 0.1 resume under the current code with the same settings and the same losses."""
 
 from __future__ import annotations
 
