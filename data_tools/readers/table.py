@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,8 @@ IMAGE_COLUMNS = (
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence", "comment", "alt_text")
 """Names looked for, in this order, if no option names the column."""
+
+DRIVE = re.compile(r"\s*[A-Za-z]:[\\/]")
 
 
 def table(
@@ -62,14 +65,20 @@ def table(
             raise Unfit("no image path")
         place = text(first[image])
         place = next((place.removeprefix(root) for root in roots if place.startswith(root)), place)
-        places = list(dict.fromkeys([place, place.replace("\\", "/")]))  # as Windows writes paths
+        if DRIVE.match(place):
+            raise Unfit("image path has a drive of Windows: make it relative to the folder of images")
         named = place if key == image else first.get(key)
         name = place if named in (None, "") else named
         captions = [one for row in rows for one in captions_of(unfolded(row.get(caption, [])))]
         fields = {column: value for column, value in first.items() if column not in (image, caption)}
-        return Annotation(str(name) if isinstance(name, int) else text(name), places, captions, fields)
+        return Annotation(str(name) if isinstance(name, int) else text(name), _places(place), captions, fields)
 
     return Annotated([path], folders, items, entry, path.resolve().stem, file.seekable)
+
+
+def _places(name: str) -> list[str]:
+    """The paths that a field may mean: as it stands, without blanks around it, and with Windows' slashes turned."""
+    return list(dict.fromkeys(one for path in (name, name.strip()) for one in (path, path.replace("\\", "/"))))
 
 
 def _folders(path: Path, file: RowFile, image: str) -> list[str]:
@@ -88,7 +97,8 @@ def _folders(path: Path, file: RowFile, image: str) -> list[str]:
         raise UserError(f"{path} has absolute paths of images, such as {names[0]}: give --images, such as {where}.")
     below = sorted(folder for folder in path.parent.iterdir() if folder.is_dir() and not folder.is_symlink())
     for folder in (path.parent, *below):
-        if any((folder / spelled).is_file() for name in names if is_inside(name) for spelled in spellings(name)):
+        inside = (place for name in names for place in _places(name) if is_inside(place))
+        if any((folder / spelled).is_file() for place in inside for spelled in spellings(place)):
             return [str(folder)]
     return [str(path.parent)]
 

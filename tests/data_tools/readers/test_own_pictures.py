@@ -175,6 +175,20 @@ def test_the_image_folder_is_found_even_if_some_images_are_missing(tmp_path: Pat
     assert quarantine(tmp_path / "out") == {"1.jpg": "image is missing"}
 
 
+def test_paths_with_blanks_around_them_and_of_windows_are_found_or_explained(tmp_path: Path) -> None:
+    for number, name in enumerate(["a.jpg", "b.jpg", "b.jpg ", "sub/c.jpg"]):
+        put(tmp_path / "Images" / name, photo(number))
+    fields = ["a.jpg ", "b.jpg ", " sub\\c.jpg", "C:\\disk\\a.jpg", "D:/a.jpg"]
+    put(tmp_path / "t.csv", "\n".join(["image,text", *(f"{field},a bee" for field in fields)]).encode())
+    run("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", 1, "--tolerate", 1)
+    assert [row["image"] for row in read_rows(tmp_path / "out")] == [photo(0), photo(2), photo(3)]
+    dropped = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [entry["where"] for entry in dropped] == ["t.csv:4", "t.csv:5"]
+    assert {entry["reason"] for entry in dropped} == {
+        "image path has a drive of Windows: make it relative to the folder of images"
+    }
+
+
 def test_a_link_is_not_taken_for_the_image_folder(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "secret/1.jpg", photo(1))
     put(tmp_path / "in/captions.csv", b"image,caption\n1.jpg,a bee\n")
