@@ -21,6 +21,7 @@ from .perceptual_hash import perceptual_hash_of
 from .perceptual_hash_file import PerceptualHashFile, Spill
 
 DUPLICATE_ID = "duplicate id"
+APART = "an earlier record has this id; sort a table in which the rows of an image are apart"
 DUPLICATE, NEAR_DUPLICATE, EXCLUDED = "image is a duplicate", "image is a near duplicate", "image is excluded"
 
 
@@ -43,7 +44,7 @@ class DedupIndex:
             like: the places of earlier images that may show the same.
         """
         if mark.id in self._ids:
-            return DUPLICATE_ID, ""
+            return DUPLICATE_ID, APART
         known = [self._at[one] for one in like if one in self._at]
         if self._dedup == "perceptual" and (twin := self.pictures.twin(mark.look, known)):
             return NEAR_DUPLICATE, f"looks like {twin}"

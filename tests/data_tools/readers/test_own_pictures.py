@@ -189,6 +189,14 @@ def test_paths_with_blanks_around_them_and_of_windows_are_found_or_explained(tmp
     }
 
 
+def test_rows_of_an_image_that_are_apart_are_told_to_be_sorted(tmp_path: Path, fails: Callable[..., str]) -> None:
+    for number in range(2):
+        put(tmp_path / f"{number}.jpg", photo(number))
+    put(tmp_path / "t.csv", b"image,text\n0.jpg,a bee\n1.jpg,an ant\n0.jpg,a wasp\n")
+    said = fails("shard", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--tolerate", 0)
+    assert "'duplicate id' (t.csv:3, an earlier record has this id; sort a table in which the rows of an " in said
+
+
 def test_a_link_is_not_taken_for_the_image_folder(tmp_path: Path, fails: Callable[..., str]) -> None:
     put(tmp_path / "secret/1.jpg", photo(1))
     put(tmp_path / "in/captions.csv", b"image,caption\n1.jpg,a bee\n")
