@@ -46,11 +46,13 @@ GOALS = {"task / decode alone, RGB": 0.9, "one task / two": 0.9, "shared, % of a
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--tars", type=int, default=8)
+    words.add_argument("--tars", type=int, default=8, help="3 or more (default: 8)")
     words.add_argument("--images", type=int, default=250, help="in each tar (default: 250)")
     words.add_argument("--rounds", type=int, default=3)
     words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
     arguments = words.parse_args()
+    if arguments.tars < 3:
+        words.error("--tars: give 3 or more, since shared time is its growth beyond two parts")
     with in_memory() as folder:
         found = measure(Path(folder), arguments.tars, arguments.images, arguments.rounds)
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -11,6 +11,7 @@ bound, which no compiler reaches. Nothing here measures time.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import Counter, defaultdict
@@ -302,7 +303,9 @@ def epilogues(kept: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    if "--page" not in sys.argv[1:]:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--page", action="store_true", help="only write the page, from the stored results")
+    if not words.parse_args().page:
         KEPT.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
     put_between(PAGE, BEGIN, END, table(json.loads(KEPT.read_text(encoding="utf-8"))))
 
