@@ -13,7 +13,6 @@ Needs no GPU, no data and no network. docs/plan.md says how each figure is deriv
 from __future__ import annotations
 
 import argparse
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +164,7 @@ def _plan_stage(args: argparse.Namespace, config: Config, content: dict[str, Any
         mfu=args.mfu,
     )
     built = build_without_weights(config.blueprint, config.data)
-    freeze(deepcopy(built), config.train.freeze)  # raises as the run would; what freezing saves is not planned
+    freeze(built, config.train.freeze)
     planner = Planner(request, FakeModel(built, config.data, optim=config.optim))
     return as_json(planner) | ({"choice": choose(planner)} if args.choose else {})
 

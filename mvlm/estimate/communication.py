@@ -121,14 +121,14 @@ def step_time(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> Step:
     }
     sent = _sent(model, zero, times) + contrast.sent + times * tokens + 2 * split if fabric.ranks > 1 else 0.0
     sent += 2 * times * work.summed
-    moved = UPDATE_BYTES * model.total - 2 * FP32 * elements(model.matrices)
+    moved = UPDATE_BYTES * model.trained - 2 * FP32 * elements(model.matrices)
     update = moved / (fabric.ranks if zero.stage else 1) / fabric.card.bandwidth + work.muon
     return Step(times * (work.forward + work.backward), update, exchanges, sent)
 
 
 def _replicated(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> dict[str, Collectives]:
     """Below stage 3, where weights stay on every rank."""
-    weights, pieces = model.total * zero.element, math.ceil(model.total / zero.reduce_bucket)
+    weights, pieces = model.trained * zero.element, math.ceil(model.trained / zero.reduce_bucket)
     if zero.all_reduces or not zero.stage:
         reduced = fabric.reduce(weights, pieces)
     else:
@@ -142,12 +142,12 @@ def _replicated(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> dic
 
 def _partitioned(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> dict[str, Collectives]:
     """At stage 3."""
-    weights, buckets = model.total * zero.element, math.ceil(model.total / zero.reduce_bucket)
+    weights, buckets = model.total * zero.element, math.ceil(model.trained / zero.reduce_bucket)
     pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
     near = Fabric(fabric.card, min(zero.secondary, fabric.ranks), fabric.per_node) if zero.secondary > 1 else fabric
     again = gathered_again(model.total, zero.reuse, work.accumulation)
     there, back = fabric.gather(weights, pieces), near.gather(again * weights, pieces) if again else 0.0
-    scattered = fabric.gather(weights, buckets)
+    scattered = fabric.gather(model.trained * zero.element, buckets)
     hidden_there, hidden_back = (work.forward, work.backward) if zero.overlap else (0.0, 0.0)
     shown_there = _shown(there, pieces, hidden_there)
     shown_back = _shown(back + scattered, pieces, hidden_back)
@@ -160,11 +160,11 @@ def _partitioned(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> di
 
 def _sent(model: FakeModel, zero: Zero, accumulation: int) -> float:
     """Bytes of weights and gradients that a rank takes part in moving."""
-    weights = float(model.total * zero.element)
+    weights, gradients = float(model.total * zero.element), float(model.trained * zero.element)
     if zero.stage == 3:
-        return (2 + gathered_again(model.total, zero.reuse, accumulation)) * weights * accumulation
+        return ((1 + gathered_again(model.total, zero.reuse, accumulation)) * weights + gradients) * accumulation
     each = 2 if zero.all_reduces or not zero.stage else 1
-    return weights * (each * (accumulation if zero.stage == 2 else 1) + (1 if zero.stage else 0))
+    return gradients * (each * (accumulation if zero.stage == 2 else 1) + (1 if zero.stage else 0))
 
 
 def gathered_again(parameters: int, reuse: int, accumulation: int) -> float:

@@ -49,7 +49,7 @@ class Moments:
 
     Attributes:
         fixed, per_pair: bytes of all tensors except weights and their gradients are `fixed + per_pair * pairs`.
-        gradients: share of the weights that have their gradient.
+        gradients: share of the trained weights that have their gradient.
         backward: the first moment of the backward pass.
     """
 
@@ -64,7 +64,8 @@ class FakeModel:
 
     Attributes:
         parameters: by part; what two parts share counts for the first.
-        blocks: transformer blocks.
+        trained: parameters that are not frozen.
+        blocks: transformer blocks; `trained_blocks`: those that have a trained parameter.
         groups: parameters of each group that DeepSpeed keeps flat.
         matrices: shapes of those that Muon updates, by group.
     """
@@ -77,7 +78,10 @@ class FakeModel:
         for name, parameter in model.named_parameters():
             counts[part_of(name)] += parameter.numel()
         self.parameters = dict(counts)
-        self.blocks = len(list(find_blocks(model)))
+        self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        blocks = list(find_blocks(model))
+        self.blocks = len(blocks)
+        self.trained_blocks = sum(any(p.requires_grad for p in block.parameters()) for block in blocks)
         self._optim = optim = optim or Optim()
         self.groups = [sum(p.numel() for p in group["params"]) for group in parameter_groups(model, optim)]
         self.matrices = muon_shapes(model, optim)
@@ -177,7 +181,7 @@ class FakeModel:
                 loss.backward()
                 del loss
         live, gradients = np.array(trace.moments, dtype=np.float64).T
-        return Moments(live, np.zeros_like(live), gradients / self.total, backward)
+        return Moments(live, np.zeros_like(live), gradients / self.trained, backward)
 
     def _longest(self, pairs: int) -> Batch:
         return synthetic_batch(self.model, self.data, [self.data.text_length] * pairs)

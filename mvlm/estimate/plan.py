@@ -116,7 +116,9 @@ class Planner:
 
     def states(self, zero: Zero, accumulation: int) -> States:
         """What a rank keeps of the model itself."""
-        return states(self.model.total, zero, self.ranks, accumulation, self.model.matrices, self.train.ema > 0)
+        model, ema = self.model, self.train.ema > 0
+        frozen = model.total - model.trained
+        return states(model.total, zero, self.ranks, accumulation, model.matrices, ema, frozen)
 
     def _peak(self, zero: Zero, accumulation: int, pairs: int) -> Memory:
         held = self.states(zero, accumulation)
@@ -190,8 +192,8 @@ class Planner:
 
     def _recomputed(self) -> float:
         """The share of the forward pass that backward computes again."""
-        blocks = list(range(self.model.blocks))
-        return len(evenly(blocks, self.train.recompute)) / len(blocks)
+        trained = list(range(self.model.trained_blocks))
+        return len(evenly(trained, self.train.recompute)) / self.model.blocks
 
     @property
     def stages(self) -> range:

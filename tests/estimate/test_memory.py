@@ -15,7 +15,7 @@ from mvlm.estimate.memory import peak
 from mvlm.estimate.synthetic import synthetic_batch
 from mvlm.kernels.layers import use_kernels
 from mvlm.runtime.live_memory import LiveMemory
-from mvlm.training.parallelize import recompute_blocks
+from mvlm.training.parallelize import freeze, recompute_blocks
 from mvlm.training.zero.memory import States
 
 NOTHING = States(weights=0, gathered=0, gradients=0, held=0, share=0, averaged=0, optimizer=0, buckets=0, update=0)
@@ -25,22 +25,24 @@ SIZE = dataclasses.replace(TINY, overrides=(*TINY.overrides, *overrides(64, 1, 1
 
 
 @pytest.mark.parametrize(
-    ("element", "recompute"),
+    ("element", "recompute", "frozen"),
     [
-        pytest.param(4, 0.0, marks=pytest.mark.campaign),
-        (2, 0.0),
-        (4, 0.5),
-        pytest.param(2, 1.0, marks=pytest.mark.campaign),
+        pytest.param(4, 0.0, (), marks=pytest.mark.campaign),
+        (2, 0.0, ()),
+        (4, 0.5, ()),
+        (2, 0.0, ("vision", "text.model.embeddings")),
+        pytest.param(2, 1.0, (), marks=pytest.mark.campaign),
     ],
 )
-def test_a_fake_step_needs_the_memory_of_the_real_one(element: int, recompute: float) -> None:
+def test_a_fake_step_needs_the_memory_of_the_real_one(element: int, recompute: float, frozen: tuple[str, ...]) -> None:
     """In forward and backward pass, with each gradient freed as soon as it is complete."""
     model, config = build(SIZE), SIZE.config
+    freeze(model, frozen)
     planned = peak(FakeModel(model, config.data, "cpu").moments_of(24, element, recompute), NOTHING, 0, 24)
     use_kernels(model)
     recompute_blocks(model, recompute)
     model.to(torch.bfloat16 if element == 2 else torch.float32)
-    for parameter in model.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     batch = synthetic_batch(model, config.data, [config.data.text_length] * 24)
     gc.collect()

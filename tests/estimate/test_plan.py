@@ -334,12 +334,22 @@ def test_split_layers_are_planned_by_the_part_of_a_rank(models: dict[str, FakeMo
     assert layers.seconds == layers.exposed > 0
 
 
-def test_freezing_an_unknown_part_is_refused_and_freezing_a_known_one_does_not_change_the_plan(
-    models: dict[str, FakeModel], capsys: pytest.CaptureFixture[str]
+def test_a_frozen_part_has_its_forward_pass_and_weights_alone(
+    models: dict[str, FakeModel], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ["plan", "tiny", "--deepspeed_config", "zero1", "--gpu", "h100"]
+    words = ["plan", "tiny", "--deepspeed_config", "zero1", "--gpu", "h100", "--json", str(tmp_path / "plan.json")]
     assert main([*words, "train.freeze=['visoin']"]) == 1
     assert "train.freeze names 'visoin', which is not a part of this model" in capsys.readouterr().err
-    assert main([*words, "train.freeze=['vision']"]) == 0
-    whole = dataclasses.replace(request("tiny", "zero1"), names=("zero1", "tiny"))
-    assert capsys.readouterr().out == as_text(as_json(Planner(whole, models["tiny"])))
+    assert main([*words, "train.freeze=['vision']", "train.recompute=1"]) == 0
+    found = json.loads((tmp_path / "plan.json").read_text())
+    whole = as_json(Planner(request("tiny", "zero1", "train.recompute=1"), models["tiny"]))
+    assert found["parameters"] == whole["parameters"]
+    parts, memory, before = whole["parameters"], found["memory_bytes"], whole["memory_bytes"]
+    trained = 1 - parts["vision"] / parts["total"]
+    for kind, share in (("weights", 1), ("optimizer", trained)):
+        assert memory[kind] == pytest.approx(share * before[kind])
+    assert memory["activations"] < before["activations"] and found["offloaded_bytes"]["host"] == 4 * parts["vision"]
+    assert found["flops_per_pair"]["vision"] == pytest.approx(whole["flops_per_pair"]["vision"] / 3, rel=0.01)
+    assert found["flops_per_pair"]["image_decoder"] == whole["flops_per_pair"]["image_decoder"]
+    gradients = [plan["step_seconds"]["exchanges"]["gradients"]["seconds"] for plan in (found, whole)]
+    assert gradients[0] < gradients[1] and found["sent_bytes"] < whole["sent_bytes"]

@@ -108,15 +108,23 @@ Shapes = Sequence[Sequence[tuple[int, int]]]
 
 
 def states(
-    parameters: int, zero: Zero, ranks: int, accumulation: int, matrices: Shapes = (), ema: bool = False
+    parameters: int,
+    zero: Zero,
+    ranks: int,
+    accumulation: int,
+    matrices: Shapes = (),
+    ema: bool = False,
+    frozen: int = 0,
 ) -> States:
     """Those of a model of so many parameters on each of `ranks`.
 
     Args:
         accumulation: micro-batches a step.
         ema: an average of the weights is kept besides the moments.
+        frozen: of `parameters`, those that are not trained.
     """
-    whole, share, several = float(parameters * zero.element), parameters / ranks, accumulation > 1
+    trained = parameters - frozen
+    whole, share, several = float(trained * zero.element), trained / ranks, accumulation > 1
     weights, gathered = _weights(parameters, zero, ranks)
     averaged = share * zero.element if zero.stage else whole
     lays_own = zero.stage == 1 and zero.lays_shares
@@ -127,7 +135,7 @@ def states(
     held = gradients if several or zero.stage == 3 else 0.0
     reduced = averaged if lays_shares else 0.0
     copies = (2 if zero.stage == 0 and zero.element == FP32 else 3) + ema
-    mine = parameters if zero.stage == 0 else share
+    mine = trained if zero.stage == 0 else share
     owned = elements(matrices) / (ranks if zero.stage else 1)
     optimizer = copies * FP32 * mine - FP32 * owned
     copies_gradients = zero.element != FP32 or (zero.stage > 0 and not lays_own)
@@ -138,8 +146,9 @@ def states(
         if zero.stage < 3:
             gradients = held = held if zero.stage == 1 else 0.0
             averaged = reduced = 0.0
-    buckets, kept = _buckets(parameters, zero, ranks, several)
-    host, disk = _offloaded(zero, share, several, ema)
+    buckets, kept = _buckets(trained, zero, ranks, several)
+    host, disk = _offloaded(zero, share, several, ema, frozen / ranks)
+    host += FP32 * frozen if zero.element != FP32 else 0  # as they were given, for checkpoints
     return States(weights, gathered, gradients, held, reduced, averaged, optimizer, buckets, update + kept, host, disk)
 
 
@@ -169,12 +178,13 @@ def _buckets(parameters: int, zero: Zero, ranks: int, several: bool) -> tuple[fl
     return bucket * (2 if zero.overlap else 1), bucket if zero.stage == 3 else 0.0
 
 
-def _offloaded(zero: Zero, share: float, several: bool, ema: bool) -> tuple[float, float]:
+def _offloaded(zero: Zero, share: float, several: bool, ema: bool, frozen: float) -> tuple[float, float]:
     """Bytes in the memory of the rank's node, and on its disk.
 
     Args:
-        share: parameters of the rank.
+        share: trained parameters of the rank.
         several: a step has several micro-batches.
+        frozen: the rank's other parameters.
     """
     host = disk = 0.0
     optimizer = (OFFLOADED + FP32 * ema) * share
@@ -185,9 +195,9 @@ def _offloaded(zero: Zero, share: float, several: bool, ema: bool) -> tuple[floa
     if zero.optimizer_on_host and zero.stage < 3:  # updated weights on their way back, and what micro-batches sum up
         host += share * zero.element * (2 if zero.stage == 2 and several else 1)
     if "offload_param" in zero.on_disk:
-        disk += share * zero.element
+        disk += (share + frozen) * zero.element
     elif zero.weights_on_host:
-        host += share * zero.element
+        host += (share + frozen) * zero.element
     return host, disk
 
 
