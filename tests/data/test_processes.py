@@ -158,7 +158,7 @@ def test_a_bug_in_a_process_is_raised_with_its_traceback(mixture, tokenizer, con
 
 def test_the_first_batch_does_not_wait_for_a_process(dataset, monkeypatch, tmp_path):
     never_ready = tmp_path / "python"
-    never_ready.write_text("#!/bin/sh\nexec cat\n")
+    never_ready.write_text("#!/bin/sh\nexec sleep 60\n")
     never_ready.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(never_ready))
     with opened(dataset) as loader:

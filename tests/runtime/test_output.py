@@ -10,6 +10,9 @@ import pytest
 
 from mvlm.errors import ExitCode
 
+NAMES = {"mvlm": "mvlm", "data_tools": "mvlm-data"}
+"""How the messages of a module begin."""
+
 
 @pytest.mark.parametrize("command", ["mvlm doctor", "data_tools completion bash"])
 def test_a_closed_pipe_is_reported_as_neither_a_bug_nor_a_full_disk(command: str) -> None:
@@ -21,7 +24,7 @@ def test_a_closed_pipe_is_reported_as_neither_a_bug_nor_a_full_disk(command: str
     done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(writing)
     assert done.returncode == ExitCode.MISTAKE
-    assert done.stderr.splitlines()[-1] == f"{module}: Standard output was closed before everything was written."
+    assert done.stderr.splitlines()[-1] == f"{NAMES[module]}: Standard output was closed before everything was written."
     assert "Traceback" not in done.stderr
     assert "disk" not in done.stderr
 
@@ -34,4 +37,8 @@ def test_output_to_a_full_disk_is_refused_in_a_sentence(command: str) -> None:
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == ExitCode.MISTAKE
     [sentence] = done.stderr.splitlines()
-    assert sentence.startswith(f"{module}: ") and "No space left on device" in sentence and "free some room" in sentence
+    assert (
+        sentence.startswith(f"{NAMES[module]}: ")
+        and "No space left on device" in sentence
+        and "free some room" in sentence
+    )
