@@ -176,7 +176,8 @@ class FakeModel:
         with without_values(self.model, self.device, dtype) as (model, without_value):
             recompute_blocks(model, recompute)
             with _Trace(model) as trace:
-                loss = self._loss(model, without_value(batch), foreign)
+                given = without_value(batch)  # held to the end, as by a step: garbage would count until it is collected
+                loss = self._loss(model, given, foreign)
                 backward = len(trace.moments)
                 loss.backward()
                 del loss

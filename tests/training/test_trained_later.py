@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mvlm.checkpoint.description import SKIPPED
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import LATEST
 from mvlm.checkpoint.tensors import open_tensors
@@ -54,8 +55,10 @@ def test_updates_are_those_of_its_own_count_also_after_a_resume_and_a_step_back(
     for step in (4, 5, 6):
         shutil.rmtree(copy / f"checkpoints/step_{step:08d}")
     (copy / "checkpoints" / LATEST).write_text("step_00000003")
+    (copy / SKIPPED).unlink()
     poison({64: math.nan})
     staged("again", STAGES, *WORDS, zero=zero)
+    assert '"position": 64' in (copy / SKIPPED).read_text()
     assert losses_by_step(copy) == losses_by_step(run)
     for name in (LATER, ALWAYS):
         assert torch.equal(*(at_step(each, 6, "weights", f"{name}.weight") for each in (run, copy)))
