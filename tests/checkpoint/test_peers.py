@@ -84,17 +84,17 @@ def save_and_lose_nodes(folder: str) -> int:
     group = find_folder_group(RUN, mirrored=True)
     memory, engine = memory_of(RUN), Trained()
     saver, copies, uploads = begin_attempt(mirror, group, engine)
-    seen: dict[str, object] = {"mode": None}
+    seen: dict[str, object] = {}
     for step in (2, 4):
         save(saver, engine, step)
         copies.drain()
         dist.barrier()
         seen[f"copies of {step}"] = sorted(str(path.relative_to(memory)) for path in memory.rglob("*.*"))
+        seen["mode"] = stat.S_IMODE(memory.stat().st_mode)
         uploads.drain()
         if step == 2 and rank == 0:
             mirror.write("checkpoints/best", b"step_00000002.attempt-1")
         dist.barrier()
-    seen["mode"] = stat.S_IMODE(memory.stat().st_mode)
 
     lose_node_1()
     seen["a node lost"] = resumed(mirror, group)
