@@ -80,7 +80,10 @@ class TextEncoder(nn.Module):
         starts = [packing.starts[1:] + copy * tokens for copy in range(copies)]
         packed = Packed.of(packing.token_T, torch.cat([packing.starts[:1], *starts]), valid_BL, copies)
         position_T = (packing.token_T % valid_BL.shape[1] + self.first_position).repeat(copies)
-        output = self.model(input_ids=packed.pack(texts_XBL).view(1, -1), position_ids=position_T[None], packed=packed)
+        # Attention reads `packed`; but without a mask of four dimensions, transformers looks for packed texts itself,
+        # waits for the device, and makes a mask of T x T.
+        given = {"attention_mask": packed.mask_X11L, "position_ids": position_T[None], "packed": packed}
+        output = self.model(input_ids=packed.pack(texts_XBL).view(1, -1), **given)
         return packed.unpack(output.last_hidden_state).squeeze(0).unflatten(0, texts_XBL.shape[:2])
 
 

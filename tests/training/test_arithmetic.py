@@ -50,6 +50,17 @@ def test_an_encoder_that_passes_its_layers_a_parameter_is_counted() -> None:
     assert Arithmetic(FlopsOfBatches(model), peak=None).metrics([make_batch(size, model.grid)], 50.0)["tflops"] > 0
 
 
+def test_a_run_goes_on_without_a_count(capsys: pytest.CaptureFixture[str]) -> None:
+    size = SIZES["tiny"]
+    model = build(size)
+    model.text.register_forward_pre_hook(lambda text, given: given[0].sum().item() and None)
+    flops, batch = FlopsOfBatches(model), make_batch(size, model.grid)
+    assert (
+        Arithmetic(flops, peak=None).metrics([batch], 50.0) == Arithmetic(flops, peak=None).metrics([batch], 50.0) == {}
+    )
+    assert capsys.readouterr().err.count("tflops and mfu are left out") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "low_precision", "tf32", "peak"),
     [

@@ -124,8 +124,8 @@ def test_a_run_ends_before_its_time_does(
     tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, step = tmp_path / "run", Engine.step
-    monkeypatch.setattr(Engine, "step", lambda *given: time.sleep(0.1) or step(*given))
-    assert train_here(run, "train.steps=100000", "train.time_limit=0.05") == 75
+    monkeypatch.setattr(Engine, "step", lambda *given: time.sleep(1) or step(*given))
+    assert train_here(run, "train.steps=100000", "train.time_limit=0.25") == 75  # some seconds go to starting
     reached = read_metrics(run)[-1]["step"]
     assert 0 < reached < 100000
     assert find_checkpoint(run).name == f"step_{reached:08d}"

@@ -17,6 +17,7 @@ from mvlm.model.encoders import Encoders
 from mvlm.model.flops import Products, on_meta, without_values
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
+from mvlm.runtime.log import log
 from mvlm.training.parallelize import freeze
 from mvlm.training.zero.fill import low_precision
 
@@ -137,7 +138,9 @@ class FlopsOfBatches:
         try:
             with without_values(self._model) as (model, without_value), Products() as products:
                 sum(model(without_value(batch)).values()).backward()
-        except UserError:  # its text encoder cannot be counted
+        except (UserError, RuntimeError) as error:  # a new release of a library may do what has no count
+            reason = str(error).partition("\n")[0].rstrip(".")
+            log.warning(f"tflops and mfu are left out for texts of this length: {reason}.")
             return _Cost(math.nan, math.nan, math.nan)
         tokens, masked_ones = products.with_size(TOKENS), products.with_size(MASKED)
         return _Cost(products.total() - tokens - masked_ones, tokens / TOKENS, masked_ones / MASKED)
