@@ -118,10 +118,13 @@ class FlopsOfBatches:
 
     One batch is counted for each length that texts are padded to, with such numbers of tokens and of masked ones that
     the size of each product shows which of them it is computed for.
+
+    Args:
+        model: that nobody changes.
     """
 
     def __init__(self, model: MaskVLM) -> None:
-        self._model = on_meta(model)
+        self._model = model
         self._costs: dict[tuple[int, ...], _Cost] = {}
 
     def __call__(self, batch: Batch) -> float:
