@@ -128,19 +128,23 @@ def test_a_hundred_kills_and_changes_of_ranks_change_no_sample(sets: dict[str, s
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
-def test_the_weight_of_the_only_data_set_of_a_stage_repeats_no_row_too_early(
+def test_the_weight_of_the_only_data_set_of_a_stage_repeats_no_row_too_early_and_no_masks(
     sets: dict[str, str], weight: float
 ) -> None:
-    state, rows = TrainState(0, 0, 5, ""), []
+    state, rows, visits = TrainState(0, 0, 5, ""), [], set()
     for number, weights in enumerate([(weight,), (), (weight,)]):
         mixture = Mixture([sets["b"]], weights)
         state = begin_stage(state, stage(number), mixture, OrderSpec(GLOBAL), together=False)
         drawing = Drawing.of(state, mixture, 5)
         assert drawing
-        drawn = np.arange(state.samples_seen, state.samples_seen + 16)
-        rows += drawing.sampler(state.order)(drawn)[0].tolist()
-        state = replace(state, samples_seen=state.samples_seen + 16)
-    assert sorted(rows[:24]) == sorted(rows[24:]) == list(range(24))
+        drawn = np.arange(state.samples_seen, state.samples_seen + 32)
+        numbers, occurrences = drawing.sampler(state.order)(drawn)
+        rows += numbers.tolist()
+        visits |= set(zip((drawn // mixture.per_epoch).tolist(), occurrences.tolist(), numbers.tolist(), strict=True))
+        state = replace(state, samples_seen=state.samples_seen + 32)
+    for epoch in range(4):
+        assert sorted(rows[24 * epoch : 24 * (epoch + 1)]) == list(range(24))
+    assert len(visits) == len(rows)
 
 
 def test_a_change_of_order_can_be_withdrawn_before_it_takes_effect(sets: dict[str, str]) -> None:

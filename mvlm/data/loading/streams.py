@@ -100,7 +100,7 @@ def takes_turns(stage: StageState, streams: Sequence[DataStream]) -> bool:
 class Drawing:
     """How a stage draws."""
 
-    stage: StageState
+    stages: tuple[StageState, ...]  # of the run, up to the one that draws
     streams: tuple[DataStream, ...]  # of the run
     mixture: Mixture
     seed: int
@@ -108,7 +108,12 @@ class Drawing:
     @classmethod
     def of(cls, state: TrainState, mixture: Mixture, seed: int) -> Drawing | None:
         """Of the running stage; None for a run without stages."""
-        return cls(state.stages[-1], state.streams, mixture, seed) if state.stages else None
+        return cls(state.stages, state.streams, mixture, seed) if state.stages else None
+
+    @property
+    def stage(self) -> StageState:
+        """The one that draws."""
+        return self.stages[-1]
 
     @property
     def takes_turns(self) -> bool:
@@ -122,8 +127,9 @@ class Drawing:
 
     @property
     def is_continued(self) -> bool:
-        """Whether it differs from the one stream that a run without stages would draw."""
-        return self.takes_turns or self.stage.streams != (0,) or self.shift != 0
+        """Whether the run so far differs from one without stages, which would draw one stream."""
+        takes_turns_ever = any(takes_turns(stage, self.streams) for stage in self.stages)
+        return takes_turns_ever or self.stage.streams != (0,) or self.shift != 0
 
     def sampler(self, orders: Sequence[OrderSpec]) -> Sampler:
         """The sampler for the run's positions.
