@@ -3,7 +3,7 @@
     python benchmarks/compile/generated.py --parts vision        # a ViT's blocks; step: all of them
 
 A step's forward pass runs on tensors without values. What autograd traces on the CPU is moved to a pretended H100, for
-which inductor writes the code of every block's graphs, forward and backward; nothing runs it. The Triton kernels in
+which inductor writes the code of every run of blocks, forward and backward; nothing runs it. The Triton kernels in
 that code are then compiled for sm_90, in the configuration that inductor would try first. A part is kept as
 results/generated-PART.json and skipped if that exists, so that the command can be interrupted and repeated; the table
 is written into README.md.

@@ -7,7 +7,7 @@ Each way has its own process and is a line of FILE:
 - `forward and backward` of one batch, without DeepSpeed and optimiser;
 - `update`: the engine's whole step with both, on batches with different captions, and the losses of its first steps.
 
-Each is eager, with every block compiled, or compiled and captured as CUDA graphs (mvlm/training/capture.py), as
+Each is eager, with compiled blocks, or compiled and captured as CUDA graphs (mvlm/training/capture.py), as
 `train.compile` has a run do it; the passes alone also eager by the fused kernels taken by name alone. Pairs a second,
 MFU on the operations executed against the device's bf16 peak, the memory's peak beside what `mvlm plan` says, and the
 host's time: until the call returns, and in seconds of its processor.

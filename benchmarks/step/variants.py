@@ -37,7 +37,7 @@ class Rung:
         packed: the text encoder computes no padding.
         masked: words are predicted only where they are masked.
         pruned: a modality's two views go through its encoder in one pass, and a pair's streams in one pruned pass.
-        compiled: every block is compiled by torch.compile.
+        compiled: blocks are compiled by torch.compile, in runs.
         kernels: use the implementations that a run chooses, and keep freed memory; otherwise torch's plain ones.
         dropped: the image encoder does not see masked patches: another model (`objectives.image_masking`).
     """

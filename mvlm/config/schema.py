@@ -186,7 +186,7 @@ class Train:
     # share of micro-batches computed once more on another rank: the run rolls back if the results differ
     audit: float = 0.0
     hang_minutes: float = 15.0  # minutes without progress after which the run names the rank at fault and ends
-    # torch.compile each block, which takes minutes at the start; "captured": also replay the passes as CUDA graphs;
+    # torch.compile the blocks, which takes minutes at the start; "captured": also replay the passes as CUDA graphs;
     # "auto": on a GPU, but only once a proof kept with the code has shown that compiled steps are equal and faster
     compile: bool | Literal["auto", "captured"] = "auto"
     recompute: float = 0.0  # share of the blocks that save only their input and recompute the rest in backward

@@ -55,18 +55,24 @@ class FeedForward(nn.Sequential):
 
 
 class CrossBlock(nn.Module):
-    """One block, with the norms before or after each residual branch."""
+    """One block, with the norms before or after each residual branch.
 
-    def __init__(self, width: int, context_width: int, config: Model) -> None:
+    Args:
+        first: it takes the sources of a layout's sequences; `last`: it gives what is kept of them.
+    """
+
+    def __init__(self, width: int, context_width: int, config: Model, first: bool, last: bool) -> None:
         super().__init__()
+        self.first, self.last = first, last
         self.pre_norm = config.cross_norm == "pre"
         self.self_attention = Attention(width, width, config.cross_heads, config.dropout)
         self.cross_attention = Attention(width, context_width, config.cross_heads, config.dropout)
         self.feed_forward = FeedForward(width, config.dropout)
         self.self_norm, self.cross_norm, self.feed_norm = (LayerNorm(width) for _ in range(3))
 
-    def forward(self, x_BTD: Tensor, context_BUD: Tensor, layout: Layout, first: bool, last: bool) -> Tensor:
-        """The layout's sequences -> the same; the first block takes their sources, the last gives what is kept."""
+    def forward(self, x_BTD: Tensor, context_BUD: Tensor, layout: Layout) -> Tensor:
+        """The layout's sequences -> the same."""
+        first, last = self.first, self.last
         self_segments, cross_segments = layout.self_segments(first, last), layout.cross_segments(last)
         normed = self.self_norm(x_BTD) if self.pre_norm else x_BTD
         queries = normed
@@ -91,13 +97,17 @@ class CrossBlock(nn.Module):
 class CrossEncoder(nn.Module):
     """A stack of blocks in which one modality attends to the other."""
 
+    chained = True
+    """Each block takes the result of the one before it, and otherwise what that one took."""
+
     def __init__(self, width: int, context_width: int, depth: int, config: Model) -> None:
         super().__init__()
         if width % config.cross_heads:
             raise UserError(
                 f"model.cross_heads {config.cross_heads} does not divide the encoder width {width}: choose a divisor."
             )
-        self.blocks = nn.ModuleList(CrossBlock(width, context_width, config) for _ in range(depth))
+        places = [(number == 0, number == depth - 1) for number in range(depth)]
+        self.blocks = nn.ModuleList(CrossBlock(width, context_width, config, *place) for place in places)
         self.norm = nn.LayerNorm(width) if config.cross_norm == "pre" else nn.Identity()
         self.apply(lambda module: init_linear(module, config.cross_init_std))
 
@@ -113,9 +123,8 @@ class CrossEncoder(nn.Module):
 
     def run(self, x_BTD: Tensor, context_BUD: Tensor, layout: Layout) -> Tensor:
         """The sources of all sequences of a layout -> what is kept of them."""
-        last = len(self.blocks) - 1
-        for number, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, context_BUD, layout, number == 0, number == last)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, context_BUD, layout)
         return self.norm(x_BTD)
 
 

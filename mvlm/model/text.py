@@ -39,6 +39,7 @@ class TextEncoder(nn.Module):
 
     Attributes:
         first_position: the row of the position embeddings that a text's first token has.
+        chained: each block takes the result of the one before it, and otherwise what that one took.
     """
 
     def __init__(self, model: Any, pool: str = "cls") -> None:
@@ -50,6 +51,7 @@ class TextEncoder(nn.Module):
         self.width: int = self.settings.hidden_size
         self.embedding: nn.Embedding = model.get_input_embeddings()
         self.packable = self.settings.model_type in PACKABLE
+        self.chained = self.packable and self.settings.model_type != "albert"  # which runs a block several times
         self.first_position = PACKABLE.get(self.settings.model_type, 0) * ((self.settings.pad_token_id or 0) + 1)
         if self.packable:
             self.settings._attn_implementation = _OURS  # for good: blocks are also recomputed outside of `forward`

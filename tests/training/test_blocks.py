@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from benchmarks.step.sizes import SIZES, make_batch
+from benchmarks.step.sizes import build as build_size
 from mvlm.config.schema import Kernels
+from mvlm.data.loading.collate import pack
 from mvlm.errors import UserError
 from mvlm.kernels.layers import use_kernels
-from mvlm.training.blocks import evenly, find_blocks
+from mvlm.model.text import PACKABLE
+from mvlm.pretrained.encoders import build_text_encoder
+from mvlm.training.blocks import evenly, find_blocks, find_runs
 from mvlm.training.compilation import compile_blocks
 from mvlm.training.kernels import settle_run
 from mvlm.training.parallelize import recompute_blocks
+from tests.model.test_text import configuration, texts
 from tests.training.test_kernels import build
 
 
@@ -57,6 +67,54 @@ def kept(model: nn.Module) -> int:
 def test_the_blocks_of_all_encoders_are_found() -> None:
     names = [type(block).__name__ for block in find_blocks(build("model.cross_depth=2", "model.decoder_depth=3")[0])]
     assert names == ["Block", "RobertaLayer", *["CrossBlock"] * (2 + 2 + 3)]
+
+
+@pytest.mark.parametrize(("depth", "runs"), [(1, [1]), (4, [4]), (5, [2, 3]), (9, [3, 3, 3]), (12, [4, 4, 4])])
+def test_blocks_are_run_together_four_by_four_at_most(depth: int, runs: list[int]) -> None:
+    model = nn.Sequential(nn.Sequential(*(SmallBlock() for _ in range(depth))))
+    found = list(find_runs(model))
+    assert [len(run) for run in found] == runs
+    assert [block for run in found for block in run] == list(model[0]) == list(find_blocks(model))
+
+
+def assert_chained(model: nn.Module, forward: Callable[[], object]) -> None:
+    """Each block of a run takes the result of the one before it, and otherwise exactly what that one took."""
+    calls: dict[nn.Module, tuple[tuple[object, ...], dict[str, object], object]] = {}
+    for block in find_blocks(model):
+        block.register_forward_hook(lambda block, *call: calls.update({block: call}), with_kwargs=True)
+    forward()
+    for run in find_runs(model):
+        for one, other in itertools.pairwise(run):
+            (_, *given), named, result = calls[one]
+            (taken, *others), others_named, _ = calls[other]
+            assert isinstance(result, Tensor) and taken is result
+            assert [*map(id, others), *map(id, others_named.values())] == [*map(id, given), *map(id, named.values())]
+            assert others_named.keys() == named.keys()
+
+
+def test_the_blocks_of_a_model_are_chained() -> None:
+    size = SIZES["tiny"]
+    model = build_size(replace(size, overrides=(*size.overrides, "model.cross_depth=3", "model.decoder_depth=3")))
+    assert [len(run) for run in find_runs(model)] == [2, 2, 3, 3, 3]
+    assert_chained(model, lambda: model(make_batch(size, model.grid)))
+
+
+@pytest.mark.parametrize("kind", PACKABLE)
+def test_the_blocks_of_a_packable_text_encoder_are_chained(tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+    encoder = build_text_encoder(configuration(kind).model, tokenizer)
+    text, valid = texts((3, 12, 7), tokenizer.pad_token_id)
+    assert [len(run) for run in find_runs(encoder)] == ([1] if kind == "albert" else [2])
+    assert_chained(encoder, lambda: encoder(text, valid, pack(valid)))
+
+
+def test_the_blocks_of_other_text_encoders_are_not(tokenizer: PreTrainedTokenizerBase) -> None:
+    encoder = build_text_encoder(configuration("mpnet").model, tokenizer)
+    assert [len(run) for run in find_runs(encoder)] == [1, 1]
+
+
+def test_stages_of_blocks_are_not_run_together() -> None:
+    model = timm.create_model("convnext_tiny", depths=(2, 2, 2, 2), dims=(8, 8, 8, 8), num_classes=0)
+    assert [len(run) for run in find_runs(model)] == [1] * 4
 
 
 @pytest.mark.parametrize(
@@ -114,7 +172,7 @@ class SmallBlock(nn.Module):
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
 def test_compiled_and_recomputed_blocks_train_alike() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Sequential(SmallBlock(), SmallBlock())), torch.randn(4, 8)
+    model, x = nn.Sequential(nn.Sequential(*(SmallBlock() for _ in range(6)))), torch.randn(4, 8)
     names, results = [*model.state_dict()], []
     for ready in (False, True):
         if ready:
